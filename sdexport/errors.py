@@ -1,0 +1,39 @@
+"""The one family of errors that a user can act on: shown without a traceback, exit code 2.
+
+Every message names the bad value, what would be accepted, and the remedy. Anything that is not a
+`SdexportError` is a bug of this project and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+
+class SdexportError(Exception):
+    """A condition the user can act on."""
+
+
+class UsageError(SdexportError):
+    """A value that was asked for cannot be served: size, steps, sampler, target, option."""
+
+
+class CheckpointError(SdexportError):
+    """A path or id is no usable Stable Diffusion checkpoint, or lacks a component."""
+
+
+class FolderError(SdexportError):
+    """An ONNX folder or bundle is missing, incomplete, truncated or altered."""
+
+
+class StorageError(SdexportError):
+    """Something could not be written: full disk, read-only folder."""
+
+
+class MissingExtraError(SdexportError):
+    """A library that an optional part needs is not installed; the message names the extra."""
+
+
+class EngineError(SdexportError):
+    """An engine could not be built, loaded or run, or gave values that are no numbers."""
+
+
+class ParityError(SdexportError):
+    """An engine's results are further from PyTorch's than the tolerance allows."""

@@ -1,0 +1,151 @@
+"""The values that every stage speaks in: components, precisions, tensors, shape profiles.
+
+Shapes are in pixels outside and in latents inside; a `Profile` is in pixels.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Literal
+
+from sdexport.errors import UsageError
+
+COMPONENTS = ("text_encoder", "unet", "vae_decoder", "vae_encoder")
+"""The components of a Stable Diffusion 1.x checkpoint, in the order in which they are exported."""
+
+PIXEL_MULTIPLE = 8
+"""Height and width are multiples of this many pixels: one latent of the f8 autoencoder."""
+
+
+class Precision(StrEnum):
+    """The number format of an engine's weights and arithmetic."""
+
+    FP32 = "fp32"
+    FP16 = "fp16"
+    BF16 = "bf16"
+
+    @classmethod
+    def parse(cls, text: str) -> Precision:
+        """The precision named `text`.
+
+        Raises:
+            UsageError: `text` names none; the message lists those known.
+        """
+        try:
+            return cls(text.lower())
+        except ValueError:
+            known = ", ".join(cls)
+            raise UsageError(f"unknown precision {text!r}; choose one of: {known}") from None
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """Name, dtype and shape of one input or output; a dimension is a number or a symbol."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.dtype}[{', '.join(map(str, self.shape))}]"
+
+
+Dimension = Literal["batch", "height", "width"]
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """The least, the expected and the largest value of a dimension, each inclusive."""
+
+    min: int
+    opt: int
+    max: int
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.min <= self.opt <= self.max:
+            raise UsageError(
+                f"a range needs 1 <= MIN <= OPT <= MAX, not {self.min}:{self.opt}:{self.max}"
+            )
+
+    @classmethod
+    def parse(cls, text: str) -> Range:
+        """`"2"` or `"1:2:4"` (or `"1:4"`, whose expected value is the least).
+
+        Raises:
+            UsageError: not one, two or three whole numbers, or out of order.
+        """
+        try:
+            numbers = [int(part) for part in text.split(":")]
+        except ValueError:
+            numbers = []
+        if len(numbers) == 1:
+            return cls(numbers[0], numbers[0], numbers[0])
+        if len(numbers) == 2:
+            return cls(numbers[0], numbers[0], numbers[1])
+        if len(numbers) == 3:
+            return cls(*numbers)
+        raise UsageError(f"{text!r} is no range; write one number, MIN:MAX or MIN:OPT:MAX")
+
+    def __contains__(self, value: int) -> bool:
+        return self.min <= value <= self.max
+
+    def __str__(self) -> str:
+        return f"{self.min}" if self.min == self.max else f"{self.min}:{self.opt}:{self.max}"
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """The shapes that an engine serves: images a call, and their height and width in pixels."""
+
+    batch: Range = dataclasses.field(default_factory=lambda: Range(1, 1, 4))
+    height: Range = dataclasses.field(default_factory=lambda: Range(256, 512, 1024))
+    width: Range = dataclasses.field(default_factory=lambda: Range(256, 512, 1024))
+
+    def __post_init__(self) -> None:
+        for name in ("height", "width"):
+            limits: Range = getattr(self, name)
+            for value in (limits.min, limits.opt, limits.max):
+                if value % PIXEL_MULTIPLE:
+                    raise UsageError(
+                        f"{name} {value} in the profile is no multiple of {PIXEL_MULTIPLE} pixels"
+                    )
+
+    def check(self, *, batch: int, height: int, width: int) -> None:
+        """Says whether a request fits.
+
+        Raises:
+            UsageError: names the dimension, its value and the range that was built.
+        """
+        for name, value in (("height", height), ("width", width)):
+            if value % PIXEL_MULTIPLE:
+                raise UsageError(
+                    f"{name} {value} is no multiple of {PIXEL_MULTIPLE} pixels; "
+                    f"the nearest are {value // PIXEL_MULTIPLE * PIXEL_MULTIPLE} and "
+                    f"{(value // PIXEL_MULTIPLE + 1) * PIXEL_MULTIPLE}"
+                )
+        for name, value in (("batch", batch), ("height", height), ("width", width)):
+            limits: Range = getattr(self, name)
+            if value not in limits:
+                raise UsageError(
+                    f"{name} {value} is outside this bundle's profile, which allows "
+                    f"{limits.min} to {limits.max}; choose a {name} in that range, or build again "
+                    f"with --{name} {min(value, limits.min)}:{limits.opt}:{max(value, limits.max)}"
+                )
+
+    def as_json(self) -> dict[str, list[int]]:
+        """`{"batch": [min, opt, max], …}`."""
+        return {
+            name: [limits.min, limits.opt, limits.max]
+            for name, limits in (
+                ("batch", self.batch),
+                ("height", self.height),
+                ("width", self.width),
+            )
+        }
+
+    @classmethod
+    def from_json(cls, value: dict[str, list[int]]) -> Profile:
+        """The inverse of `as_json`."""
+        return cls(*(Range(*value[name]) for name in ("batch", "height", "width")))

@@ -1,0 +1,161 @@
+"""Writing so that nothing half-written ever looks whole, and reading back what was meant.
+
+A folder is written beside its destination under a name that starts with a dot and ends in `.part`,
+and moved into place by one rename. A run that stops half-way leaves only the aside name, which the
+next run removes.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from sdexport.errors import FolderError, StorageError
+
+CHUNK = 1 << 20
+ASIDE = ".part"
+
+
+@contextmanager
+def explained(path: Path, action: str = "write") -> Iterator[None]:
+    """Turns what the system says about a full disk or a closed folder into a user's error.
+
+    Raises:
+        StorageError: names the path, the reason and the remedy.
+    """
+    try:
+        yield
+    except OSError as error:
+        remedy = {
+            errno.ENOSPC: "free some space or choose another place",
+            errno.EDQUOT: "free some space or choose another place",
+            errno.EFBIG: "the system allows no larger file there; choose another place",
+            errno.EROFS: "choose a folder that can be written",
+            errno.EACCES: "choose a folder that you may write, or change its permissions",
+            errno.EPERM: "choose a folder that you may write, or change its permissions",
+            errno.ENOTDIR: "a part of the path is a file; choose another place",
+            errno.EEXIST: "a part of the path is a file; choose another place",
+            errno.ENAMETOOLONG: "choose a shorter name",
+        }.get(error.errno or 0)
+        if remedy is None:
+            raise
+        where = error.filename or path
+        raise StorageError(f"cannot {action} {where}: {error.strerror}; {remedy}") from error
+
+
+@contextmanager
+def folder_aside(destination: Path) -> Iterator[Path]:
+    """A new folder beside `destination` that takes its place when the body ends well.
+
+    What stood at `destination` is replaced whole; when the body raises, it is untouched and the
+    new folder is removed. Remains of earlier runs that were killed are removed first.
+
+    Raises:
+        StorageError: the place cannot be written.
+    """
+    destination = destination.resolve()
+    prefix = f".{destination.name}."
+    with explained(destination):
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        for leftover in destination.parent.glob(f"{prefix}*{ASIDE}"):
+            if not _owner_lives(leftover):
+                shutil.rmtree(leftover, ignore_errors=True)
+        aside = destination.parent / f"{prefix}{os.getpid()}-{uuid.uuid4().hex[:8]}{ASIDE}"
+        aside.mkdir()
+        try:
+            yield aside
+            if destination.exists():
+                # Two renames: a folder cannot be renamed onto one that is not empty.
+                old = aside.with_name(f"{prefix}{os.getpid()}-old{ASIDE}")
+                destination.rename(old)
+                try:
+                    aside.rename(destination)
+                except OSError:
+                    old.rename(destination)
+                    raise
+                shutil.rmtree(old, ignore_errors=True)
+            else:
+                aside.rename(destination)
+        except BaseException:
+            shutil.rmtree(aside, ignore_errors=True)
+            raise
+
+
+def _owner_lives(leftover: Path) -> bool:
+    """Whether the process that began `leftover` still runs on this machine."""
+    pid = leftover.name.removesuffix(ASIDE).rsplit(".", 1)[-1].split("-")[0]
+    if not pid.isdigit() or int(pid) == os.getpid():
+        return pid.isdigit()
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file aside and moves it into place.
+
+    Raises:
+        StorageError: the place cannot be written.
+    """
+    with explained(path):
+        aside = path.with_name(f".{path.name}.{os.getpid()}{ASIDE}")
+        try:
+            aside.write_text(text, encoding="utf-8")
+            aside.replace(path)
+        finally:
+            aside.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: object) -> None:
+    """Writes `value` as indented JSON with sorted keys, aside and then into place."""
+    write_text(path, json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> dict[str, object]:
+    """The JSON object in `path`.
+
+    Raises:
+        FolderError: missing, unreadable, or no JSON object.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise FolderError(f"cannot read {path}: {error}") from error
+    except json.JSONDecodeError as error:
+        raise FolderError(f"{path} is damaged: {error}; make it again") from error
+    if not isinstance(value, dict):
+        raise FolderError(f"{path} is damaged: it holds no JSON object; make it again")
+    return value
+
+
+def digest(path: Path) -> str:
+    """The SHA-256 of a file's bytes, in hexadecimal."""
+    state = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(CHUNK):
+            state.update(block)
+    return state.hexdigest()
+
+
+def digest_of(value: object) -> str:
+    """The SHA-256 of a JSON value, independent of the order of keys."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def size_of(path: Path) -> int:
+    """Bytes of a file, or of all files in a folder."""
+    if path.is_file():
+        return path.stat().st_size
+    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())

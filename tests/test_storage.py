@@ -1,0 +1,97 @@
+"""Nothing half-written ever looks whole."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from sdexport import storage
+from sdexport.errors import FolderError, StorageError
+
+
+def test_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+    destination = tmp_path / "deep" / "folder"
+    with storage.folder_aside(destination) as aside:
+        (aside / "file").write_text("new")
+        assert not destination.exists()
+    assert (destination / "file").read_text() == "new"
+    assert [p.name for p in destination.parent.iterdir()] == ["folder"]
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_a_failure_leaves_what_was_there(tmp_path: Path, error: type[BaseException]) -> None:
+    destination = tmp_path / "folder"
+    destination.mkdir()
+    (destination / "file").write_text("old")
+    with pytest.raises(error), storage.folder_aside(destination) as aside:
+        (aside / "file").write_text("half")
+        raise error
+    assert (destination / "file").read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["folder"]
+
+
+def test_replaces_an_older_folder_whole(tmp_path: Path) -> None:
+    destination = tmp_path / "folder"
+    destination.mkdir()
+    (destination / "old").write_text("old")
+    with storage.folder_aside(destination) as aside:
+        (aside / "new").write_text("new")
+    assert [p.name for p in destination.iterdir()] == ["new"]
+    assert [p.name for p in tmp_path.iterdir()] == ["folder"]
+
+
+def test_remains_of_a_killed_run_are_removed(tmp_path: Path) -> None:
+    dead = tmp_path / ".folder.999999999-abc.part"
+    dead.mkdir()
+    living = tmp_path / f".folder.{os.getppid()}-abc.part"
+    living.mkdir()
+    with storage.folder_aside(tmp_path / "folder"):
+        pass
+    assert not dead.exists()
+    assert living.exists()
+
+
+def test_full_disk_is_a_users_error(tmp_path: Path) -> None:
+    with (
+        pytest.raises(StorageError, match=r"No space left on device; free some space"),
+        storage.folder_aside(tmp_path / "folder"),
+    ):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(tmp_path / "folder" / "x"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_in_the_way_is_a_users_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with (
+        pytest.raises(StorageError, match="a part of the path is a file"),
+        storage.folder_aside(tmp_path / "file" / "folder"),
+    ):
+        pass
+
+
+def test_other_system_errors_keep_their_kind(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError), storage.explained(tmp_path):
+        (tmp_path / "missing").read_text()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(b"{", "damaged"), (b"[]", "no JSON object"), (b"\xff\xfe", "cannot read")],
+)
+def test_damaged_json(tmp_path: Path, content: bytes, message: str) -> None:
+    path = tmp_path / "x.json"
+    path.write_bytes(content)
+    with pytest.raises(FolderError, match=message):
+        storage.read_json(path)
+
+
+def test_json_round_trip_and_digest(tmp_path: Path) -> None:
+    value = {"b": [1, 2.5, None], "a": "é"}
+    storage.write_json(tmp_path / "x.json", value)
+    assert storage.read_json(tmp_path / "x.json") == value
+    assert storage.digest_of(value) == storage.digest_of(dict(reversed(value.items())))
+    assert storage.digest_of(value) != storage.digest_of(value | {"a": "e"})
+    assert storage.size_of(tmp_path) == (tmp_path / "x.json").stat().st_size
