@@ -1,0 +1,79 @@
+"""Wraps an exported VAE decoder so that it takes the loop's state and gives finished pictures."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+from onnx import TensorProto
+
+from sdexport.graph.proto import (
+    Builder,
+    dimensions,
+    named,
+    opset_of,
+    set_aside,
+    tensor_type,
+    value,
+)
+
+INPUT, OUTPUT = "state", "image"
+VAE_INPUT, VAE_OUTPUT = "latent_sample", "sample"
+PREFIX = "decode/"
+
+
+def decode_image(
+    vae_decoder: onnx.ModelProto,
+    *,
+    slots: int,
+    scaling_factor: float,
+    shift_factor: float = 0.0,
+) -> onnx.ModelProto:
+    """The decoder with what diffusers' pipeline does before and after it; opset is kept.
+
+    Input: state (B, `slots`, C, h, w) float32, whose slot 0 is decoded after division by
+    `scaling_factor` and addition of `shift_factor`. Output: image (B, height, width, 3) uint8,
+    rounded to even as numpy rounds.
+
+    Raises:
+        FolderError: the model is no VAE decoder.
+    """
+    opset_of(vae_decoder)
+    model = onnx.ModelProto()
+    model.CopyFrom(vae_decoder)
+    graph = model.graph
+    (latent,) = named(graph.input, (VAE_INPUT,), "input")
+    (sample,) = named(graph.output, (VAE_OUTPUT,), "output")
+    channels, colours, dtype = dimensions(latent)[1], dimensions(sample)[1], tensor_type(latent)
+    names = set_aside(graph, (INPUT, OUTPUT), PREFIX)
+
+    head = Builder(PREFIX + "in/")
+    start, one = head.integers(0), head.integers(1)
+    slot = head.node("Slice", INPUT, start, one, one)
+    latents = head.node("Reshape", slot, head.sizes(INPUT, 0, 2, 3, 4))
+    latents = head.node("Div", latents, head.constant(scaling_factor, np.float32))
+    if shift_factor != 0.0:
+        latents = head.node("Add", latents, head.constant(shift_factor, np.float32))
+    head.cast(latents, dtype, output=names[VAE_INPUT])
+
+    tail = Builder(PREFIX + "out/")
+    half = tail.constant(0.5, np.float32)
+    picture = tail.cast(names[VAE_OUTPUT], TensorProto.FLOAT)
+    picture = tail.node("Add", tail.node("Mul", picture, half), half)
+    zero, unit = tail.constant(0.0, np.float32), tail.constant(1.0, np.float32)
+    picture = tail.node("Clip", picture, zero, unit)
+    picture = tail.node("Round", tail.node("Mul", picture, tail.constant(255.0, np.float32)))
+    # The cast comes last: TensorRT knows uint8 at a graph's ends alone.
+    picture = tail.node("Transpose", picture, perm=[0, 2, 3, 1])
+    tail.cast(picture, TensorProto.UINT8, output=OUTPUT)
+
+    inner = list(graph.node)
+    del graph.node[:]
+    graph.node.extend([*head.nodes, *inner, *tail.nodes])
+    graph.initializer.extend([*head.constants, *tail.constants])
+    state = ("batch", slots, channels, "height", "width")
+    del graph.input[:], graph.output[:]
+    graph.input.append(value(INPUT, TensorProto.FLOAT, state))
+    image = ("batch", "image_height", "image_width", colours)
+    graph.output.append(value(OUTPUT, TensorProto.UINT8, image))
+    graph.name = "vae_decoder"
+    return model

@@ -1,0 +1,139 @@
+"""Infers the shape of every value in a graph, node by node, for inputs of known shapes.
+
+ONNX's own inference for whole graphs gives up where a shape is computed by Tile, Div or the like.
+Here such small integer tensors are computed with ONNX's reference implementation on the way.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import defs, helper, numpy_helper, shape_inference
+from onnx.reference import ReferenceEvaluator
+
+from sdexport.errors import UsageError
+from sdexport.graph.proto import dimensions
+
+Shape = tuple[int, ...]
+Array = np.ndarray[Any, Any]
+
+SMALL = 4096
+"""Tensors of at most this many elements are computed, when all that they depend on is known."""
+
+
+def infer_shapes(model: onnx.ModelProto, shapes: Mapping[str, Shape]) -> dict[str, Shape]:
+    """The shape of every value of `model` whose shape follows from its inputs' `shapes`.
+
+    Args:
+        model: without local functions.
+        shapes: of every input, numbers only.
+
+    Raises:
+        UsageError: an input's shape is missing or contradicts the graph.
+    """
+    return _Walk(model, shapes).shapes()
+
+
+class _Walk:
+    """What is known of the values so far, on the way through a graph."""
+
+    def __init__(self, model: onnx.ModelProto, shapes: Mapping[str, Shape]) -> None:
+        self._opsets = list(model.opset_import)
+        self._versions = {entry.domain: entry.version for entry in model.opset_import}
+        self._ir_version = model.ir_version
+        self._types: dict[str, onnx.TypeProto] = {}
+        self._values: dict[str, Array] = {}
+        for tensor in model.graph.initializer:
+            self._types[tensor.name] = helper.make_tensor_type_proto(
+                tensor.data_type, list(tensor.dims)
+            )
+            external = tensor.data_location == onnx.TensorProto.EXTERNAL
+            if not external and math.prod(tensor.dims) <= SMALL:
+                self._values[tensor.name] = numpy_helper.to_array(tensor)
+        for entry in model.graph.input:
+            if entry.name not in self._types:
+                dtype = entry.type.tensor_type.elem_type
+                shape = _fitting(entry, shapes)
+                self._types[entry.name] = helper.make_tensor_type_proto(dtype, shape)
+        for node in model.graph.node:
+            self._visit(node)
+
+    def shapes(self) -> dict[str, Shape]:
+        """Everything whose shape is known in numbers."""
+        found = {}
+        for name, kind in self._types.items():
+            dims = kind.tensor_type.shape.dim
+            known = kind.tensor_type.HasField("shape")
+            if known and all(dim.HasField("dim_value") for dim in dims):
+                found[name] = tuple(dim.dim_value for dim in dims)
+        return found
+
+    def _visit(self, node: onnx.NodeProto) -> None:
+        """Notes the types of a node's outputs, and their values where they are small and known."""
+        known = [name for name in node.input if name]
+        version = self._versions.get(node.domain, 1)
+        if not all(name in self._types for name in known) or not defs.has(node.op_type, version):
+            return
+        data = {name: self._values[name] for name in known if name in self._values}
+        try:
+            types = shape_inference.infer_node_outputs(
+                defs.get_schema(node.op_type, version, node.domain),
+                node,
+                {name: self._types[name] for name in known},
+                {name: numpy_helper.from_array(content, name) for name, content in data.items()},
+                opset_imports=self._opsets,
+                ir_version=self._ir_version,
+            )
+        except (shape_inference.InferenceError, RuntimeError, ValueError) as error:
+            raise UsageError(f"the shapes do not fit the graph at {node.name}: {error}") from error
+        self._types.update(types)
+        if node.op_type == "Shape":
+            self._evaluate(node, {node.input[0]: self._stand_in(node.input[0])})
+        elif len(data) == len(set(known)):
+            self._evaluate(node, data)
+
+    def _stand_in(self, name: str) -> Array | None:
+        """An array of the value's shape that takes no memory, or None where it is not known."""
+        dims = self._types[name].tensor_type.shape.dim
+        if not all(dim.HasField("dim_value") for dim in dims):
+            return None
+        return np.broadcast_to(np.float32(0), tuple(dim.dim_value for dim in dims))
+
+    def _evaluate(self, node: onnx.NodeProto, data: Mapping[str, Array | None]) -> None:
+        """Computes a node's outputs where every input is known and every output is small."""
+        if any(content is None for content in data.values()):
+            return
+        for name in node.output:
+            kind = self._types.get(name)
+            if kind is None or not kind.tensor_type.HasField("shape"):
+                return
+            dims = kind.tensor_type.shape.dim
+            if math.prod(dim.dim_value if dim.HasField("dim_value") else 1 for dim in dims) > SMALL:
+                return
+        try:
+            results = ReferenceEvaluator(node, opsets=self._versions).run(None, dict(data))
+        except Exception:  # The reference knows less than runtimes do; the value stays unknown.
+            return
+        for name, content in zip(node.output, results, strict=True):
+            self._values[name] = np.asarray(content)
+            dtype = helper.np_dtype_to_tensor_dtype(self._values[name].dtype)
+            self._types[name] = helper.make_tensor_type_proto(dtype, self._values[name].shape)
+
+
+def _fitting(entry: onnx.ValueInfoProto, shapes: Mapping[str, Shape]) -> Shape:
+    """The shape given for an input, which is seen to fit it."""
+    declared = dimensions(entry)
+    shape = shapes.get(entry.name)
+    if shape is None:
+        raise UsageError(f"no shape is given for the input {entry.name} {list(declared)}")
+    fits = len(shape) == len(declared) and all(
+        isinstance(wanted, str) or wanted == length
+        for wanted, length in zip(declared, shape, strict=False)
+    )
+    if not fits:
+        raise UsageError(f"input {entry.name} takes {list(declared)}, not {list(shape)}")
+    return shape
