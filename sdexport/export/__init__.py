@@ -1,0 +1,13 @@
+"""Checkpoint → ONNX: the only part that uses PyTorch, which is loaded when a function is called."""
+
+from sdexport.export.checkpoint import Checkpoint, open_checkpoint
+from sdexport.export.export import export_checkpoint
+from sdexport.export.report import ComponentReport, ExportReport
+
+__all__ = [
+    "Checkpoint",
+    "ComponentReport",
+    "ExportReport",
+    "export_checkpoint",
+    "open_checkpoint",
+]

@@ -1,0 +1,126 @@
+"""What each component takes and gives: names, shapes and dtypes, example inputs, diffusers' answer.
+
+A latent's height and width are the unit of all sizes here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.export import Dim
+
+from sdexport.export.checkpoint import Sizes
+from sdexport.export.onnx_export import Signature
+from sdexport.spec import Precision, TensorSpec
+
+DTYPE_NAMES = {Precision.FP32: "float32", Precision.FP16: "float16", Precision.BF16: "bfloat16"}
+
+TRACED = {"batch": 2, "height": 9, "width": 13}
+"""At which sizes a component is traced: all different, above 1, and odd through every halving, so
+that no dimension is taken for another, for a constant, or for a multiple of something."""
+
+
+def signature(component: str, sizes: Sizes, precision: Precision) -> Signature:
+    """The inputs and outputs of the exported `component`."""
+    real = DTYPE_NAMES[precision]
+    scale, channels = sizes.latent_scale, sizes.latent_channels
+    latent = ("batch", channels, "height", "width")
+    text = ("batch", sizes.tokens, sizes.embedding_dim)
+    tensors: dict[str, tuple[list[TensorSpec], list[TensorSpec]]] = {
+        "text_encoder": (
+            [TensorSpec("input_ids", "int64", ("batch", sizes.tokens))],
+            [
+                TensorSpec("last_hidden_state", real, text),
+                TensorSpec("pooler_output", real, ("batch", sizes.embedding_dim)),
+            ],
+        ),
+        "unet": (
+            [
+                TensorSpec("sample", real, latent),
+                TensorSpec("timestep", "float32", ("steps",)),
+                TensorSpec("encoder_hidden_states", real, text),
+            ],
+            [TensorSpec("out_sample", real, latent)],
+        ),
+        "vae_decoder": (
+            [TensorSpec("latent_sample", real, latent)],
+            [TensorSpec("sample", real, ("batch", 3, f"{scale}*height", f"{scale}*width"))],
+        ),
+        "vae_encoder": (
+            [TensorSpec("sample", real, ("batch", 3, f"{scale}*height", f"{scale}*width"))],
+            [TensorSpec("latent_parameters", real, ("batch", 2 * channels, "height", "width"))],
+        ),
+    }
+    inputs, outputs = tensors[component]
+    return Signature(tuple(inputs), tuple(outputs))
+
+
+def open_dimensions(component: str, sizes: Sizes) -> dict[str, dict[int, Any]]:
+    """The dimensions of each input that stay open, as `torch.export` takes them.
+
+    The timestep is traced with one element and stated with `steps`: in the graph it is expanded
+    to the batch, which one element and as many as the batch both allow, while torch would have to
+    know which of the two it is.
+    """
+    free = {0: Dim.DYNAMIC}
+    spatial = {0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC}
+    if component == "text_encoder":
+        return {"input_ids": free}
+    if component == "unet":
+        return {"sample": spatial, "timestep": {}, "encoder_hidden_states": free}
+    if component == "vae_decoder":
+        return {"latent_sample": spatial}
+    scale = sizes.latent_scale
+    height, width = scale * Dim("height"), scale * Dim("width")
+    return {"sample": {0: Dim("batch"), 2: height, 3: width}}
+
+
+def random_inputs(
+    component: str, sizes: Sizes, *, batch: int, height: int, width: int, steps: int = 1
+) -> dict[str, Tensor]:
+    """Inputs of `component` as it meets them, float32 or int64, the same at every call."""
+    generator = torch.Generator().manual_seed(batch * 1_000_003 + height * 1009 + width)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    latent = (batch, sizes.latent_channels, height, width)
+    if component == "text_encoder":
+        ids = torch.randint(0, sizes.vocabulary, (batch, sizes.tokens), generator=generator)
+        # A prompt ends with the last of the vocabulary: it is where the pooled output is taken.
+        ids[:, sizes.tokens // 2 :] = sizes.vocabulary - 1
+        return {"input_ids": ids}
+    if component == "unet":
+        return {
+            "sample": normal(*latent),
+            "timestep": torch.linspace(981.0, 1.0, steps),
+            "encoder_hidden_states": normal(batch, sizes.tokens, sizes.embedding_dim),
+        }
+    if component == "vae_decoder":
+        return {"latent_sample": normal(*latent)}
+    pixels = (batch, 3, height * sizes.latent_scale, width * sizes.latent_scale)
+    return {"sample": torch.rand(*pixels, generator=generator) * 2 - 1}
+
+
+@torch.inference_mode()
+def answer(component: str, model: Any, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What `model` gives by its library's own forward pass, by the names of the outputs."""
+    if component == "text_encoder":
+        output = model(input_ids=inputs["input_ids"])
+        return {
+            "last_hidden_state": output.last_hidden_state,
+            "pooler_output": output.pooler_output,
+        }
+    if component == "unet":
+        sample = model(
+            inputs["sample"],
+            inputs["timestep"],
+            encoder_hidden_states=inputs["encoder_hidden_states"],
+        ).sample
+        return {"out_sample": sample}
+    if component == "vae_decoder":
+        return {"sample": model.decode(inputs["latent_sample"]).sample}
+    return {"latent_parameters": model.encode(inputs["sample"]).latent_dist.parameters}

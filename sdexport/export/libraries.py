@@ -1,0 +1,37 @@
+"""Whether the libraries that only the export needs are there."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+
+from sdexport.errors import MissingExtraError
+
+NEEDED = ("torch", "diffusers", "transformers", "accelerate", "safetensors", "onnx", "onnxscript")
+
+
+def require_libraries() -> None:
+    """Says what is missing before anything is begun.
+
+    Raises:
+        MissingExtraError: names the libraries and the extra that brings them.
+    """
+    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
+    if missing:
+        raise MissingExtraError(
+            f"reading checkpoints needs {', '.join(missing)}, which "
+            f"{'is' if len(missing) == 1 else 'are'} not installed; "
+            'pip install "sdexport[export]"'
+        )
+
+
+def versions() -> dict[str, str]:
+    """The versions of this project and of the libraries that shape an exported graph."""
+    names = ("sdexport", "torch", "diffusers", "transformers", "onnx", "onnxscript")
+    found = {}
+    for name in names:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,106 @@
+"""A checkpoint's models in PyTorch, one at a time so that memory stays low."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from sdexport.errors import CheckpointError
+from sdexport.export.checkpoint import FOLDER_OF, Checkpoint
+from sdexport.export.silence import quiet_loading
+from sdexport.spec import Precision
+
+DTYPES = {
+    Precision.FP32: torch.float32,
+    Precision.FP16: torch.float16,
+    Precision.BF16: torch.bfloat16,
+}
+_PRIVATE = ("_name_or_path", "_use_default_values", "transformers_version")
+
+
+def load_component(
+    checkpoint: Checkpoint, component: str, dtype: torch.dtype = torch.float32
+) -> Any:
+    """The diffusers or transformers model that `component` is a part of, for inference.
+
+    Args:
+        checkpoint: an opened one.
+        component: of `sdexport.spec.COMPONENTS`; of the VAE, the other half is left out.
+        dtype: of the weights, whatever they have on disk.
+
+    Raises:
+        CheckpointError: weights are missing, or do not fit the configuration.
+    """
+    model = load_folder(checkpoint, FOLDER_OF[component], dtype)
+    if component == "vae_decoder":
+        model.encoder = model.quant_conv = None
+    elif component == "vae_encoder":
+        model.decoder = model.post_quant_conv = None
+    return model
+
+
+def load_folder(checkpoint: Checkpoint, folder: str, dtype: torch.dtype = torch.float32) -> Any:
+    """The whole model in one of the checkpoint's folders; see `load_component`."""
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from transformers import CLIPTextModel
+
+    common: dict[str, Any] = {
+        "use_safetensors": True,
+        "local_files_only": True,
+        "low_cpu_mem_usage": True,
+        "output_loading_info": True,
+        "variant": checkpoint.weights[folder].variant,
+    }
+    path = checkpoint.path / folder
+    with quiet_loading():
+        try:
+            if folder == "text_encoder":
+                # Attention written out, as transformers' export to ONNX has it as well.
+                common["attn_implementation"] = "eager"
+                loaded: Any = CLIPTextModel.from_pretrained(path, **common)
+                model, info = loaded
+            else:
+                model_class = UNet2DConditionModel if folder == "unet" else AutoencoderKL
+                model, info = model_class.from_pretrained(path, torch_dtype=dtype, **common)
+        except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
+            reason = str(error).strip().partition("\n")[0] or type(error).__name__
+            raise CheckpointError(
+                f"{path} cannot be loaded: {reason}; download the checkpoint again"
+            ) from error
+        _check_loaded(str(path), info)
+    return cast(model, dtype)
+
+
+def cast(model: Any, dtype: torch.dtype) -> Any:
+    """`model` with its weights in `dtype`, for inference."""
+    with quiet_loading():
+        return model.to(dtype).eval().requires_grad_(False)
+
+
+def _check_loaded(path: str, info: Mapping[str, Any]) -> None:
+    """Weights that a file lacks would be random numbers: refused."""
+    for key, meaning in (("missing_keys", "lacks"), ("mismatched_keys", "has in another shape")):
+        names = [str(name[0] if isinstance(name, tuple) else name) for name in info.get(key) or ()]
+        if names:
+            raise CheckpointError(
+                f"the weights in {path} do not fit config.json: it {meaning} "
+                f"{', '.join(sorted(names)[:3])}{' …' if len(names) > 3 else ''} "
+                f"({len(names)} in all); download the checkpoint again"
+            )
+
+
+def config_of(model: Any) -> dict[str, Any]:
+    """The model's complete configuration, for `config.json`.
+
+    Options that an old checkpoint leaves out (the VAE's `scaling_factor`) are there with the
+    value that they have.
+    """
+    config = model.config
+    values = config.to_dict() if hasattr(config, "to_dict") else dict(config)
+    values = {name: value for name, value in values.items() if name not in _PRIVATE}
+    if not hasattr(config, "to_dict"):
+        values["_class_name"] = type(model).__name__
+    values.pop("dtype", None)
+    return values

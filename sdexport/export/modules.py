@@ -1,0 +1,236 @@
+"""Thin torch modules whose inputs and outputs are exactly those of the exported ONNX models.
+
+They run the checkpoint's own layers. What differs from diffusers' forward passes is only what
+keeps an exported graph from being right for every batch and size, or what makes it slower:
+
+* the UNet hands every skip connection's size to the upsampler, where diffusers decides by the
+  latents' size (`UNet2DConditionModel.forward`, `forward_upsample_size`), which an export would
+  freeze. Both give the same result: diffusers does the same for sizes that need it, and for the
+  others nearest-neighbour upsampling to that size is upsampling by two;
+* upsampling has no special cases for large batches (`Upsample2D.forward`);
+* GEGLU is two projections instead of one that is cut in two, which costs a copy of the widest
+  activation of a transformer block;
+* attention is written out as two matrix products and a softmax, which every runtime recognises.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+class TextEncoder(nn.Module):
+    """input_ids (batch, 77) int64 → last_hidden_state (batch, 77, dim), pooler_output."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: Tensor) -> tuple[Tensor, Tensor]:
+        output = self.model(input_ids=input_ids, return_dict=True)
+        return output.last_hidden_state, output.pooler_output
+
+
+class Unet(nn.Module):
+    """sample (batch, 4, h, w), timestep (1,), encoder_hidden_states (batch, 77, dim) → out_sample.
+
+    The timestep is float32 whatever the model's precision: half precision cannot tell 999 from
+    999.3, and bfloat16 not even 997 from 1000.
+    """
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = prepare(model)
+
+    def forward(self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor) -> Tensor:
+        model = self.model
+        if model.config.center_input_sample:
+            sample = 2 * sample - 1.0
+        timesteps = timestep.expand(sample.shape[0])
+        emb = model.time_embedding(model.time_proj(timesteps).to(sample.dtype))
+        if model.time_embed_act is not None:
+            emb = model.time_embed_act(emb)
+
+        sample = model.conv_in(sample)
+        skips: tuple[Tensor, ...] = (sample,)
+        for block in model.down_blocks:
+            extra = _attended(block, encoder_hidden_states)
+            sample, more = block(hidden_states=sample, temb=emb, **extra)
+            skips += more
+        if model.mid_block is not None:
+            extra = _attended(model.mid_block, encoder_hidden_states)
+            sample = model.mid_block(sample, emb, **extra)
+        for block in model.up_blocks:
+            count = len(block.resnets)
+            own, skips = skips[-count:], skips[:-count]
+            sample = block(
+                hidden_states=sample,
+                temb=emb,
+                res_hidden_states_tuple=own,
+                upsample_size=skips[-1].shape[2:] if skips else None,
+                **_attended(block, encoder_hidden_states),
+            )
+        if model.conv_norm_out is not None:
+            sample = model.conv_act(model.conv_norm_out(sample))
+        result: Tensor = model.conv_out(sample)
+        return result
+
+
+class VaeDecoder(nn.Module):
+    """latent_sample (batch, 4, h, w), already divided by the scaling factor → sample."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.decoder = prepare(model.decoder)
+        self.post_quant_conv = model.post_quant_conv
+
+    def forward(self, latent_sample: Tensor) -> Tensor:
+        if self.post_quant_conv is not None:
+            latent_sample = self.post_quant_conv(latent_sample)
+        result: Tensor = self.decoder(latent_sample)
+        return result
+
+
+class VaeEncoder(nn.Module):
+    """sample (batch, 3, H, W) → latent_parameters (batch, 8, H/8, W/8): means, log variances."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.encoder = prepare(model.encoder)
+        self.quant_conv = model.quant_conv
+
+    def forward(self, sample: Tensor) -> Tensor:
+        moments: Tensor = self.encoder(sample)
+        if self.quant_conv is not None:
+            moments = self.quant_conv(moments)
+        return moments
+
+
+MODULES: dict[str, type[nn.Module]] = {
+    "text_encoder": TextEncoder,
+    "unet": Unet,
+    "vae_decoder": VaeDecoder,
+    "vae_encoder": VaeEncoder,
+}
+
+
+class Upsample(nn.Module):
+    """Nearest-neighbour upsampling, by two or to a given (height, width), and a convolution."""
+
+    def __init__(self, original: Any) -> None:
+        super().__init__()
+        self.conv = original.conv if original.use_conv else nn.Identity()
+
+    def forward(self, hidden_states: Tensor, output_size: Any = None) -> Tensor:
+        if output_size is None:
+            hidden_states = functional.interpolate(hidden_states, scale_factor=2.0, mode="nearest")
+        else:
+            size = tuple(output_size)
+            hidden_states = functional.interpolate(hidden_states, size=size, mode="nearest")
+        result: Tensor = self.conv(hidden_states)
+        return result
+
+
+class GatedGelu(nn.Module):
+    """GEGLU (Shazeer 2020, arXiv 2002.05202, equation 6) with value and gate apart."""
+
+    def __init__(self, original: Any) -> None:
+        super().__init__()
+        self.value, self.gate = (
+            nn.utils.skip_init(
+                nn.Linear,
+                original.proj.in_features,
+                original.proj.out_features // 2,
+                bias=original.proj.bias is not None,
+                dtype=original.proj.weight.dtype,
+            )
+            for _ in range(2)
+        )
+        with torch.no_grad():
+            for name, whole in original.proj.named_parameters():
+                value, gate = whole.chunk(2)
+                getattr(self.value, name).copy_(value)
+                getattr(self.gate, name).copy_(gate)
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        value: Tensor = self.value(hidden_states)
+        return value * functional.gelu(self.gate(hidden_states))
+
+
+class PlainAttention:
+    """A diffusers attention processor: softmax(q·kᵀ/√d)·v over (batch, heads, tokens, d)."""
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        temb: Tensor | None = None,
+    ) -> Tensor:
+        residual = hidden_states
+        spatial = hidden_states.shape if hidden_states.ndim == 4 else None
+        if spatial is not None:
+            hidden_states = hidden_states.flatten(2).transpose(1, 2)
+        if attn.group_norm is not None:
+            hidden_states = attn.group_norm(hidden_states.transpose(1, 2)).transpose(1, 2)
+        context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
+        if encoder_hidden_states is not None and attn.norm_cross:
+            context = attn.norm_encoder_hidden_states(context)
+        query, key, value = (
+            projected.unflatten(-1, (attn.heads, -1)).transpose(1, 2)
+            for projected in (attn.to_q(hidden_states), attn.to_k(context), attn.to_v(context))
+        )
+        if attn.upcast_attention:
+            query, key = query.float(), key.float()
+        scores = torch.matmul(query * attn.scale, key.transpose(-1, -2))
+        if attn.upcast_softmax:
+            scores = scores.float()
+        weights = scores.softmax(dim=-1).to(value.dtype)
+        mixed: Tensor = torch.matmul(weights, value).transpose(1, 2).flatten(2)
+        mixed = attn.to_out[0](mixed)
+        if spatial is not None:
+            mixed = mixed.transpose(1, 2).reshape(spatial)
+        if attn.residual_connection:
+            mixed = mixed + residual
+        if attn.rescale_output_factor != 1.0:
+            mixed = mixed / attn.rescale_output_factor
+        return mixed
+
+
+def prepare(model: Any) -> Any:
+    """Puts the layers above in place of diffusers' in `model`, and returns it."""
+    from diffusers.models.activations import GEGLU
+    from diffusers.models.attention_processor import Attention
+    from diffusers.models.upsampling import Upsample2D
+
+    for module in list(model.modules()):
+        if isinstance(module, Attention):
+            processor: Any = PlainAttention()  # a processor is what has this __call__
+            module.set_processor(processor)
+        for name, child in list(module.named_children()):
+            if isinstance(child, Upsample2D) and _is_plain(child):
+                setattr(module, name, Upsample(child))
+            elif isinstance(child, GEGLU):
+                setattr(module, name, GatedGelu(child))
+    return model
+
+
+def _is_plain(upsampler: Any) -> bool:
+    """Whether it interpolates and convolves, as all of Stable Diffusion's do."""
+    return (
+        upsampler.interpolate
+        and not upsampler.use_conv_transpose
+        and upsampler.norm is None
+        and upsampler.name == "conv"
+    )
+
+
+def _attended(block: Any, encoder_hidden_states: Tensor) -> dict[str, Tensor]:
+    """The text's embeddings, for blocks that attend to them."""
+    if getattr(block, "has_cross_attention", False):
+        return {"encoder_hidden_states": encoder_hidden_states}
+    return {}

@@ -1,0 +1,78 @@
+"""What bundles are held against: diffusers' pictures, from a seed of each picture's own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sdexport.errors import UsageError
+from sdexport.export.reference import ReferenceModels, sampler_for
+from sdexport.sampling import samplers
+from tests.checkpoints import SCHEDULER
+
+
+@pytest.fixture(scope="module")
+def reference(tiny_checkpoint: Path) -> ReferenceModels:
+    return ReferenceModels(tiny_checkpoint)
+
+
+REQUEST: dict[str, Any] = {"steps": 2, "guidance": 3.0, "sampler": "ddim", "size": (40, 24)}
+
+
+def test_a_picture_is_its_seeds(reference: ReferenceModels, capfd: Any) -> None:
+    both = reference.pictures(["a dog", "a cat"], seeds=[5, 9], **REQUEST)
+    assert [picture.shape for picture in both] == [(24, 40, 3)] * 2
+    assert {str(picture.dtype) for picture in both} == {"uint8"}
+    (alone,) = reference.pictures(["a cat"], seeds=[9], **REQUEST)
+    assert np.abs(both[1].astype(int) - alone).max() <= 1
+    (other,) = reference.pictures(["a cat"], seeds=[10], **REQUEST)
+    assert np.abs(other.astype(int) - alone).max() > 1
+    assert capfd.readouterr() == ("", "")
+
+
+def test_it_is_diffusers_own_pipeline(reference: ReferenceModels, tiny_checkpoint: Path) -> None:
+    import torch
+    from diffusers import DDIMScheduler, StableDiffusionPipeline
+
+    pipeline = StableDiffusionPipeline.from_pretrained(
+        tiny_checkpoint, safety_checker=None, feature_extractor=None, requires_safety_checker=False
+    )
+    pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config, clip_sample=False)
+    pipeline.set_progress_bar_config(disable=True)
+    (theirs,) = pipeline(
+        "a dog",
+        negative_prompt="a cat",
+        num_inference_steps=2,
+        guidance_scale=3.0,
+        width=40,
+        height=24,
+        generator=torch.Generator("cpu").manual_seed(5),
+    ).images
+    (ours,) = reference.pictures(["a dog"], seeds=[5], negative_prompt="a cat", **REQUEST)
+    assert np.abs(ours.astype(int) - np.asarray(theirs)).max() <= 1
+
+
+@pytest.mark.parametrize("sampler", samplers(), ids=lambda sampler: sampler.name)
+def test_every_sampler_has_its_scheduler(sampler: Any) -> None:
+    scheduler = sampler_for(sampler.name, SCHEDULER)
+    assert type(scheduler).__name__ == sampler.diffusers
+    assert scheduler.config.beta_start == SCHEDULER["beta_start"]
+    assert bool(scheduler.config.get("use_karras_sigmas")) == sampler.name.endswith("karras")
+    if sampler.name == "ddim":
+        assert scheduler.config.clip_sample is False
+
+
+def test_no_sampler_is_the_checkpoints_own() -> None:
+    scheduler = sampler_for(None, SCHEDULER)
+    assert type(scheduler).__name__ == "PNDMScheduler"
+    assert scheduler.config.skip_prk_steps is True
+    with pytest.raises(UsageError, match="magic"):
+        sampler_for("magic", SCHEDULER)
+
+
+def test_a_seed_for_every_prompt(reference: ReferenceModels) -> None:
+    with pytest.raises(ValueError, match="2 prompts need as many seeds, not 1"):
+        reference.pictures(["a dog", "a cat"], seeds=[1], **REQUEST)
