@@ -1,0 +1,1 @@
+"""ONNX to engines, and engines on bound buffers; one file a runtime."""

@@ -1,0 +1,84 @@
+"""What engines need to know of the host: aligned memory, and what the processor can do."""
+
+from __future__ import annotations
+
+import math
+import os
+import platform
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+ALIGNMENT = 64
+"""Bytes of a cache line and of the widest vector register: runtimes read such memory in place."""
+
+FLAGS_OF_INTEREST = (
+    "avx2",
+    "avx512f",
+    "avx512_vnni",
+    "avx512_bf16",
+    "avx512_fp16",
+    "amx_bf16",
+    "amx_int8",
+    "asimd",
+    "bf16",
+)
+"""The instruction sets that speed depends on, as Linux calls them."""
+
+CPUINFO = Path("/proc/cpuinfo")
+
+
+def aligned(shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
+    """A zeroed array, C-contiguous, whose first byte lies on a multiple of `ALIGNMENT`."""
+    kind = np.dtype(dtype)
+    size = math.prod(shape) * kind.itemsize
+    memory = np.zeros(size + ALIGNMENT, np.uint8)
+    start = -memory.ctypes.data % ALIGNMENT
+    return memory[start : start + size].view(kind).reshape(shape)
+
+
+def describe_cpu() -> dict[str, object]:
+    """`model`, `cores` (physical), `threads` (logical, allowed to this process) and `flags`."""
+    processors = list(_processors())
+    first: dict[str, str] = processors[0] if processors else {}
+    flags = set(first.get("flags", first.get("Features", "")).split())
+    return {
+        "model": first.get("model name") or platform.processor() or platform.machine(),
+        "cores": physical_cores(),
+        "threads": len(_allowed()),
+        "flags": [flag for flag in FLAGS_OF_INTEREST if flag in flags],
+    }
+
+
+def physical_cores() -> int:
+    """Physical cores that this process may use; logical ones where the system does not tell."""
+    allowed = _allowed()
+    cores = {
+        (processor.get("physical id"), processor["core id"])
+        for processor in _processors()
+        if "core id" in processor and int(processor.get("processor", -1)) in allowed
+    }
+    return len(cores) or len(allowed)
+
+
+def _allowed() -> set[int]:
+    """The logical processors that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return set(os.sched_getaffinity(0))
+    return set(range(os.cpu_count() or 1))
+
+
+def _processors() -> Iterator[dict[str, str]]:
+    """What Linux says of each logical processor; nothing elsewhere."""
+    try:
+        text = CPUINFO.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return
+    for block in text.split("\n\n"):
+        pairs = (line.partition(":") for line in block.splitlines())
+        processor = {key.strip(): value.strip() for key, _, value in pairs}
+        if "processor" in processor:
+            yield processor

@@ -1,0 +1,258 @@
+"""Engines on OpenVINO's CPU plugin: OpenVINO IR, run on numpy memory."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from sdexport import storage
+from sdexport.backends import openvino_precision
+from sdexport.backends.buffers import host_buffers
+from sdexport.backends.protocol import Array
+from sdexport.errors import EngineError, FolderError, MissingExtraError
+from sdexport.spec import Precision, TensorSpec
+
+ENGINE_FILE = "engine.xml"
+HINTS = {Precision.FP32: "f32", Precision.BF16: "bf16"}
+DEVICE = "CPU"
+RESULT_SUFFIX = "/sink_port_0"
+"""What OpenVINO's ONNX reader adds to an output's name to name the node behind it."""
+
+
+@functools.cache
+def core() -> Any:
+    """The library's core, made once.
+
+    Raises:
+        MissingExtraError: the library cannot be imported.
+    """
+    try:
+        with _no_telemetry():
+            import openvino
+    except ImportError as error:
+        raise MissingExtraError(
+            f"openvino cannot be imported: {error}; "
+            'pip install --force-reinstall "sdexport[openvino]"'
+        ) from error
+    return openvino.Core()
+
+
+@contextmanager
+def _no_telemetry() -> Iterator[None]:
+    """Hides the library's telemetry: importing it would send an event and write to the home."""
+    hidden = "openvino_telemetry"
+    if hidden in sys.modules or "openvino" in sys.modules:
+        yield  # Somebody else has imported the library; what it does is theirs to decide.
+        return
+    sys.modules[hidden] = None  # type: ignore[assignment]  # how Python marks what is absent
+    try:
+        yield
+    finally:
+        del sys.modules[hidden]
+
+
+def has_bf16() -> bool:
+    """Whether this machine's processor computes in bfloat16."""
+    return "BF16" in core().get_property(DEVICE, "OPTIMIZATION_CAPABILITIES")
+
+
+def default_precision() -> tuple[Precision, str]:
+    """The fastest precision on this machine, and why."""
+    if has_bf16():
+        return Precision.BF16, "this processor computes in bfloat16"
+    return Precision.FP32, "this processor does not compute in bfloat16"
+
+
+def build(model_path: Path, output_folder: Path, precision: Precision) -> Path:
+    """Converts the model at `model_path` into `output_folder`; weights keep their number format.
+
+    The precision is a hint when the engine is loaded, and changes nothing here.
+
+    Returns:
+        The engine's file, relative to `output_folder`.
+
+    Raises:
+        EngineError: OpenVINO refuses the graph; says why.
+        StorageError: the place cannot be written.
+    """
+    reader = core()
+    import openvino
+
+    try:
+        model = reader.read_model(model_path)
+    except Exception as error:
+        raise EngineError(
+            f"OpenVINO cannot read {model_path}: {_first_line(error)}; export the checkpoint again"
+        ) from error
+    with storage.explained(output_folder):
+        try:
+            openvino.save_model(model, output_folder / ENGINE_FILE, compress_to_fp16=False)
+        except RuntimeError as error:
+            raise EngineError(
+                f"OpenVINO cannot write {output_folder / ENGINE_FILE}: {_first_line(error)}; "
+                "free some space or choose another place"
+            ) from error
+    return Path(ENGINE_FILE)
+
+
+def load(name: str, path: Path, precision: Precision, threads: int | None) -> OpenVinoEngine:
+    """The engine of the component `name`.
+
+    Raises:
+        FolderError: a file is missing.
+        EngineError: OpenVINO refuses it, or the processor has no bfloat16.
+    """
+    reader = core()
+    for file in (path, path.with_suffix(".bin")):
+        if not file.is_file():
+            raise FolderError(f"the engine of {name} is missing: {file}; build the bundle again")
+    if precision is Precision.BF16 and not has_bf16():
+        raise EngineError(
+            f"{name} was built for bf16, which this processor does not compute in; "
+            "build the bundle again with --precision fp32"
+        )
+    settings: dict[str, object] = {
+        "PERFORMANCE_HINT": "LATENCY",
+        "NUM_STREAMS": 1,
+        "INFERENCE_PRECISION_HINT": HINTS[precision],
+    }
+    if threads is not None:
+        settings["INFERENCE_NUM_THREADS"] = threads
+    try:
+        model = reader.read_model(path)
+        if precision is not Precision.FP32:
+            openvino_precision.keep_float32(model, reader)
+        compiled = reader.compile_model(model, DEVICE, settings)
+        return OpenVinoEngine(name, compiled)
+    except Exception as error:
+        raise EngineError(
+            f"OpenVINO cannot load {name} from {path}: {_first_line(error)}; build the bundle again"
+        ) from error
+
+
+def _first_line(error: BaseException) -> str:
+    """What an exception of OpenVINO says, without the places in its source code."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    said = [line for line in lines if line and not line.startswith("Exception from src/")]
+    return said[-1].rstrip(".;") if said else type(error).__name__
+
+
+def _port_name(port: Any) -> str:
+    """The ONNX name of an input or output; OpenVINO may know several for one tensor."""
+    friendly = str(port.get_node().get_friendly_name()).removesuffix(RESULT_SUFFIX)
+    return friendly if friendly in port.get_names() else str(port.get_any_name())
+
+
+def _specs(ports: list[Any]) -> tuple[TensorSpec, ...]:
+    return tuple(
+        TensorSpec(
+            _port_name(port),
+            port.get_element_type().to_dtype().name,
+            tuple(
+                "?" if length.is_dynamic else length.get_length()
+                for length in port.get_partial_shape()
+            ),
+        )
+        for port in ports
+    )
+
+
+class OpenVinoEngine:
+    """One component with one infer request, whose working memory its bindings share."""
+
+    def __init__(self, name: str, compiled: Any) -> None:
+        self._name = name
+        self._inputs = _specs(compiled.inputs)
+        self._outputs = _specs(compiled.outputs)
+        self._ports = dict(
+            zip(
+                (spec.name for spec in (*self._inputs, *self._outputs)),
+                (*compiled.inputs, *compiled.outputs),
+                strict=True,
+            )
+        )
+        self._request = compiled.create_infer_request()
+        self._set: dict[str, Any] = {}
+
+    @property
+    def name(self) -> str:
+        """The component."""
+        return self._name
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        """Its inputs, in the model's order."""
+        return self._inputs
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        """Its outputs, in the model's order."""
+        return self._outputs
+
+    def bind(
+        self, shapes: Mapping[str, tuple[int, ...]], shared: Mapping[str, Array] | None = None
+    ) -> OpenVinoBinding:
+        """See `protocol.Engine.bind`."""
+        from openvino import Tensor
+
+        buffers = host_buffers(self._name, (*self._inputs, *self._outputs), shapes, shared)
+        tensors = {name: Tensor(buffer, shared_memory=True) for name, buffer in buffers.items()}
+        return OpenVinoBinding(self, buffers, tensors)
+
+    def run(self, tensors: Mapping[str, Any]) -> None:
+        """Computes on `tensors`, one for every input and output.
+
+        Raises:
+            EngineError: OpenVINO failed.
+        """
+        try:
+            for name, tensor in tensors.items():
+                if self._set.get(name) is not tensor:
+                    self._request.set_tensor(self._ports[name], tensor)
+                    self._set[name] = tensor
+            self._request.start_async()
+            self._request.wait()
+        except Exception as error:
+            self._set.clear()
+            raise EngineError(
+                f"{self._name} failed in OpenVINO: {_first_line(error)}; try a smaller picture "
+                "or batch, or build the bundle again"
+            ) from error
+
+
+class OpenVinoBinding:
+    """An engine over numpy arrays, which it keeps alive."""
+
+    def __init__(
+        self, engine: OpenVinoEngine, buffers: Mapping[str, Array], tensors: Mapping[str, Any]
+    ) -> None:
+        self._engine = engine
+        self._buffers = buffers
+        self._tensors = tensors
+        self._checked = False
+
+    @property
+    def buffers(self) -> Mapping[str, Array]:
+        """See `protocol.Binding.buffers`."""
+        return self._buffers
+
+    def run(self) -> None:
+        """See `protocol.Binding.run`."""
+        self._engine.run(self._tensors)
+        if not self._checked:
+            self._check()
+            self._checked = True
+
+    def _check(self) -> None:
+        """Sees that the outputs filled their buffers: OpenVINO shrinks a tensor without a word."""
+        for spec in self._engine.outputs:
+            shape, written = self._buffers[spec.name].shape, tuple(self._tensors[spec.name].shape)
+            if written != shape:
+                raise EngineError(
+                    f"{self._engine.name} failed in OpenVINO: {spec.name} is bound as {shape}, "
+                    f"but comes out as {written}; bind it with that shape"
+                )
