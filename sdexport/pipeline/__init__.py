@@ -1,0 +1,1 @@
+"""From a prompt to a picture: tokens, embeddings, the denoising loop, the decoded image."""

@@ -1,0 +1,90 @@
+"""From a bundle on disk to a pipeline that draws."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from sdexport import __version__
+from sdexport.backends.protocol import Engine
+from sdexport.backends.targets import find_target, load_engine
+from sdexport.bundle import Bundle, open_bundle
+from sdexport.errors import UsageError
+from sdexport.pipeline.pipeline import Pipeline
+from sdexport.pipeline.request import Limits
+from sdexport.pipeline.tokenizer import PromptTokenizer
+from sdexport.pipeline.workspace import PipelineParts
+
+
+def load(
+    path: str | os.PathLike[str], *, threads: int | None = None, check: bool = True
+) -> Pipeline:
+    """The pipeline of the bundle at `path`, its engines loaded for the target it was built for.
+
+    Args:
+        path: a folder that `sdexport compile` or `sdexport build` made.
+        threads: processor threads an engine; None leaves it to the runtime.
+        check: compare every file's digest with the manifest first.
+
+    Raises:
+        FolderError: no bundle, or a damaged one.
+        MissingExtraError: the target's library is not installed.
+        EngineError: an engine cannot be loaded.
+        UsageError: `threads` is no number of threads.
+    """
+    return Pipeline(load_parts(open_bundle(Path(path), check=check), threads=threads))
+
+
+def limits_of(bundle: Bundle) -> Limits:
+    """What requests to this bundle are checked against; needs no engine."""
+    manifest = bundle.manifest
+    return Limits(
+        manifest.profile,
+        bundle.scheduler_config,
+        manifest.default_guidance,
+        manifest.default_size,
+    )
+
+
+def load_parts(bundle: Bundle, *, threads: int | None = None) -> PipelineParts:
+    """The parts of a bundle that is open, its engines loaded; see `load`."""
+    if threads is not None and (
+        isinstance(threads, bool) or not isinstance(threads, int) or threads < 1
+    ):
+        raise UsageError(f"threads {threads!r} is not possible; give a whole number >= 1")
+    manifest, limits = bundle.manifest, limits_of(bundle)
+    target = find_target(manifest.target)
+    tokenizer = PromptTokenizer.load(bundle.tokenizer, manifest.tokens)
+
+    def engine(name: str) -> Engine:
+        return load_engine(target, name, bundle.engine_file(name), manifest.precision, threads)
+
+    return PipelineParts(
+        text_encoder=engine("text_encoder"),
+        denoise_step=engine("denoise_step"),
+        vae_decoder=engine("vae_decoder"),
+        tokenizer=tokenizer,
+        scheduler_config=limits.scheduler_config,
+        profile=limits.profile,
+        latent_channels=manifest.latent_channels,
+        tokens=manifest.tokens,
+        embedding_dim=manifest.embedding_dim,
+        default_guidance=limits.default_guidance,
+        default_size=limits.default_size,
+        about=_about(bundle),
+        latent_scale=manifest.latent_scale,
+    )
+
+
+def _about(bundle: Bundle) -> dict[str, Any]:
+    """What the images' metadata says of the bundle that drew them."""
+    manifest = bundle.manifest
+    return {
+        "model": manifest.name,
+        "fingerprint": manifest.fingerprint,
+        "target": manifest.target,
+        "library": manifest.library,
+        "precision": str(manifest.precision),
+        "sdexport": __version__,
+    }

@@ -1,0 +1,188 @@
+"""Finished images with what is needed to draw them again, and how they are saved."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import uuid
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from sdexport.errors import UsageError
+from sdexport.pipeline.request import Request
+from sdexport.sampling import find_sampler
+from sdexport.storage import ASIDE, explained
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """Seconds that a request took; a caller's time between steps is not counted.
+
+    Attributes:
+        total: from the first token to the last image, with the binding of buffers.
+        text_encoder, denoise, vae_decoder: the stages, over all batches.
+        evaluations: the engine call of every evaluation, in order; what `denoise` has beyond their
+            sum is the loop: weights written, noise drawn.
+    """
+
+    total: float
+    text_encoder: float
+    denoise: float
+    vae_decoder: float
+    evaluations: tuple[float, ...]
+
+    def as_json(self) -> dict[str, Any]:
+        """The timings as JSON values."""
+        return asdict(self) | {"evaluations": list(self.evaluations)}
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """The images of one request.
+
+    Attributes:
+        images: RGB, in the order of the request.
+        seeds: of every image.
+        parameters: what was drawn: the request and, under `about`, the engines; JSON values.
+        timings: how long it took.
+        warnings: what a user should know: texts that did not fit, values without effect.
+    """
+
+    images: list[Image.Image]
+    seeds: tuple[int, ...]
+    parameters: Mapping[str, Any]
+    timings: Timings
+    warnings: tuple[str, ...] = ()
+
+    def metadata(self, index: int) -> dict[str, str]:
+        """The texts that image `index` carries as PNG: `parameters` and `sdexport`."""
+        own = image_parameters(self.parameters, index)
+        return {
+            "parameters": infotext(own),
+            "sdexport": json.dumps(own, ensure_ascii=False, sort_keys=True),
+        }
+
+    def save(self, path: str | os.PathLike[str]) -> list[Path]:
+        """Writes the images as PNG files, each aside and then into place.
+
+        Args:
+            path: the file of a single image; several are numbered: `stem-000.png`, `stem-001.png`.
+                Folders that are missing are made, `.png` is added where there is no suffix.
+
+        Returns:
+            The files, in the order of the images.
+
+        Raises:
+            UsageError: the path is a folder or its suffix names another format.
+            StorageError: the place cannot be written.
+        """
+        files = output_files(Path(path), len(self.images))
+        for index, (file, image) in enumerate(zip(files, self.images, strict=True)):
+            _write(file, png(image, self.metadata(index)))
+        return files
+
+
+def output_files(path: Path, images: int) -> list[Path]:
+    """The names under which `images` images are saved at `path`; see `Result.save`.
+
+    Raises:
+        UsageError: the path is a folder or its suffix names another format.
+        StorageError: the name is longer than the system allows.
+    """
+    with explained(path):
+        is_folder = path.is_dir()
+    if is_folder or not path.name:
+        raise UsageError(f"{path} is a folder; name a file in it, for example {path / 'image.png'}")
+    if path.suffix == "":
+        path = path.with_name(path.name + ".png")
+    if path.suffix.lower() != ".png":
+        raise UsageError(
+            f"{path} names the format {path.suffix!r}; images are saved as PNG, "
+            f"for example {path.with_suffix('.png').name}"
+        )
+    if images == 1:
+        return [path]
+    return [path.with_name(f"{path.stem}-{index:03d}{path.suffix}") for index in range(images)]
+
+
+def png(image: Image.Image, texts: Mapping[str, str]) -> bytes:
+    """The image as a PNG file that carries `texts` (tEXt where Latin-1 holds them, else iTXt)."""
+    info = PngInfo()
+    for key, text in texts.items():
+        info.add_text(key, text)
+    # Encoded in memory, because Pillow hides the system's reason when a file cannot be written.
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG", pnginfo=info)
+    return buffer.getvalue()
+
+
+def _write(path: Path, content: bytes) -> None:
+    with explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Not after the file's own name, which may be as long as the system allows.
+        aside = path.with_name(f".{uuid.uuid4().hex}{ASIDE}")
+        try:
+            aside.write_bytes(content)
+            aside.replace(path)
+        finally:
+            aside.unlink(missing_ok=True)
+
+
+def parameters_of(request: Request, about: Mapping[str, Any]) -> dict[str, Any]:
+    """A request as JSON values, with what is known of the engines under `about`."""
+    return {
+        "prompts": list(request.prompts),
+        "negative_prompts": list(request.negative_prompts),
+        "seeds": list(request.seeds),
+        "steps": request.steps,
+        "evaluations": request.plan.evaluations,
+        "guidance": request.guidance,
+        "sampler": request.sampler,
+        "width": request.width,
+        "height": request.height,
+        "about": dict(about),
+    }
+
+
+def image_parameters(parameters: Mapping[str, Any], index: int) -> dict[str, Any]:
+    """What concerns image `index` alone: the lists of a request's parameters become one value."""
+    own = dict(parameters)
+    for many, one in (
+        ("prompts", "prompt"),
+        ("negative_prompts", "negative_prompt"),
+        ("seeds", "seed"),
+    ):
+        own[one] = own.pop(many)[index]
+    return own
+
+
+def infotext(own: Mapping[str, Any]) -> str:
+    """The parameters of one image in the form that AUTOMATIC1111's web UI writes and reads."""
+    about = own.get("about", {})
+    guidance = float(own["guidance"])
+    values = {
+        "Steps": own["steps"],
+        "Sampler": find_sampler(own["sampler"]).title,
+        "CFG scale": int(guidance) if guidance.is_integer() else guidance,
+        "Seed": own["seed"],
+        "Size": f"{own['width']}x{own['height']}",
+        "Model": about.get("model"),
+        "Version": f"sdexport {about['sdexport']}" if "sdexport" in about else None,
+    }
+    lines = [own["prompt"]]
+    if own["negative_prompt"]:
+        lines.append(f"Negative prompt: {own['negative_prompt']}")
+    lines.append(", ".join(f"{k}: {_quoted(v)}" for k, v in values.items() if v is not None))
+    return "\n".join(lines)
+
+
+def _quoted(value: object) -> str:
+    """Quotes as the web UI does: text that holds the separators is written as JSON."""
+    text = str(value)
+    return json.dumps(text, ensure_ascii=False) if set(text) & set(',:\n"') else text

@@ -1,0 +1,210 @@
+"""Prompts to CLIP token ids, equal to transformers' CLIPTokenizer and without transformers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import AddedToken, Regex, Tokenizer, normalizers, pre_tokenizers, processors
+from tokenizers.models import BPE
+
+from sdexport import storage
+from sdexport.errors import FolderError
+
+TOKENS = 77
+"""Tokens of a CLIP text, its begin and end included."""
+
+_BEGIN, _END = "<|startoftext|>", "<|endoftext|>"
+_DEFAULT_TOKENS = {"bos_token": _BEGIN, "eos_token": _END, "unk_token": _END, "pad_token": _END}
+
+# The words that CLIP's BPE is applied to; the contractions match English only, as in the original.
+_WORDS = (
+    r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """Tokenised texts.
+
+    Attributes:
+        ids: (N, 77) int64, padded.
+        dropped: for every text the part that did not fit, "" where all of it did.
+    """
+
+    ids: NDArray[np.int64]
+    dropped: tuple[str, ...]
+
+
+class PromptTokenizer:
+    """CLIP's byte-level BPE over whole texts of fixed length."""
+
+    def __init__(self, tokenizer: Tokenizer, *, end: int, pad: int, length: int = TOKENS) -> None:
+        """Takes a tokenizer that neither truncates nor pads; see `load`."""
+        self._tokenizer = tokenizer
+        self._end = end
+        self._pad = pad
+        self.length = length
+
+    @classmethod
+    def load(cls, folder: Path, length: int = TOKENS) -> PromptTokenizer:
+        """The tokenizer saved in `folder` by transformers, of any version.
+
+        Vocabulary and merges come from `tokenizer.json` or, in checkpoints older than that file,
+        from `vocab.json` and `merges.txt`; the special tokens from the configuration files.
+
+        Args:
+            folder: a checkpoint's `tokenizer` folder.
+            length: tokens a text, begin and end included.
+
+        Raises:
+            FolderError: a file is missing or damaged; the message names it.
+        """
+        folder = Path(folder)
+        vocabulary, merges, source = _vocabulary(folder)
+        special, added = _special_tokens(folder)
+        names = {role: _content(token) for role, token in special.items()}
+        try:
+            tokenizer = Tokenizer(
+                BPE(
+                    vocab=vocabulary,
+                    merges=merges,
+                    continuing_subword_prefix="",
+                    end_of_word_suffix="</w>",
+                    unk_token=names["unk_token"],
+                )
+            )
+            _configure(tokenizer)
+            tokenizer.add_tokens(_added_tokens(special, added))
+            ids = tokenizer.get_vocab(with_added_tokens=True)
+            begin, end, pad = (ids[names[r]] for r in ("bos_token", "eos_token", "pad_token"))
+            tokenizer.post_processor = processors.RobertaProcessing(
+                (names["eos_token"], end), (names["bos_token"], begin), False, False
+            )
+        # The library raises plain Exception for a merge whose parts the vocabulary lacks.
+        except Exception as error:
+            raise FolderError(f"{source} is damaged: {error}; copy the checkpoint again") from error
+        return cls(tokenizer, end=end, pad=pad, length=length)
+
+    def tokenize(self, texts: Sequence[str]) -> Tokens:
+        """The ids of every text, and what of it did not fit into `length` tokens."""
+        ids = np.full((len(texts), self.length), self._pad, np.int64)
+        dropped = []
+        for row, text in zip(ids, texts, strict=True):
+            # One at a time: a batch would start threads, which make a later fork unsafe.
+            encoding = self._tokenizer.encode(text)
+            found = encoding.ids
+            rest = ""
+            if len(found) > self.length:
+                rest = text[encoding.offsets[self.length - 1][0] :].strip()
+                found = [*found[: self.length - 1], self._end]
+            row[: len(found)] = found
+            dropped.append(rest)
+        return Tokens(ids, tuple(dropped))
+
+    def encode(self, texts: Sequence[str]) -> NDArray[np.int64]:
+        """The ids of every text: (N, 77) int64, truncated and padded."""
+        return self.tokenize(texts).ids
+
+
+def _configure(tokenizer: Tokenizer) -> None:
+    """CLIP's normaliser and its splitting into words."""
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(_WORDS), behavior="removed", invert=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
+    )
+
+
+def _vocabulary(folder: Path) -> tuple[dict[str, int], list[tuple[str, str]], Path]:
+    """Ids by token, merges in order of priority, and the file that they came from."""
+    single, vocab, merges = (folder / n for n in ("tokenizer.json", "vocab.json", "merges.txt"))
+    if single.is_file():
+        model = storage.read_json(single).get("model")
+        if not isinstance(model, dict) or model.get("type", "BPE") != "BPE":
+            raise FolderError(f"{single} holds no BPE vocabulary, so it is no CLIP tokenizer")
+        try:
+            pairs = [_pair(merge) for merge in model["merges"]]
+            return dict(model["vocab"]), pairs, single
+        except (KeyError, TypeError, ValueError) as error:
+            raise FolderError(f"{single} is damaged: {error}; copy the checkpoint again") from error
+    for file in (vocab, merges):
+        if not file.is_file():
+            raise FolderError(
+                f"{folder} holds no CLIP tokenizer: {file.name} is missing; it needs "
+                "tokenizer.json, or vocab.json with merges.txt"
+            )
+    try:
+        lines = merges.read_text(encoding="utf-8").split("\n")
+        pairs = [_pair(line) for line in lines if line.strip() and not line.startswith("#version")]
+    except (OSError, ValueError) as error:
+        raise FolderError(f"{merges} is damaged: {error}; copy the checkpoint again") from error
+    ids: dict[str, Any] = storage.read_json(vocab)
+    return ids, pairs, vocab
+
+
+def _pair(merge: str | Sequence[str]) -> tuple[str, str]:
+    # split(" "), not split(): byte-level tokens may hold other white space.
+    left, right = merge.rstrip("\r").split(" ") if isinstance(merge, str) else merge
+    return left, right
+
+
+_Token = str | Mapping[str, Any]
+
+
+def _special_tokens(folder: Path) -> tuple[dict[str, _Token], list[_Token]]:
+    """The special tokens by role, and further added tokens in the order of their ids.
+
+    The order of precedence is that of transformers 5: where `tokenizer_config.json` lists the added
+    tokens, `special_tokens_map.json`, `added_tokens.json` and `tokenizer.json` say nothing more.
+    """
+    config = _optional(folder / "tokenizer_config.json")
+    found = dict(_DEFAULT_TOKENS) | {k: v for k, v in config.items() if k in _DEFAULT_TOKENS and v}
+    added: dict[int, _Token] = {}
+    try:
+        if "added_tokens_decoder" in config:
+            added = {int(index): token for index, token in config["added_tokens_decoder"].items()}
+        else:
+            special = _optional(folder / "special_tokens_map.json")
+            found |= {k: v for k, v in special.items() if k in _DEFAULT_TOKENS and v}
+            names = {_content(token) for token in found.values()}
+            for name, index in _optional(folder / "added_tokens.json").items():
+                added[index] = {"content": name, "normalized": name not in names}
+            for token in _optional(folder / "tokenizer.json").get("added_tokens", ()):
+                added[token["id"]] = token
+        return found, [token for _, token in sorted(added.items())]
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise FolderError(
+            f"the special tokens in {folder} are damaged: {error!r}; copy the checkpoint again"
+        ) from error
+
+
+def _optional(path: Path) -> dict[str, Any]:
+    return storage.read_json(path) if path.is_file() else {}
+
+
+def _content(token: _Token) -> str:
+    return token if isinstance(token, str) else str(token["content"])
+
+
+def _added_tokens(special: Mapping[str, _Token], added: Sequence[_Token]) -> list[AddedToken]:
+    """Every added token once, with its own rules for white space and normalisation."""
+    tokens: dict[str, AddedToken] = {}
+    named = {_content(token) for token in special.values()}
+    for token in (*added, *special.values()):
+        name = _content(token)
+        rules = {} if isinstance(token, str) else dict(token)
+        flags = {k: bool(rules[k]) for k in _FLAGS if k in rules}
+        tokens.setdefault(name, AddedToken(name, special=name in named, **flags))
+    return list(tokens.values())
+
+
+_FLAGS = ("single_word", "lstrip", "rstrip", "normalized")

@@ -1,0 +1,124 @@
+"""Images are saved whole, with what is needed to draw them again."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sdexport.errors import StorageError, UsageError
+from sdexport.pipeline.pipeline import Pipeline
+from sdexport.pipeline.result import Result
+
+
+def saved(result: Result, path: Path) -> tuple[list[Path], list[dict[str, Any]]]:
+    files = result.save(path)
+    texts = []
+    for file in files:
+        with Image.open(file) as image:
+            image.load()
+            texts.append(dict(image.text))  # type: ignore[attr-defined]  # PNG's own attribute
+    return files, texts
+
+
+def test_round_trip(pipe: Pipeline, tmp_path: Path) -> None:
+    result = pipe.generate(
+        "red apple", negative_prompt="cat", steps=2, guidance=3.5, sampler="euler-a", seed=11
+    )
+    (file,), (texts,) = saved(result, tmp_path / "picture.png")
+    assert file == tmp_path / "picture.png"
+    with Image.open(file) as image:
+        assert (np.asarray(image) == np.asarray(result.images[0])).all()
+    assert texts["parameters"] == (
+        "red apple\n"
+        "Negative prompt: cat\n"
+        "Steps: 2, Sampler: Euler a, CFG scale: 3.5, Seed: 11, Size: 32x32, Model: fake, "
+        "Version: sdexport 0.0"
+    )
+    own = json.loads(texts["sdexport"])
+    assert own["about"] == {"model": "fake", "precision": "bf16", "sdexport": "0.0"}
+    assert own["evaluations"] == 2
+    again = pipe.generate(
+        own["prompt"],
+        negative_prompt=own["negative_prompt"],
+        steps=own["steps"],
+        guidance=own["guidance"],
+        sampler=own["sampler"],
+        seed=own["seed"],
+        size=(own["width"], own["height"]),
+    )
+    assert again.images[0].tobytes() == result.images[0].tobytes()
+
+
+def test_several_images_are_numbered(pipe: Pipeline, tmp_path: Path) -> None:
+    result = pipe.generate(["apple", "cat"], steps=1, seed=[9, 4], guidance=7)
+    files, texts = saved(result, tmp_path / "new" / "folder" / "p.png")
+    assert [file.name for file in files] == ["p-000.png", "p-001.png"]
+    assert [json.loads(text["sdexport"])["seed"] for text in texts] == [9, 4]
+    assert texts[1]["parameters"].startswith("cat\nSteps: 1, Sampler: PLMS, CFG scale: 7, Seed: 4")
+    assert sorted(p.name for p in files[0].parent.iterdir()) == ["p-000.png", "p-001.png"]
+
+
+@pytest.mark.parametrize(
+    "prompt", ["", "é 漢字 😀", "two\nlines", "NUL \0 inside", 'a, "b": c', "x" * 200_000]
+)
+def test_any_prompt_comes_back(pipe: Pipeline, tmp_path: Path, prompt: str) -> None:
+    _, (texts,) = saved(pipe.generate(prompt, steps=1), tmp_path / "p.png")
+    assert json.loads(texts["sdexport"])["prompt"] == prompt
+    assert texts["parameters"].startswith(prompt + "\nSteps: 1")
+
+
+def test_a_name_with_separators_is_quoted(pipe: Pipeline) -> None:
+    result = pipe.generate("apple", steps=1)
+    parameters = dict(result.parameters) | {"about": {"model": "a, b: c"}}
+    changed = Result(result.images, result.seeds, parameters, result.timings)
+    assert 'Model: "a, b: c"' in changed.metadata(0)["parameters"]
+
+
+def test_the_suffix(pipe: Pipeline, tmp_path: Path) -> None:
+    result = pipe.generate("apple", steps=1)
+    assert result.save(tmp_path / "bare") == [tmp_path / "bare.png"]
+    assert result.save(str(tmp_path / "loud.PNG")) == [tmp_path / "loud.PNG"]
+    with pytest.raises(UsageError, match=r"'.jpg'; images are saved as PNG"):
+        result.save(tmp_path / "p.jpg")
+    with pytest.raises(UsageError, match="is a folder"):
+        result.save(tmp_path)
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(
+    pipe: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result = pipe.generate("apple", steps=1)
+    file = tmp_path / "p.png"
+    file.write_bytes(b"before")
+
+    def full(self: Path, content: bytes) -> int:
+        self.touch()
+        raise OSError(28, "No space left on device", str(self))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_bytes", full)
+        with pytest.raises(StorageError, match="No space left on device; free some space"):
+            result.save(file)
+    assert file.read_bytes() == b"before"
+    assert [p.name for p in tmp_path.iterdir()] == ["p.png"]
+    result.save(file)
+    assert file.read_bytes()[:4] == b"\x89PNG"
+
+
+def test_a_name_as_long_as_the_system_allows(pipe: Pipeline, tmp_path: Path) -> None:
+    result = pipe.generate("apple", steps=1)
+    (file,) = result.save(tmp_path / ("n" * 251 + ".png"))
+    assert file.is_file()
+    with pytest.raises(StorageError, match="(?i)name too long; choose a shorter name"):
+        result.save(tmp_path / ("n" * 252 + ".png"))
+
+
+def test_a_file_in_the_way(pipe: Pipeline, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageError, match="cannot write"):
+        pipe.generate("apple", steps=1).save(tmp_path / "file" / "p.png")
