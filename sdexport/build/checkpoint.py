@@ -1,0 +1,99 @@
+"""Checkpoint → bundle in one call: export, graph, build and the check against PyTorch."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+from sdexport import bundle as bundles
+from sdexport import storage
+from sdexport.build import folder as folders
+from sdexport.build.options import BuildOptions, decide
+from sdexport.build.report import BuildReport, Stopwatch
+from sdexport.onnx_folder import open_folder
+from sdexport.progress import SILENT, Progress
+from sdexport.spec import COMPONENTS, Precision
+
+
+def compile_checkpoint(
+    checkpoint: Path | str,
+    bundle: Path | str,
+    options: BuildOptions | None = None,
+    *,
+    components: tuple[str, ...] = COMPONENTS,
+    onnx: Path | str | None = None,
+    verify: bool = True,
+    force: bool = False,
+    progress: Progress = SILENT,
+) -> BuildReport:
+    """Makes a bundle of a checkpoint; reuses a bundle that is equal.
+
+    Args:
+        checkpoint: a diffusers folder or a hub id.
+        bundle: where the bundle goes; an older bundle there is replaced whole once the new one
+            has passed, anything else is left alone.
+        options: target, precision, profile, default guidance.
+        components: what to export; the VAE encoder may be left out.
+        onnx: keep the ONNX folder here; None throws it away.
+        verify: compare engines and a picture with PyTorch, refuse a bundle that is off, and keep
+            the figures in the manifest.
+        force: build also when the bundle's fingerprints are equal.
+        progress: hears of the stages.
+
+    Raises:
+        CheckpointError: `checkpoint` is none, or lacks a component.
+        ParityError: an engine's results are too far from PyTorch's; nothing was replaced.
+        FolderError, MissingExtraError, EngineError, StorageError: as `build_folder`.
+    """
+    from sdexport.export import export_checkpoint, open_checkpoint
+
+    folders.require_onnx()
+    options = options or BuildOptions()
+    destination = Path(bundle)
+    folders.refuse_other_folder(destination)
+    choice = decide(options)
+    stopwatch = Stopwatch()
+    with stopwatch.stage("read the checkpoint"):
+        opened = open_checkpoint(checkpoint)
+        # CPU targets take fp32 graphs: bf16 is a matter of how OpenVINO runs them.
+        exported = Precision.FP32
+        sources: Mapping[str, object] = {
+            name: {"checkpoint": value, "export": str(exported)}
+            for name, value in opened.digests(components).items()
+        }
+        fingerprints = folders.fingerprints_of(sources, choice)
+    if not force and onnx is None:
+        report = folders.reuse(
+            destination, fingerprints, choice, options.profile, options.guidance, stopwatch
+        )
+        if report is not None:
+            return report
+    with storage.folder_aside(destination) as aside:
+        onnx_dir = Path(onnx) if onnx is not None else aside / ".onnx"
+        with stopwatch.stage("export"):
+            export_checkpoint(
+                checkpoint, onnx_dir, precision=exported, components=components, progress=progress
+            )
+        manifest = folders.fill_bundle(
+            open_folder(onnx_dir),
+            aside,
+            choice,
+            options,
+            fingerprints,
+            opened.name,
+            stopwatch,
+            progress,
+            consume=onnx is None,
+        )
+        if onnx is None:
+            shutil.rmtree(onnx_dir)
+        bundles.write_manifest(aside, manifest)
+        if verify:
+            from sdexport.verification import verify as compare
+
+            with stopwatch.stage("verify"):
+                compare(aside, checkpoint, progress=progress)
+    return folders.finished(
+        bundles.open_bundle(destination, check=False), choice, stopwatch, reused=False
+    )

@@ -1,0 +1,207 @@
+"""ONNX folder to engines: the graph passes and the target's builder, one component at a time."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from sdexport import storage
+from sdexport.backends import targets
+from sdexport.build.options import Choice
+from sdexport.build.report import Stopwatch
+from sdexport.bundle import EngineRecord
+from sdexport.errors import FolderError
+from sdexport.graph.decode_image import decode_image
+from sdexport.graph.denoise_step import denoise_step
+from sdexport.graph.flops import count
+from sdexport.graph.proto import load_graph, save_graph, weights_files
+from sdexport.graph.select_outputs import select_outputs
+from sdexport.onnx_folder import MODEL_FILE, OnnxFolder
+from sdexport.progress import Progress, stage
+from sdexport.sampling import STATE_SLOTS
+from sdexport.spec import PIXEL_MULTIPLE, Profile, Range
+
+COMPONENT_OF = {
+    "text_encoder": "text_encoder",
+    "denoise_step": "unet",
+    "vae_decoder": "vae_decoder",
+    "vae_encoder": "vae_encoder",
+}
+"""Which component of the ONNX folder an engine is made of."""
+
+
+@dataclass(frozen=True, slots=True)
+class Dimensions:
+    """The sizes of a model that the pipeline has to know, read from its configurations."""
+
+    latent_channels: int
+    latent_scale: int
+    scaling_factor: float
+    shift_factor: float
+    tokens: int
+    embedding_dim: int
+    native_pixels: int
+
+    def default_profile(self) -> Profile:
+        """One to four pictures of half, the whole and double the model's own size."""
+        native = self.native_pixels
+        half = max(PIXEL_MULTIPLE, native // 2 // PIXEL_MULTIPLE * PIXEL_MULTIPLE)
+        side = Range(half, native, native * 2)
+        return Profile(batch=Range(1, 1, 4), height=side, width=side)
+
+
+def read_dimensions(folder: OnnxFolder) -> Dimensions:
+    """The dimensions of the model in `folder`.
+
+    Raises:
+        FolderError: a configuration is missing or lacks a value.
+    """
+    unet = storage.read_json(folder.config("unet"))
+    vae = storage.read_json(folder.config("vae_decoder"))
+    text = storage.read_json(folder.config("text_encoder"))
+    if isinstance(text.get("text_config"), dict):
+        text = text["text_config"]  # type: ignore[assignment]  # checked in the line above
+
+    def number(config: Mapping[str, Any], component: str, key: str) -> Any:
+        value = config.get(key)
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise FolderError(
+                f"{folder.config(component)} has no usable {key!r} ({value!r}); "
+                "export the checkpoint again"
+            )
+        return value
+
+    channels = vae.get("block_out_channels")
+    if not isinstance(channels, list) or not channels:
+        raise FolderError(
+            f"{folder.config('vae_decoder')} has no usable 'block_out_channels' ({channels!r}); "
+            "export the checkpoint again"
+        )
+    scale = 2 ** (len(channels) - 1)
+    sample = unet.get("sample_size")
+    native = (sample if isinstance(sample, int) and sample > 0 else 64) * scale
+    shift = vae.get("shift_factor")
+    return Dimensions(
+        latent_channels=number(vae, "vae_decoder", "latent_channels"),
+        latent_scale=scale,
+        scaling_factor=number(vae, "vae_decoder", "scaling_factor"),
+        shift_factor=float(shift) if isinstance(shift, int | float) else 0.0,
+        tokens=number(text, "text_encoder", "max_position_embeddings"),
+        embedding_dim=number(text, "text_encoder", "hidden_size"),
+        native_pixels=native,
+    )
+
+
+def graphs(dimensions: Dimensions) -> Mapping[str, Callable[[onnx.ModelProto], onnx.ModelProto]]:
+    """What each engine's graph is made with, from its component's."""
+    return {
+        "text_encoder": lambda model: select_outputs(model, ("last_hidden_state",)),
+        "denoise_step": lambda model: denoise_step(model, slots=STATE_SLOTS),
+        "vae_decoder": lambda model: decode_image(
+            model,
+            slots=STATE_SLOTS,
+            scaling_factor=dimensions.scaling_factor,
+            shift_factor=dimensions.shift_factor,
+        ),
+        "vae_encoder": lambda model: select_outputs(model, ("latent_parameters",)),
+    }
+
+
+def call_shapes(
+    engine: str, dimensions: Dimensions, *, batch: int, branches: int, height: int, width: int
+) -> dict[str, tuple[int, ...]]:
+    """The inputs' shapes of one call of `engine`; height and width in pixels."""
+    h, w = height // dimensions.latent_scale, width // dimensions.latent_scale
+    state = (batch, STATE_SLOTS, dimensions.latent_channels, h, w)
+    shapes: dict[str, dict[str, tuple[int, ...]]] = {
+        "text_encoder": {"input_ids": (batch * branches, dimensions.tokens)},
+        "denoise_step": {
+            "state": state,
+            "noise": (batch, dimensions.latent_channels, h, w),
+            "timestep": (batch,),
+            "input_weights": (batch, STATE_SLOTS),
+            "update_weights": (batch, STATE_SLOTS, STATE_SLOTS + 2),
+            "guidance": (batch,),
+            "text_embeddings": (batch, branches, dimensions.tokens, dimensions.embedding_dim),
+        },
+        "vae_decoder": {"state": state},
+        "vae_encoder": {"sample": (batch, 3, height, width)},
+    }
+    return shapes[engine]
+
+
+def build_engines(
+    folder: OnnxFolder,
+    destination: Path,
+    choice: Choice,
+    dimensions: Dimensions,
+    profile: Profile,
+    fingerprints: Mapping[str, str],
+    stopwatch: Stopwatch,
+    progress: Progress,
+    *,
+    consume: bool = False,
+) -> dict[str, EngineRecord]:
+    """Builds every engine in `fingerprints` into `destination`, and says what they are.
+
+    With `consume`, the folder is a passing one: its weights are moved instead of copied, which
+    saves their size on disk and the time to copy gigabytes.
+
+    Raises:
+        EngineError: the target's library refused a graph; names the component.
+        StorageError: the place cannot be written.
+    """
+    passes = graphs(dimensions)
+    records: dict[str, EngineRecord] = {}
+    with stage(progress, "building engines", len(fingerprints)):
+        for name, fingerprint in fingerprints.items():
+            progress.advance(0, name)
+            with stopwatch.stage(f"build {name}"), storage.explained(destination):
+                source = folder.model(COMPONENT_OF[name])
+                model = passes[name](load_graph(source))
+                cost = count(
+                    model,
+                    call_shapes(
+                        name,
+                        dimensions,
+                        batch=profile.batch.opt,
+                        branches=2,
+                        height=profile.height.opt,
+                        width=profile.width.opt,
+                    ),
+                )
+                work = destination / f".{name}"
+                work.mkdir()
+                save_graph(model, work / MODEL_FILE)
+                place_weights(model, source.parent, work, consume=consume)
+                output = destination / name
+                output.mkdir()
+                file = targets.build_engine(
+                    choice.target, work / MODEL_FILE, output, choice.precision
+                )
+                shutil.rmtree(work)
+            records[name] = EngineRecord(
+                file=f"{name}/{Path(file).name}",
+                fingerprint=fingerprint,
+                parameters=cost.parameters,
+                flops=cost.flops,
+            )
+            progress.advance(1, name)
+    return records
+
+
+def place_weights(model: onnx.ModelProto, source: Path, work: Path, *, consume: bool) -> None:
+    """Copies, or with `consume` moves, the weights of `model` from the folder `source` to `work`.
+
+    Raises:
+        FolderError: a file is missing, or lies elsewhere.
+    """
+    for name in weights_files(model):
+        if not (source / name).is_file():
+            raise FolderError(f"{source / name} is missing; export the checkpoint again")
+        (shutil.move if consume else shutil.copyfile)(source / name, work / name)

@@ -1,0 +1,212 @@
+"""ONNX folder → bundle: builds what is not there yet, aside, and moves it into place."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from sdexport import bundle as bundles
+from sdexport import storage
+from sdexport.build.engines import COMPONENT_OF, build_engines, read_dimensions
+from sdexport.build.options import BuildOptions, Choice, decide
+from sdexport.build.report import BuildReport, Stopwatch
+from sdexport.bundle import Bundle, Manifest
+from sdexport.errors import FolderError, MissingExtraError
+from sdexport.onnx_folder import OnnxFolder, open_folder
+from sdexport.progress import SILENT, Progress
+from sdexport.spec import Profile
+
+
+def build_folder(
+    onnx_dir: Path | str,
+    bundle: Path | str,
+    options: BuildOptions | None = None,
+    *,
+    force: bool = False,
+    progress: Progress = SILENT,
+) -> BuildReport:
+    """Builds the engines of an ONNX folder into a bundle; reuses a bundle that is equal.
+
+    Args:
+        onnx_dir: a diffusers-ONNX folder, this project's or optimum-onnx's.
+        bundle: where the bundle goes; an older bundle there is replaced whole, anything else is
+            left alone.
+        options: target, precision, profile, default guidance.
+        force: build also when the bundle's fingerprints are equal.
+        progress: hears of the stages.
+
+    Raises:
+        FolderError: the ONNX folder is incomplete, or `bundle` is a folder of something else.
+        MissingExtraError: a library that is needed is not installed.
+        EngineError: the target's library refused a graph.
+        StorageError: the place cannot be written.
+    """
+    require_onnx()
+    folder, destination = open_folder(Path(onnx_dir)), Path(bundle)
+    options = options or BuildOptions()
+    choice = decide(options)
+    refuse_other_folder(destination)
+    stopwatch = Stopwatch()
+    with stopwatch.stage("read the ONNX folder"):
+        fingerprints = fingerprints_of(folder.digests(), choice)
+    profile = options.profile or read_dimensions(folder).default_profile()
+    if not force:
+        report = reuse(destination, fingerprints, choice, profile, options.guidance, stopwatch)
+        if report is not None:
+            return report
+    with storage.folder_aside(destination) as aside:
+        manifest = fill_bundle(
+            folder, aside, choice, options, fingerprints, folder.path.name, stopwatch, progress
+        )
+        bundles.write_manifest(aside, manifest)
+    return finished(bundles.open_bundle(destination, check=False), choice, stopwatch, reused=False)
+
+
+def require_onnx() -> None:
+    """Raises MissingExtraError where the graph stage cannot work."""
+    try:
+        importlib.metadata.version("onnx")
+    except importlib.metadata.PackageNotFoundError:
+        raise MissingExtraError(
+            'building engines needs onnx, which is not installed; pip install "sdexport[build]"'
+        ) from None
+
+
+def refuse_other_folder(destination: Path) -> None:
+    """Raises FolderError where `destination` holds something that is no bundle."""
+    if destination.is_dir() and not bundles.is_bundle(destination) and any(destination.iterdir()):
+        raise FolderError(
+            f"{destination} is a folder of something else (it has no {bundles.MANIFEST_FILE}) and "
+            "is not replaced; choose another place, or empty it first"
+        )
+    if destination.exists() and not destination.is_dir():
+        raise FolderError(f"{destination} is a file; a bundle is a folder: choose another place")
+
+
+def fingerprints_of(sources: Mapping[str, object], choice: Choice) -> dict[str, str]:
+    """The fingerprint of every engine that can be built.
+
+    Args:
+        sources: by component, what stands for its content: digests and how it was exported.
+        choice: target and precision.
+    """
+    return {
+        engine: storage.digest_of({"source": sources[component]} | choice.settings())
+        for engine, component in COMPONENT_OF.items()
+        if component in sources
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class _Served:
+    """What a manifest says that no engine's bytes depend on."""
+
+    profile: Profile
+    default_guidance: float
+
+
+def reuse(
+    destination: Path,
+    fingerprints: Mapping[str, str],
+    choice: Choice,
+    profile: Profile | None,
+    guidance: float,
+    stopwatch: Stopwatch,
+) -> BuildReport | None:
+    """The report on the bundle at `destination` if its engines are the wanted ones, else None.
+
+    A damaged bundle is never reused. Profile and guidance are brought up to date: no engine's
+    bytes depend on them.
+    """
+    if not bundles.is_bundle(destination):
+        return None
+    with stopwatch.stage("check the bundle that is there"):
+        try:
+            found = bundles.open_bundle(destination)
+        except FolderError:
+            return None
+    if {name: e.fingerprint for name, e in found.manifest.engines.items()} != dict(fingerprints):
+        return None
+    wanted = _Served(profile or found.manifest.profile, guidance)
+    if wanted != _Served(found.manifest.profile, found.manifest.default_guidance):
+        found = bundles.record(
+            found, profile=wanted.profile, default_guidance=wanted.default_guidance
+        )
+    return finished(found, choice, stopwatch, reused=True)
+
+
+def fill_bundle(
+    folder: OnnxFolder,
+    aside: Path,
+    choice: Choice,
+    options: BuildOptions,
+    fingerprints: Mapping[str, str],
+    name: str,
+    stopwatch: Stopwatch,
+    progress: Progress,
+    *,
+    consume: bool = False,
+) -> Manifest:
+    """Fills the empty folder `aside` with a bundle's files, and gives the manifest to write last.
+
+    Raises:
+        EngineError, FolderError, StorageError: as `build_folder`.
+    """
+    dimensions = read_dimensions(folder)
+    profile = options.profile or dimensions.default_profile()
+    engines = build_engines(
+        folder,
+        aside,
+        choice,
+        dimensions,
+        profile,
+        fingerprints,
+        stopwatch,
+        progress,
+        consume=consume,
+    )
+    with storage.explained(aside):
+        shutil.copytree(folder.tokenizer, aside / "tokenizer")
+        shutil.copytree(folder.scheduler_config.parent, aside / "scheduler")
+    native = dimensions.native_pixels
+    return Manifest(
+        name=name,
+        target=choice.target.name,
+        library=choice.library,
+        precision=choice.precision,
+        profile=profile,
+        latent_channels=dimensions.latent_channels,
+        latent_scale=dimensions.latent_scale,
+        tokens=dimensions.tokens,
+        embedding_dim=dimensions.embedding_dim,
+        default_guidance=options.guidance,
+        default_size=(
+            native if native in profile.width else profile.width.opt,
+            native if native in profile.height else profile.height.opt,
+        ),
+        engines=engines,
+        export=folder.record,
+        built_with={
+            "sdexport": importlib.metadata.version("sdexport"),
+            "onnx": importlib.metadata.version("onnx"),
+        },
+    )
+
+
+def finished(bundle: Bundle, choice: Choice, stopwatch: Stopwatch, *, reused: bool) -> BuildReport:
+    """The report on a bundle that stands."""
+    manifest = bundle.manifest
+    return BuildReport(
+        bundle=bundle.path,
+        target=manifest.target,
+        precision=str(manifest.precision),
+        reasons=choice.reasons,
+        reused=reused,
+        fingerprint=manifest.fingerprint,
+        bytes=storage.size_of(bundle.path),
+        stages=tuple(stopwatch.stages),
+        parity=manifest.parity,
+    )

@@ -1,0 +1,71 @@
+"""What a build tells about itself: time and memory of each stage, and what came out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sdexport import memory
+
+
+@dataclass(frozen=True, slots=True)
+class StageRecord:
+    """One stage of a build.
+
+    Attributes:
+        seconds: wall time.
+        peak_bytes: the largest resident size of the process during the stage (where the system
+            cannot start the measurement anew: since the process began).
+    """
+
+    name: str
+    seconds: float
+    peak_bytes: int
+
+
+@dataclass(slots=True)
+class Stopwatch:
+    """Collects the stages of one build in their order."""
+
+    stages: list[StageRecord] = field(default_factory=list)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Measures the body as the stage `name`."""
+        memory.reset_peak()
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            seconds = time.perf_counter() - start
+            self.stages.append(StageRecord(name, round(seconds, 3), memory.peak_bytes()))
+
+
+@dataclass(frozen=True, slots=True)
+class BuildReport:
+    """The outcome of a build.
+
+    Attributes:
+        reused: the bundle was there with equal fingerprints; nothing was built.
+        reasons: why this target and precision, one sentence each.
+        bytes: size of the bundle on disk.
+        parity: figures of the check against PyTorch, None if there was none.
+    """
+
+    bundle: Path
+    target: str
+    precision: str
+    reasons: tuple[str, ...]
+    reused: bool
+    fingerprint: str
+    bytes: int
+    stages: tuple[StageRecord, ...]
+    parity: Mapping[str, object] | None
+
+    def as_json(self) -> dict[str, Any]:
+        """The report as one JSON object."""
+        return asdict(self) | {"bundle": str(self.bundle)}

@@ -1,0 +1,270 @@
+"""The layout of a bundle on disk: engines and manifest, and whether both are as they were built.
+
+    bundle.json        what was built from what, with digests, fingerprints and measured parity
+    text_encoder/      denoise_step/      vae_decoder/      vae_encoder/      the engines
+    tokenizer/         scheduler/         as in the checkpoint
+
+`bundle.json` carries a digest of itself and of every other file, so that a truncated or altered
+bundle is refused when it is opened.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from sdexport import storage
+from sdexport.errors import FolderError, UsageError
+from sdexport.spec import Precision, Profile
+
+MANIFEST_FILE = "bundle.json"
+FORMAT = 1
+
+ENGINES = ("text_encoder", "denoise_step", "vae_decoder", "vae_encoder")
+"""The engines of a bundle; the encoder is optional, it is not needed to draw from text."""
+
+REQUIRED = ("text_encoder", "denoise_step", "vae_decoder")
+
+_PLAIN = (
+    "name",
+    "target",
+    "library",
+    "latent_channels",
+    "latent_scale",
+    "tokens",
+    "embedding_dim",
+    "default_guidance",
+    "parity",
+)
+"""The fields of a manifest that JSON holds as they are."""
+
+
+@dataclass(frozen=True, slots=True)
+class FileRecord:
+    """Size in bytes and SHA-256 of one file."""
+
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class EngineRecord:
+    """One engine of a bundle.
+
+    Attributes:
+        file: the file that is loaded, relative to the bundle.
+        fingerprint: hash of everything that changes the engine's bytes.
+        parameters: number of weights; `flops`: of one call at the profile's expected shape.
+    """
+
+    file: str
+    fingerprint: str
+    parameters: int
+    flops: int
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """What `bundle.json` says.
+
+    Attributes:
+        name: the checkpoint's name, for people.
+        target, library, precision: where the engines run and what built them.
+        profile: the sizes and batches that are served, in pixels and images.
+        latent_channels, latent_scale: channels of a latent, and pixels a latent side.
+        tokens, embedding_dim: length and width of the text encoder's output.
+        default_guidance, default_size: used where a request says nothing; (width, height) pixels.
+        engines: by name, see `ENGINES`.
+        files: every file of the bundle but the manifest, by relative path.
+        export: what the export recorded about itself.
+        parity: the figures of the last `verify`, or None.
+        built_with: versions of this project and of what it used.
+    """
+
+    name: str
+    target: str
+    library: str
+    precision: Precision
+    profile: Profile
+    latent_channels: int
+    latent_scale: int
+    tokens: int
+    embedding_dim: int
+    default_guidance: float
+    default_size: tuple[int, int]
+    engines: Mapping[str, EngineRecord]
+    files: Mapping[str, FileRecord] = field(default_factory=dict)
+    export: Mapping[str, object] = field(default_factory=dict)
+    parity: Mapping[str, object] | None = None
+    built_with: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def fingerprint(self) -> str:
+        """One hash for all engines together."""
+        return storage.digest_of({name: e.fingerprint for name, e in self.engines.items()})
+
+    def as_json(self) -> dict[str, Any]:
+        """The manifest as it is written, without its own digest."""
+        value: dict[str, Any] = {
+            "format": FORMAT,
+            **{name: getattr(self, name) for name in _PLAIN},
+            "export": dict(self.export),
+            "built_with": dict(self.built_with),
+            "precision": str(self.precision),
+            "profile": self.profile.as_json(),
+            "default_size": list(self.default_size),
+            "engines": {name: asdict(engine) for name, engine in self.engines.items()},
+            "files": {name: asdict(file) for name, file in sorted(self.files.items())},
+            "fingerprint": self.fingerprint,
+        }
+        return value
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Manifest:
+        """The inverse of `as_json`; raises KeyError, TypeError or ValueError for anything else."""
+        width, height = value["default_size"]
+        return cls(
+            **{name: value[name] for name in (*_PLAIN, "export", "built_with")},
+            precision=Precision(value["precision"]),
+            profile=Profile.from_json(value["profile"]),
+            default_size=(width, height),
+            engines={name: EngineRecord(**e) for name, e in value["engines"].items()},
+            files={name: FileRecord(**f) for name, f in value["files"].items()},
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """A bundle on disk whose manifest was read."""
+
+    path: Path
+    manifest: Manifest
+
+    def engine_file(self, engine: str) -> Path:
+        """The file to load for `engine`.
+
+        Raises:
+            FolderError: this bundle has no such engine.
+        """
+        record = self.manifest.engines.get(engine)
+        if record is None:
+            raise FolderError(
+                f"{self.path} has no engine {engine!r}, only {', '.join(self.manifest.engines)}; "
+                "build it again with all components"
+            )
+        return self.path / record.file
+
+    @property
+    def tokenizer(self) -> Path:
+        return self.path / "tokenizer"
+
+    @property
+    def scheduler_config(self) -> dict[str, object]:
+        """The checkpoint's scheduler configuration, as diffusers writes it."""
+        return storage.read_json(self.path / "scheduler" / "scheduler_config.json")
+
+
+def is_bundle(path: Path) -> bool:
+    """Whether there is a manifest at `path`; it may still be damaged."""
+    return (path / MANIFEST_FILE).is_file()
+
+
+def write_manifest(path: Path, manifest: Manifest) -> Bundle:
+    """Measures every file of the folder `path` and writes its `bundle.json`, the last file.
+
+    Raises:
+        StorageError: the place cannot be written.
+    """
+    files = {
+        file.relative_to(path).as_posix(): FileRecord(file.stat().st_size, storage.digest(file))
+        for file in sorted(path.rglob("*"))
+        if file.is_file() and file.name != MANIFEST_FILE
+    }
+    manifest = replace(manifest, files=files)
+    _write(path, manifest)
+    return Bundle(path, manifest)
+
+
+def record(bundle: Bundle, **changes: Any) -> Bundle:
+    """The bundle with fields of its manifest changed (parity, profile, …), on disk as well.
+
+    Raises:
+        StorageError: the manifest cannot be written.
+    """
+    manifest = replace(bundle.manifest, **changes)
+    _write(bundle.path, manifest)
+    return Bundle(bundle.path, manifest)
+
+
+def _write(path: Path, manifest: Manifest) -> None:
+    value = manifest.as_json()
+    storage.write_json(path / MANIFEST_FILE, value | {"digest": storage.digest_of(value)})
+
+
+def open_bundle(path: Path, *, check: bool = True) -> Bundle:
+    """The bundle at `path`.
+
+    Args:
+        path: a folder that `sdexport compile` or `sdexport build` made.
+        check: also compare every file's SHA-256 with the manifest (about a second a gigabyte);
+            sizes and the manifest's own digest are compared in any case.
+
+    Raises:
+        FolderError: no bundle, of another format, or damaged; the message names the file.
+    """
+    if not path.is_dir():
+        raise FolderError(f"no bundle at {path}; make one with: sdexport compile CHECKPOINT {path}")
+    if not is_bundle(path):
+        raise FolderError(
+            f"{path} is no bundle: it has no {MANIFEST_FILE}; "
+            "make one with: sdexport compile CHECKPOINT BUNDLE"
+        )
+    manifest = _read_manifest(path)
+    missing = [name for name in REQUIRED if name not in manifest.engines]
+    if missing:
+        raise FolderError(f"{path} lacks {', '.join(missing)}; build it again with all components")
+    for name, expected in manifest.files.items():
+        _check_file(path, name, expected, check)
+    return Bundle(path, manifest)
+
+
+def _read_manifest(path: Path) -> Manifest:
+    value = storage.read_json(path / MANIFEST_FILE)
+    if value.get("format") != FORMAT:
+        raise FolderError(
+            f"{path / MANIFEST_FILE} has format {value.get('format')!r}, "
+            f"this version reads format {FORMAT}; build the bundle again"
+        )
+    stated = value.pop("digest", None)
+    if stated != storage.digest_of(value):
+        raise FolderError(
+            f"{path / MANIFEST_FILE} was altered after it was built: its digest does not fit; "
+            "build the bundle again"
+        )
+    try:
+        return Manifest.from_json(value)
+    except (KeyError, TypeError, ValueError, AttributeError, UsageError) as error:
+        raise FolderError(
+            f"{path / MANIFEST_FILE} is damaged ({error}); build the bundle again"
+        ) from error
+
+
+def _check_file(path: Path, name: str, expected: FileRecord, content: bool) -> None:
+    file = path / name
+    if not file.resolve().is_relative_to(path.resolve()):
+        raise FolderError(f"{path / MANIFEST_FILE} names a file outside the bundle: {name}")
+    if not file.is_file():
+        raise FolderError(f"{file} is missing; build the bundle again")
+    size = file.stat().st_size
+    if size != expected.bytes:
+        raise FolderError(
+            f"{file} has {size:,} bytes, {expected.bytes:,} were built: it is truncated or "
+            "altered; build the bundle again"
+        )
+    if content and storage.digest(file) != expected.sha256:
+        raise FolderError(
+            f"{file} was altered after it was built: its SHA-256 does not fit; "
+            "build the bundle again"
+        )

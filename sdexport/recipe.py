@@ -1,0 +1,182 @@
+"""A recipe: the TOML file that says which checkpoint is compiled, for which target and sizes.
+
+    checkpoint = "../checkpoints/sd15"   # a folder beside the recipe, or a hub id
+    bundle = "sd15"                      # default: the recipe's path without `.toml`
+    components = ["text_encoder", "unet", "vae_decoder"]
+    target = "auto"
+    precision = "bf16"
+    guidance = 7.5
+
+    [profile]                            # MIN:OPT:MAX, an array, or one number
+    batch = "1:1:4"
+    height = [256, 512, 1024]
+    width = 512
+
+Only `checkpoint` has to be there. Relative paths start at the recipe's folder.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from sdexport.errors import UsageError
+from sdexport.spec import COMPONENTS, Precision, Range
+
+KEYS = ("checkpoint", "bundle", "components", "target", "precision", "guidance", "profile")
+PROFILE_KEYS = ("batch", "height", "width")
+OPTIONAL = ("vae_encoder",)
+"""Components that may be left out: pictures are drawn from text without them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """What a recipe file says; None or empty where it leaves a value open.
+
+    Attributes:
+        path: the recipe file.
+        checkpoint: an absolute path, or a hub id.
+        bundle: where the bundle goes.
+        profile: ranges by dimension (`batch`, `height`, `width`), in images and pixels.
+    """
+
+    path: Path
+    checkpoint: str
+    bundle: Path
+    components: tuple[str, ...] = COMPONENTS
+    target: str = "auto"
+    precision: Precision | None = None
+    guidance: float | None = None
+    profile: Mapping[str, Range] = field(default_factory=dict)
+
+
+def load_recipe(path: Path | str) -> Recipe:
+    """The recipe in the file `path`.
+
+    Raises:
+        UsageError: no such file, no TOML, an unknown key, or a value of the wrong kind; the message
+            names file and key, and what is accepted.
+    """
+    path = Path(path)
+    values = _read(path)
+    _refuse_unknown(path, "", values, KEYS)
+    if "checkpoint" not in values:
+        raise UsageError(f"{path}: the key 'checkpoint' is missing; it names a folder or a hub id")
+    folder = path.parent
+    precision = _text(path, values, "precision")
+    bundle = _text(path, values, "bundle")
+    try:
+        parsed = None if precision is None else Precision.parse(precision)
+        profile = _profile(path, values.get("profile", {}))
+    except UsageError as error:
+        if str(error).startswith(str(path)):
+            raise
+        raise UsageError(f"{path}: {error}") from error
+    return Recipe(
+        path=path,
+        checkpoint=_checkpoint(folder, _text(path, values, "checkpoint") or ""),
+        bundle=folder / (Path(bundle).expanduser() if bundle else path.stem),
+        components=_components(path, values.get("components", list(COMPONENTS))),
+        target=_text(path, values, "target") or "auto",
+        precision=parsed,
+        guidance=_number(path, values, "guidance"),
+        profile=profile,
+    )
+
+
+def _read(path: Path) -> dict[str, object]:
+    try:
+        with path.open("rb") as file:
+            return tomllib.load(file)
+    except FileNotFoundError:
+        raise UsageError(f"no recipe at {path}; a recipe is a TOML file") from None
+    except OSError as error:
+        raise UsageError(f"cannot read the recipe {path}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} is no TOML: {error}") from error
+
+
+def _refuse_unknown(
+    path: Path, table: str, values: Mapping[str, object], known: tuple[str, ...]
+) -> None:
+    for key in values:
+        if key not in known:
+            raise UsageError(
+                f"{path}: unknown key {table + key!r}; known are: "
+                + ", ".join(table + name for name in known)
+            )
+
+
+def _wrong(path: Path, key: str, value: object, accepted: str) -> UsageError:
+    return UsageError(f"{path}: {key} = {value!r} is not accepted; write {accepted}")
+
+
+def _text(path: Path, values: Mapping[str, object], key: str) -> str | None:
+    value = values.get(key)
+    if value is None:
+        return None
+    if not isinstance(value, str) or not value.strip():
+        raise _wrong(path, key, value, 'text in quotes, such as "…"')
+    return value
+
+
+def _number(path: Path, values: Mapping[str, object], key: str) -> float | None:
+    value = values.get(key)
+    if value is None:
+        return None
+    # A bool is an int to Python, but `guidance = true` is a mistake.
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise _wrong(path, key, value, "a number, such as 7.5")
+    return float(value)
+
+
+def _components(path: Path, value: object) -> tuple[str, ...]:
+    if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
+        raise _wrong(path, "components", value, f"a list of names from {', '.join(COMPONENTS)}")
+    for name in value:
+        if name not in COMPONENTS:
+            raise _wrong(path, "components", name, f"names from {', '.join(COMPONENTS)}")
+    missing = [name for name in COMPONENTS if name not in (*value, *OPTIONAL)]
+    if missing:
+        raise UsageError(
+            f"{path}: components lacks {', '.join(missing)}, without which no picture can be drawn"
+        )
+    return tuple(name for name in COMPONENTS if name in value)
+
+
+def _checkpoint(folder: Path, text: str) -> str:
+    """A path that exists, or looks like one, as an absolute path; anything else is a hub id."""
+    if (folder / Path(text).expanduser()).exists() or text.startswith((".", "/", "~")):
+        return str((folder / Path(text).expanduser()).resolve())
+    return text
+
+
+def _profile(path: Path, value: object) -> dict[str, Range]:
+    if not isinstance(value, dict):
+        raise _wrong(path, "profile", value, "a table [profile] with batch, height and width")
+    _refuse_unknown(path, "profile.", value, PROFILE_KEYS)
+    ranges: dict[str, Range] = {}
+    for name, limits in value.items():
+        try:
+            ranges[name] = parse_range(limits)
+        except UsageError as error:
+            raise UsageError(f"{path}: profile.{name}: {error}") from error
+    return ranges
+
+
+def parse_range(value: object) -> Range:
+    """A range from `"1:2:4"`, `[1, 2, 4]` or `2`.
+
+    Raises:
+        UsageError: anything else.
+    """
+    if isinstance(value, str):
+        return Range.parse(value)
+    numbers = value if isinstance(value, list) else [value]
+    if 1 <= len(numbers) <= 3 and all(type(number) is int for number in numbers):
+        return Range.parse(":".join(map(str, numbers)))
+    raise UsageError(
+        f'{value!r} is no range; write one number, "MIN:MAX", "MIN:OPT:MAX" or [MIN, OPT, MAX]'
+    )

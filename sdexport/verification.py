@@ -1,0 +1,294 @@
+"""Does a bundle draw what PyTorch draws? Each engine and whole pictures, against the checkpoint.
+
+The engines' results are compared with the checkpoint's own modules in float32 on the same inputs,
+and whole pictures with diffusers' pipeline for the same prompts and seeds. The figures are kept in
+the bundle's manifest.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sdexport import bundle as bundles
+from sdexport.backends.protocol import Array, Engine
+from sdexport.errors import ParityError
+from sdexport.pipeline.load import load_parts
+from sdexport.pipeline.pipeline import Pipeline, PipelineParts
+from sdexport.progress import SILENT, Progress, stage
+from sdexport.sampling import STATE_SLOTS, TorchNoise
+from sdexport.spec import PIXEL_MULTIPLE, Precision
+
+PROMPTS = ("a red apple", "a photo of an astronaut riding a horse")
+NEGATIVE_PROMPT = "blurry"
+GUIDANCE = 3.0
+STEPS = 10
+# DDIM: it does not amplify an evaluation's rounding, as PNDM does with few steps, so what is seen
+# is the engines' difference and not the sampler's.
+SAMPLER = "ddim"
+SEED = 1000
+LARGEST_SIDE = 256
+"""Pictures are compared at most at this many pixels a side where the profile allows: PyTorch in
+float32 needs minutes at the full size of a large model."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tolerance:
+    """How far a bundle may be from PyTorch in float32.
+
+    Attributes:
+        engine: relative RMS of an engine's output.
+        picture_rms: RMS of a picture's difference, of the range 0 to 1.
+        picture_largest: the largest difference of a pixel, of 255; None where rounding in half
+            precision makes single pixels meaningless.
+    """
+
+    engine: float
+    picture_rms: float
+    picture_largest: int | None
+
+
+TOLERANCES = {
+    Precision.FP32: Tolerance(engine=1e-3, picture_rms=2 / 255, picture_largest=2),
+    Precision.FP16: Tolerance(engine=0.03, picture_rms=0.02, picture_largest=None),
+    Precision.BF16: Tolerance(engine=0.05, picture_rms=0.04, picture_largest=None),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """One comparison with PyTorch.
+
+    Attributes:
+        what: an engine's name, or `pictures`.
+        rms: relative to the reference's RMS for engines, of the range 0 to 1 for pictures.
+        largest: the largest difference: in the output's unit for engines, of 255 for pictures.
+        allowed: the RMS that is allowed; `ok` says whether this comparison passed.
+    """
+
+    what: str
+    rms: float
+    largest: float
+    allowed: float
+    ok: bool
+
+
+@dataclass(frozen=True, slots=True)
+class VerifyReport:
+    """All comparisons of one bundle.
+
+    Attributes:
+        size: (width, height) in pixels of what was compared.
+        seconds: how long it took.
+    """
+
+    target: str
+    precision: str
+    size: tuple[int, int]
+    comparisons: tuple[Comparison, ...]
+    seconds: float
+
+    @property
+    def ok(self) -> bool:
+        """Whether every comparison is within its tolerance."""
+        return all(comparison.ok for comparison in self.comparisons)
+
+    def as_json(self) -> dict[str, Any]:
+        """The report as one JSON object."""
+        return asdict(self) | {"ok": self.ok, "size": list(self.size)}
+
+
+def verify(
+    bundle: Path | str,
+    checkpoint: Path | str,
+    *,
+    threads: int | None = None,
+    progress: Progress = SILENT,
+) -> VerifyReport:
+    """Compares a bundle with its checkpoint in PyTorch and keeps the figures in the manifest.
+
+    Raises:
+        ParityError: a comparison is out of tolerance, or a result is no number; the message names
+            the engine and the figures. They are kept in the manifest all the same.
+        FolderError, CheckpointError, MissingExtraError: as `open_bundle` and the export.
+        StorageError: the manifest cannot be written.
+    """
+    from sdexport.export.reference import ReferenceModels
+
+    start = time.perf_counter()
+    opened = bundles.open_bundle(Path(bundle))
+    manifest = opened.manifest
+    tolerance = TOLERANCES[manifest.precision]
+    parts = load_parts(opened, threads=threads)
+    profile = manifest.profile
+    width, height = (
+        max(limits.min, min(limits.opt, LARGEST_SIDE) // PIXEL_MULTIPLE * PIXEL_MULTIPLE)
+        for limits in (profile.width, profile.height)
+    )
+    batch = min(max(2, profile.batch.min), profile.batch.max)
+    reference = ReferenceModels(checkpoint)
+    comparisons: list[Comparison] = []
+    with stage(progress, "comparing with PyTorch", 4):
+        h, w = height // manifest.latent_scale, width // manifest.latent_scale
+        progress.advance(0, "text_encoder")
+        tokens = parts.tokenizer.encode([NEGATIVE_PROMPT, PROMPTS[0]])
+        ours = _call(parts.text_encoder, {"input_ids": tokens}, _text_shape(parts))
+        theirs = reference.text_encoder(tokens)
+        comparisons.append(_engine("text_encoder", ours, theirs, tolerance))
+        progress.advance(1, "denoise_step")
+        comparisons.append(_denoise_step(parts, reference, theirs, (h, w), tolerance))
+        progress.advance(1, "vae_decoder")
+        comparisons.append(_vae_decoder(parts, reference, (h, w), tolerance))
+        progress.advance(1, "pictures")
+        comparisons.append(_pictures(parts, reference, (width, height), batch, tolerance))
+        progress.advance(1)
+    report = VerifyReport(
+        target=manifest.target,
+        precision=str(manifest.precision),
+        size=(width, height),
+        comparisons=tuple(comparisons),
+        seconds=round(time.perf_counter() - start, 3),
+    )
+    bundles.record(opened, parity=report.as_json())
+    _refuse(report, tolerance)
+    return report
+
+
+def _refuse(report: VerifyReport, tolerance: Tolerance) -> None:
+    for comparison in report.comparisons:
+        if comparison.ok:
+            continue
+        limit = f"RMS {comparison.allowed:.2g}"
+        if comparison.what == "pictures" and tolerance.picture_largest is not None:
+            limit += f" and {tolerance.picture_largest} of 255"
+        raise ParityError(
+            f"{comparison.what} differs from PyTorch by RMS {comparison.rms:.3g}, at most "
+            f"{comparison.largest:.3g}; allowed is {limit} for {report.precision}. Build with "
+            "--precision fp32, or check that bundle and checkpoint belong together"
+        )
+
+
+def _call(
+    engine: Engine, inputs: Mapping[str, Array], output: tuple[str, tuple[int, ...]]
+) -> Array:
+    """One call of `engine`; `output` is the wanted output's name and shape."""
+    name, shape = output
+    binding = engine.bind({key: value.shape for key, value in inputs.items()} | {name: shape})
+    for key, value in inputs.items():
+        binding.buffers[key][...] = value
+    binding.run()
+    return binding.buffers[name].copy()
+
+
+def _text_shape(parts: PipelineParts) -> tuple[str, tuple[int, ...]]:
+    return "last_hidden_state", (2, parts.tokens, parts.embedding_dim)
+
+
+def _engine(what: str, ours: Array, theirs: Array, tolerance: Tolerance) -> Comparison:
+    difference = ours.astype(np.float64) - theirs.astype(np.float64)
+    scale = float(np.sqrt(np.mean(np.square(theirs, dtype=np.float64))))
+    rms = float(np.sqrt(np.mean(np.square(difference)))) / max(scale, 1e-12)
+    _refuse_no_numbers(what, rms)
+    return Comparison(
+        what, rms, float(np.abs(difference).max()), tolerance.engine, rms <= tolerance.engine
+    )
+
+
+def _refuse_no_numbers(what: str, rms: float) -> None:
+    if not np.isfinite(rms):
+        raise ParityError(
+            f"{what} gives values that are no numbers (NaN or infinity); "
+            "build with --precision fp32, or check the checkpoint's weights"
+        )
+
+
+def _denoise_step(
+    parts: PipelineParts,
+    reference: Any,
+    embeddings: Array,
+    latent_size: tuple[int, int],
+    tolerance: Tolerance,
+) -> Comparison:
+    """The guided model output of one step that hands it through: slot 0 becomes the output."""
+    shape = (1, parts.latent_channels, *latent_size)
+    sample = TorchNoise(SEED).randn(shape)
+    timestep = np.array([500.0], np.float32)
+    update = np.zeros((1, STATE_SLOTS, STATE_SLOTS + 2), np.float32)
+    update[0, 0, STATE_SLOTS] = 1.0
+    state = np.zeros((1, STATE_SLOTS, *shape[1:]), np.float32)
+    state[:, 0] = sample
+    weights = np.zeros((1, STATE_SLOTS), np.float32)
+    weights[0, 0] = 1.0
+    inputs = {
+        "state": state,
+        "noise": np.zeros(shape, np.float32),
+        "timestep": timestep,
+        "input_weights": weights,
+        "update_weights": update,
+        "guidance": np.array([GUIDANCE], np.float32),
+        "text_embeddings": embeddings[None].astype(np.float32),
+    }
+    ours = _call(parts.denoise_step, inputs, ("next_state", state.shape))[:, 0]
+    unguided, guided = (
+        reference.unet(sample, timestep, embeddings[branch : branch + 1]) for branch in (0, 1)
+    )
+    return _engine("denoise_step", ours, unguided + GUIDANCE * (guided - unguided), tolerance)
+
+
+def _vae_decoder(
+    parts: PipelineParts, reference: Any, latent_size: tuple[int, int], tolerance: Tolerance
+) -> Comparison:
+    """The picture of random latents, of the range 0 to 1."""
+    latents = TorchNoise(SEED + 1).randn((1, parts.latent_channels, *latent_size))
+    state = np.zeros((1, STATE_SLOTS, *latents.shape[1:]), np.float32)
+    state[:, 0] = latents
+    theirs = reference.decode(latents)
+    ours = _call(parts.vae_decoder, {"state": state}, ("image", theirs.shape))
+    return _engine("vae_decoder", ours / 255, np.round(theirs * 255) / 255, tolerance)
+
+
+def _pictures(
+    parts: PipelineParts,
+    reference: Any,
+    size: tuple[int, int],
+    count: int,
+    tolerance: Tolerance,
+) -> Comparison:
+    prompts = PROMPTS[:count]
+    seeds = [SEED + index for index in range(len(prompts))]
+    result = Pipeline(parts).generate(
+        list(prompts),
+        negative_prompt=NEGATIVE_PROMPT,
+        steps=STEPS,
+        guidance=GUIDANCE,
+        sampler=SAMPLER,
+        seed=seeds,
+        size=size,
+    )
+    theirs = reference.pictures(
+        list(prompts),
+        seeds=seeds,
+        steps=STEPS,
+        guidance=GUIDANCE,
+        sampler=SAMPLER,
+        size=size,
+        negative_prompt=NEGATIVE_PROMPT,
+    )
+    ours = np.stack([np.asarray(image) for image in result.images]).astype(np.float64)
+    difference = ours - np.stack(theirs).astype(np.float64)
+    rms = float(np.sqrt(np.mean(np.square(difference / 255), axis=(1, 2, 3))).max())
+    largest = float(np.abs(difference).max())
+    _refuse_no_numbers("pictures", rms)
+    if ours.max() == 0 and np.stack(theirs).max() > 0:
+        raise ParityError(
+            "the pictures are black where PyTorch's are not; build with --precision fp32"
+        )
+    ok = rms <= tolerance.picture_rms and (
+        tolerance.picture_largest is None or largest <= tolerance.picture_largest
+    )
+    return Comparison("pictures", rms, largest, tolerance.picture_rms, ok)
