@@ -1,0 +1,280 @@
+"""The verbs that draw: generate, and samplers, which says how it can be drawn."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from sdexport import terminal
+from sdexport.cli.making import Json
+from sdexport.errors import StorageError, UsageError
+from sdexport.progress import stage
+
+if TYPE_CHECKING:
+    from sdexport.pipeline.request import Request
+    from sdexport.pipeline.result import Result
+
+STEPS_SHOWN = 50
+"""The steps for which `samplers` says how often the model is evaluated."""
+
+
+def generate(
+    bundle: Annotated[
+        Path, typer.Argument(metavar="BUNDLE", help="A folder of sdexport compile or build.")
+    ],
+    prompt: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="PROMPT",
+            help="What to draw, in quotes; several prompts give several pictures.",
+        ),
+    ],
+    negative_prompt: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--negative-prompt",
+            "-n",
+            metavar="TEXT",
+            help="What to keep away from: once for all prompts, or once for each.",
+            show_default="none",
+        ),
+    ] = None,
+    steps: Annotated[
+        int,
+        typer.Option(
+            metavar="N",
+            help="Steps of the sampler; more take longer. Some samplers evaluate the model more "
+            "often than that, see sdexport samplers.",
+        ),
+    ] = 50,
+    guidance: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SCALE",
+            help="How strongly to follow the prompt; no unit, 7.5 is usual. Up to 1 there is no "
+            "guidance, which takes half the time, and negative prompts have no effect.",
+            show_default="the bundle's",
+        ),
+    ] = None,
+    sampler: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="One that sdexport samplers lists.",
+            show_default="the checkpoint's",
+        ),
+    ] = None,
+    seed: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="The same seed draws the same picture; the k-th picture has SEED + k, from k = 0.",
+            show_default="a random one, which is printed",
+        ),
+    ] = None,
+    size: Annotated[
+        str | None,
+        typer.Option(
+            metavar="WIDTHxHEIGHT",
+            help="In pixels, multiples of 8, within what the bundle was built for.",
+            show_default="the bundle's",
+        ),
+    ] = None,
+    count: Annotated[int, typer.Option(metavar="N", help="Pictures for each prompt.")] = 1,
+    output: Annotated[
+        str | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FILE",
+            help="A PNG file, or a folder (ending in /); folders are made, and a file of that name "
+            "is overwritten. Several pictures are numbered: FILE-000.png, FILE-001.png.",
+            show_default="sdexport-SEED.png here, under a name that is free",
+        ),
+    ] = None,
+    threads: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", help="Processor threads to use.", show_default="the runtime's choice"
+        ),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Draw pictures with a bundle.
+
+    The request is checked before the engines are loaded. Prompt, seed, sampler and all else that
+    is needed to draw a picture again are kept in its PNG file.
+
+    \b
+    Example:
+      sdexport generate bundles/sd15 "a red apple" --seed 7 -o apple.png
+      sdexport generate bundles/sd15 "a fox" "an owl" -n blurry --count 4 --size 512x768
+    """
+    from sdexport.bundle import open_bundle
+    from sdexport.pipeline import load as loading
+    from sdexport.pipeline.request import make_request
+
+    if threads is not None and threads < 1:
+        raise UsageError(f"threads {threads} is not possible; give a whole number >= 1")
+    request = make_request(
+        prompt,
+        loading.limits_of(open_bundle(bundle, check=False)),
+        negative_prompt=negative_prompt or None,
+        steps=steps,
+        guidance=guidance,
+        sampler=sampler,
+        seed=seed,
+        size=size,
+        count=count,
+    )
+    file = _output(output, request)
+    with terminal.progress(quiet=json) as progress:
+        with stage(progress, "loading engines"):
+            pipeline = loading.load(bundle, threads=threads)
+        evaluations = _evaluations(request, pipeline.parts.profile.batch.max)
+        result: Result | None = None
+        with (
+            stage(progress, "drawing", evaluations),
+            closing(pipeline.steps(request)) as stream,
+        ):
+            for step in stream:
+                first, last = step.image_range
+                which = f"picture {first + 1}" + (f" to {last}" if last > first + 1 else "")
+                progress.advance(1, f"{which} of {request.images}")
+                result = step.result
+    assert result is not None, "the last step carries the result"
+    files = result.save(file)
+    if json:
+        _print_document(result, files)
+        return
+    _print_result(result, files)
+
+
+def _evaluations(request: Request, largest: int) -> int:
+    return request.plan.evaluations * -(-request.images // largest)
+
+
+def _output(output: str | None, request: Request) -> Path:
+    """The file to save under, its folder made; a name of our own choice is one that is free.
+
+    Raises:
+        UsageError: no name for a PNG file.
+        StorageError: the folder cannot be made or written.
+    """
+    from sdexport.pipeline.result import output_files
+
+    folder = Path()
+    if output is None or output.endswith(("/", os.sep)) or Path(output).is_dir():
+        folder = Path(output or "")
+        stem, number = f"sdexport-{request.seeds[0]}", 1
+        file = folder / f"{stem}.png"
+        while any(taken.exists() for taken in output_files(file, request.images)):
+            number += 1
+            file = folder / f"{stem}-{number}.png"
+    else:
+        file = Path(output)
+        folder = output_files(file, request.images)[0].parent
+    # Now, not after minutes of drawing.
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(
+            f"cannot make the folder {folder}: {error.strerror}; choose another place with -o"
+        ) from error
+    if not os.access(folder, os.W_OK):
+        raise StorageError(f"the folder {folder} cannot be written; choose another place with -o")
+    return file
+
+
+def _print_document(result: Result, files: Sequence[Path]) -> None:
+    parameters = dict(result.parameters)
+    prompts, negatives = parameters.pop("prompts"), parameters.pop("negative_prompts")
+    seeds = parameters.pop("seeds")
+    terminal.print_json(
+        {
+            "images": [
+                {"file": file, "prompt": prompt, "negative_prompt": negative, "seed": seed}
+                for file, prompt, negative, seed in zip(
+                    files, prompts, negatives, seeds, strict=True
+                )
+            ],
+            "parameters": parameters,
+            "seconds": result.timings.as_json(),
+            "warnings": list(result.warnings),
+        }
+    )
+
+
+def _print_result(result: Result, files: Sequence[Path]) -> None:
+    for warning in result.warnings:
+        terminal.say(f"warning: {warning}")
+    for file, seed in zip(files, result.seeds, strict=True):
+        print(f"{file}  seed {seed}")
+    timings, parameters = result.timings, result.parameters
+    each = timings.denoise / max(1, len(timings.evaluations))
+    terminal.print_facts(
+        [
+            ("size", f"{parameters['width']}x{parameters['height']}"),
+            ("sampler", f"{parameters['sampler']}, {parameters['steps']} steps"),
+            ("text encoder", terminal.seconds(timings.text_encoder)),
+            (
+                "denoising",
+                f"{terminal.seconds(timings.denoise)} ({len(timings.evaluations)} evaluations of "
+                f"{terminal.seconds(each)})",
+            ),
+            ("VAE decoder", terminal.seconds(timings.vae_decoder)),
+            ("total", terminal.seconds(timings.total)),
+        ]
+    )
+
+
+def samplers(json: Json = False) -> None:
+    """List the samplers: their names and what they cost.
+
+    Each equals a scheduler of diffusers. Every name and alias is accepted by sdexport generate
+    --sampler, in any case. Evaluations are calls of the model for 50 steps; noise says whether
+    fresh noise is drawn at every step.
+
+    \b
+    Example:
+      sdexport samplers
+      sdexport generate bundles/sd15 "a fox" --sampler dpmpp-2m-karras --steps 20
+    """
+    from sdexport import sampling
+
+    known = sampling.samplers()
+    if json:
+        terminal.print_json(
+            [
+                {
+                    "name": sampler.name,
+                    "title": sampler.title,
+                    "aliases": sampler.aliases,
+                    "diffusers": sampler.diffusers,
+                    "evaluations_for_50_steps": sampler.evaluations(STEPS_SHOWN),
+                    "draws_noise": sampler.draws_noise,
+                }
+                for sampler in known
+            ]
+        )
+        return
+    terminal.print_table(
+        ("name", "title", "aliases", "diffusers", "evaluations", "noise"),
+        [
+            (
+                sampler.name,
+                sampler.title,
+                ", ".join(sampler.aliases),
+                sampler.diffusers,
+                sampler.evaluations(STEPS_SHOWN),
+                "every step" if sampler.draws_noise else "at the start",
+            )
+            for sampler in known
+        ],
+        right=("evaluations",),
+    )

@@ -1,0 +1,253 @@
+"""The verbs that look and tell: verify, inspect, doctor."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from sdexport import terminal
+from sdexport.cli.making import Json
+from sdexport.errors import ParityError
+
+if TYPE_CHECKING:
+    from sdexport.inspection import Inspection
+    from sdexport.machine import Diagnosis
+
+FAILED = 1
+
+
+def verify(
+    bundle: Annotated[
+        Path, typer.Argument(metavar="BUNDLE", help="A folder of sdexport compile or build.")
+    ],
+    checkpoint: Annotated[
+        str,
+        typer.Option(
+            metavar="CHECKPOINT",
+            help="What it was built from: a diffusers folder or the id of a model on the hub.",
+            show_default=False,
+        ),
+    ],
+    json: Json = False,
+) -> None:
+    """Compare a bundle with its checkpoint in PyTorch.
+
+    Engine by engine and by whole pictures. The figures are kept in the bundle. Exit code 1 says
+    that the bundle draws something else than PyTorch. Needs PyTorch: pip install
+    "sdexport[export]".
+
+    \b
+    Example:
+      sdexport verify bundles/sd15 --checkpoint ./sd15
+    """
+    from sdexport.bundle import open_bundle
+    from sdexport.verification import verify as compare
+
+    before = open_bundle(bundle, check=False).manifest.parity
+    failure = ""
+    try:
+        with terminal.progress(quiet=json) as progress:
+            value: Mapping[str, Any] = compare(bundle, checkpoint, progress=progress).as_json()
+    except ParityError as error:
+        failure = str(error)
+        # The figures were kept before the bundle was refused; those of an earlier run say nothing.
+        kept = open_bundle(bundle, check=False).manifest.parity
+        value = kept if kept is not None and kept != before else {"comparisons": []}
+        value = {**value, "ok": False, "error": failure}
+    if json:
+        terminal.print_json(value)
+    elif value["comparisons"]:
+        _show_comparisons(value)
+    if failure:
+        terminal.say(f"error: {failure}")
+    if not value["ok"]:
+        raise typer.Exit(FAILED)
+
+
+def _show_comparisons(value: Mapping[str, Any]) -> None:
+    width, height = value["size"]
+    terminal.print_facts(
+        [
+            ("target", value["target"]),
+            ("precision", value["precision"]),
+            ("compared at", f"{width}x{height} pixels"),
+            ("time", terminal.seconds(value["seconds"])),
+        ]
+    )
+    print()
+    columns = ("component", "rel. rms", "largest difference", "tolerance", "ok")
+    terminal.print_table(
+        columns,
+        [
+            (
+                one["what"],
+                f"{one['rms']:.3g}",
+                f"{one['largest']:.3g}" + (" of 255" if one["what"] == "pictures" else ""),
+                f"{one['allowed']:.3g}",
+                "yes" if one["ok"] else "NO",
+            )
+            for one in value["comparisons"]
+        ],
+        right=columns[1:4],
+    )
+
+
+def inspect(
+    path: Annotated[
+        Path,
+        typer.Argument(metavar="PATH", help="A bundle, an ONNX folder, or a single .onnx file."),
+    ],
+    json: Json = False,
+) -> None:
+    """Say what is in a bundle, an ONNX folder or an ONNX file.
+
+    Tensors, number formats, opset, size and cost. FLOP counts one call (a multiplication with its
+    addition is two): of a bundle at the size its profile expects and with guidance, of ONNX at one
+    picture of 64x64 latents. Nothing is run.
+
+    \b
+    Example:
+      sdexport inspect bundles/sd15
+      sdexport inspect onnx/sd15/unet/model.onnx --json
+    """
+    from sdexport.inspection import inspect as look
+
+    found = look(path)
+    if json:
+        terminal.print_json(found.as_json())
+        return
+    _show_inspection(found)
+
+
+def _show_inspection(found: Inspection) -> None:
+    about = found.about
+    facts: list[tuple[str, object]] = [
+        (found.kind, found.path),
+        ("size on disk", terminal.size(found.bytes)),
+    ]
+    if found.kind == "bundle":
+        profile: Any = about["profile"]
+        versions: Any = about["built_with"]
+        parity: Any = about["parity"]
+        facts += [
+            ("checkpoint", about["name"]),
+            ("target", about["target"]),
+            ("library", about["library"]),
+            ("precision", about["precision"]),
+            *((name, ":".join(map(str, limits))) for name, limits in profile.items()),
+            ("guidance", about["default_guidance"]),
+            ("built with", ", ".join(f"{name} {version}" for name, version in versions.items())),
+            ("fingerprint", about["fingerprint"]),
+            (
+                "parity",
+                "not compared with PyTorch"
+                if parity is None
+                else ("passed" if parity.get("ok") else "FAILED"),
+            ),
+        ]
+    terminal.print_facts(facts)
+    print()
+    columns = ("component", "weights", "opset", "size", "parameters", "FLOP", "at")
+    terminal.print_table(
+        columns,
+        [
+            (
+                part.name,
+                part.precision,
+                part.opset,
+                terminal.size(part.bytes),
+                None if part.parameters is None else terminal.amount(part.parameters),
+                None if part.flops is None else terminal.amount(part.flops),
+                part.flops_at,
+            )
+            for part in found.parts
+        ],
+        right=columns[2:6],
+    )
+    for part in found.parts:
+        print(f"\n{part.name}")
+        for spec in part.inputs:
+            print(f"  in   {spec}")
+        for spec in part.outputs:
+            print(f"  out  {spec}")
+        if part.note:
+            print(f"  {part.note}")
+
+
+def doctor(json: Json = False) -> None:
+    """Say what works on this machine, and how to get what does not.
+
+    Shows versions, targets, verbs, processor, memory and disk. Exit code 1 says that nothing can
+    be drawn here.
+
+    \b
+    Example:
+      sdexport doctor
+    """
+    from sdexport.machine import diagnose
+
+    found = diagnose()
+    if json:
+        terminal.print_json(found.as_json())
+    else:
+        _show_diagnosis(found)
+    if not found.ok:
+        raise typer.Exit(FAILED)
+
+
+def _show_diagnosis(found: Diagnosis) -> None:
+    memory, cpu, auto = found.memory, found.cpu, found.auto
+    free: Any = found.disk["free"]
+    reasons: Any = auto["reasons"]
+    flags: Any = cpu.get("flags", ())
+    terminal.print_facts(
+        [
+            ("sdexport", found.sdexport),
+            ("Python", f"{found.python} ({found.executable})"),
+            ("system", found.system),
+            (
+                "processor",
+                f"{cpu.get('model')}, {cpu.get('cores')} cores, {cpu.get('threads')} threads",
+            ),
+            ("flags", " ".join(flags) or None),
+            (
+                "memory",
+                ", ".join(f"{terminal.size(number)} {name}" for name, number in memory.items())
+                or None,
+            ),
+            (
+                "disk",
+                None if free is None else f"{terminal.size(free)} free at {found.disk['path']}",
+            ),
+            ("auto means", " ".join(str(auto[name]) for name in ("target", "precision"))),
+            *(("because", reason) for reason in reasons),
+        ]
+    )
+    for warning in found.warnings:
+        print(f"warning: {warning}")
+    print()
+    terminal.print_table(
+        ("target", "state", "version", "what it is, or how to get it"),
+        [
+            (
+                target.name,
+                "works" if target.works else "missing",
+                target.version,
+                target.remedy or target.description,
+            )
+            for target in found.targets
+        ],
+    )
+    print()
+    terminal.print_table(
+        ("verb", "state", "how to get it"),
+        [(verb.name, "works" if verb.works else "missing", verb.remedy) for verb in found.verbs],
+    )
+    print()
+    terminal.print_table(
+        ("library", "version"),
+        [(name, version or "not installed") for name, version in found.libraries.items()],
+    )

@@ -1,0 +1,380 @@
+"""The verbs that make something: compile, export, build."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from sdexport import storage, terminal
+from sdexport.errors import FolderError, UsageError
+from sdexport.spec import COMPONENTS, PIXEL_MULTIPLE, Precision, Profile, Range
+
+if TYPE_CHECKING:
+    from sdexport.build import BuildOptions, BuildReport
+
+Target = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="Where the engines run: onnxruntime-cpu, openvino-cpu, or auto, the fastest that is "
+        "installed.",
+        show_default="auto",
+    ),
+]
+BuildPrecision = Annotated[
+    str | None,
+    typer.Option(
+        metavar="fp32|bf16",
+        help="Number format of the engines' arithmetic.",
+        show_default="the target's fastest on this machine",
+    ),
+]
+Batch = Annotated[
+    str | None,
+    typer.Option(
+        metavar="MIN:OPT:MAX",
+        help="Pictures that are drawn together: least, usual, most. Requests for more are split.",
+        show_default="1:1:4",
+    ),
+]
+Height = Annotated[
+    str | None,
+    typer.Option(
+        metavar="MIN:OPT:MAX",
+        help="Height of a picture in pixels, multiples of 8: least, usual, largest; one number "
+        "allows that height only.",
+        show_default="half, whole and double the model's own size",
+    ),
+]
+Width = Annotated[
+    str | None,
+    typer.Option(
+        metavar="MIN:OPT:MAX",
+        help="Width of a picture in pixels, as --height.",
+        show_default="half, whole and double the model's own size",
+    ),
+]
+BuildGuidance = Annotated[
+    float | None,
+    typer.Option(
+        metavar="SCALE",
+        help="Guidance scale that a request without one gets; no unit, up to 1 there is no "
+        "guidance.",
+        show_default="7.5",
+    ),
+]
+Force = Annotated[
+    bool, typer.Option("--force", help="Build also when an equal bundle is already there.")
+]
+Json = Annotated[
+    bool, typer.Option("--json", help="Print one JSON document on stdout, and no progress.")
+]
+
+
+def compile(
+    checkpoint: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="CHECKPOINT",
+            help="A diffusers folder or the id of a model on the hub. May be left out with "
+            "--recipe.",
+            show_default=False,
+        ),
+    ] = None,
+    bundle: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="BUNDLE",
+            help="The folder to make. An older bundle there is replaced once the new one has "
+            "passed. May be left out with --recipe.",
+            show_default=False,
+        ),
+    ] = None,
+    recipe: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="A TOML file with checkpoint, bundle, components, target, precision, guidance and "
+            "[profile]. Options given here go before it.",
+            show_default="none",
+        ),
+    ] = None,
+    target: Target = None,
+    precision: BuildPrecision = None,
+    batch: Batch = None,
+    height: Height = None,
+    width: Width = None,
+    guidance: BuildGuidance = None,
+    onnx: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Keep the ONNX folder here, for build, inspect or another tool.",
+            show_default="thrown away",
+        ),
+    ] = None,
+    no_verify: Annotated[
+        bool,
+        typer.Option("--no-verify", help="Leave out the check of engines and pictures."),
+    ] = False,
+    force: Force = False,
+    json: Json = False,
+) -> None:
+    """Make a bundle from a checkpoint, checked against PyTorch.
+
+    That is export, build and verify in one. The bundle is a folder of engines for one target on
+    this kind of machine. When an equal bundle is already there, nothing is built. A bundle whose
+    pictures differ from PyTorch's is refused, and what stood in its place stays. Needs PyTorch:
+    pip install "sdexport[export]".
+
+    \b
+    Example:
+      sdexport compile ./sd15 bundles/sd15 --height 512 --width 512:512:768
+      sdexport compile --recipe engines/emoji.toml
+    """
+    from sdexport.recipe import load_recipe
+
+    plan = None if recipe is None else load_recipe(recipe)
+    if plan is not None:
+        checkpoint = plan.checkpoint if checkpoint is None else checkpoint
+        bundle = plan.bundle if bundle is None else bundle
+        target = plan.target if target is None else target
+        guidance = plan.guidance if guidance is None else guidance
+    if checkpoint is None or bundle is None:
+        missing = "CHECKPOINT" if checkpoint is None else "BUNDLE"
+        raise UsageError(
+            f"{missing} is missing; write: sdexport compile CHECKPOINT BUNDLE, "
+            "or name both in a file for --recipe"
+        )
+    asked = _ranges(batch, height, width)
+    chosen = _precision(precision)
+    if plan is not None:
+        asked = {**plan.profile, **asked}
+        chosen = plan.precision if chosen is None else chosen
+    from sdexport.build import compile_checkpoint
+
+    options = _options(target, chosen, _profile(asked, Path(checkpoint)), guidance)
+    with terminal.progress(quiet=json) as progress:
+        report = compile_checkpoint(
+            checkpoint,
+            bundle,
+            options,
+            components=COMPONENTS if plan is None else plan.components,
+            onnx=onnx,
+            verify=not no_verify,
+            force=force,
+            progress=progress,
+        )
+    _show_build(report, json)
+
+
+def export(
+    checkpoint: Annotated[
+        str,
+        typer.Argument(
+            metavar="CHECKPOINT", help="A diffusers folder or the id of a model on the hub."
+        ),
+    ],
+    onnx_dir: Annotated[
+        Path,
+        typer.Argument(metavar="ONNX_DIR", help="The folder to make; an older one is replaced."),
+    ],
+    precision: Annotated[
+        str,
+        typer.Option(metavar="fp32|fp16|bf16", help="Number format of the weights."),
+    ] = "fp32",
+    component: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help=f"One of {', '.join(COMPONENTS)}; may be given several times.",
+            show_default="all",
+        ),
+    ] = None,
+    no_parity: Annotated[
+        bool, typer.Option("--no-parity", help="Leave out the comparison with PyTorch.")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Export a checkpoint to an ONNX folder.
+
+    The folder has the layout that diffusers and optimum-onnx read and write. Each component is
+    compared with PyTorch on the same inputs, and the figures are kept in the folder. Batch, height
+    and width stay open. Needs PyTorch: pip install "sdexport[export]".
+
+    \b
+    Example:
+      sdexport export ./sd15 onnx/sd15 --precision fp16
+      sdexport export ./sd15 onnx/sd15 --component unet --component vae_decoder
+    """
+    chosen = Precision.parse(precision)
+    components = tuple(component) if component else COMPONENTS
+    for name in components:
+        if name not in COMPONENTS:
+            raise UsageError(f"unknown component {name!r}; choose from: {', '.join(COMPONENTS)}")
+    from sdexport.export import export_checkpoint
+
+    with terminal.progress(quiet=json) as progress:
+        report = export_checkpoint(
+            checkpoint,
+            onnx_dir,
+            precision=chosen,
+            components=components,
+            parity=not no_parity,
+            progress=progress,
+        )
+    value = report.as_json()
+    if json:
+        terminal.print_json(value)
+        return
+    _show_export(onnx_dir, value)
+
+
+def build(
+    onnx_dir: Annotated[
+        Path,
+        typer.Argument(metavar="ONNX_DIR", help="An ONNX folder of sdexport export or of optimum."),
+    ],
+    bundle: Annotated[
+        Path,
+        typer.Argument(metavar="BUNDLE", help="The folder to make; an older bundle is replaced."),
+    ],
+    target: Target = None,
+    precision: BuildPrecision = None,
+    batch: Batch = None,
+    height: Height = None,
+    width: Width = None,
+    guidance: BuildGuidance = None,
+    force: Force = False,
+    json: Json = False,
+) -> None:
+    """Build a bundle from an ONNX folder, without PyTorch.
+
+    The bundle is not compared with PyTorch; sdexport verify does that where the checkpoint is.
+    Needs onnx: pip install "sdexport[build]".
+
+    \b
+    Example:
+      sdexport build onnx/sd15 bundles/sd15 --target openvino-cpu --precision bf16
+    """
+    asked = _ranges(batch, height, width)
+    chosen = _precision(precision)
+    from sdexport.build import build_folder
+
+    options = _options(target, chosen, _profile(asked, onnx_dir), guidance)
+    with terminal.progress(quiet=json) as progress:
+        report = build_folder(onnx_dir, bundle, options, force=force, progress=progress)
+    _show_build(report, json)
+
+
+def _precision(text: str | None) -> Precision | None:
+    return None if text is None else Precision.parse(text)
+
+
+def _ranges(batch: str | None, height: str | None, width: str | None) -> dict[str, Range]:
+    given = {"batch": batch, "height": height, "width": width}
+    ranges = {}
+    for name, text in given.items():
+        if text is not None:
+            try:
+                ranges[name] = Range.parse(text)
+            except UsageError as error:
+                raise UsageError(f"--{name}: {error}") from error
+    return ranges
+
+
+def _profile(asked: Mapping[str, Range], source: Path) -> Profile | None:
+    """The profile of the ranges that were asked for; None where none was, for the build to choose.
+
+    Of the others, batch is 1:1:4, and height and width are half, whole and double the size that the
+    model in the folder `source` was trained for (512 pixels where that is not known).
+    """
+    if not asked:
+        return None
+    native = 512
+    try:
+        sample = storage.read_json(source / "unet" / "config.json").get("sample_size")
+        if isinstance(sample, int) and sample > 0:
+            native = sample * PIXEL_MULTIPLE
+    except FolderError:
+        pass  # An id of the hub, or a folder that the build will refuse with a better message.
+    half = max(PIXEL_MULTIPLE, native // 2 // PIXEL_MULTIPLE * PIXEL_MULTIPLE)
+    side = Range(half, native, native * 2)
+    usual = {"batch": Range(1, 1, 4), "height": side, "width": side}
+    return Profile(**{**usual, **asked})
+
+
+def _options(
+    target: str | None, precision: Precision | None, profile: Profile | None, guidance: float | None
+) -> BuildOptions:
+    from sdexport.build import BuildOptions
+
+    given: dict[str, Any] = {"target": target, "guidance": guidance}
+    return BuildOptions(
+        precision=precision,
+        profile=profile,
+        **{name: value for name, value in given.items() if value is not None},
+    )
+
+
+def _show_build(report: BuildReport, json: bool) -> None:
+    value = report.as_json()
+    if json:
+        terminal.print_json(value)
+        return
+    terminal.print_facts(
+        [
+            ("bundle", value["bundle"] + (" (was there already, equal)" if report.reused else "")),
+            ("target", value["target"]),
+            ("precision", value["precision"]),
+            *(("because", reason) for reason in value["reasons"]),
+            ("size", terminal.size(value["bytes"])),
+            ("fingerprint", value["fingerprint"][:16]),
+            ("parity", _parity(value["parity"])),
+        ]
+    )
+    print()
+    terminal.print_table(
+        ("stage", "time", "peak memory"),
+        [
+            (s["name"], terminal.seconds(s["seconds"]), terminal.size(s["peak_bytes"]))
+            for s in value["stages"]
+        ],
+        right=("time", "peak memory"),
+    )
+
+
+def _parity(parity: Mapping[str, Any] | None) -> str:
+    if parity is None:
+        return "not compared with PyTorch; sdexport verify does it"
+    figures = ", ".join(f"{c['what']} {c['rms']:.2g}" for c in parity["comparisons"])
+    return f"{'passed' if parity['ok'] else 'FAILED'}; RMS against PyTorch: {figures}"
+
+
+def _show_export(folder: Path, value: Mapping[str, Any]) -> None:
+    rows = []
+    components = value["components"]
+    pairs = (
+        components.items()
+        if isinstance(components, dict)
+        else ((one["name"], one) for one in components)
+    )
+    for name, one in pairs:
+        parity = one.get("parity") or {}
+        rows.append(
+            (
+                name,
+                terminal.seconds(one["seconds"]),
+                terminal.size(one["bytes"]),
+                terminal.amount(one["parameters"]),
+                f"{parity['rel_rms']:.2g}" if "rel_rms" in parity else "",
+                f"{parity['max_abs']:.2g}" if "max_abs" in parity else "",
+            )
+        )
+    terminal.print_facts([("ONNX folder", folder)])
+    print()
+    columns = ("component", "time", "size", "parameters", "rel. rms", "largest difference")
+    terminal.print_table(columns, rows, right=columns[1:])

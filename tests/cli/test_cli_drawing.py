@@ -1,0 +1,164 @@
+"""`sdexport generate` and `sdexport samplers`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from sdexport.sampling import samplers
+from tests.cli.doubles import DrawingDouble, Ran
+
+Run = Callable[..., Ran]
+
+
+def test_a_picture_is_drawn_saved_and_told_of(
+    run: Run, bundle: Path, drawing: DrawingDouble, tmp_path: Path
+) -> None:
+    file = tmp_path / "new" / "folder" / "apple.png"
+    ended = run(
+        "generate", bundle, "a red apple", "-n", "blurry", "--steps", 4, "--guidance", 3,
+        "--sampler", "Euler a", "--seed", 0, "--size", "128x64", "-o", file, "--threads", 2,
+    )  # fmt: skip
+    assert ended.code == 0
+    assert f"{file}  seed 0" in ended.out
+    assert "4 evaluations" in ended.out
+    assert "a library prints something" not in ended.out
+    request = drawing.requests[0]
+    assert request.prompts == ("a red apple",)
+    assert request.negative_prompts == ("blurry",)
+    assert (request.width, request.height) == (128, 64)
+    assert (request.steps, request.guidance, request.sampler) == (4, 3.0, "euler-a")
+    assert request.seeds == (0,)
+    assert drawing.loaded == [(bundle, 2)]
+    with Image.open(file) as image:
+        assert image.size == (128, 64)
+        assert json.loads(image.text["sdexport"])["seed"] == 0  # type: ignore[attr-defined]
+
+
+def test_what_is_not_said_is_the_bundles(run: Run, bundle: Path, drawing: DrawingDouble) -> None:
+    assert run("generate", bundle, "x", "-o", bundle.parent / "x.png").code == 0
+    request = drawing.requests[0]
+    assert (request.steps, request.guidance, request.sampler) == (50, 2.5, "pndm")
+    assert (request.width, request.height) == (64, 64)
+
+
+def test_guidance_0_is_a_value(run: Run, bundle: Path, drawing: DrawingDouble) -> None:
+    assert run("generate", bundle, "x", "--guidance", 0, "-o", bundle.parent / "x.png").code == 0
+    assert drawing.requests[0].guidance == 0
+
+
+def test_json_is_one_document(
+    run: Run, bundle: Path, drawing: DrawingDouble, tmp_path: Path
+) -> None:
+    drawing.warnings = ("the prompt is too long",)
+    ended = run(
+        "generate", bundle, "x", "ü", "--seed", 5, "--steps", 3, "--count", 2, "--json",
+        "-o", tmp_path / "x.png",
+    )  # fmt: skip
+    assert ended.code == 0
+    document = ended.document
+    assert [(i["prompt"], i["seed"]) for i in document["images"]] == [
+        ("x", 5), ("x", 6), ("ü", 7), ("ü", 8),
+    ]  # fmt: skip
+    assert [Path(i["file"]).name for i in document["images"]] == [f"x-00{k}.png" for k in range(4)]
+    assert all(Path(image["file"]).is_file() for image in document["images"])
+    assert document["parameters"]["steps"] == 3
+    assert document["seconds"]["total"] == 1.0
+    assert document["warnings"] == ["the prompt is too long"]
+
+
+def test_warnings_go_to_stderr(run: Run, bundle: Path, drawing: DrawingDouble) -> None:
+    drawing.warnings = ("the prompt is too long",)
+    ended = run("generate", bundle, "x", "-o", bundle.parent / "x.png")
+    assert "warning: the prompt is too long\n" in ended.err
+
+
+def test_the_name_is_the_seed_and_nothing_is_overwritten(
+    run: Run, bundle: Path, drawing: DrawingDouble, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for _ in range(3):
+        assert run("generate", bundle, "x", "--seed", 7).code == 0
+    assert run("generate", bundle, "x", "--seed", 7, "--count", 2).code == 0
+    assert sorted(file.name for file in tmp_path.glob("*.png")) == [
+        "sdexport-7-000.png", "sdexport-7-001.png", "sdexport-7-2.png", "sdexport-7-3.png",
+        "sdexport-7.png",
+    ]  # fmt: skip
+
+
+def test_a_named_file_is_overwritten(
+    run: Run, bundle: Path, drawing: DrawingDouble, tmp_path: Path
+) -> None:
+    for size in ("64x64", "128x128"):
+        assert run("generate", bundle, "x", "-o", tmp_path / "x", "--size", size).code == 0
+    with Image.open(tmp_path / "x.png") as image:
+        assert image.size == (128, 128)
+
+
+def test_a_folder_is_filled(run: Run, bundle: Path, drawing: DrawingDouble, tmp_path: Path) -> None:
+    assert run("generate", bundle, "x", "--seed", 1, "-o", f"{tmp_path}/new/").code == 0
+    assert run("generate", bundle, "x", "--seed", 1, "-o", tmp_path / "new").code == 0
+    assert sorted(file.name for file in (tmp_path / "new").iterdir()) == [
+        "sdexport-1-2.png", "sdexport-1.png",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--size", "60x64"],
+        ["--size", "640x64"],
+        ["--size", "big"],
+        ["--steps", 0],
+        ["--steps", 2000],
+        ["--count", 0],
+        ["--seed", -1],
+        ["--guidance", "nan"],
+        ["--sampler", "nonsense"],
+        ["--threads", 0],
+        ["-n", "a", "-n", "b", "-n", "c"],
+        ["-o", "picture.jpg"],
+    ],
+)
+def test_a_request_is_refused_before_engines_are_loaded(
+    run: Run, bundle: Path, drawing: DrawingDouble, options: list[object]
+) -> None:
+    ended = run("generate", bundle, "x", *options)
+    assert (ended.code, ended.out) == (2, "")
+    assert ended.err.startswith("error: ")
+    assert "Traceback" not in ended.err
+    assert drawing.loaded == []
+
+
+def test_a_file_is_no_folder(
+    run: Run, bundle: Path, drawing: DrawingDouble, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    ended = run("generate", bundle, "x", "-o", tmp_path / "file" / "x.png")
+    assert ended.code == 2
+    assert str(tmp_path / "file") in ended.err
+    assert drawing.loaded == []
+
+
+def test_no_bundle(run: Run, drawing: DrawingDouble, tmp_path: Path) -> None:
+    ended = run("generate", tmp_path / "nothing", "x")
+    assert ended.code == 2
+    assert "sdexport compile" in ended.err
+
+
+def test_samplers_lists_all(run: Run) -> None:
+    text = run("samplers").out
+    document = run("samplers", "--json").document
+    assert [one["name"] for one in document] == [sampler.name for sampler in samplers()]
+    pndm = next(one for one in document if one["name"] == "pndm")
+    assert pndm["evaluations_for_50_steps"] == 51
+    for one in document:
+        assert set(one) == {
+            "name", "title", "aliases", "diffusers", "evaluations_for_50_steps", "draws_noise",
+        }  # fmt: skip
+        line = next(line for line in text.splitlines() if line.startswith(f"{one['name']} "))
+        assert one["diffusers"] in line

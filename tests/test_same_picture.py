@@ -1,0 +1,106 @@
+"""Same seed, same picture: float32 engines against diffusers' pipeline on the CPU.
+
+The checkpoint is the repository's own, so that the pictures are pictures: with random weights
+everything is grey and nearly everything is equal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import sdexport
+from tests.conftest import EMOJI, TARGETS
+
+SAMPLERS = ("ddim", "pndm", "euler", "euler-a", "dpmpp-2m", "dpmpp-2m-karras")
+
+# (prompts, negative prompt, size, guidance, steps)
+REQUESTS: tuple[tuple[tuple[str, ...], str, tuple[int, int], float, int], ...] = (
+    (("red apple",), "", (128, 128), 2.5, 8),
+    (("a cat face", "snowman emoji", "pizza"), "green", (128, 128), 3.0, 6),
+    (("an airplane", "rose"), "", (136, 104), 1.0, 6),
+)
+
+
+@pytest.fixture(scope="module")
+def reference() -> Any:
+    from sdexport.export.reference import ReferenceModels
+
+    return ReferenceModels(EMOJI)
+
+
+@pytest.fixture(scope="module")
+def theirs(reference: Any) -> Callable[..., list[np.ndarray[Any, Any]]]:
+    """diffusers' pictures, drawn once for all targets."""
+    drawn: dict[tuple[Any, ...], list[np.ndarray[Any, Any]]] = {}
+
+    def pictures(sampler: str, request: tuple[Any, ...]) -> list[np.ndarray[Any, Any]]:
+        key = (sampler, request)
+        if key not in drawn:
+            prompts, negative, size, guidance, steps = request
+            drawn[key] = reference.pictures(
+                list(prompts),
+                seeds=[7 + index for index in range(len(prompts))],
+                steps=steps,
+                guidance=guidance,
+                sampler=sampler,
+                size=size,
+                negative_prompt=negative,
+            )
+        return drawn[key]
+
+    return pictures
+
+
+@pytest.fixture(scope="module", params=TARGETS)
+def pipeline(request: pytest.FixtureRequest, emoji_bundle: Callable[[str], Path]) -> Any:
+    return sdexport.load(emoji_bundle(request.param))
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("request_", REQUESTS, ids=["one", "three", "unguided"])
+def test_pictures_are_diffusers_pictures(
+    pipeline: Any,
+    theirs: Callable[..., list[np.ndarray[Any, Any]]],
+    sampler: str,
+    request_: tuple[tuple[str, ...], str, tuple[int, int], float, int],
+) -> None:
+    prompts, negative, size, guidance, steps = request_
+    result = pipeline.generate(
+        list(prompts),
+        negative_prompt=negative,
+        steps=steps,
+        guidance=guidance,
+        sampler=sampler,
+        seed=7,
+        size=size,
+    )
+    for ours, expected in zip(result.images, theirs(sampler, request_), strict=True):
+        difference = np.abs(np.asarray(ours).astype(int) - expected.astype(int))
+        assert expected.std() > 10, "the reference is no picture"
+        assert difference.max() <= 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sampler", ["pndm", "euler-a", "dpmpp-2m"])
+def test_fifty_steps(
+    pipeline: Any, theirs: Callable[..., list[np.ndarray[Any, Any]]], sampler: str
+) -> None:
+    request = (("red apple", "a bee"), "", (128, 128), 2.5, 50)
+    result = pipeline.generate(
+        list(request[0]), steps=50, guidance=2.5, sampler=sampler, seed=7, size=(128, 128)
+    )
+    for ours, expected in zip(result.images, theirs(sampler, request), strict=True):
+        assert np.abs(np.asarray(ours).astype(int) - expected.astype(int)).max() <= 2
+
+
+def test_an_image_is_the_same_whatever_its_batch(pipeline: Any) -> None:
+    """Across a batch's size the runtimes choose other blockings: rounding, not another picture."""
+    together = pipeline.generate(["pizza", "rose"], steps=5, sampler="euler-a", seed=[3, 9])
+    alone = pipeline.generate("rose", steps=5, sampler="euler-a", seed=9)
+    ours = np.asarray(together.images[1]).astype(int)
+    assert np.abs(ours - np.asarray(alone.images[0]).astype(int)).max() <= 1
