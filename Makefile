@@ -1,0 +1,49 @@
+# Everything here sets itself up in .venv; all it needs is Python 3.11 (or newer) and a package registry.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+PROMPT ?= a red apple
+
+.PHONY: help quickstart test test-slow test-gpu check format docs clean
+
+help:            ## Show what can be made
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "Installing into $(VENV) (a few minutes the first time) ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt 'torch==2.13.0'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[build,export,openvino,dev]'
+	@touch $@
+
+quickstart: $(INSTALLED)  ## Compile the emoji checkpoint and draw a picture
+	$(BIN)/sdexport compile --recipe engines/emoji.toml
+	$(BIN)/sdexport generate engines/emoji "$(PROMPT)" --steps 50 --seed 0 -o quickstart.png
+
+test: $(INSTALLED)        ## Run the tests
+	$(BIN)/python -m pytest -q
+
+test-slow: $(INSTALLED)   ## Run the tests that take minutes
+	$(BIN)/python -m pytest -q -m slow
+
+test-gpu: $(INSTALLED)    ## Run the tests that need a real NVIDIA GPU
+	$(BIN)/python -m pytest -q -m gpu
+
+check: $(INSTALLED)       ## Lint, types, import rules, drift of the generated documentation
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python scripts/cli_docs.py --check
+	$(BIN)/python -m pytest -q tests/test_import_rules.py
+
+format: $(INSTALLED)      ## Put the code into shape
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+docs: $(INSTALLED)        ## Generate docs/cli.md from the command line's help
+	$(BIN)/python scripts/cli_docs.py
+
+clean:           ## Remove what was built, the environment included
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis quickstart.png
+	find engines -mindepth 1 -maxdepth 1 -type d -exec rm -rf {} +
