@@ -44,10 +44,19 @@ def explained(path: Path, action: str = "write") -> Iterator[None]:
             errno.EEXIST: "a part of the path is a file; choose another place",
             errno.ENAMETOOLONG: "choose a shorter name",
         }.get(error.errno or 0)
+        if error.errno == errno.ENOENT and _is_beside(error.filename, path):
+            # What was to be made beside `path`, in a folder that takes no files (such as /proc).
+            remedy = "nothing can be made in that folder; choose another place"
         if remedy is None:
             raise
-        where = error.filename or path
+        # Not the name under which it is written aside, which nobody asked for.
+        where = path if _is_beside(error.filename, path) else error.filename or path
         raise StorageError(f"cannot {action} {where}: {error.strerror}; {remedy}") from error
+
+
+def _is_beside(name: object, path: Path) -> bool:
+    """Whether the file `name` of a system's error would lie in the same folder as `path`."""
+    return isinstance(name, str) and Path(name).parent == path.parent
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -95,3 +96,18 @@ def test_json_round_trip_and_digest(tmp_path: Path) -> None:
     assert storage.digest_of(value) == storage.digest_of(dict(reversed(value.items())))
     assert storage.digest_of(value) != storage.digest_of(value | {"a": "e"})
     assert storage.size_of(tmp_path) == (tmp_path / "x.json").stat().st_size
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc is Linux's")
+def test_a_folder_that_takes_no_files_is_a_users_error() -> None:
+    with (
+        pytest.raises(StorageError, match=r"cannot write /proc/folder: .*choose"),
+        storage.folder_aside(Path("/proc/folder")),
+    ):
+        pass
+
+
+def test_a_file_missing_inside_the_body_keeps_its_traceback(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError), storage.folder_aside(tmp_path / "folder") as aside:
+        (aside / "lost").read_text()
+    assert list(tmp_path.iterdir()) == []

@@ -140,9 +140,19 @@ def _wants_json(given: Sequence[str]) -> bool:
 def _explain(error: Exception) -> str:
     """One line: what is wrong with the command line, and where its help is."""
     message = " ".join(str(getattr(error, "format_message", error.__str__)()).split())
+    value = _refused_value(error)
+    if value is not None and value not in message:
+        message = f"{message.rstrip('.')}, not {value}"
     context = getattr(error, "ctx", None)
     path = context.command_path if context is not None else "sdexport"
     return f"{message.rstrip('.')}; see: {path} --help"
+
+
+def _refused_value(error: Exception) -> str | None:
+    """The value that could not be read: Typer's message leaves it to the error behind it."""
+    reasons = getattr(error.__cause__, "errors", None)
+    found = reasons() if callable(reasons) else []
+    return repr(found[0]["input"]) if found and "input" in found[0] else None
 
 
 def _leave_pipe() -> None:
