@@ -67,7 +67,7 @@ def test_help_of_a_verb_teaches(run: Run, verb: str) -> None:
         (["generat"], "Did you mean 'generate'"),
         (["generate"], "Missing argument"),
         (["generate", "b", "p", "--stepz", "3"], "--steps"),
-        (["generate", "b", "p", "--steps", "many"], "--steps"),
+        (["generate", "b", "p", "--steps", "many"], "not 'many'"),
         (["verify", "b"], "--checkpoint"),
         (["--nonsense"], "--nonsense"),
     ],
