@@ -109,14 +109,15 @@ class ReferenceModels:
         return [np.asarray(image) for image in images]
 
     def _pipeline(self, sampler: str | None) -> Any:
-        from diffusers import StableDiffusionPipeline
-        from transformers import CLIPTokenizer
-
         from sdexport.export.silence import quiet_loading
 
         config = self.checkpoint.scheduler_config
         pipeline: Any
         with quiet_loading():
+            # Importing them speaks of libraries that are not needed here.
+            from diffusers import StableDiffusionPipeline
+            from transformers import CLIPTokenizer
+
             pipeline = StableDiffusionPipeline(
                 vae=self._model("vae"),
                 text_encoder=self._model("text_encoder"),

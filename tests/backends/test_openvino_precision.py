@@ -17,7 +17,7 @@ from sdexport.backends.targets import OPENVINO_CPU, load_engine
 from sdexport.errors import EngineError
 from sdexport.graph.denoise_step import denoise_step
 from sdexport.spec import Precision
-from tests.backends.conftest import Build, Load, linear, needs
+from tests.backends.conftest import WEIGHT, Build, Load, linear, needs
 from tests.graph.models import CHANNELS, DIM, FLOAT, TOKENS, Array, model, step_inputs, unet
 
 SLOTS = 5
@@ -174,3 +174,17 @@ def test_the_library_sends_no_telemetry(tmp_path: Path) -> None:
     )
     assert (done.stdout.split(), done.stderr) == (["True", "False"], "")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_text_encoder_keeps_float32(build: Build) -> None:
+    path = build(OPENVINO_CPU, linear(), Precision.BF16)
+    x = np.random.default_rng(0).standard_normal((64, 4)).astype(np.float32)
+    error = {}
+    for name in ("text_encoder", "unet"):
+        engine = load_engine(OPENVINO_CPU, name, path, Precision.BF16, threads=1)
+        binding = engine.bind({"x": x.shape, "y": (64, 3)})
+        binding.buffers["x"][...] = x
+        binding.run()
+        error[name] = float(np.abs(binding.buffers["y"] - x @ WEIGHT).max())
+    assert error["text_encoder"] < 1e-5
+    assert error["unet"] > 1e-4, "the other engines compute in bfloat16"
