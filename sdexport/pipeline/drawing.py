@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from time import perf_counter
 
 import numpy as np
 from PIL import Image
 
-from sdexport.errors import EngineError
+from sdexport.backends.workspace import Course, Floats, Workspace
+from sdexport.errors import EngineError, UsageError
+from sdexport.pipeline.parts import PipelineParts
 from sdexport.pipeline.request import Request
 from sdexport.pipeline.result import Result, Timings, parameters_of
-from sdexport.pipeline.workspace import Floats, PipelineParts, Workspace
-from sdexport.sampling import TorchNoise
+from sdexport.sampling import STATE_SLOTS, SamplingPlan, TorchNoise
 
 SHOWN = 300
 """Characters of a text that a warning quotes."""
@@ -27,16 +28,26 @@ class Step:
         index: from 0, over all batches of the request.
         evaluations: of the whole request, so that `index + 1 == evaluations` at its end.
         image_range: the images that are being drawn: first, and last + 1.
-        latents: (images, C, h, w) float32 as they are now; the next step overwrites them, so copy
-            what is to be kept (those of the last step are the caller's own).
         result: the images, at the last step; None before.
     """
 
     index: int
     evaluations: int
     image_range: tuple[int, int]
-    latents: Floats
     result: Result | None = None
+    _read: Callable[[], Floats] = field(kw_only=True, repr=False, compare=False)
+
+    @property
+    def latents(self) -> Floats:
+        """(images, C, h, w) float32 after this step, fetched from the device when asked for.
+
+        The next step overwrites them, so copy what is to be kept; those of the last step are the
+        caller's own.
+
+        Raises:
+            UsageError: the request has gone on to another step.
+        """
+        return self._read()
 
 
 class Drawing:
@@ -47,6 +58,7 @@ class Drawing:
         self._request = request
         self._images: list[Image.Image] = []
         self._evaluations: list[float] = []
+        self._done = 0
         self._text_encoder = self._denoise = self._vae_decoder = self._total = 0.0
         self._warnings: dict[str, None] = {}
         self._since = perf_counter()
@@ -60,41 +72,47 @@ class Drawing:
         """The caller asks for the next step: time counts again."""
         self._since = perf_counter()
 
-    def batch(self, workspace: Workspace, first: int, last: int) -> Iterator[Step]:
-        """Draws the images from `first` to `last` - 1."""
-        request, plan = self._request, self._request.plan
-        images = last - first
+    def batch(
+        self, workspace: Workspace, first: int, last: int, *, watched: bool = True
+    ) -> Iterator[Step]:
+        """Draws the images from `first` to `last` - 1; see `Pipeline.steps` for `watched`."""
+        request, before = self._request, self._done
+        each = request.plan.evaluations
+        total = each * -(-request.images // self._parts.profile.batch.max)
         # Places of the batch that no image needs repeat the last one.
         places = [min(first + place, last - 1) for place in range(workspace.shape.batch)]
         self._encode(workspace, places)
-        draw_noise = self._start(workspace, places)
-
-        buffers = workspace.steps[0].buffers
-        timestep, input_weights = buffers["timestep"], buffers["input_weights"]
-        update_weights = buffers["update_weights"]
-        draws = plan.draws_noise.tolist()
-        run = tuple(binding.run for binding in workspace.steps)
-        total = plan.evaluations * -(-request.images // self._parts.profile.batch.max)
-        for i in range(plan.evaluations):
-            started = perf_counter()
-            timestep[...] = plan.timesteps[i]
-            input_weights[...] = plan.input_weights[i]
-            update_weights[...] = plan.update_weights[i]
-            if draws[i]:
-                draw_noise()
-            called = perf_counter()
-            run[i & 1]()
-            self._evaluations.append(perf_counter() - called)
-            index = len(self._evaluations) - 1
-            newest = (i + 1) & 1
-            self._denoise += perf_counter() - started
+        started = perf_counter()
+        course = self._course(workspace, places)
+        self._denoise += perf_counter() - started
+        workspace.begin(course, watched=watched)
+        done = 0
+        while done < each:
+            done = workspace.advance()
+            self._done = before + done
             result = None
-            if i + 1 == plan.evaluations:
-                self._decode(workspace, newest, first, last)
+            read = self._reader(workspace, self._done, last - first)
+            if done == each:
+                # The last step's latents are the caller's: the next batch overwrites the buffer.
+                kept = self._checked(workspace.latents()[: last - first].copy(), first)
+                self._decode(workspace, last - first)
                 result = self._result() if last == request.images else None
+                read = _owned(kept)
             self._total += perf_counter() - self._since
-            latents = workspace.states[newest][:images, 0]
-            yield Step(index, total, (first, last), latents, result)
+            yield Step(self._done - 1, total, (first, last), result, _read=read)
+
+    def _reader(self, workspace: Workspace, done: int, images: int) -> Callable[[], Floats]:
+        """What reads the latents as long as `done` evaluations are done."""
+
+        def read() -> Floats:
+            if self._done != done:
+                raise UsageError(
+                    f"the latents of step {done - 1} are gone: the request has gone on; read them "
+                    "before the next step, and copy what is to be kept"
+                )
+            return workspace.latents()[:images]
+
+        return read
 
     def _encode(self, workspace: Workspace, places: list[int]) -> None:
         """Tokens and embeddings of the batch, in the order [negative, prompt] for every image."""
@@ -112,33 +130,47 @@ class Drawing:
                 f"a prompt is longer than {self._parts.tokens} tokens; "
                 f"this part of it has no effect: {shown!r}"
             )
-        workspace.text_encoder.buffers["input_ids"][...] = tokens.ids
-        workspace.text_encoder.run()
         self._text_encoder += perf_counter() - started
+        workspace.encode(tokens.ids)
 
-    def _start(self, workspace: Workspace, places: list[int]) -> Noise:
-        """Fills the state before the first evaluation; returns what draws later noise."""
-        request, plan = self._request, self._request.plan
-        buffers = workspace.steps[0].buffers
-        buffers["guidance"][...] = request.guidance
-        noise = Noise([request.seeds[image] for image in places], buffers["noise"])
-        noise()
-        state = workspace.states[0]
-        state.fill(0)
-        np.multiply(buffers["noise"], np.float32(plan.initial_scale), out=state[:, 0])
-        return noise
+    def _course(self, workspace: Workspace, places: list[int]) -> Course:
+        """The plan for every row of the batch, its start, and all the noise that it will draw."""
+        request, plan, shape = self._request, self._request.plan, workspace.shape
+        batch, each = shape.batch, plan.evaluations
+        picture = (self._parts.latent_channels, shape.height, shape.width)
+        state = np.zeros((batch, STATE_SLOTS, *picture), np.float32)
+        noise = np.zeros((each, batch, *picture), np.float32) if plan.draws_noise.any() else None
+        for place, image in enumerate(places):
+            source = TorchNoise(request.seeds[image])
+            np.multiply(
+                source.randn((1, *picture))[0],
+                np.float32(plan.initial_scale),
+                out=state[place, 0],
+            )
+            if noise is not None:
+                for index in np.flatnonzero(plan.draws_noise):
+                    noise[index, place] = source.randn((1, *picture))[0]
+        return Course(state, tables(plan, request.guidance, batch), noise=noise)
 
-    def _decode(self, workspace: Workspace, newest: int, first: int, last: int) -> None:
-        """The finished latents to images."""
-        started = perf_counter()
-        images = last - first
-        finite = np.isfinite(workspace.states[newest][:images, 0]).all(axis=(1, 2, 3))
+    def _checked(self, latents: Floats, first: int) -> Floats:
+        """The finished latents, which are seen to be numbers."""
+        finite = np.isfinite(latents).all(axis=(1, 2, 3))
         if not finite.all():
             self._refuse(first + int(np.argmin(finite)))
-        workspace.decoders[newest].run()
+        return latents
+
+    def _decode(self, workspace: Workspace, images: int) -> None:
+        """The finished latents to images, and the batch's times to those of the request."""
+        pictures = workspace.decode()
+        started = perf_counter()
         # fromarray copies: the buffer belongs to the next batch.
-        self._images += [Image.fromarray(image) for image in workspace.image[:images]]
+        self._images += [Image.fromarray(image) for image in pictures[:images]]
         self._vae_decoder += perf_counter() - started
+        times = workspace.times
+        self._text_encoder += times.text_encoder
+        self._denoise += times.denoise
+        self._vae_decoder += times.vae_decoder
+        self._evaluations += times.evaluations
 
     def _refuse(self, image: int) -> None:
         request = self._request
@@ -174,14 +206,20 @@ class Drawing:
         )
 
 
-class Noise:
-    """Draws fresh noise for a batch, every image from the stream of its own seed."""
+def _owned(latents: Floats) -> Callable[[], Floats]:
+    return lambda: latents
 
-    def __init__(self, seeds: Sequence[int], into: Floats) -> None:
-        self._sources = [TorchNoise(seed) for seed in seeds]
-        self._into = into
-        self._shape = (1, *into.shape[1:])
 
-    def __call__(self) -> None:
-        for place, source in zip(self._into, self._sources, strict=True):
-            place[...] = source.randn(self._shape)[0]
+def tables(plan: SamplingPlan, guidance: float, batch: int) -> dict[str, Floats]:
+    """A plan's inputs of the denoise step by name, (N, batch, …), the same for every row."""
+    each = plan.evaluations
+    rows = {
+        "timestep": plan.timesteps,
+        "input_weights": plan.input_weights,
+        "update_weights": plan.update_weights,
+        "guidance": np.full(each, guidance, np.float32),
+    }
+    return {
+        name: np.broadcast_to(row[:, None], (each, batch, *row.shape[1:]))
+        for name, row in rows.items()
+    }

@@ -11,10 +11,10 @@ from sdexport.backends.protocol import Engine
 from sdexport.backends.targets import find_target, load_engine
 from sdexport.bundle import Bundle, open_bundle
 from sdexport.errors import UsageError
+from sdexport.pipeline.parts import PipelineParts
 from sdexport.pipeline.pipeline import Pipeline
 from sdexport.pipeline.request import Limits
 from sdexport.pipeline.tokenizer import PromptTokenizer
-from sdexport.pipeline.workspace import PipelineParts
 
 
 def load(

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from contextlib import closing
-from dataclasses import replace
+from typing import Self
 
+from sdexport.backends.workspace import Workspaces
 from sdexport.pipeline.drawing import Drawing, Step
+from sdexport.pipeline.parts import PipelineParts
 from sdexport.pipeline.request import DEFAULT_STEPS, Request, make_request
 from sdexport.pipeline.result import Result
 from sdexport.pipeline.turn import Turn
-from sdexport.pipeline.workspace import PipelineParts, Shape, Workspaces
 
 __all__ = ["Pipeline", "PipelineParts", "Step"]
 
@@ -18,14 +19,30 @@ __all__ = ["Pipeline", "PipelineParts", "Step"]
 class Pipeline:
     """Draws images with a bundle's engines.
 
-    One request is drawn at a time: a second thread waits for the first. An image depends on its own
-    prompt, seed and parameters only, not on what it shares a batch with.
+    On a processor one request is drawn at a time: a second thread waits for the first. On a GPU
+    several are, each in memory of its own. An image depends on its own prompt, seed and parameters
+    only, not on what it shares a batch with.
     """
 
     def __init__(self, parts: PipelineParts) -> None:
         self.parts = parts
-        self._workspaces = Workspaces(parts)
-        self._turn = Turn()
+        self._device = parts.placed()
+        self._turn: Turn[Workspaces] = Turn(self._device.workspaces, self._device.requests)
+
+    def close(self) -> None:
+        """Gives buffers and engines back; on a GPU its memory. Nothing can be drawn after that.
+
+        Raises:
+            UsageError: a stream is unfinished.
+        """
+        self._turn.close(lambda workspaces: workspaces.close())
+        self._device.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def generate(
         self,
@@ -45,8 +62,9 @@ class Pipeline:
             UsageError: a value cannot be served; nothing was run.
             EngineError: an engine failed or gave values that are no numbers.
         """
-        stream = self.stream(
+        request = make_request(
             prompt,
+            self.parts.limits,
             negative_prompt=negative_prompt,
             steps=steps,
             guidance=guidance,
@@ -55,6 +73,7 @@ class Pipeline:
             size=size,
             count=count,
         )
+        stream = self.steps(request, watched=False)
         with closing(stream):
             for step in stream:
                 if step.result is not None:
@@ -97,34 +116,32 @@ class Pipeline:
             )
         )
 
-    def steps(self, request: Request) -> Generator[Step]:
-        """`stream` for a request that was made before."""
+    def steps(self, request: Request, *, watched: bool = True) -> Generator[Step]:
+        """`stream` for a request that was made before.
+
+        Args:
+            watched: whether anybody looks at the steps. Where nobody does, a device may run a
+                batch's evaluations as one piece, and the only step of a batch is its last.
+        """
         self.parts.profile.check(
             batch=self.parts.profile.batch.min, height=request.height, width=request.width
         )
-        return self._steps(request)
+        return self._steps(request, watched)
 
-    def _steps(self, request: Request) -> Generator[Step]:
+    def _steps(self, request: Request, watched: bool) -> Generator[Step]:
         finished: Step | None = None
-        with self._turn.taken():
+        with self._turn.taken() as held:
             drawing = Drawing(self.parts, request)
             largest = self.parts.profile.batch.max
             for first in range(0, request.images, largest):
                 last = min(first + largest, request.images)
-                shape = Shape(
-                    # A smaller batch than the engines were built for is filled up.
-                    batch=max(last - first, self.parts.profile.batch.min),
-                    branches=request.branches,
-                    height=request.height // self.parts.latent_scale,
-                    width=request.width // self.parts.latent_scale,
-                )
-                for step in drawing.batch(self._workspaces(shape), first, last):
+                workspace = held.place(self.parts.shape(request, last - first))
+                for step in drawing.batch(workspace, first, last, watched=watched):
                     if step.result is not None:
-                        # Its latents are the caller's: the next request overwrites the buffer.
-                        finished = replace(step, latents=step.latents.copy())
+                        finished = step
                         break
                     yield step
-                    self._turn.resumed()
+                    held.resumed()
                     drawing.resumed()
         # The last step comes when the pipeline is free again: its caller may never ask for more.
         assert finished is not None, "the last step carries the result"

@@ -28,7 +28,8 @@ class Timings:
         total: from the first token to the last image, with the binding of buffers.
         text_encoder, denoise, vae_decoder: the stages, over all batches.
         evaluations: the engine call of every evaluation, in order; what `denoise` has beyond their
-            sum is the loop: weights written, noise drawn.
+            sum is the loop: weights written, noise drawn. Empty where a device ran the loop as one
+            piece.
     """
 
     total: float

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from sdexport.errors import EngineError
+from sdexport.pipeline.parts import PipelineParts
 from sdexport.pipeline.tokenizer import PromptTokenizer
-from sdexport.pipeline.workspace import PipelineParts
 from sdexport.sampling import STATE_SLOTS
 from sdexport.spec import Profile, Range, TensorSpec
 

@@ -207,7 +207,8 @@ def test_bindings_are_kept_and_bounded(pipe: Pipeline, fakes: Fakes) -> None:
     assert len(fakes.denoise_step.bound) == 2
     for width in (16, 24, 32, 40, 48, 56, 64):
         pipe.generate("apple", steps=1, size=(width, 16))
-    assert len(pipe._workspaces._bound) == 4
+    (workspaces,) = pipe._turn._made
+    assert len(workspaces._bound) == 4
     bound = len(fakes.denoise_step.bound)
     pipe.generate("apple", steps=1, size=(64, 16))
     assert len(fakes.denoise_step.bound) == bound
@@ -239,6 +240,32 @@ def test_latents_show_the_picture_on_its_way(pipe: Pipeline, tokenizer: PromptTo
     latents = expected_latents(tokenizer, "apple", 2, sampler="ddim")
     np.testing.assert_allclose(seen[-1][0], latents, atol=1e-3)
     assert not np.allclose(seen[0], seen[-1])
+
+
+def test_latents_that_are_gone_are_refused(pipe: Pipeline) -> None:
+    stream = pipe.stream("apple", steps=3, sampler="ddim")
+    first = next(stream)
+    assert first.latents.shape == (1, CHANNELS, 4, 4)
+    *_, last = stream
+    with pytest.raises(UsageError, match="latents of step 0 are gone"):
+        _ = first.latents
+    assert last.latents is last.latents
+
+
+def test_the_end_of_a_batch_keeps_its_latents(pipe: Pipeline) -> None:
+    steps = list(pipe.stream("apple", steps=2, sampler="ddim", count=5))
+    assert steps[1].latents.shape == (4, CHANNELS, 4, 4)
+    assert steps[3].latents.shape == (1, CHANNELS, 4, 4)
+
+
+def test_a_closed_pipeline_gives_its_buffers_back(pipe: Pipeline, fakes: Fakes) -> None:
+    stream = pipe.stream("apple", steps=3)
+    next(stream)
+    with pytest.raises(UsageError, match="still drawing"):
+        pipe.close()
+    stream.close()
+    pipe.close()
+    assert pipe._turn._made == []
 
 
 def test_timings(pipe: Pipeline) -> None:

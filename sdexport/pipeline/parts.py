@@ -1,0 +1,82 @@
+"""What a pipeline is made of: a bundle's engines, tokenizer and scheduler, and where they run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sdexport.backends.host_workspace import HostDevice
+from sdexport.backends.protocol import Engine
+from sdexport.backends.workspace import Device, Engines, Shape
+from sdexport.pipeline.request import Limits, Request
+from sdexport.pipeline.tokenizer import PromptTokenizer
+from sdexport.sampling import STATE_SLOTS
+from sdexport.spec import PIXEL_MULTIPLE, Profile
+
+
+@dataclass(frozen=True, slots=True)
+class PipelineParts:
+    """What a pipeline is made of.
+
+    Attributes:
+        text_encoder, denoise_step, vae_decoder: the engines.
+        tokenizer: for prompts of `tokens` tokens.
+        scheduler_config: the checkpoint's scheduler configuration, as diffusers writes it.
+        profile: the sizes and batches that the engines were built for.
+        latent_channels: C of the latents.
+        tokens, embedding_dim: length and width of the text encoder's output.
+        default_guidance, default_size: used where a request says nothing; (width, height) pixels.
+        about: what the images' metadata says of the engines; JSON values.
+        latent_scale: pixels a side of a latent.
+        device: where the engines run; None is the processor, over numpy memory.
+    """
+
+    text_encoder: Engine
+    denoise_step: Engine
+    vae_decoder: Engine
+    tokenizer: PromptTokenizer
+    scheduler_config: Mapping[str, Any]
+    profile: Profile
+    latent_channels: int
+    tokens: int
+    embedding_dim: int
+    default_guidance: float
+    default_size: tuple[int, int]
+    about: Mapping[str, Any]
+    latent_scale: int = PIXEL_MULTIPLE
+    device: Device | None = None
+
+    @property
+    def limits(self) -> Limits:
+        """What requests are checked against."""
+        return Limits(self.profile, self.scheduler_config, self.default_guidance, self.default_size)
+
+    @property
+    def engines(self) -> Engines:
+        """The engines with the sizes that they have in common."""
+        return Engines(
+            text_encoder=self.text_encoder,
+            denoise_step=self.denoise_step,
+            vae_decoder=self.vae_decoder,
+            slots=STATE_SLOTS,
+            latent_channels=self.latent_channels,
+            latent_scale=self.latent_scale,
+            tokens=self.tokens,
+            embedding_dim=self.embedding_dim,
+        )
+
+    def placed(self) -> Device:
+        """The device, or the processor where none was given."""
+        return HostDevice(self.engines) if self.device is None else self.device
+
+    def shape(self, request: Request, images: int) -> Shape:
+        """What a batch of `images` of a request is bound for."""
+        return Shape(
+            # A smaller batch than the engines were built for is filled up.
+            batch=max(images, self.profile.batch.min),
+            branches=request.branches,
+            height=request.height // self.latent_scale,
+            width=request.width // self.latent_scale,
+            tokens=self.tokens,
+        )

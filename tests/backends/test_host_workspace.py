@@ -1,0 +1,131 @@
+"""The engines over numpy memory: rows of a batch that go their own ways, inputs that do not fit."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sdexport.backends.host_workspace import HostDevice
+from sdexport.backends.workspace import Course, Shape, Workspace, text_shapes
+from sdexport.errors import EngineError
+from sdexport.pipeline.drawing import tables
+from sdexport.pipeline.tokenizer import PromptTokenizer
+from sdexport.sampling import STATE_SLOTS, compile_plan
+from tests.pipeline.fakes import CHANNELS, SCHEDULER, TOKENS, Fakes, make_tokenizer
+
+SHAPE = Shape(batch=2, branches=2, height=4, width=4, tokens=TOKENS)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> PromptTokenizer:
+    return PromptTokenizer.load(make_tokenizer(tmp_path_factory.mktemp("clip") / "tokenizer"))
+
+
+@pytest.fixture
+def fakes() -> Fakes:
+    return Fakes()
+
+
+def course(samplers: list[str], guidance: list[float], seed: int = 0) -> Course:
+    """A course whose row r follows `samplers[r]` for 4 evaluations, with fresh noise each."""
+    plans = [compile_plan(SCHEDULER, sampler, 4) for sampler in samplers]
+    rows = [tables(plan, scale, 1) for plan, scale in zip(plans, guidance, strict=True)]
+    random = np.random.default_rng(seed)
+    picture = (CHANNELS, 4, 4)
+    state = np.zeros((2, STATE_SLOTS, *picture), np.float32)
+    state[:, 0] = random.standard_normal((2, *picture))
+    noise = random.standard_normal((4, 2, *picture)).astype(np.float32)
+    return Course(
+        state,
+        {name: np.concatenate([r[name] for r in rows], axis=1) for name in rows[0]},
+        {},
+        noise,
+    )
+
+
+def finish(workspace: Workspace, given: Course) -> np.ndarray[Any, Any]:
+    ids = np.arange(4 * TOKENS).reshape(4, TOKENS) % 50
+    workspace.encode(ids)
+    workspace.begin(given)
+    while workspace.advance() < given.evaluations:
+        pass
+    return workspace.latents().copy()
+
+
+def test_rows_follow_samplers_of_their_own(fakes: Fakes, tokenizer: PromptTokenizer) -> None:
+    workspace = HostDevice(fakes.parts(tokenizer).engines).workspaces()(SHAPE)
+    mixed = finish(workspace, course(["ddim", "euler-a"], [7.5, 2]))
+    ddim = finish(workspace, course(["ddim", "ddim"], [7.5, 7.5]))
+    euler = finish(workspace, course(["euler-a", "euler-a"], [2, 2]))
+    assert (mixed[0] == ddim[0]).all()
+    assert (mixed[1] == euler[1]).all()
+    assert not np.allclose(ddim, euler)
+
+
+def test_a_course_without_noise_reads_none(fakes: Fakes, tokenizer: PromptTokenizer) -> None:
+    workspace = HostDevice(fakes.parts(tokenizer).engines).workspaces()(SHAPE)
+    given = course(["ddim", "ddim"], [7.5, 2])
+    with_noise = finish(workspace, given)
+    workspace = HostDevice(fakes.parts(tokenizer).engines).workspaces()(SHAPE)
+    # The fakes' fresh memory is NaN.
+    assert (finish(workspace, replace(given, noise=None)) == with_noise).all()
+
+
+def test_inputs_that_do_not_fit_are_named(fakes: Fakes, tokenizer: PromptTokenizer) -> None:
+    workspace = HostDevice(fakes.parts(tokenizer).engines).workspaces()(SHAPE)
+    given = course(["ddim", "ddim"], [7.5, 2])
+    workspace.encode(np.zeros((4, TOKENS), np.int64))
+    lacking = {name: table for name, table in given.tables.items() if name != "guidance"}
+    with pytest.raises(EngineError, match="denoise_step has inputs .*: guidance; .*again"):
+        workspace.begin(replace(given, tables=lacking))
+    more = replace(given, constants={"mask": np.ones((2, 1, 4, 4), np.float32)})
+    with pytest.raises(EngineError, match="denoise_step has no input mask; .*again"):
+        workspace.begin(more)
+
+
+def test_an_input_that_stays_is_written_once(fakes: Fakes, tokenizer: PromptTokenizer) -> None:
+    step = fakes.denoise_step
+    compute, seen = step.compute, []
+
+    def masked(buffers: Any) -> None:
+        seen.append(buffers["guidance"].copy())
+        compute(buffers)
+
+    step.compute = masked
+    workspace = HostDevice(fakes.parts(tokenizer).engines).workspaces()(SHAPE)
+    given = course(["ddim", "ddim"], [7.5, 2])
+    wanted = finish(workspace, given)
+    tables_ = dict(given.tables)
+    constant = tables_.pop("guidance")[0]
+    assert (
+        finish(workspace, replace(given, tables=tables_, constants={"guidance": constant}))
+        == wanted
+    ).all()
+    assert all((guidance == [7.5, 2]).all() for guidance in seen)
+
+
+def test_courses_that_contradict_themselves() -> None:
+    given = course(["ddim", "ddim"], [7.5, 2])
+    with pytest.raises(ValueError, match="do not fit together"):
+        replace(given, state=given.state[:1])
+    with pytest.raises(ValueError, match="do not fit together"):
+        replace(given, noise=given.noise[:3] if given.noise is not None else None)
+    with pytest.raises(ValueError, match="at least one"):
+        replace(given, tables={}, noise=None)
+
+
+def test_long_texts_are_encoded_in_pieces(fakes: Fakes, tokenizer: PromptTokenizer) -> None:
+    engines = fakes.parts(tokenizer).engines
+    assert text_shapes(engines, replace(SHAPE, tokens=3 * TOKENS))["input_ids"] == (12, TOKENS)
+    with pytest.raises(ValueError, match="100 tokens"):
+        text_shapes(engines, replace(SHAPE, tokens=100))
+    workspace = HostDevice(engines).workspaces()(replace(SHAPE, tokens=2 * TOKENS))
+    given = course(["ddim", "ddim"], [7.5, 2])
+    workspace.encode(np.ones((4, 2 * TOKENS), np.int64))
+    workspace.begin(given)
+    workspace.advance()
+    (inputs,) = [inputs for name, _, inputs in fakes.log if name == "denoise_step"]
+    assert inputs["text_embeddings"].shape == (2, 2, 2 * TOKENS, 3)
