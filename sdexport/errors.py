@@ -35,5 +35,13 @@ class EngineError(SdexportError):
     """An engine could not be built, loaded or run, or gave values that are no numbers."""
 
 
+class DeviceMemoryError(EngineError):
+    """A device has not as much memory free as is needed."""
+
+
+class DeviceLostError(EngineError):
+    """A device no longer serves this process; only a new process can use it again."""
+
+
 class ParityError(SdexportError):
     """An engine's results are further from PyTorch's than the tolerance allows."""

@@ -117,10 +117,19 @@ def write_text(path: Path, text: str) -> None:
     Raises:
         StorageError: the place cannot be written.
     """
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Writes a file aside and moves it into place.
+
+    Raises:
+        StorageError: the place cannot be written.
+    """
     with explained(path):
         aside = path.with_name(f".{path.name}.{os.getpid()}{ASIDE}")
         try:
-            aside.write_text(text, encoding="utf-8")
+            aside.write_bytes(content)
             aside.replace(path)
         finally:
             aside.unlink(missing_ok=True)

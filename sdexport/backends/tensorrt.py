@@ -1,0 +1,351 @@
+"""Engines of TensorRT and TensorRT for RTX at run time: loaded, and enqueued on device memory.
+
+Activation memory is the caller's (`USER_MANAGED`), so that engines which never overlap share one
+block. A context serves one set of shapes for its whole life: a captured graph is valid for the
+state of the context that it was captured with, and only the tensors' addresses are given anew for
+every enqueue.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from sdexport import storage
+from sdexport.backends import cuda
+from sdexport.backends.device import HostBinding, aligned
+from sdexport.backends.protocol import Array
+from sdexport.backends.tensorrt_library import Words, library, listening, logger
+from sdexport.errors import EngineError, FolderError, StorageError
+from sdexport.spec import Precision, TensorSpec
+
+DTYPES = {
+    "FLOAT": "float32",
+    "HALF": "float16",
+    "INT32": "int32",
+    "INT64": "int64",
+    "INT8": "int8",
+    "UINT8": "uint8",
+    "BOOL": "bool",
+}
+"""The dtypes of the library's type names."""
+
+STREAMS = 8
+"""Requests that are drawn at once, at most; each takes memory for activations and buffers."""
+
+
+@functools.cache
+def context() -> cuda.Context:
+    """The GPU of this process, the first that CUDA shows.
+
+    Raises:
+        EngineError: there is none.
+    """
+    return cuda.Context()
+
+
+@functools.cache
+def _runtime(target: str) -> Any:
+    module = library(target)
+    context()
+    return module.Runtime(logger(module))
+
+
+def load(
+    target: str, name: str, path: Path, precision: Precision, threads: int | None
+) -> TensorRtEngine:
+    """The engine of the component `name`, its weights on the GPU.
+
+    Raises:
+        FolderError: no such file.
+        MissingExtraError: a library is not installed.
+        EngineError: there is no GPU, or the library refuses the engine; says why.
+    """
+    if not path.is_file():
+        raise FolderError(f"the engine of {name} is missing: {path}; build the bundle again")
+    module = library(target)
+    gpu = context()
+    gpu.use()
+    runtime = _runtime(target)
+    blob = path.read_bytes()
+    with listening(this_thread=True) as words:
+        engine = runtime.deserialize_cuda_engine(blob)
+    if engine is None:
+        why = _refusal(module, runtime, blob, words, gpu)
+        raise EngineError(f"{target} cannot load {name} from {path}: {why}")
+    return TensorRtEngine(name, module, engine, gpu)
+
+
+def _refusal(module: Any, runtime: Any, blob: bytes, words: Words, gpu: cuda.Context) -> str:
+    """Why the library does not take an engine, and what to do."""
+    said = words.failure or "it does not say why"
+    reasons = _diagnostics(module, runtime, blob)
+    hint = " ".join((said, *reasons)).lower()
+    version = f"{module.__name__} {module.__version__}"
+    # The words of the two libraries, of those versions that were read; anything else is passed on.
+    if "version_mismatch" in hint or "version" in hint:
+        remedy = f"it was built by another version than the {version} here: build the bundle again"
+    elif "unsupported_cc" in hint or "compute" in hint:
+        remedy = (
+            f"it was built for other GPUs than this {gpu.name} of compute capability "
+            f"{gpu.capability}: build it on this machine, or for {gpu.capability}"
+        )
+    elif "memory" in hint:
+        remedy = "end other programs that use the GPU"
+    else:
+        remedy = "it is truncated or altered: build the bundle again"
+    found = f" ({', '.join(reasons)})" if reasons else ""
+    return f"{said}{found}; {remedy}"
+
+
+def _diagnostics(module: Any, runtime: Any, blob: bytes) -> list[str]:
+    """The names of what TensorRT for RTX finds wrong with an engine; TensorRT cannot be asked."""
+    kinds = getattr(module, "EngineInvalidityDiagnostics", None)
+    if kinds is None or not hasattr(runtime, "get_engine_validity"):
+        return []
+    _, found = runtime.get_engine_validity(blob)
+    number = int(getattr(found, "value", found))
+    return [name for name, kind in kinds.__members__.items() if number & int(kind.value)]
+
+
+class TensorRtEngine:
+    """One component on the GPU; see `device.DeviceEngine`."""
+
+    streams = STREAMS
+
+    def __init__(self, name: str, module: Any, engine: Any, gpu: cuda.Context) -> None:
+        self._name = name
+        self._module = module
+        self._engine = engine
+        self._gpu = gpu
+        # Contexts are made one after another: the library is not asked to do it in parallel.
+        self._lock = threading.Lock()
+        self._cache: Any = None
+        self._kept: tuple[Path, int] | None = None
+        names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
+        mode = module.TensorIOMode.INPUT
+        specs = {tensor: self._spec(tensor) for tensor in names}
+        self._inputs = tuple(
+            spec for tensor, spec in specs.items() if engine.get_tensor_mode(tensor) == mode
+        )
+        self._outputs = tuple(spec for spec in specs.values() if spec not in self._inputs)
+
+    def _spec(self, tensor: str) -> TensorSpec:
+        dtype = self._engine.get_tensor_dtype(tensor)
+        shape = tuple(self._engine.get_tensor_shape(tensor))
+        if dtype.name not in DTYPES:
+            raise EngineError(
+                f"{self._name} has the tensor {tensor} in {dtype.name}, which cannot be exchanged "
+                f"with the host; it has to be one of: {', '.join(DTYPES.values())}"
+            )
+        # Where the library says -1, the length is given by the shapes that are bound.
+        lengths = tuple("?" if length < 0 else int(length) for length in shape)
+        return TensorSpec(tensor, DTYPES[dtype.name], lengths)
+
+    @property
+    def name(self) -> str:
+        """The component."""
+        return self._name
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        """Its inputs, in the engine's order."""
+        return self._inputs
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        """Its outputs, in the engine's order."""
+        return self._outputs
+
+    @property
+    def context(self) -> cuda.Context:
+        """The GPU that it was loaded on."""
+        return self._gpu
+
+    def bind(
+        self, shapes: Mapping[str, tuple[int, ...]], shared: Mapping[str, Array] | None = None
+    ) -> HostBinding:
+        """See `protocol.Engine.bind`; over host arrays, for checking the engine."""
+        return HostBinding(self, shapes, shared)
+
+    def prepare(self, shapes: Mapping[str, tuple[int, ...]], stream: cuda.Stream) -> TensorRtCall:
+        """See `device.DeviceEngine.prepare`."""
+        profile = self._profile(shapes)
+        with self._lock, listening(this_thread=True) as words:
+            made = self._engine.create_execution_context(self._strategy())
+        if made is None:
+            raise EngineError(f"{self._name} cannot make an execution context: {_said(words)}")
+        return TensorRtCall(self, made, profile, shapes, stream)
+
+    def _strategy(self) -> Any:
+        """How the library is asked for a context whose activation memory is ours."""
+        user = self._module.ExecutionContextAllocationStrategy.USER_MANAGED
+        if not _compiles_at_run_time(self._module):
+            return user
+        config = self._engine.create_runtime_config()
+        config.set_execution_context_allocation_strategy(user)
+        if self._cache is not None:
+            config.set_runtime_cache(self._cache)
+        # Graphs are captured here; a kernel that is swapped later would not be in them, so those
+        # for the shapes at hand are compiled at once.
+        config.cuda_graph_strategy = self._module.CudaGraphStrategy.DISABLED
+        strategies = self._module.DynamicShapesKernelSpecializationStrategy
+        config.dynamic_shapes_kernel_specialization_strategy = strategies.EAGER
+        return config
+
+    def keep_cache(self, folder: Path) -> None:
+        """Keeps the kernels that are compiled at first use in `folder`, and takes those there.
+
+        TensorRT for RTX alone compiles kernels at run time; for TensorRT this does nothing.
+        """
+        if not _compiles_at_run_time(self._module):
+            return
+        path = folder / f"{self._name}.{self._gpu.capability}.cache"
+        cache = self._engine.create_runtime_config().create_runtime_cache()
+        size = 0
+        if path.is_file():
+            content = path.read_bytes()
+            # One for another GPU, driver or version is refused, and is written anew.
+            size = len(content) if cache.deserialize(content) else 0
+        self._cache, self._kept = cache, (path, size)
+
+    def save_cache(self) -> None:
+        """Writes the kernels compiled so far, where there are more than are kept already.
+
+        A folder that cannot be written costs the next start its time and nothing else, so that is
+        no error.
+        """
+        if self._kept is None:
+            return
+        path, size = self._kept
+        with self._lock:
+            content = bytes(self._cache.serialize())
+            if len(content) == size:
+                return
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                storage.write_bytes(path, content)
+            except (OSError, StorageError):
+                return
+            self._kept = (path, len(content))
+
+    def _profile(self, shapes: Mapping[str, tuple[int, ...]]) -> int:
+        """The profile that has all these input shapes; of several, the one of the least maximum.
+
+        Raises:
+            EngineError: none has; names input, dimension, value and what was built.
+        """
+        fitting: list[tuple[int, int]] = []
+        misfits: list[str] = []
+        for profile in range(self._engine.num_optimization_profiles):
+            largest, misfit = 0, None
+            for spec in self._inputs:
+                low, _, high = (
+                    tuple(limit)
+                    for limit in self._engine.get_tensor_profile_shape(spec.name, profile)
+                )
+                misfit = misfit or _misfit(spec.name, shapes[spec.name], low, high)
+                largest += sum(high)
+            if misfit is None:
+                fitting.append((largest, profile))
+            else:
+                misfits.append(f"profile {profile}: {misfit}")
+        if not fitting:
+            raise EngineError(
+                f"{self._name} was not built for this size: {'; '.join(misfits)}; choose a size "
+                "and batch that were built, or build the bundle again with a profile that has them"
+            )
+        return min(fitting)[1]
+
+    def close(self) -> None:
+        """See `device.DeviceEngine.close`."""
+        self._cache = self._kept = self._engine = None
+
+
+def _compiles_at_run_time(module: Any) -> bool:
+    """Whether the library is TensorRT for RTX."""
+    return hasattr(module, "IRuntimeCache")
+
+
+def _misfit(
+    name: str, shape: tuple[int, ...], low: tuple[int, ...], high: tuple[int, ...]
+) -> str | None:
+    if len(shape) != len(low):
+        return f"{name} has {len(low)} dimensions, not {len(shape)}"
+    for axis, (length, least, most) in enumerate(zip(shape, low, high, strict=True)):
+        if not least <= length <= most:
+            built = f"{least}" if least == most else f"{least} to {most}"
+            return f"dimension {axis} of {name} is {length}, and {built} was built"
+    return None
+
+
+def _said(words: Words) -> str:
+    return words.failure or "the library does not say why"
+
+
+class TensorRtCall:
+    """An execution context for one set of shapes; see `device.DeviceCall`."""
+
+    def __init__(
+        self,
+        engine: TensorRtEngine,
+        made: Any,
+        profile: int,
+        shapes: Mapping[str, tuple[int, ...]],
+        stream: cuda.Stream,
+    ) -> None:
+        self._name = engine.name
+        self._context = made
+        self._tensors = tuple(spec.name for spec in (*engine.inputs, *engine.outputs))
+        with listening(this_thread=True) as words:
+            done = made.set_optimization_profile_async(profile, int(stream.handle))
+            for spec in engine.inputs:
+                done = done and made.set_input_shape(spec.name, shapes[spec.name])
+            open_ = list(made.infer_shapes()) if done else []
+        if not done or open_:
+            raise EngineError(
+                f"{self._name} does not take its inputs' shapes"
+                f"{' (' + ', '.join(open_) + ')' if open_ else ''}: {_said(words)}"
+            )
+        for spec in engine.outputs:
+            given = tuple(made.get_tensor_shape(spec.name))
+            if given != tuple(shapes[spec.name]):
+                raise EngineError(
+                    f"{self._name} gives {spec.name} with the shape {given}, and "
+                    f"{shapes[spec.name]} is needed; it was built by another version of sdexport: "
+                    "build the bundle again"
+                )
+        self._memory = int(made.update_device_memory_size_for_shapes())
+
+    @property
+    def memory(self) -> int:
+        """See `device.DeviceCall`; so the others."""
+        return aligned(self._memory)
+
+    def use_memory(self, address: int, size: int) -> None:
+        self._context.set_device_memory(address, size)
+
+    def can_be_captured(self, stream: cuda.Stream) -> bool:
+        asked = getattr(self._context, "is_stream_capturable", None)
+        # TensorRT does not tell; what cannot be captured fails then.
+        return asked is None or bool(asked(int(stream.handle)))
+
+    def enqueue(self, addresses: Mapping[str, int], stream: cuda.Stream) -> None:
+        missing = [name for name in self._tensors if name not in addresses]
+        if missing:
+            raise EngineError(
+                f"{self._name} has no address for {', '.join(missing)}; every tensor needs one "
+                "before each run"
+            )
+        with listening(this_thread=True) as words:
+            done = all(
+                self._context.set_tensor_address(name, addresses[name]) for name in self._tensors
+            ) and self._context.execute_async_v3(int(stream.handle))
+        if not done:
+            raise EngineError(f"{self._name} cannot be run: {_said(words)}; build the bundle again")
+
+    def close(self) -> None:
+        self._context = None

@@ -1,0 +1,165 @@
+"""What the tests inside the stand-in's world share: its counters, and pipelines over its memory.
+
+For processes that were started with the stand-in driver; see `test_standin.py`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import json
+import os
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from sdexport.backends import tensorrt
+from sdexport.backends.cuda_device import KEPT_BYTES, CudaDevice
+from sdexport.backends.cuda_workspace import Form
+from sdexport.bundle import open_bundle
+from sdexport.pipeline.load import load_parts
+from sdexport.pipeline.parts import PipelineParts
+from sdexport.pipeline.pipeline import Pipeline
+from sdexport.spec import Precision
+
+BUNDLE = Path(os.environ.get("STANDIN_BUNDLE", "."))
+PLANS = Path(os.environ.get("STANDIN_PLANS", "."))
+
+OUT_OF_MEMORY, OUT_OF_RESOURCES, LAUNCH_FAILED = 2, 701, 719
+
+
+class Standin:
+    """The stand-in driver of this process."""
+
+    def __init__(self) -> None:
+        library = self.library = ctypes.CDLL("libcuda.so.1")
+        library.standin_count.restype = ctypes.c_long
+        library.standin_call.restype = ctypes.c_char_p
+        library.standin_call.argtypes = [ctypes.c_size_t]
+        library.standin_fail.argtypes = [ctypes.c_char_p, ctypes.c_long, ctypes.c_int]
+        library.standin_device.argtypes = [ctypes.c_int, ctypes.c_size_t]
+        for name in ("memory_used", "memory_peak", "pinned_used"):
+            getattr(library, f"standin_{name}").restype = ctypes.c_size_t
+        library.standin_objects.restype = ctypes.c_long
+        library.standin_failure_left.restype = ctypes.c_long
+
+    def count(self, name: str) -> int:
+        """Calls of `name` since the last reset."""
+        return int(self.library.standin_count(name.encode()))
+
+    def calls(self) -> list[str]:
+        """All calls since the last reset, and the work that was run (`run.…`), in order."""
+        names = []
+        while (name := self.library.standin_call(len(names))) is not None:
+            names.append(name.decode())
+        return names
+
+    @contextmanager
+    def counted(self) -> Iterator[Counter[str]]:
+        """Counts the calls of the body."""
+        found: Counter[str] = Counter()
+        self.library.standin_reset()
+        yield found
+        found.update(self.calls())
+
+    def fail(self, name: str, after: int, status: int) -> None:
+        """Makes the call of `name` that comes `after`-th from now fail with `status`."""
+        self.library.standin_fail(name.encode(), after, status)
+
+    @property
+    def failure_waits(self) -> bool:
+        """Whether the failure asked for has not come yet."""
+        return int(self.library.standin_failure_left()) > 0
+
+    def revive(self) -> None:
+        """The device works again, and nothing is to fail."""
+        self.library.standin_revive()
+
+    def device(self, sm: int = 89, size: int = 2 << 30) -> None:
+        """The device's compute capability and memory."""
+        self.library.standin_device(sm, size)
+
+    def held(self) -> tuple[int, int, int]:
+        """Device bytes, pinned bytes, and objects (streams, events, graphs) that exist."""
+        gc.collect()
+        return (
+            int(self.library.standin_memory_used()),
+            int(self.library.standin_pinned_used()),
+            int(self.library.standin_objects()),
+        )
+
+
+def profiles(parts: PipelineParts, sizes: tuple[tuple[int, int, int], ...]) -> dict[str, Any]:
+    """Profiles of the three engines for (least, expected, largest) of batch, height and width."""
+    from sdexport.backends.workspace import Shape, picture_shapes, step_shapes, text_shapes
+
+    engines = parts.engines
+    found = []
+    for place in range(3):
+        batch, height, width = (sizes[axis][place] for axis in range(3))
+        scale = parts.latent_scale
+        branches = (1, 2, 2)[place]
+        shape = Shape(batch, branches, height // scale, width // scale, parts.tokens)
+        found.append(
+            {
+                "text_encoder": text_shapes(engines, shape),
+                "denoise_step": step_shapes(engines, shape),
+                "vae_decoder": picture_shapes(engines, shape),
+            }
+        )
+    return {
+        engine: {tensor: [entry[engine][tensor] for entry in found] for tensor in found[0][engine]}
+        for engine in found[0]
+    }
+
+
+WIDE = ((1, 1, 8), (64, 128, 256), (64, 128, 256))
+"""Batch, height and width that the emoji bundle serves."""
+
+
+def write_plans(folder: Path, parts: PipelineParts, **changes: Any) -> dict[str, Path]:
+    """The double's engines for the bundle's models; `changes` are those of `write_plan`."""
+    import tensorrt_rtx
+
+    bundle = open_bundle(BUNDLE, check=False)
+    made = {}
+    sizes = changes.pop("sizes", WIDE)
+    for name, shapes in profiles(parts, sizes).items():
+        made[name] = tensorrt_rtx.write_plan(
+            folder / name / "engine.plan", bundle.engine_file(name), [shapes], **changes
+        )
+    return made
+
+
+def host_parts(bundle: Path = BUNDLE) -> PipelineParts:
+    """The parts of the bundle for ONNX Runtime, on one thread as the double's engines are."""
+    return load_parts(open_bundle(bundle, check=False), threads=1)
+
+
+def gpu_pipeline(
+    parts: PipelineParts,
+    plans: dict[str, Path],
+    loop: Form = Form.AUTO,
+    *,
+    kept_bytes: int = KEPT_BYTES,
+    cache: Path | None = None,
+) -> Pipeline:
+    """The pipeline that draws with the double's engines on the stand-in."""
+    engines = {
+        name: tensorrt.load("tensorrt-rtx", name, path, Precision.FP32, None)
+        for name, path in plans.items()
+    }
+    changed = replace(parts, **engines)
+    device = CudaDevice(changed.engines, loop, cache=cache, kept_bytes=kept_bytes)
+    return Pipeline(replace(changed, device=device))
+
+
+def tell(**figures: Any) -> None:
+    """Leaves figures for the test outside, where it asked for them."""
+    path = os.environ.get("STANDIN_FIGURES")
+    if path:
+        with Path(path).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(figures) + "\n")
