@@ -116,17 +116,14 @@ def profiles(parts: PipelineParts, sizes: tuple[tuple[int, int, int], ...]) -> d
     }
 
 
-WIDE = ((1, 1, 8), (64, 128, 256), (64, 128, 256))
-"""Batch, height and width that the emoji bundle serves."""
-
-
 def write_plans(folder: Path, parts: PipelineParts, **changes: Any) -> dict[str, Path]:
     """The double's engines for the bundle's models; `changes` are those of `write_plan`."""
     import tensorrt_rtx
 
     bundle = open_bundle(BUNDLE, check=False)
     made = {}
-    sizes = changes.pop("sizes", WIDE)
+    limits = (parts.profile.batch, parts.profile.height, parts.profile.width)
+    sizes = changes.pop("sizes", tuple((one.min, one.opt, one.max) for one in limits))
     for name, shapes in profiles(parts, sizes).items():
         made[name] = tensorrt_rtx.write_plan(
             folder / name / "engine.plan", bundle.engine_file(name), [shapes], **changes

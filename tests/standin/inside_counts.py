@@ -1,0 +1,118 @@
+"""What a picture costs in driver calls, and that nothing grows over many of them."""
+
+from __future__ import annotations
+
+import gc
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from sdexport.pipeline.parts import PipelineParts
+from sdexport.pipeline.pipeline import Pipeline
+from tests.standin.world import Standin, gpu_pipeline, tell
+
+SETTING = "cuCtxSetCurrent"
+ENQUEUE = ["cuStreamIsCapturing", "cuLaunchHostFunc"]
+"""What the double does for an engine; the real library launches kernels."""
+
+
+@pytest.fixture
+def pipe(standin: Standin, parts: PipelineParts, plans: dict[str, Path]) -> Iterator[Pipeline]:
+    with gpu_pipeline(parts, plans) as pipeline:
+        yield pipeline
+
+
+def draw(pipe: Pipeline, seed: int, *, steps: int = 10, sampler: str = "euler-a") -> None:
+    pipe.generate("apple", steps=steps, seed=seed, sampler=sampler, guidance=2.0, size="64x64")
+
+
+def test_the_second_picture_of_a_shape(standin: Standin, pipe: Pipeline) -> None:
+    """All driver calls of a picture, in order: one launch, one copy in, one copy out, one wait."""
+    draw(pipe, 0)
+    with standin.counted():
+        draw(pipe, 1)
+    calls = standin.calls()
+    asked = [name for name in calls if not name.startswith("run.") and name != SETTING]
+    assert asked == [
+        "cuEventRecord",  # the start
+        "cuMemcpyHtoDAsync_v2",  # tokens, start, plan and noise
+        *ENQUEUE,  # the text encoder
+        "cuEventRecord",
+        "cuGraphLaunch",  # ten evaluations
+        "cuEventRecord",
+        *ENQUEUE,  # the decoder, which ends in 8 bits
+        "cuMemcpyDtoHAsync_v2",  # finished latents and pictures, side by side
+        "cuEventRecord",
+        "cuEventSynchronize",  # the only wait
+        *["cuEventElapsedTime_v2"] * 3,
+    ]
+    ran = [name for name in calls if name.startswith("run.")]
+    launch = ran.index("run.launch")
+    # Between the first evaluation and the last there is nothing but evaluations.
+    assert ran[launch + 1 : launch + 12] == [*["run.host"] * 10, "run.record"]
+    assert Counter(ran)["run.copy_in"] == Counter(ran)["run.copy_out"] == 1
+    tell(calls_of_a_picture=Counter(asked), run=Counter(ran))
+
+
+def test_a_sampler_without_noise_copies_none(standin: Standin, pipe: Pipeline) -> None:
+    draw(pipe, 0)
+    (workspaces,) = pipe._turn._made
+    ((_, loop),) = workspaces._loops()
+    layout = loop.inputs.layout
+    sizes = []
+    original = workspaces.stream.copy_in
+
+    def copy_in(to: int, source: object, size: int, offset: int = 0) -> None:
+        sizes.append(size)
+        original(to, source, size, offset)
+
+    workspaces.stream.copy_in = copy_in
+    draw(pipe, 1, sampler="ddim")
+    draw(pipe, 1, sampler="euler-a")
+    assert sizes == [layout.offset("noise"), layout.size]
+    assert sizes[0] < sizes[1]
+
+
+def resident() -> int:
+    """Bytes of host memory that this process has now."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmRSS:"):
+            return int(line.split()[1]) * 1024
+    raise AssertionError("no VmRSS")
+
+
+@pytest.mark.parametrize(
+    "pictures", [40, pytest.param(1000, marks=pytest.mark.slow)], ids=["forty", "thousand"]
+)
+def test_many_pictures_take_no_more_memory(standin: Standin, pipe: Pipeline, pictures: int) -> None:
+    """Two shapes, two lengths and two samplers in turn; then as many again."""
+
+    def several(number: int) -> None:
+        for index in range(number):
+            draw(pipe, index, steps=2 + index % 2, sampler=("euler-a", "ddim")[index // 2 % 2])
+
+    several(20)
+    before, memory = standin.held(), resident()
+    with standin.counted() as calls:
+        several(pictures)
+    gc.collect()
+    assert standin.held() == before
+    grown = resident() - memory
+    # An arena of the allocator; a leak of as little as 8 KiB a picture would show over a thousand.
+    assert grown < 8 << 20, f"{grown:,} bytes more on the host"
+    assert calls["cuMemAlloc_v2"] == calls["cuMemHostAlloc"] == 0
+    assert calls["cuGraphLaunch"] == pictures
+    tell(pictures=pictures, device_bytes_grown=0, host_bytes_grown=grown)
+
+
+def test_closing_gives_everything_back(
+    standin: Standin, parts: PipelineParts, plans: dict[str, Path]
+) -> None:
+    before = standin.held()
+    pipeline = gpu_pipeline(parts, plans)
+    draw(pipeline, 0)
+    assert standin.held() > before
+    pipeline.close()
+    assert standin.held() == before

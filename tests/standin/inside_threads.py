@@ -1,0 +1,103 @@
+"""Eight threads at once on one pipeline: the pictures that they draw one after another."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from sdexport.backends.cuda_workspace import Form
+from sdexport.errors import UsageError
+from sdexport.pipeline.parts import PipelineParts
+from sdexport.pipeline.pipeline import Pipeline
+from tests.standin.world import Standin, gpu_pipeline
+
+THREADS = 8
+SAMPLERS = ("ddim", "euler-a", "pndm", "dpmpp-2m")
+
+
+@pytest.fixture
+def pipe(standin: Standin, parts: PipelineParts, plans: dict[str, Path]) -> Iterator[Pipeline]:
+    with gpu_pipeline(parts, plans) as pipeline:
+        yield pipeline
+
+
+def draw(pipe: Pipeline, number: int, *, watched: bool = False) -> list[bytes]:
+    """Picture `number`: every one with a sampler, a size and a count of its own."""
+    arguments = {
+        "sampler": SAMPLERS[number % 4],
+        "steps": 3 + number % 2,
+        "seed": number,
+        "size": ("64x64", "32x64")[number // 2 % 2],
+        "count": 1 + number % 3,
+        "guidance": (2.0, 1.0)[number // 4 % 2],
+    }
+    if watched:
+        *_, last = pipe.stream(f"apple {number}", **arguments)
+        assert last.result is not None
+        return [image.tobytes() for image in last.result.images]
+    return [image.tobytes() for image in pipe.generate(f"apple {number}", **arguments).images]
+
+
+@pytest.mark.parametrize("loop", list(Form), ids=str)
+def test_eight_at_once_draw_what_one_draws(
+    standin: Standin, parts: PipelineParts, plans: dict[str, Path], host: Pipeline, loop: Form
+) -> None:
+    wanted = [draw(host, number) for number in range(16)]
+    found: dict[int, list[bytes]] = {}
+    failures: list[BaseException] = []
+    barrier = threading.Barrier(THREADS)
+
+    def work(thread: int, pipe: Pipeline) -> None:
+        try:
+            barrier.wait(60)
+            for turn in range(4):
+                number = (thread + 3 * turn) % 16
+                found[number] = draw(pipe, number, watched=bool((thread + turn) % 2))
+                assert found[number] == wanted[number], number
+        except BaseException as error:
+            failures.append(error)
+
+    with gpu_pipeline(parts, plans, loop) as pipe:
+        threads = [threading.Thread(target=work, args=(n, pipe)) for n in range(THREADS)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(240)
+        assert failures == []
+        assert len(found) == 16
+        assert 1 < len(pipe._turn._made) <= THREADS, "nothing went on at once"
+
+
+def test_streams_of_one_thread_go_on_side_by_side(
+    standin: Standin, pipe: Pipeline, host: Pipeline
+) -> None:
+    streams = [
+        pipe.stream("apple", sampler="euler-a", steps=4, seed=seed, size="64x64")
+        for seed in range(3)
+    ]
+    found = [
+        image.tobytes()
+        for steps in zip(*streams, strict=True)
+        for step in steps
+        if step.result
+        for image in step.result.images
+    ]
+    assert found == [
+        host.generate("apple", sampler="euler-a", steps=4, seed=seed, size="64x64")
+        .images[0]
+        .tobytes()
+        for seed in range(3)
+    ]
+
+
+def test_a_stream_too_many_is_refused(standin: Standin, pipe: Pipeline) -> None:
+    streams = [pipe.stream("apple", steps=3, size="32x32") for _ in range(THREADS + 1)]
+    for stream in streams[:-1]:
+        next(stream)
+    with pytest.raises(UsageError, match="unfinished stream"):
+        next(streams[-1])
+    for stream in streams:
+        stream.close()
