@@ -332,9 +332,12 @@ class Graph(_Resource):
         graph = _call("cuStreamEndCapture", stream.handle)
         try:
             super().__init__(_call("cuGraphInstantiate", graph, 0))
-        finally:
-            _call("cuGraphDestroy", graph)
+        except BaseException:
+            driver().cuGraphDestroy(graph)
+            raise
         try:
+            # What is launched is a copy of what was captured.
+            _call("cuGraphDestroy", graph)
             _call("cuGraphUpload", self.handle, stream.handle)
         except BaseException:
             driver().cuGraphExecDestroy(self._handle)

@@ -76,14 +76,16 @@ class CudaWorkspaces:
         return found
 
     def close(self) -> None:
-        self.context.use()
-        self._compiled()
         memory, self._activations = self._activations, None
-        held = [*self._bound.values(), self.stream, self.copies, *([memory] if memory else [])]
-        with suppress(EngineError):
-            self.settle()
+        held = [self.copies, self.stream, *([memory] if memory else []), *self._bound.values()]
         self._bound.clear()
-        cuda.close_all(held)
+        with ExitStack() as stack:
+            # Whatever is said on the way, everything is given back, the streams last.
+            for resource in held:
+                stack.callback(resource.close)
+            self.context.use()
+            self.settle()
+            self._compiled()
 
     @contextmanager
     def _roomy(self, keep: CudaWorkspace | None = None) -> Iterator[None]:

@@ -71,6 +71,10 @@ def _fragile(
 
     @wraps(method)
     def guarded(self: CudaWorkspace, *args: P.args, **kwargs: P.kwargs) -> T:
+        if self._given_up:
+            raise EngineError(
+                "this batch was given up when an earlier call for it failed; draw it again"
+            )
         try:
             self._context.use()
             return method(self, *args, **kwargs)
@@ -137,7 +141,7 @@ class CudaWorkspace:
             finished=self._output.address("state"),
             text_embeddings=base + self._fixed.offset("text_embeddings"),
         )
-        self._warm = False
+        self._warm = self._given_up = False
         self._ids: NDArray[np.int64] | None = None
         self._loop: Loop | None = None
         self._form = Form.EAGER
@@ -316,7 +320,7 @@ class CudaWorkspace:
         """Gives everything back; no work may be left on the streams."""
         loops = list(self.loops.values())
         self.loops.clear()
-        self._loop = None
+        self._loop, self._given_up = None, True
         with self._resources:
             cuda.close_all(loops)
 

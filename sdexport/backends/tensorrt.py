@@ -19,7 +19,7 @@ from sdexport.backends import cuda
 from sdexport.backends.device import HostBinding, aligned
 from sdexport.backends.protocol import Array
 from sdexport.backends.tensorrt_library import Words, library, listening, logger
-from sdexport.errors import EngineError, FolderError, StorageError
+from sdexport.errors import DeviceMemoryError, EngineError, FolderError, StorageError
 from sdexport.spec import Precision, TensorSpec
 
 DTYPES = {
@@ -74,6 +74,7 @@ def load(
     with listening(this_thread=True) as words:
         engine = runtime.deserialize_cuda_engine(blob)
     if engine is None:
+        gpu.memory()  # A device that is lost says so here.
         why = _refusal(module, runtime, blob, words, gpu)
         raise EngineError(f"{target} cannot load {name} from {path}: {why}")
     return TensorRtEngine(name, module, engine, gpu)
@@ -94,7 +95,7 @@ def _refusal(module: Any, runtime: Any, blob: bytes, words: Words, gpu: cuda.Con
             f"{gpu.capability}: build it on this machine, or for {gpu.capability}"
         )
     elif "memory" in hint:
-        remedy = "end other programs that use the GPU"
+        remedy = "the GPU's memory is full: end other programs that use the GPU"
     else:
         remedy = "it is truncated or altered: build the bundle again"
     found = f" ({', '.join(reasons)})" if reasons else ""
@@ -177,7 +178,7 @@ class TensorRtEngine:
         with self._lock, listening(this_thread=True) as words:
             made = self._engine.create_execution_context(self._strategy())
         if made is None:
-            raise EngineError(f"{self._name} cannot make an execution context: {_said(words)}")
+            raise failure(self._gpu, f"{self._name} cannot make an execution context", words)
         return TensorRtCall(self, made, profile, shapes, stream)
 
     def _strategy(self) -> Any:
@@ -282,8 +283,20 @@ def _misfit(
     return None
 
 
-def _said(words: Words) -> str:
-    return words.failure or "the library does not say why"
+def failure(gpu: cuda.Context, what: str, words: Words) -> EngineError:
+    """The error for what the library did not do, with what it said.
+
+    Raises:
+        DeviceLostError: the device is lost; whatever the library says, that is the reason.
+    """
+    gpu.memory()
+    said = words.failure or "the library does not say why"
+    if "out of memory" in said.lower().replace("_", " "):
+        return DeviceMemoryError(
+            f"{what}: {said}: the GPU's memory is full; draw fewer pictures at once or smaller "
+            "ones, or end other programs that use the GPU"
+        )
+    return EngineError(f"{what}: {said}; build the bundle again")
 
 
 class TensorRtCall:
@@ -298,6 +311,7 @@ class TensorRtCall:
         stream: cuda.Stream,
     ) -> None:
         self._name = engine.name
+        self._gpu = engine.context
         self._context = made
         self._tensors = tuple(spec.name for spec in (*engine.inputs, *engine.outputs))
         with listening(this_thread=True) as words:
@@ -306,10 +320,8 @@ class TensorRtCall:
                 done = done and made.set_input_shape(spec.name, shapes[spec.name])
             open_ = list(made.infer_shapes()) if done else []
         if not done or open_:
-            raise EngineError(
-                f"{self._name} does not take its inputs' shapes"
-                f"{' (' + ', '.join(open_) + ')' if open_ else ''}: {_said(words)}"
-            )
+            which = f" ({', '.join(open_)})" if open_ else ""
+            raise failure(self._gpu, f"{self._name} does not take its inputs' shapes{which}", words)
         for spec in engine.outputs:
             given = tuple(made.get_tensor_shape(spec.name))
             if given != tuple(shapes[spec.name]):
@@ -345,7 +357,7 @@ class TensorRtCall:
                 self._context.set_tensor_address(name, addresses[name]) for name in self._tensors
             ) and self._context.execute_async_v3(int(stream.handle))
         if not done:
-            raise EngineError(f"{self._name} cannot be run: {_said(words)}; build the bundle again")
+            raise failure(self._gpu, f"{self._name} cannot be run", words)
 
     def close(self) -> None:
         self._context = None

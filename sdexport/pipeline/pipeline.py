@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from typing import Self
 
 from sdexport.backends.workspace import Workspaces
@@ -35,8 +35,12 @@ class Pipeline:
         Raises:
             UsageError: a stream is unfinished.
         """
-        self._turn.close(lambda workspaces: workspaces.close())
-        self._device.close()
+        with ExitStack() as stack:
+            places = self._turn.emptied()
+            # Whatever one of them says, the others are closed as well.
+            stack.callback(self._device.close)
+            for workspaces in places:
+                stack.callback(workspaces.close)
 
     def __enter__(self) -> Self:
         return self

@@ -75,8 +75,8 @@ class Turn(Generic[Place]):
             self._held.append(held)
             return held
 
-    def close(self, release: Callable[[Place], None]) -> None:
-        """Gives every place to `release`, and makes new ones when they are wanted again.
+    def emptied(self) -> list[Place]:
+        """Every place, taken away; new ones are made when they are wanted again.
 
         Raises:
             UsageError: a place is held.
@@ -86,6 +86,6 @@ class Turn(Generic[Place]):
                 raise UsageError(
                     "this pipeline is still drawing; finish its streams or close them first"
                 )
+            places, self._made = self._made, []
             self._free.clear()
-            while self._made:
-                release(self._made.pop())
+            return places

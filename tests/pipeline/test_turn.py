@@ -64,14 +64,13 @@ def test_a_thread_with_one_of_two_places_waits_for_the_other() -> None:
         thread.join(60)
 
 
-def test_closing_releases_every_place_once() -> None:
-    numbers, released = count(), []
+def test_emptied_gives_every_place_once() -> None:
+    numbers = count()
     turn = Turn(lambda: next(numbers), places=2)
     with turn.taken(), turn.taken(), pytest.raises(UsageError, match="still drawing"):
-        turn.close(released.append)
-    assert released == []
-    turn.close(released.append)
-    assert sorted(released) == [0, 1]
+        turn.emptied()
+    assert sorted(turn.emptied()) == [0, 1]
+    assert turn.emptied() == []
     with turn.taken() as held:
         assert held.place == 2
 

@@ -1,4 +1,4 @@
-"""`backends/cuda.py` over the stand-in, and the stand-in itself: what would show, and what is said."""
+"""`backends/cuda.py` over the stand-in, and the stand-in itself: what shows, and what is said."""
 
 from __future__ import annotations
 

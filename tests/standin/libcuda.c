@@ -497,12 +497,11 @@ CUresult cuStreamBeginCapture_v2(CUstream stream, int mode) {
     if (mode == GLOBAL) global_captures++;
     return OK;
 }
-CUresult cuStreamEndCapture(CUstream stream, CUgraph *graph) {
-    CALL(1)
+static CUresult end_capture(CUstream stream, CUgraph *graph, int failed) {
     if (!stream || !stream->capturing) return ILLEGAL_STATE;
     if (stream->mode != RELAXED && !pthread_equal(stream->capturer, pthread_self()))
         return CAPTURE_WRONG_THREAD;
-    int spoiled = stream->capturing == CAPTURE_SPOILED;
+    int spoiled = failed || stream->capturing == CAPTURE_SPOILED;
     if (stream->mode == THREAD_LOCAL) thread_captures = 0;
     if (stream->mode == GLOBAL) global_captures--;
     stream->capturing = CAPTURE_NONE;
@@ -511,6 +510,9 @@ CUresult cuStreamEndCapture(CUstream stream, CUgraph *graph) {
     else objects++;
     stream->graph = 0;
     return spoiled ? CAPTURE_INVALIDATED : OK;
+}
+CUresult cuStreamEndCapture(CUstream stream, CUgraph *graph) {
+    GIVING_BACK(end_capture(stream, graph, failed))
 }
 CUresult cuGraphDestroy(CUgraph graph) {
     GIVING_BACK(graph ? (free(graph->ops), free(graph), objects--, OK) : INVALID_VALUE)

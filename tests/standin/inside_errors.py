@@ -1,0 +1,212 @@
+"""What the runtime says of engines that it cannot take, and that the double refuses misuse."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorrt_rtx
+
+from sdexport.backends import cuda, tensorrt
+from sdexport.backends.device import DeviceCall
+from sdexport.backends.tensorrt_library import listening
+from sdexport.backends.workspace import Shape, picture_shapes
+from sdexport.errors import DeviceLostError, EngineError, FolderError
+from sdexport.pipeline.parts import PipelineParts
+from sdexport.spec import Precision
+from tests.standin.world import Standin, gpu_pipeline, write_plans
+
+
+def load(path: Path, name: str = "vae_decoder") -> tensorrt.TensorRtEngine:
+    return tensorrt.load("tensorrt-rtx", name, path, Precision.FP32, None)
+
+
+# Engines that cannot be loaded
+
+
+def test_an_engine_of_another_version(
+    standin: Standin, parts: PipelineParts, tmp_path: Path
+) -> None:
+    plans = write_plans(tmp_path, parts, version="1.2.0.54")
+    with pytest.raises(
+        EngineError,
+        match=r"cannot load vae_decoder from .*expecting library version 1.7.1.116 got 1.2.0.54.*"
+        r"VERSION_MISMATCH.*another version than the tensorrt_rtx 1.7.1.116 here.*again",
+    ):
+        load(plans["vae_decoder"])
+
+
+def test_an_engine_for_another_gpu(standin: Standin, plans: dict[str, Path]) -> None:
+    tensorrt.context.cache_clear()
+    standin.device(sm=75)
+    with pytest.raises(
+        EngineError, match=r"UNSUPPORTED_CC.*other GPUs than this stand-in.*capability sm75"
+    ):
+        load(plans["vae_decoder"])
+    standin.device()
+    tensorrt.context.cache_clear()
+
+
+@pytest.mark.parametrize("left", [0, 10, 200, -1])
+def test_a_truncated_engine(
+    standin: Standin, plans: dict[str, Path], tmp_path: Path, left: int
+) -> None:
+    path = tmp_path / "engine.plan"
+    path.write_bytes(plans["vae_decoder"].read_bytes()[:left])
+    with pytest.raises(EngineError, match=r"MALFORMED_ENGINE.*truncated or altered.*again"):
+        load(path)
+
+
+def test_an_engine_that_is_not_there(standin: Standin, tmp_path: Path) -> None:
+    with pytest.raises(FolderError, match=r"engine of vae_decoder is missing: .*plan; build"):
+        load(tmp_path / "engine.plan")
+
+
+# Shapes
+
+
+def test_a_size_that_was_not_built(standin: Standin, parts: PipelineParts, tmp_path: Path) -> None:
+    plans = write_plans(tmp_path, parts, sizes=((1, 1, 2), (64, 64, 64), (64, 64, 96)))
+    with gpu_pipeline(parts, plans) as pipe:
+        with pytest.raises(
+            EngineError,
+            match=r"denoise_step was not built for this size: profile 0: dimension 3 of state is "
+            r"12, and 8 was built; choose .*profile that has them",
+        ):
+            pipe.generate("apple", steps=1, size="64x96")
+        with pytest.raises(EngineError, match="dimension 0 of input_ids is 6, and 1 to 4 was"):
+            pipe.generate("apple", steps=1, size="64x64", count=3)
+        assert pipe.generate("apple", steps=1, size="96x64").images
+
+
+def test_of_several_profiles_the_smallest_that_fits(
+    standin: Standin, parts: PipelineParts, tmp_path: Path
+) -> None:
+    wide = write_plans(tmp_path / "wide", parts)["vae_decoder"]
+    plan = tensorrt_rtx._read_plan(wide.read_bytes())
+    assert plan is not None
+    exact = {
+        name: [shape] * 3
+        for name, shape in picture_shapes(parts.engines, Shape(1, 2, 8, 8, 77)).items()
+    }
+    path = tensorrt_rtx.write_plan(
+        tmp_path / "two.plan", Path(plan["onnx"]), [plan["profiles"][0], exact]
+    )
+    engine = load(path)
+    for size, profile in ((8, 1), (12, 0)):
+        shapes = picture_shapes(parts.engines, Shape(1, 2, size, size, 77))
+        assert engine._profile(shapes) == profile
+    engine.close()
+
+
+def test_engines_that_do_not_fit_together(
+    standin: Standin, parts: PipelineParts, plans: dict[str, Path]
+) -> None:
+    other = plans | {"text_encoder": plans["vae_decoder"]}
+    with (
+        gpu_pipeline(parts, other) as pipe,
+        pytest.raises(EngineError, match="text_encoder gives last_hidden_state as nothing, and"),
+    ):
+        pipe.generate("apple", steps=1)
+
+
+def test_a_binding_to_host_arrays(
+    standin: Standin, parts: PipelineParts, plans: dict[str, Path]
+) -> None:
+    """As `verify` uses an engine."""
+    shapes = picture_shapes(parts.engines, Shape(2, 2, 8, 8, 77))
+    random = np.random.default_rng(0)
+    pictures = []
+    for engine in (load(plans["vae_decoder"]), parts.vae_decoder):
+        binding = engine.bind(shapes)
+        for _ in range(2):
+            random = np.random.default_rng(0)
+            binding.buffers["state"][...] = random.standard_normal(shapes["state"])
+            binding.run()
+        pictures.append(binding.buffers["image"].copy())
+    assert (pictures[0] == pictures[1]).all()
+    assert pictures[0].std() > 1
+
+
+# Misuse, which the double refuses as the library does
+
+
+@contextmanager
+def ready(
+    parts: PipelineParts, plans: dict[str, Path]
+) -> Iterator[tuple[DeviceCall, dict[str, int], cuda.Stream]]:
+    """The decoder ready to be enqueued, over memory of its own."""
+    shapes = picture_shapes(parts.engines, Shape(1, 2, 8, 8, 77))
+    engine = load(plans["vae_decoder"])
+    with cuda.Stream() as stream, cuda.DeviceBuffer(1 << 20) as memory:
+        stream.zero(memory.address, memory.size)
+        call = engine.prepare(shapes, stream)
+        call.use_memory(memory.address, call.memory)
+        tensors = memory.address + (1 << 19)
+        yield call, {"state": tensors, "image": tensors + (1 << 18)}, stream
+        stream.wait()
+        call.close()
+        engine.close()
+
+
+def test_a_missing_address(standin: Standin, parts: PipelineParts, plans: dict[str, Path]) -> None:
+    with ready(parts, plans) as (call, addresses, stream):
+        del addresses["image"]
+        with pytest.raises(EngineError, match="vae_decoder has no address for image"):
+            call.enqueue(addresses, stream)
+
+
+def test_an_address_that_is_not_aligned(
+    standin: Standin, parts: PipelineParts, plans: dict[str, Path]
+) -> None:
+    with ready(parts, plans) as (call, addresses, stream):
+        addresses["state"] += 4
+        with pytest.raises(EngineError, match="address of state is not aligned to 256 bytes"):
+            call.enqueue(addresses, stream)
+
+
+def test_a_first_run_during_a_capture(
+    standin: Standin, parts: PipelineParts, plans: dict[str, Path]
+) -> None:
+    with ready(parts, plans) as (call, addresses, stream):
+        with pytest.raises(EngineError, match="cannot be run: .*not in a capture"):
+            cuda.Graph(stream, lambda: call.enqueue(addresses, stream))
+        call.enqueue(addresses, stream)
+        stream.wait()
+        with cuda.Graph(stream, lambda: call.enqueue(addresses, stream)) as graph:
+            stream.launch(graph)
+            stream.wait()
+
+
+def test_a_context_that_is_gone_when_its_graph_runs(
+    standin: Standin, parts: PipelineParts, plans: dict[str, Path]
+) -> None:
+    with ready(parts, plans) as (call, addresses, stream):
+        call.enqueue(addresses, stream)
+        stream.wait()
+        with cuda.Graph(stream, lambda: call.enqueue(addresses, stream)) as graph:
+            call.close()
+            stream.launch(graph)
+            with pytest.raises(DeviceLostError):
+                stream.wait()
+            standin.revive()
+
+
+def test_memory_that_is_gone_when_it_is_read(
+    standin: Standin, parts: PipelineParts, plans: dict[str, Path]
+) -> None:
+    with ready(parts, plans) as (call, addresses, stream):
+        with cuda.DeviceBuffer(1 << 16) as short:
+            addresses["state"] = short.address
+            call.enqueue(addresses, stream)
+        with pytest.raises(DeviceLostError, match="ILLEGAL_ADDRESS"):
+            stream.wait()
+        standin.revive()
+
+
+def test_the_words_of_the_library_are_kept_apart(standin: Standin, plans: dict[str, Path]) -> None:
+    with listening(this_thread=True) as words:
+        assert words.failure == ""

@@ -1,0 +1,224 @@
+"""Every driver call made to fail, in every phase: what is said, what is freed, what works then.
+
+A failure that concerns one call (out of memory, too many resources) ends the request with an error
+of the user's family, and the next request draws the right picture. A launch that failed loses the
+device, which the driver's documentation says cannot be helped within the process: then every
+request says so. Whatever happened, closing the pipeline leaves nothing behind.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from sdexport.backends import cuda, tensorrt
+from sdexport.backends.cuda_workspace import Form
+from sdexport.errors import DeviceLostError, DeviceMemoryError, EngineError
+from sdexport.pipeline.parts import PipelineParts
+from sdexport.pipeline.pipeline import Pipeline
+from tests.standin.world import (
+    LAUNCH_FAILED,
+    OUT_OF_MEMORY,
+    OUT_OF_RESOURCES,
+    Standin,
+    gpu_pipeline,
+    tell,
+)
+
+FORMS = (Form.EAGER, Form.STEP_GRAPH, Form.WHOLE_LOOP)
+STATUSES = {"memory": OUT_OF_MEMORY, "resources": OUT_OF_RESOURCES, "lost": LAUNCH_FAILED}
+
+
+def picture(pipe: Pipeline, *, watched: bool = False) -> bytes:
+    arguments = {"sampler": "euler-a", "steps": 3, "seed": 5, "size": "64x64", "guidance": 2.0}
+    if not watched:
+        return pipe.generate("apple", **arguments).images[0].tobytes()
+    with closing(pipe.stream("apple", **arguments)) as stream:
+        *_, last = (step for step in stream if step.latents is not None)
+    assert last.result is not None
+    return last.result.images[0].tobytes()
+
+
+@pytest.fixture(scope="module")
+def wanted(host: Pipeline) -> bytes:
+    return picture(host)
+
+
+def forget_the_device() -> None:
+    """What this process keeps of the GPU is found anew, so that finding it can fail as well."""
+    tensorrt._runtime.cache_clear()
+    tensorrt.context.cache_clear()
+    cuda.driver.cache_clear()
+
+
+class Trial:
+    """Loads, draws twice (once watched) and closes, with one failure on the way."""
+
+    def __init__(
+        self, standin: Standin, parts: PipelineParts, plans: dict[str, Path], form: Form
+    ) -> None:
+        self._standin = standin
+        self._parts = parts
+        self._plans = plans
+        self._form = form
+
+    def __call__(self, wanted: bytes, name: str, after: int, status: int) -> str | None:
+        """What was said of the failure; None where it did not come to it."""
+        standin = self._standin
+        before = standin.held()
+        forget_the_device()
+        standin.fail(name, after, status)
+        pipe: Pipeline | None = None
+        said: EngineError | None = None
+        try:
+            pipe = gpu_pipeline(self._parts, self._plans, self._form)
+            assert picture(pipe, watched=True) == wanted, "a wrong picture"
+            assert picture(pipe) == wanted, "a wrong picture"
+        except EngineError as error:
+            said = error
+        came = not standin.failure_waits
+        lost = came and status == LAUNCH_FAILED
+        if lost:
+            assert isinstance(said, DeviceLostError), f"the device was lost, and {said!r} was said"
+            if pipe is not None:
+                with pytest.raises(DeviceLostError, match="lost to this process"):
+                    picture(pipe)
+        elif came and pipe is not None:
+            assert picture(pipe) == wanted, "the next request after the failure"
+        if pipe is not None:
+            # Where it fails in closing, that is said, and everything is given back all the same.
+            try:
+                pipe.close()
+            except EngineError as error:
+                assert not standin.failure_waits
+                said = said or error
+        del pipe
+        came = not standin.failure_waits
+        standin.revive()
+        assert standin.held() == before, f"{name} {after} with {status} left something behind"
+        if not came:
+            return None
+        return "" if said is None else str(said)
+
+
+@pytest.fixture
+def trial(
+    standin: Standin, parts: PipelineParts, plans: dict[str, Path], request: pytest.FixtureRequest
+) -> Iterator[Trial]:
+    yield Trial(standin, parts, plans, request.param)
+    forget_the_device()
+
+
+def calls_of(standin: Standin, trial: Trial, wanted: bytes) -> list[str]:
+    """The driver calls of a trial without a failure, in order."""
+    with standin.counted():
+        assert trial(wanted, "*", 10**6, OUT_OF_MEMORY) is None
+    return [name for name in standin.calls() if not name.startswith("run.")]
+
+
+@pytest.mark.parametrize("trial", FORMS, indirect=True, ids=str)
+@pytest.mark.parametrize("status", STATUSES.values(), ids=STATUSES.keys())
+@pytest.mark.parametrize(
+    "stride", [11, pytest.param(1, marks=pytest.mark.slow)], ids=["some", "all"]
+)
+def test_any_call_may_fail(
+    standin: Standin, trial: Trial, wanted: bytes, status: int, stride: int
+) -> None:
+    calls = calls_of(standin, trial, wanted)
+    silent, survived = [], 0
+    for after in range(1, len(calls) + 1, stride):
+        said = trial(wanted, "*", after, status)
+        if said is None:
+            continue
+        if said == "":
+            survived += 1
+            silent.append(calls[after - 1])
+        else:
+            assert said.count("\n") == 0
+            assert any(word in said for word in ("cu", "CUDA", "Cuda", "GPU")), said
+    # Going on without a word is right where memory was made free and the call tried again, and
+    # where something is only asked after or given back.
+    harmless = {"cuMemAlloc_v2", "cuMemHostAlloc"} if status == OUT_OF_MEMORY else set()
+    tell(form=trial._form, status=status, calls=len(calls), silent=sorted(set(silent)))
+    if status != LAUNCH_FAILED:
+        assert {name for name in silent if "Destroy" not in name and "Free" not in name} <= (
+            harmless | {"cuGraphDestroy", "cuStreamSynchronize", "cuCtxSetCurrent"}
+        )
+
+
+@pytest.mark.parametrize("trial", [Form.WHOLE_LOOP, Form.STEP_GRAPH], indirect=True, ids=str)
+@pytest.mark.parametrize(
+    ("name", "status", "kind", "pattern"),
+    [
+        ("cuMemAlloc_v2", OUT_OF_MEMORY, "memory", r"memory is full.*end other programs"),
+        ("cuGraphLaunch", OUT_OF_RESOURCES, "call", "cuGraphLaunch.*OUT_OF_RESOURCES.*fewer"),
+        ("cuGraphInstantiateWithFlags", OUT_OF_MEMORY, "memory", "cuGraphInstantiate.*MEMORY"),
+        ("cuStreamEndCapture", OUT_OF_RESOURCES, "call", "cuStreamEndCapture.*RESOURCES"),
+        ("cuMemcpyHtoDAsync_v2", OUT_OF_RESOURCES, "call", "cuMemcpyHtoDAsync.*RESOURCES"),
+        ("run.host", LAUNCH_FAILED, "lost", "lost to this process.*start the program again"),
+        ("run.copy_out", LAUNCH_FAILED, "lost", "lost to this process.*LAUNCH_FAILED"),
+        ("run.launch", LAUNCH_FAILED, "lost", "lost to this process.*LAUNCH_FAILED"),
+    ],
+)
+def test_what_is_said(
+    standin: Standin,
+    trial: Trial,
+    wanted: bytes,
+    name: str,
+    status: int,
+    kind: str,
+    pattern: str,
+) -> None:
+    import re
+
+    said = trial(wanted, name, 1, status)
+    assert said, f"{name} was not called, or its failure not told"
+    assert re.search(pattern, said), said
+
+
+def test_memory_is_made_free_before_a_request_is_refused(
+    standin: Standin, parts: PipelineParts, plans: dict[str, Path], wanted: bytes
+) -> None:
+    with gpu_pipeline(parts, plans) as pipe:
+        for size in ("32x32", "96x96"):
+            pipe.generate("apple", steps=2, seed=1, size=size)
+        used = standin.held()[0]
+        # What is free does not do for another shape beside those that are kept.
+        standin.device(size=used + (8 << 10))
+        assert picture(pipe) == wanted
+        standin.device(size=2 << 30)
+        assert pipe.generate("apple", steps=2, seed=1, size="96x96").images
+
+
+def test_a_request_too_large_for_the_memory_is_refused_with_figures(
+    standin: Standin, parts: PipelineParts, plans: dict[str, Path], wanted: bytes
+) -> None:
+    with gpu_pipeline(parts, plans) as pipe:
+        standin.device(size=standin.held()[0] + (4 << 10))
+        with pytest.raises(DeviceMemoryError, match=r"MiB for .* do not fit .*of .* MiB are free"):
+            picture(pipe)
+        standin.device(size=2 << 30)
+        assert picture(pipe) == wanted
+
+
+def test_an_interrupt_frees_the_place(
+    standin: Standin,
+    parts: PipelineParts,
+    plans: dict[str, Path],
+    wanted: bytes,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with gpu_pipeline(parts, plans) as pipe:
+        picture(pipe)
+        with monkeypatch.context() as patch:
+
+            def interrupted(self: object) -> None:
+                raise KeyboardInterrupt
+
+            patch.setattr(cuda.Event, "wait", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                picture(pipe)
+        assert picture(pipe) == wanted

@@ -1,0 +1,98 @@
+"""The CUDA path over the stand-in driver: each file of tests in a process of its own.
+
+The stand-in is compiled here and found through LD_LIBRARY_PATH as `libcuda.so.1`; the double of
+TensorRT for RTX is found before the real one. Both hold for whole processes, so `inside_*.py` are
+run by pytest in children, which import neither torch nor onnx.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+COMPILER = shutil.which(os.environ.get("CC", "cc"))
+
+EMOJI, TINY = "emoji", "tiny"
+FILES = {
+    "inside_driver.py": TINY,
+    "inside_pictures.py": EMOJI,
+    "inside_counts.py": TINY,
+    "inside_threads.py": TINY,
+    "inside_errors.py": TINY,
+    "inside_faults.py": TINY,
+}
+"""The files, and the bundle that each draws with: pictures where they are looked at, else a tiny
+model with random weights."""
+
+
+def test_every_file_is_run() -> None:
+    assert set(FILES) == {file.name for file in HERE.glob("inside_*.py")}
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the stand-in, compiled with every warning an error."""
+    if sys.platform != "linux":
+        pytest.skip("the stand-in driver is found as libcuda.so.1, which is Linux's name for it")
+    if COMPILER is None:
+        pytest.skip("no C compiler (cc) is installed")
+    pytest.importorskip("cuda.bindings", reason="cuda-bindings is not installed")
+    folder = tmp_path_factory.mktemp("libcuda")
+    flags = "-std=gnu11 -O1 -g -Wall -Wextra -Werror -fPIC -shared -Wl,-soname,libcuda.so.1"
+    output = folder / "libcuda.so.1"
+    command = [COMPILER, *flags.split(), "-o", str(output), str(HERE / "libcuda.c"), "-lpthread"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def run_inside(
+    file: str, library: Path, bundle: Path, *options: str, figures: Path | None = None
+) -> None:
+    """Runs a file's tests in the stand-in's world; at least one must run, none may be skipped."""
+    environment = os.environ | {
+        "LD_LIBRARY_PATH": str(library),
+        "PYTHONPATH": os.pathsep.join((str(HERE.parent.parent), str(HERE / "modules"))),
+        "STANDIN_BUNDLE": str(bundle),
+        "STANDIN_FIGURES": "" if figures is None else str(figures),
+    }
+    command = [sys.executable, "-m", "pytest", "-q", "--tb=short", "-p", "no:cacheprovider"]
+    done = subprocess.run(
+        [*command, *options, str(HERE / file)],
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=False,
+        cwd=HERE.parent.parent,
+    )
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
+    assert re.search(r"\d+ passed", done.stdout), done.stdout[-2000:]
+    assert "skipped" not in done.stdout, done.stdout[-2000:]
+
+
+Bundles = Callable[[str], Path]
+
+
+def bundle_for(which: str, emoji_bundle: Bundles, tiny_bundle: Bundles) -> Path:
+    return (emoji_bundle if which == EMOJI else tiny_bundle)("onnxruntime-cpu")
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_inside(file: str, library: Path, emoji_bundle: Bundles, tiny_bundle: Bundles) -> None:
+    run_inside(file, library, bundle_for(FILES[file], emoji_bundle, tiny_bundle))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("file", ["inside_counts.py", "inside_faults.py"])
+def test_thousands_inside(file: str, library: Path, tiny_bundle: Bundles, tmp_path: Path) -> None:
+    figures = tmp_path / "figures.jsonl"
+    run_inside(file, library, tiny_bundle("onnxruntime-cpu"), "-m", "slow", figures=figures)
+    print(figures.read_text(encoding="utf-8"))
