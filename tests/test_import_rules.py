@@ -13,13 +13,23 @@ import sdexport
 
 PACKAGE = Path(sdexport.__file__).parent
 
-FOUNDATION = {"errors", "spec", "storage", "progress", "memory", "onnx_folder", "__init__"}
+FOUNDATION = {
+    "errors",
+    "spec",
+    "storage",
+    "progress",
+    "memory",
+    "onnx_folder",
+    "__init__",
+    "builder_options",
+}
 ALLOWED = {
     "errors": set(),
     "progress": set(),
     "memory": set(),
     "__init__": set(),
     "spec": {"errors"},
+    "builder_options": {"errors", "spec"},
     "storage": {"errors"},
     "onnx_folder": {"errors", "spec", "storage"},
     "bundle": FOUNDATION,
@@ -31,7 +41,7 @@ ALLOWED = {
     "verification": FOUNDATION | {"bundle", "backends", "sampling", "pipeline", "export"},
     "build": FOUNDATION | {"bundle", "backends", "sampling", "graph", "export", "verification"},
     "inspection": FOUNDATION | {"bundle", "graph"},
-    "recipe": {"errors", "spec"},
+    "recipe": {"errors", "spec", "builder_options"},
     "machine": FOUNDATION | {"backends"},
     "terminal": {"errors", "progress", "__init__"},
     "cli": None,
