@@ -16,6 +16,7 @@ from typing import Literal, Protocol, cast
 from sdexport.backends.gpus import find_gpus
 from sdexport.backends.protocol import Engine
 from sdexport.backends.request import BuiltEngine, EngineRequest
+from sdexport.builder_options import BuilderOptions
 from sdexport.errors import EngineError, MissingExtraError, UsageError
 from sdexport.spec import Precision
 
@@ -142,6 +143,9 @@ class _Builder(Protocol):
 
     def build(self, target: str, request: EngineRequest) -> BuiltEngine: ...
 
+    # Of typed targets only.
+    def settle(self, target: str, options: BuilderOptions) -> BuilderOptions: ...
+
 
 class _Runtime(Protocol):
     """What the module offers that loads a target's engines."""
@@ -242,17 +246,27 @@ def library_version(target: Target) -> str:
         return "unknown"
 
 
+def settle(target: Target, options: BuilderOptions) -> BuilderOptions:
+    """The builder options with everything decided that an engine's bytes depend on.
+
+    Raises:
+        UsageError: an option that the target does not take, or that cannot be served.
+        MissingExtraError, EngineError: as `build_engine`, as far as it is known before.
+    """
+    options.refuse_others(target.name, target.options)
+    return _builder(target).settle(target.name, options) if target.typed else options
+
+
 def build_engine(target: Target, request: EngineRequest) -> BuiltEngine:
     """Builds one engine; may move files out of the model's folder.
 
     Raises:
-        UsageError: the target has no such precision or builder option.
+        UsageError: the target has no such precision.
         MissingExtraError: its library is not installed.
         EngineError: its library refuses the graph, or did not do what was asked for.
         StorageError: the place cannot be written.
     """
     _check_precision(target, request.precision)
-    request.options.refuse_others(target.name, target.options)
     return _builder(target).build(target.name, request)
 
 

@@ -10,14 +10,18 @@ from pathlib import Path
 
 from sdexport import bundle as bundles
 from sdexport import storage
-from sdexport.build.engines import COMPONENT_OF, build_engines, read_dimensions
+from sdexport.build.engines import COMPONENT_OF, build_engines, prepare_graphs, read_dimensions
 from sdexport.build.options import BuildOptions, Choice, decide
 from sdexport.build.report import BuildReport, Stopwatch
 from sdexport.bundle import Bundle, Manifest
-from sdexport.errors import FolderError, MissingExtraError
+from sdexport.errors import FolderError, MissingExtraError, UsageError
+from sdexport.graph.proto import load_graph
 from sdexport.onnx_folder import OnnxFolder, open_folder
 from sdexport.progress import SILENT, Progress
-from sdexport.spec import Profile
+from sdexport.spec import Precision, Profile
+
+HALF = {Precision.FP16: 10, Precision.BF16: 16}
+"""ONNX's numbers for the element types, which `onnx` is not needed to know."""
 
 
 def build_folder(
@@ -51,8 +55,9 @@ def build_folder(
     refuse_other_folder(destination)
     stopwatch = Stopwatch()
     with stopwatch.stage("read the ONNX folder"):
-        fingerprints = fingerprints_of(folder.digests(), choice)
-    profile = options.profile or read_dimensions(folder).default_profile()
+        profile = options.profile or read_dimensions(folder).default_profile()
+        require_precision(folder, choice)
+        fingerprints = fingerprints_of(folder.digests(), choice, profile)
     if not force:
         report = reuse(destination, fingerprints, choice, profile, options.guidance, stopwatch)
         if report is not None:
@@ -86,15 +91,36 @@ def refuse_other_folder(destination: Path) -> None:
         raise FolderError(f"{destination} is a file; a bundle is a folder: choose another place")
 
 
-def fingerprints_of(sources: Mapping[str, object], choice: Choice) -> dict[str, str]:
+def require_precision(folder: OnnxFolder, choice: Choice) -> None:
+    """Raises UsageError where a target takes the precision from the graphs and they have another.
+
+    Looked at is what the UNet computes in: half-precision folders of every tool agree in that.
+    """
+    if not choice.target.typed:
+        return
+    kinds = {tensor.data_type for tensor in load_graph(folder.model("unet")).graph.initializer}
+    found = next((p for p, kind in HALF.items() if kind in kinds), Precision.FP32)
+    if found is not choice.precision:
+        raise UsageError(
+            f"the graphs in {folder.path} compute in {found}, and target {choice.target.name} "
+            f"takes the precision from them: build with --precision {found}, or export the "
+            f"checkpoint with --precision {choice.precision}"
+        )
+
+
+def fingerprints_of(
+    sources: Mapping[str, object], choice: Choice, profile: Profile | None
+) -> dict[str, str]:
     """The fingerprint of every engine that can be built.
 
     Args:
         sources: by component, what stands for its content: digests and how it was exported.
-        choice: target and precision.
+        choice: target, precision and builder options.
+        profile: the shapes to serve.
     """
+    settings = choice.settings(profile)
     return {
-        engine: storage.digest_of({"source": sources[component]} | choice.settings())
+        engine: storage.digest_of({"source": sources[component]} | settings)
         for engine, component in COMPONENT_OF.items()
         if component in sources
     }
@@ -118,8 +144,8 @@ def reuse(
 ) -> BuildReport | None:
     """The report on the bundle at `destination` if its engines are the wanted ones, else None.
 
-    A damaged bundle is never reused. Profile and guidance are brought up to date: no engine's
-    bytes depend on them.
+    A damaged bundle is never reused. Guidance is brought up to date, which no engine's bytes
+    depend on, and so is the profile, which is part of the fingerprints where they do.
     """
     if not bundles.is_bundle(destination):
         return None
@@ -157,17 +183,13 @@ def fill_bundle(
     """
     dimensions = read_dimensions(folder)
     profile = options.profile or dimensions.default_profile()
+    work = aside / ".graphs"
+    with stopwatch.stage("prepare the graphs"):
+        prepare_graphs(folder, work, dimensions, fingerprints, consume=consume)
     engines = build_engines(
-        folder,
-        aside,
-        choice,
-        dimensions,
-        profile,
-        fingerprints,
-        stopwatch,
-        progress,
-        consume=consume,
+        work, aside, choice, dimensions, profile, fingerprints, stopwatch, progress
     )
+    shutil.rmtree(work)
     with storage.explained(aside):
         shutil.copytree(folder.tokenizer, aside / "tokenizer")
         shutil.copytree(folder.scheduler_config.parent, aside / "scheduler")
@@ -184,8 +206,9 @@ def fill_bundle(
         embedding_dim=dimensions.embedding_dim,
         default_guidance=options.guidance,
         default_size=(
-            native if native in profile.width else profile.width.opt,
-            native if native in profile.height else profile.height.opt,
+            (native, native)
+            if any(native in one.width and native in one.height for one in profile.all)
+            else (profile.width.opt, profile.height.opt)
         ),
         engines=engines,
         export=folder.record,
@@ -193,6 +216,7 @@ def fill_bundle(
             "sdexport": importlib.metadata.version("sdexport"),
             "onnx": importlib.metadata.version("onnx"),
         },
+        builder=choice.builder.as_json(),
     )
 
 

@@ -137,7 +137,7 @@ def _show_inspection(found: Inspection) -> None:
             ("target", about["target"]),
             ("library", about["library"]),
             ("precision", about["precision"]),
-            *((name, ":".join(map(str, limits))) for name, limits in profile.items()),
+            *_profiles(profile),
             ("guidance", about["default_guidance"]),
             ("built with", ", ".join(f"{name} {version}" for name, version in versions.items())),
             ("fingerprint", about["fingerprint"]),
@@ -175,6 +175,16 @@ def _show_inspection(found: Inspection) -> None:
             print(f"  out  {spec}")
         if part.note:
             print(f"  {part.note}")
+
+
+def _profiles(profile: Mapping[str, Any]) -> list[tuple[str, object]]:
+    """The lines about what is served, several profiles with a number each."""
+    every = [profile, *profile.get("others", ())]
+    return [
+        (name if len(every) == 1 else f"{name} {index}", ":".join(map(str, one[name])))
+        for index, one in enumerate(every, 1)
+        for name in ("batch", "height", "width")
+    ]
 
 
 def doctor(json: Json = False) -> None:

@@ -74,7 +74,8 @@ class Drawing:
         update_weights = buffers["update_weights"]
         draws = plan.draws_noise.tolist()
         run = tuple(binding.run for binding in workspace.steps)
-        total = plan.evaluations * -(-request.images // self._parts.profile.batch.max)
+        profile = self._parts.profile.serving(height=request.height, width=request.width)
+        total = plan.evaluations * -(-request.images // profile.batch.max)
         for i in range(plan.evaluations):
             started = perf_counter()
             timestep[...] = plan.timesteps[i]

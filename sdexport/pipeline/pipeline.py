@@ -99,21 +99,19 @@ class Pipeline:
 
     def steps(self, request: Request) -> Generator[Step]:
         """`stream` for a request that was made before."""
-        self.parts.profile.check(
-            batch=self.parts.profile.batch.min, height=request.height, width=request.width
-        )
+        self.parts.profile.serving(height=request.height, width=request.width)
         return self._steps(request)
 
     def _steps(self, request: Request) -> Generator[Step]:
         finished: Step | None = None
         with self._turn.taken():
             drawing = Drawing(self.parts, request)
-            largest = self.parts.profile.batch.max
-            for first in range(0, request.images, largest):
-                last = min(first + largest, request.images)
+            batch = self.parts.profile.serving(height=request.height, width=request.width).batch
+            for first in range(0, request.images, batch.max):
+                last = min(first + batch.max, request.images)
                 shape = Shape(
                     # A smaller batch than the engines were built for is filled up.
-                    batch=max(last - first, self.parts.profile.batch.min),
+                    batch=max(last - first, batch.min),
                     branches=request.branches,
                     height=request.height // self.parts.latent_scale,
                     width=request.width // self.parts.latent_scale,

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from sdexport.backends import openvino_cpu, targets
+from sdexport.backends.request import EngineRequest
 from sdexport.errors import MissingExtraError, UsageError
 from sdexport.spec import Precision
 
@@ -29,7 +30,8 @@ def without(monkeypatch: pytest.MonkeyPatch) -> Without:
 
 def test_unknown_target() -> None:
     with pytest.raises(
-        UsageError, match="unknown target 'cuda'; choose one of: openvino-cpu, onnxruntime-cpu"
+        UsageError,
+        match="unknown target 'cuda'; choose one of: tensorrt, tensorrt-rtx, openvino-cpu",
     ):
         targets.find_target("cuda")
 
@@ -43,7 +45,7 @@ def test_auto_prefers_openvino(without: Without) -> None:
     without()
     choice = targets.choose("auto")
     assert choice.target is targets.OPENVINO_CPU
-    assert choice.reason == "the fastest that is installed"
+    assert choice.reason == "the fastest that runs here"
 
 
 def test_auto_without_openvino(without: Without) -> None:
@@ -92,7 +94,10 @@ def test_default_precision_follows_the_processor(
 
 def test_precisions_are_checked(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no precision bf16; choose one of: fp32"):
-        targets.build_engine(targets.ONNXRUNTIME_CPU, tmp_path / "m", tmp_path, Precision.BF16)
+        targets.build_engine(
+            targets.ONNXRUNTIME_CPU,
+            EngineRequest("unet", tmp_path / "m", tmp_path, Precision.BF16),
+        )
     with pytest.raises(UsageError, match="no precision fp16; choose one of: fp32, bf16"):
         targets.load_engine(targets.OPENVINO_CPU, "unet", tmp_path, Precision.FP16)
 
