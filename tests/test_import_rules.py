@@ -39,7 +39,10 @@ ALLOWED = {
     "pipeline": FOUNDATION | {"bundle", "backends", "sampling"},
     "export": FOUNDATION | {"sampling"},
     "verification": FOUNDATION | {"bundle", "backends", "sampling", "pipeline", "export"},
-    "build": FOUNDATION | {"bundle", "backends", "sampling", "graph", "export", "verification"},
+    "half_check": FOUNDATION | {"backends", "graph", "pipeline"},
+    "build": FOUNDATION
+    | {"bundle", "backends", "sampling", "graph", "export", "verification"}
+    | {"half_check", "pipeline"},
     "inspection": FOUNDATION | {"bundle", "graph"},
     "recipe": {"errors", "spec", "builder_options"},
     "machine": FOUNDATION | {"backends"},

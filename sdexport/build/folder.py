@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import shutil
 from collections.abc import Mapping
@@ -9,16 +10,26 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sdexport import bundle as bundles
-from sdexport import storage
-from sdexport.build.engines import COMPONENT_OF, build_engines, prepare_graphs, read_dimensions
+from sdexport import half_check, storage
+from sdexport.build.engines import (
+    COMPONENT_OF,
+    Dimensions,
+    build_engines,
+    call_shapes,
+    prepare_graphs,
+    read_dimensions,
+)
 from sdexport.build.options import BuildOptions, Choice, decide
 from sdexport.build.report import BuildReport, Stopwatch
 from sdexport.bundle import Bundle, Manifest
 from sdexport.errors import FolderError, MissingExtraError, UsageError
+from sdexport.graph.flops import count
 from sdexport.graph.proto import load_graph
-from sdexport.onnx_folder import OnnxFolder, open_folder
+from sdexport.onnx_folder import MODEL_FILE, OnnxFolder, open_folder
+from sdexport.pipeline.tokenizer import PromptTokenizer
+from sdexport.pipeline.workspace import PipelineParts
 from sdexport.progress import SILENT, Progress
-from sdexport.spec import Precision, Profile
+from sdexport.spec import Precision, Profile, Range
 
 HALF = {Precision.FP16: 10, Precision.BF16: 16}
 """ONNX's numbers for the element types, which `onnx` is not needed to know."""
@@ -186,6 +197,10 @@ def fill_bundle(
     work = aside / ".graphs"
     with stopwatch.stage("prepare the graphs"):
         prepare_graphs(folder, work, dimensions, fingerprints, consume=consume)
+    checked = None
+    if choice.checked:
+        with stopwatch.stage("check half precision"):
+            checked = _check_half(folder, work, dimensions, profile, progress)
     engines = build_engines(
         work, aside, choice, dimensions, profile, fingerprints, stopwatch, progress
     )
@@ -217,7 +232,45 @@ def fill_bundle(
             "onnx": importlib.metadata.version("onnx"),
         },
         builder=choice.builder.as_json(),
+        half_check=checked,
     )
+
+
+def _check_half(
+    folder: OnnxFolder, work: Path, dimensions: Dimensions, profile: Profile, progress: Progress
+) -> dict[str, object]:
+    """The record of the half-precision graphs in `work`, in which what overflows is mended."""
+    native = dimensions.native_pixels
+    fits = native in profile.width and native in profile.height
+    usual = (native, native) if fits else (profile.width.opt, profile.height.opt)
+    model = load_graph(work / "denoise_step" / MODEL_FILE)
+    shapes = call_shapes(
+        "denoise_step", dimensions, batch=1, branches=2, height=usual[1], width=usual[0]
+    )
+    trial = half_check.choose_trial(
+        usual, (profile.width.min, profile.height.min), count(model, shapes).flops
+    )
+    make_parts = functools.partial(
+        PipelineParts,
+        tokenizer=PromptTokenizer.load(folder.tokenizer, dimensions.tokens),
+        scheduler_config=storage.read_json(folder.scheduler_config),
+        # The graphs are open in every dimension: pictures are drawn one by one.
+        profile=Profile(Range(1, 1, 1), *_sides(trial.size)),
+        latent_channels=dimensions.latent_channels,
+        tokens=dimensions.tokens,
+        embedding_dim=dimensions.embedding_dim,
+        default_guidance=half_check.GUIDANCE,
+        default_size=trial.size,
+        about={},
+        latent_scale=dimensions.latent_scale,
+    )
+    return half_check.check_half(work, make_parts, trial, progress)
+
+
+def _sides(size: tuple[int, int]) -> tuple[Range, Range]:
+    """The ranges of height and width that hold (width, height) `size` alone."""
+    width, height = size
+    return Range(height, height, height), Range(width, width, width)
 
 
 def finished(bundle: Bundle, choice: Choice, stopwatch: Stopwatch, *, reused: bool) -> BuildReport:
