@@ -12,9 +12,9 @@ The record says so: `not run on a device`, until it has been.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import math
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -29,6 +29,7 @@ from sdexport.graph.half_values import LARGEST
 from sdexport.graph.keep_float32 import island_of, keep_float32
 from sdexport.graph.proto import load_graph, save_graph
 from sdexport.graph.widen_half import WATCH, widen_half, widen_weights
+from sdexport.onnx_folder import MODEL_FILE
 from sdexport.pipeline.pipeline import Pipeline, PipelineParts
 from sdexport.progress import Progress, stage
 from sdexport.spec import TensorSpec
@@ -184,17 +185,14 @@ def check_half(
         EngineError: a graph gives values that are no numbers even so; names engine and value.
         StorageError: no room for the weights in float32, which are made and thrown away.
     """
-    with tempfile.TemporaryDirectory(prefix=".half-", dir=folder) as scratch:
-        trials = _Trials(folder, Path(scratch))
-        with stage(progress, "checking half precision", len(trials.engines) + 1):
-            progress.advance(0, "drawing in float32, every value watched")
-            records = trials.draw(make_parts, trial)
-            progress.advance(1)
-            findings = {}
-            for name in trials.engines:
-                progress.advance(0, name)
-                findings[name] = trials.judge(name, records[name])
-                progress.advance(1)
+    with stage(progress, "checking half precision", None), contextlib.ExitStack() as leftovers:
+        trials = _Trials(folder, leftovers)
+        progress.advance(0, "drawing in float32, every value watched")
+        records = trials.draw(make_parts, trial)
+        findings = {}
+        for name in trials.engines:
+            progress.advance(0, f"{name} rounded to half precision")
+            findings[name] = trials.judge(name, records[name])
     return {
         "device": NOT_RUN,
         "computed_by": f"onnxruntime {runtime().__version__}, on the CPU",
@@ -219,14 +217,14 @@ def _plain(value: Any) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class _Trials:
-    """The graphs in `folder`, and a place for what is made of them."""
+    """The graphs in `folder`; what is written beside them is removed by `leftovers`."""
 
     folder: Path
-    scratch: Path
+    leftovers: contextlib.ExitStack
 
     @property
     def engines(self) -> tuple[str, ...]:
-        return tuple(sorted(path.parent.name for path in self.folder.glob("*/model.onnx")))
+        return tuple(sorted(path.parent.name for path in self.folder.glob(f"*/{MODEL_FILE}")))
 
     def draw(self, make_parts: Callable[..., PipelineParts], trial: Trial) -> dict[str, _Record]:
         """What every engine's values reached while the trial's pictures were drawn."""
@@ -249,7 +247,7 @@ class _Trials:
 
     def judge(self, name: str, record: _Record) -> Finding:
         """Keeps in float32 what has to be, and tells what half precision costs then."""
-        path = self.folder / name / "model.onnx"
+        path = self.folder / name / MODEL_FILE
         sizes = record.sizes()
         model = load_graph(path)
         kept = island_of(model, sizes, NEAR)
@@ -264,6 +262,9 @@ class _Trials:
                 f"{name} overflows half precision at {worst[0]!r} although {len(kept)} of its "
                 "values are kept in float32; build with --precision bf16 or fp32"
             )
+        # People find a value by the operator that makes it; names of values are the exporter's.
+        makers = {value: node.op_type for node in model.graph.node for value in node.output}
+        sizes = {f"{value} ({makers[value]})": size for value, size in sizes.items()}
         at = max(sizes, key=lambda value: _order(sizes[value]), default="")
         return Finding(
             watched=len(sizes),
@@ -278,14 +279,13 @@ class _Trials:
         )
 
     def _load(self, name: str, *, rounded: bool = False) -> _Watched:
-        source = self.folder / name
-        place = self.scratch / name
-        model = load_graph(source / "model.onnx")
-        if not place.exists():
-            place.mkdir()
-            widen_weights(model, source, place)
+        folder = self.folder / name
+        model = load_graph(folder / MODEL_FILE)
         wide = widen_half(model, watch=True, rounded=rounded)
-        path = place / "wide.onnx"
+        path = folder / "wide.onnx"
+        if not path.exists():
+            for file in (path, *widen_weights(model, folder)):
+                self.leftovers.callback(file.unlink, missing_ok=True)
         save_graph(wide.model, path)
         return _Watched(
             OnnxRuntimeEngine(name, _session(name, path)),

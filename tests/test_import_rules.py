@@ -39,6 +39,7 @@ ALLOWED = {
     "pipeline": FOUNDATION | {"bundle", "backends", "sampling"},
     "export": FOUNDATION | {"sampling"},
     "verification": FOUNDATION | {"bundle", "backends", "sampling", "pipeline", "export"},
+    "engine_store": FOUNDATION | {"backends", "bundle"},
     "half_check": FOUNDATION | {"backends", "graph", "pipeline"},
     "build": FOUNDATION
     | {"bundle", "backends", "sampling", "graph", "export", "verification"}

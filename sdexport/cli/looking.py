@@ -213,6 +213,7 @@ def _show_diagnosis(found: Diagnosis) -> None:
     free: Any = found.disk["free"]
     reasons: Any = auto["reasons"]
     flags: Any = cpu.get("flags", ())
+    gpus: Any = found.gpus
     terminal.print_facts(
         [
             ("sdexport", found.sdexport),
@@ -223,6 +224,10 @@ def _show_diagnosis(found: Diagnosis) -> None:
                 f"{cpu.get('model')}, {cpu.get('cores')} cores, {cpu.get('threads')} threads",
             ),
             ("flags", " ".join(flags) or None),
+            *(
+                ("GPU", f"{gpu['name']}, {gpu['capability']}, {terminal.size(gpu['bytes'])}")
+                for gpu in gpus
+            ),
             (
                 "memory",
                 ", ".join(f"{terminal.size(number)} {name}" for name, number in memory.items())
@@ -240,13 +245,14 @@ def _show_diagnosis(found: Diagnosis) -> None:
         print(f"warning: {warning}")
     print()
     terminal.print_table(
-        ("target", "state", "version", "what it is, or how to get it"),
+        ("target", "runs here", "builds here", "version", "what it is, or what is missing"),
         [
             (
                 target.name,
-                "works" if target.works else "missing",
+                "yes" if target.works else "no",
+                "yes" if target.builds else "no",
                 target.version,
-                target.remedy or target.description,
+                target.remedy or target.build_remedy or target.description,
             )
             for target in found.targets
         ],

@@ -154,25 +154,29 @@ def _widen_tensor(tensor: TensorProto, place: _Place | None) -> None:
         tensor.external_data.add(key=key, value=text)
 
 
-def widen_weights(model: onnx.ModelProto, folder: Path, destination: Path) -> None:
-    """Writes the files of weights that `widen_half` names, from those of `model` in `folder`.
+def widen_weights(model: onnx.ModelProto, folder: Path) -> tuple[Path, ...]:
+    """Writes the files of weights that `widen_half` names beside those of `model` in `folder`.
 
-    The files as they were are linked to: what is not in half precision stays there. (Not by
-    symbolic links: ONNX Runtime reads no weights outside the model's folder.)
+    Beside them, because a runtime reads no weights outside the model's folder, not through links
+    either, and what is not in half precision is read where it is.
+
+    Returns:
+        The files, which the caller removes.
 
     Raises:
         StorageError: the place cannot be written.
     """
-    with storage.explained(destination):
+    places = _places(model)
+    written = []
+    with storage.explained(folder):
         for name in weights_files(model):
-            (destination / name).hardlink_to(folder / name)
-            with (
-                (folder / name).open("rb") as source,
-                (destination / (name + WIDE)).open("wb") as file,
-            ):
-                for place in _places(model):
+            path = folder / (name + WIDE)
+            with (folder / name).open("rb") as source, path.open("wb") as file:
+                for place in places:
                     if place.file == name:
                         source.seek(place.offset)
                         file.seek(place.wide_offset)
                         content = np.frombuffer(source.read(place.length), np.float16)
                         file.write(content.astype(np.float32).data)
+            written.append(path)
+    return tuple(written)
