@@ -56,7 +56,13 @@ def settle(target: str, options: BuilderOptions) -> BuilderOptions:
     else:
         chosen = _capabilities(library(target), options)
         workspace = WORKSPACE
-        # Read in 1.7: without a driver its compiler fails with "CHECK(status == CUDA_SUCCESS)".
+        # Read in 1.7: its compiler fails with "CHECK(sm_vers_.size() == 1)" for several
+        # capabilities, and without a driver with "CHECK(status == CUDA_SUCCESS)".
+        if options.refittable and len(chosen) > 1:
+            raise UsageError(
+                "builder option refittable of tensorrt-rtx is for one compute capability, not for "
+                f"{', '.join(chosen)}; build one bundle for each"
+            )
         for name in ("refittable", "strip_weights"):
             if getattr(options, name) and not gpus:
                 raise UsageError(
