@@ -97,6 +97,11 @@ def build(target: str, request: EngineRequest) -> BuiltEngine:
         Path(ENGINE_FILE),
         facts
         | {
+            "inputs": [_described(module, tensor) for tensor in _inputs(network)],
+            "outputs": [
+                _described(module, network.get_output(index))
+                for index in range(network.num_outputs)
+            ],
             "bytes": path.stat().st_size,
             "seconds": round(time.perf_counter() - start, 3),
             "peak_bytes": memory.peak_bytes(),
@@ -165,6 +170,25 @@ def _complaint(error: Any) -> _Complaint:
     return _Complaint(str(error.node_name()), str(error.node_operator()), reason)
 
 
+def _inputs(network: Any) -> list[Any]:
+    return [network.get_input(index) for index in range(network.num_inputs)]
+
+
+def _described(module: Any, tensor: Any) -> dict[str, object]:
+    """Name, dtype and shape of an input or output; -1 is a dimension that stays open."""
+    dtypes = {
+        module.DataType.FLOAT: "float32",
+        module.DataType.HALF: "float16",
+        module.DataType.BF16: "bfloat16",
+        module.DataType.INT64: "int64",
+        module.DataType.INT32: "int32",
+        module.DataType.UINT8: "uint8",
+        module.DataType.BOOL: "bool",
+    }
+    dtype = dtypes.get(tensor.dtype, str(tensor.dtype))
+    return {"name": tensor.name, "dtype": dtype, "shape": list(tensor.shape)}
+
+
 def add_profile(
     name: str, builder: Any, network: Any, config: Any, shapes: Mapping[str, ShapeRange]
 ) -> None:
@@ -175,7 +199,7 @@ def add_profile(
             the dimension.
     """
     profile = builder.create_optimization_profile()
-    inputs = [network.get_input(index) for index in range(network.num_inputs)]
+    inputs = _inputs(network)
     for tensor in inputs:
         limits = shapes.get(tensor.name)
         if limits is None:

@@ -132,12 +132,15 @@ def _show_inspection(found: Inspection) -> None:
         profile: Any = about["profile"]
         versions: Any = about["built_with"]
         parity: Any = about["parity"]
+        builder: Any = about["builder"]
         facts += [
             ("checkpoint", about["name"]),
             ("target", about["target"]),
             ("library", about["library"]),
             ("precision", about["precision"]),
             *_profiles(profile),
+            *((name, _plain(value)) for name, value in builder.items()),
+            ("half precision", _half(about["half_check"])),
             ("guidance", about["default_guidance"]),
             ("built with", ", ".join(f"{name} {version}" for name, version in versions.items())),
             ("fingerprint", about["fingerprint"]),
@@ -175,6 +178,26 @@ def _show_inspection(found: Inspection) -> None:
             print(f"  out  {spec}")
         if part.note:
             print(f"  {part.note}")
+
+
+def _plain(value: object) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _half(record: Any) -> str | None:
+    """One line on what running the half-precision graphs on the CPU showed; None without it."""
+    if record is None:
+        return None
+    engines = record["engines"].values()
+    width, height = record["size"]
+    kept = sum(engine["kept_float32"] for engine in engines)
+    return (
+        f"{record['device']}; tried on the CPU at {width}x{height}, {len(record['prompts'])} "
+        f"prompts of {record['steps']} steps: largest value "
+        f"{max(float(engine['largest']) for engine in engines):,.0f} of {record['limit']:,.0f}, "
+        f"{kept} kept in float32, relative RMS error up to "
+        f"{max(engine['rms'] for engine in engines):.2g}"
+    )
 
 
 def _profiles(profile: Mapping[str, Any]) -> list[tuple[str, object]]:
