@@ -139,7 +139,7 @@ def _show_inspection(found: Inspection) -> None:
             ("library", about["library"]),
             ("precision", about["precision"]),
             *_profiles(profile),
-            *((name, _plain(value)) for name, value in builder.items()),
+            *((name, _option(name, value)) for name, value in builder.items()),
             ("half precision", _half(about["half_check"])),
             ("guidance", about["default_guidance"]),
             ("built with", ", ".join(f"{name} {version}" for name, version in versions.items())),
@@ -180,8 +180,10 @@ def _show_inspection(found: Inspection) -> None:
             print(f"  {part.note}")
 
 
-def _plain(value: object) -> str:
-    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+def _option(name: str, value: Any) -> str:
+    if name == "workspace":
+        return terminal.size(value)
+    return ", ".join(value) if isinstance(value, list) else str(value)
 
 
 def _half(record: Any) -> str | None:
