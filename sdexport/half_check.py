@@ -32,7 +32,7 @@ from sdexport.graph.widen_half import WATCH, widen_half, widen_weights
 from sdexport.onnx_folder import MODEL_FILE
 from sdexport.pipeline.pipeline import Pipeline, PipelineParts
 from sdexport.progress import Progress, stage
-from sdexport.spec import TensorSpec
+from sdexport.spec import PIXEL_MULTIPLE, TensorSpec
 
 NOT_RUN = "not run on a device"
 NEAR = LARGEST / 4
@@ -44,11 +44,12 @@ GUIDANCE = 7.5
 SAMPLER = "euler"
 """Of all samplers, the one whose first inputs are the largest before they are scaled."""
 
-BUDGET = 12e12
-"""Floating-point operations of the UNet that a check may take: about two minutes of two cores."""
+BUDGET = 4e12
+"""Floating-point operations of the UNet that a check may take in float32, and as many rounded: a
+minute or two on two cores."""
 
 DRAWING = ("text_encoder", "denoise_step", "vae_decoder")
-MOST_STEPS = 20
+MOST_STEPS, ENOUGH_STEPS, FEWEST_STEPS = 20, 8, 4
 NAMED = 12
 """At most so many values of an engine are named in the record, the largest first."""
 
@@ -154,18 +155,21 @@ class _WatchedBinding:
         record.calls.append((inputs, outputs))
 
 
-def choose_trial(sizes: tuple[int, int], smallest: tuple[int, int], flops: int) -> Trial:
-    """As many steps, at the usual size or the smallest, as `BUDGET` allows.
+def choose_trial(usual: tuple[int, int], flops: int) -> Trial:
+    """As many steps as `BUDGET` allows, at the usual size or, where that is too much, at half.
+
+    A smaller picture is a fair trial: what a value becomes depends on what surrounds it, and hardly
+    on how far the picture goes on. Graphs are open in their sizes, whatever profiles are built.
 
     Args:
-        sizes: the usual (width, height) in pixels; `smallest`: the least of the profile.
-        flops: of one guided evaluation at the usual size.
+        usual: (width, height) in pixels.
+        flops: of one guided evaluation at that size.
     """
     steps = int(BUDGET / max(1, flops) / len(PROMPTS))
-    if steps >= 4:
-        return Trial(sizes, min(steps, MOST_STEPS))
-    ratio = smallest[0] * smallest[1] / (sizes[0] * sizes[1])
-    return Trial(smallest, max(2, min(MOST_STEPS, int(steps / ratio))))
+    if steps >= ENOUGH_STEPS:
+        return Trial(usual, min(steps, MOST_STEPS))
+    width, height = (max(64, side // 16 * PIXEL_MULTIPLE) for side in usual)
+    return Trial((width, height), max(FEWEST_STEPS, min(MOST_STEPS, 4 * steps)))
 
 
 def check_half(
@@ -243,7 +247,11 @@ class _Trials:
             )
             if "vae_encoder" in watched:
                 _encode(watched["vae_encoder"], np.asarray(result.images[0]), parts)
-        return {name: engine.record for name, engine in watched.items()}
+        records = {name: engine.record for name, engine in watched.items()}
+        # Gigabytes of weights go before the next ones come.
+        del watched, parts, pipeline
+        gc.collect()
+        return records
 
     def judge(self, name: str, record: _Record) -> Finding:
         """Keeps in float32 what has to be, and tells what half precision costs then."""
@@ -298,8 +306,14 @@ def _session(name: str, path: Path) -> Any:
     options = library.SessionOptions()
     options.log_severity_level = 4
     # The graph as it is: what is optimised away is not watched.
-    options.graph_optimization_level = library.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    options.graph_optimization_level = library.GraphOptimizationLevel.ORT_DISABLE_ALL
+    # In the graph's own order, in which a value is watched as soon as it is there. In the usual one
+    # the watching comes last, and every value of the graph has to be kept until then.
+    options.execution_order = library.ExecutionOrder.PRIORITY_BASED
     options.enable_mem_pattern = False
+    options.enable_cpu_mem_arena = False
+    # A second copy of the weights that saves a little time in many calls.
+    options.add_session_config_entry("session.disable_prepacking", "1")
     try:
         return library.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # The library's own classes derive from Exception alone.

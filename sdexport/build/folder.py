@@ -247,9 +247,7 @@ def _check_half(
     shapes = call_shapes(
         "denoise_step", dimensions, batch=1, branches=2, height=usual[1], width=usual[0]
     )
-    trial = half_check.choose_trial(
-        usual, (profile.width.min, profile.height.min), count(model, shapes).flops
-    )
+    trial = half_check.choose_trial(usual, count(model, shapes).flops)
     make_parts = functools.partial(
         PipelineParts,
         tokenizer=PromptTokenizer.load(folder.tokenizer, dimensions.tokens),

@@ -157,9 +157,12 @@ def planted(folder: Path, component: str, factor: float) -> None:
     """Makes the first convolution's outputs larger by `factor`; what follows normalises them."""
     path = folder / component / "model.onnx"
     made = onnx.load(path)
-    first = next(node for node in made.graph.node if node.op_type == "Conv" and
-                 max(numpy_helper.to_array(t).shape[2:] or (0,) for t in made.graph.initializer
-                     if t.name == node.input[1]) == 3)  # fmt: skip
+    shapes = {tensor.name: tuple(tensor.dims) for tensor in made.graph.initializer}
+    first = next(
+        node
+        for node in made.graph.node
+        if node.op_type == "Conv" and shapes[node.input[1]][2:] == (3, 3)
+    )
     for tensor in made.graph.initializer:
         if tensor.name in first.input:
             grown = numpy_helper.to_array(tensor).astype(np.float32) * factor
