@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +28,21 @@ def page() -> str:
     group: Any = typer.main.get_command(app)
     parts = ["# The command line", MADE, *_text(group.help)]
     parts += ["Options of `sdexport` itself:", _table(group.params)]
-    for name, command in group.commands.items():
+    for name, command in _commands(group, ""):
         arguments = [p for p in command.params if p.param_type_name == "argument"]
         shown = "".join(f" {_argument(argument)}" for argument in arguments)
         parts += [f"## sdexport {name}", f"```\nsdexport {name}{shown} [OPTIONS]\n```"]
         parts += [*_text(command.help), _table(command.params)]
     return "\n\n".join(parts) + "\n"
+
+
+def _commands(group: Any, before: str) -> Iterator[tuple[str, Any]]:
+    """Every verb of a group, those of its groups by both names."""
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from _commands(command, f"{before}{name} ")
+        else:
+            yield f"{before}{name}", command
 
 
 def _argument(argument: Any) -> str:

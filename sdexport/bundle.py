@@ -57,12 +57,14 @@ class EngineRecord:
         file: the file that is loaded, relative to the bundle.
         fingerprint: hash of everything that changes the engine's bytes.
         parameters: number of weights; `flops`: of one call at the profile's expected shape.
+        built: what the target's library said of the build and the engine, JSON values.
     """
 
     file: str
     fingerprint: str
     parameters: int
     flops: int
+    built: Mapping[str, object] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +83,8 @@ class Manifest:
         export: what the export recorded about itself.
         parity: the figures of the last `verify`, or None.
         built_with: versions of this project and of what it used.
+        builder: the builder options, the compute capabilities among them.
+        half_check: what running the half-precision graphs on the CPU showed, or None.
     """
 
     name: str
@@ -99,6 +103,8 @@ class Manifest:
     export: Mapping[str, object] = field(default_factory=dict)
     parity: Mapping[str, object] | None = None
     built_with: Mapping[str, str] = field(default_factory=dict)
+    builder: Mapping[str, object] = field(default_factory=dict)
+    half_check: Mapping[str, object] | None = None
 
     @property
     def fingerprint(self) -> str:
@@ -112,6 +118,8 @@ class Manifest:
             **{name: getattr(self, name) for name in _PLAIN},
             "export": dict(self.export),
             "built_with": dict(self.built_with),
+            "builder": dict(self.builder),
+            "half_check": self.half_check,
             "precision": str(self.precision),
             "profile": self.profile.as_json(),
             "default_size": list(self.default_size),
@@ -127,6 +135,8 @@ class Manifest:
         width, height = value["default_size"]
         return cls(
             **{name: value[name] for name in (*_PLAIN, "export", "built_with")},
+            builder=value.get("builder", {}),
+            half_check=value.get("half_check"),
             precision=Precision(value["precision"]),
             profile=Profile.from_json(value["profile"]),
             default_size=(width, height),

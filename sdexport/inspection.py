@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sdexport import storage
-from sdexport.bundle import ENGINES, Bundle, is_bundle, open_bundle
+from sdexport.bundle import ENGINES, Bundle, EngineRecord, is_bundle, open_bundle
 from sdexport.errors import FolderError, MissingExtraError
 from sdexport.onnx_folder import MODEL_FILE, OnnxFolder, open_folder
 from sdexport.spec import COMPONENTS, TensorSpec
@@ -121,7 +121,7 @@ def _bundle(bundle: Bundle) -> Inspection:
         own = [
             record.bytes for file, record in manifest.files.items() if file.startswith(f"{name}/")
         ]
-        seen = _engine(bundle.path / engine.file, name)
+        seen = _engine(bundle.path / engine.file, engine, name)
         parts.append(
             Part(
                 name=name,
@@ -149,9 +149,11 @@ def _place(engine: str) -> int:
     return ENGINES.index(engine) if engine in ENGINES else len(ENGINES)
 
 
-def _engine(file: Path, name: str) -> Part:
+def _engine(file: Path, record: EngineRecord, name: str) -> Part:
     """What an engine's file says of itself; a note where it cannot be read."""
     try:
+        if file.suffix == ".plan":
+            return _plan(file, record, name)
         if file.suffix == ".xml":
             return _openvino(file, name)
         if file.suffix == ".onnx":
@@ -159,6 +161,23 @@ def _engine(file: Path, name: str) -> Part:
     except MissingExtraError:
         return Part(name, file.name, 0, note="its tensors are shown where onnx is installed")
     return Part(name, file.name, 0, note=f"no description of {file.suffix} files")
+
+
+def _plan(file: Path, record: EngineRecord, name: str) -> Part:
+    """What the build noted of a TensorRT engine, which only a GPU can open."""
+    built: Any = record.built
+    inputs, outputs = (
+        tuple(
+            TensorSpec(one["name"], one["dtype"], tuple("?" if n < 0 else n for n in one["shape"]))
+            for one in built.get(which, ())
+        )
+        for which in ("inputs", "outputs")
+    )
+    activations = built.get("activation_bytes")
+    note = f"as noted when it was built; read back from {built.get('read_from')}"
+    if activations is not None:
+        note = f"{activations:,} bytes of activations; {note}"
+    return Part(name, file.name, 0, inputs, outputs, note=note)
 
 
 def _openvino(file: Path, name: str) -> Part:

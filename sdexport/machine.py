@@ -30,6 +30,9 @@ LIBRARIES = (
     "rich",
     "onnx",
     "onnxscript",
+    "tensorrt",
+    "tensorrt-rtx",
+    "cuda-bindings",
     "torch",
     "diffusers",
     "transformers",
@@ -44,13 +47,20 @@ EXPORT = ("torch", "diffusers", "transformers", "accelerate", "safetensors", "on
 
 @dataclass(frozen=True, slots=True)
 class TargetState:
-    """One target on this machine; `remedy` is what to do where it does not work, else empty."""
+    """One target on this machine.
+
+    Attributes:
+        works: its engines run here; `remedy` is what to do or why not where they do not.
+        builds: its engines can be built here; `build_remedy` likewise.
+    """
 
     name: str
     description: str
     works: bool
+    builds: bool
     version: str | None
     remedy: str
+    build_remedy: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +78,7 @@ class Diagnosis:
 
     Attributes:
         cpu: model, cores and the flags that speed depends on.
+        gpus: `name`, `capability` (as sm89) and `bytes` of every NVIDIA GPU.
         memory: `total`, `available` and (where a container sets one) `limit`, in bytes.
         disk: `path` and `free` bytes of the folder the process works in.
         libraries: version by distribution, None where it is not installed.
@@ -80,6 +91,7 @@ class Diagnosis:
     executable: str
     system: str
     cpu: Mapping[str, object]
+    gpus: tuple[Mapping[str, object], ...]
     memory: Mapping[str, int]
     disk: Mapping[str, object]
     libraries: Mapping[str, str | None]
@@ -108,6 +120,7 @@ def diagnose() -> Diagnosis:
         executable=sys.executable,
         system=f"{platform.system()} {platform.release()} {platform.machine()}",
         cpu=_cpu(),
+        gpus=_gpus(),
         memory=_memory(),
         disk=_disk(),
         libraries=libraries,
@@ -126,16 +139,36 @@ def _version(distribution: str) -> str | None:
 
 
 def _targets() -> tuple[TargetState, ...]:
-    from sdexport.backends.targets import TARGETS, availability, library_version
+    from sdexport.backends.targets import (
+        TARGETS,
+        availability,
+        builds_here,
+        library_version,
+        runs_here,
+    )
 
     states = []
     for target in TARGETS:
-        works, remedy = availability(target)
-        version = library_version(target) if works else None
+        works, remedy = runs_here(target)
+        builds, build_remedy = builds_here(target)
         states.append(
-            TargetState(target.name, target.description, works, version, "" if works else remedy)
+            TargetState(
+                name=target.name,
+                description=target.description,
+                works=works,
+                builds=builds,
+                version=library_version(target) if availability(target)[0] else None,
+                remedy="" if works else remedy,
+                build_remedy="" if builds else build_remedy,
+            )
         )
     return tuple(states)
+
+
+def _gpus() -> tuple[dict[str, object], ...]:
+    from sdexport.backends.gpus import find_gpus
+
+    return tuple(asdict(gpu) for gpu in find_gpus()[0])
 
 
 def _auto() -> dict[str, object]:
@@ -164,13 +197,18 @@ def _verbs(
     libraries: Mapping[str, str | None], targets: tuple[TargetState, ...]
 ) -> tuple[VerbState, ...]:
     runs = "" if any(target.works for target in targets) else "; ".join(t.remedy for t in targets)
+    builder = (
+        ""
+        if any(target.builds for target in targets)
+        else "; ".join(t.build_remedy for t in targets)
+    )
     draw = _lacking(libraries, DRAW, "pip install --force-reinstall sdexport") or runs
     build = _lacking(libraries, ("onnx",), 'pip install "sdexport[build]"')
     export = _lacking(libraries, EXPORT, 'pip install "sdexport[export]"')
     remedies = {
-        "compile": export or build or runs,
+        "compile": export or build or builder,
         "export": export,
-        "build": build or runs,
+        "build": build or builder,
         "generate": draw,
         "verify": export or draw,
         "inspect": build and f"bundles only; ONNX files: {build}",

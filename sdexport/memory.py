@@ -1,8 +1,10 @@
-"""How much memory this process has taken at most, in bytes."""
+"""How much memory this process has taken at most, and how much there is to take, in bytes."""
 
 from __future__ import annotations
 
+import re
 import sys
+from pathlib import Path
 
 
 def peak_bytes() -> int:
@@ -29,3 +31,25 @@ def reset_peak() -> bool:
     except OSError:
         return False
     return True
+
+
+def available_bytes() -> int | None:
+    """What can be taken without pushing others out; None where the system does not tell.
+
+    On Linux MemAvailable, and no more than a control group (version 2) leaves.
+    """
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        (free,) = (int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvail"))
+    except (OSError, ValueError, IndexError):
+        return None
+    group = Path("/sys/fs/cgroup")
+    try:
+        limit = (group / "memory.max").read_text(encoding="ascii").strip()
+        used = int((group / "memory.current").read_text(encoding="ascii"))
+        cached = re.search(r"^inactive_file (\d+)", (group / "memory.stat").read_text(), re.M)
+    except (OSError, ValueError):
+        return free
+    # What files left in memory is given back when it is needed.
+    left = int(limit) - used + int(cached[1] if cached else 0) if limit.isdigit() else free
+    return min(free, left)

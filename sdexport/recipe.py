@@ -12,7 +12,14 @@
     height = [256, 512, 1024]
     width = 512
 
-Only `checkpoint` has to be there. Relative paths start at the recipe's folder.
+    [builder]                            # TensorRT's targets only
+    compute_capabilities = ["sm86", "sm89"]
+    optimization_level = 3
+    workspace = "4 GiB"
+
+Only `checkpoint` has to be there. Relative paths start at the recipe's folder. Several profiles in
+one engine are written as `[[profile]]` again and again; see `BuilderOptions` for what `[builder]`
+takes.
 """
 
 from __future__ import annotations
@@ -22,10 +29,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from sdexport.builder_options import BuilderOptions
 from sdexport.errors import UsageError
 from sdexport.spec import COMPONENTS, Precision, Range
 
-KEYS = ("checkpoint", "bundle", "components", "target", "precision", "guidance", "profile")
+KEYS = (
+    "checkpoint",
+    "bundle",
+    "components",
+    "target",
+    "precision",
+    "guidance",
+    "profile",
+    "builder",
+)
 PROFILE_KEYS = ("batch", "height", "width")
 OPTIONAL = ("vae_encoder",)
 """Components that may be left out: pictures are drawn from text without them."""
@@ -40,6 +57,8 @@ class Recipe:
         checkpoint: an absolute path, or a hub id.
         bundle: where the bundle goes.
         profile: ranges by dimension (`batch`, `height`, `width`), in images and pixels.
+        others: of every further `[[profile]]`, likewise.
+        builder: how the target's library builds.
     """
 
     path: Path
@@ -50,6 +69,8 @@ class Recipe:
     precision: Precision | None = None
     guidance: float | None = None
     profile: Mapping[str, Range] = field(default_factory=dict)
+    others: tuple[Mapping[str, Range], ...] = ()
+    builder: BuilderOptions = field(default_factory=BuilderOptions)
 
 
 def load_recipe(path: Path | str) -> Recipe:
@@ -69,7 +90,8 @@ def load_recipe(path: Path | str) -> Recipe:
     bundle = _text(path, values, "bundle")
     try:
         parsed = None if precision is None else Precision.parse(precision)
-        profile = _profile(path, values.get("profile", {}))
+        profiles = _profiles(path, values.get("profile", {}))
+        builder = _builder(path, values.get("builder", {}))
     except UsageError as error:
         if str(error).startswith(str(path)):
             raise
@@ -82,7 +104,9 @@ def load_recipe(path: Path | str) -> Recipe:
         target=_text(path, values, "target") or "auto",
         precision=parsed,
         guidance=_number(path, values, "guidance"),
-        profile=profile,
+        profile=profiles[0],
+        others=profiles[1:],
+        builder=builder,
     )
 
 
@@ -151,6 +175,29 @@ def _checkpoint(folder: Path, text: str) -> str:
     if (folder / Path(text).expanduser()).exists() or text.startswith((".", "/", "~")):
         return str((folder / Path(text).expanduser()).resolve())
     return text
+
+
+def _builder(path: Path, value: object) -> BuilderOptions:
+    if not isinstance(value, dict):
+        raise _wrong(path, "builder", value, "a table [builder]")
+    return BuilderOptions.from_table(value, path.parent)
+
+
+def _profiles(path: Path, value: object) -> tuple[dict[str, Range], ...]:
+    """The ranges of `[profile]`, or of every `[[profile]]`, each of which names its size."""
+    if not isinstance(value, list):
+        return (_profile(path, value),)
+    if not value:
+        raise _wrong(path, "profile", value, "at least one [[profile]], or leave it out")
+    profiles = tuple(_profile(path, one) for one in value)
+    for index, one in enumerate(profiles, 1):
+        missing = [name for name in ("height", "width") if name not in one]
+        if missing and len(profiles) > 1:
+            raise UsageError(
+                f"{path}: [[profile]] number {index} lacks {' and '.join(missing)}; each of "
+                "several profiles names its own size"
+            )
+    return profiles
 
 
 def _profile(path: Path, value: object) -> dict[str, Range]:

@@ -6,9 +6,10 @@ Shapes are in pixels outside and in latents inside; a `Profile` is in pixels.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Literal
+from typing import Any, Literal
 
 from sdexport.errors import UsageError
 
@@ -97,13 +98,21 @@ class Range:
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """The shapes that an engine serves: images a call, and their height and width in pixels."""
+    """The shapes that an engine serves: images a call, and their height and width in pixels.
+
+    Attributes:
+        others: further profiles of the same engines, each for a size of its own; a shape is served
+            where one of them has it.
+    """
 
     batch: Range = dataclasses.field(default_factory=lambda: Range(1, 1, 4))
     height: Range = dataclasses.field(default_factory=lambda: Range(256, 512, 1024))
     width: Range = dataclasses.field(default_factory=lambda: Range(256, 512, 1024))
+    others: tuple[Profile, ...] = ()
 
     def __post_init__(self) -> None:
+        if any(other.others for other in self.others):
+            raise UsageError("a profile that is one of several has no others of its own")
         for name in ("height", "width"):
             limits: Range = getattr(self, name)
             for value in (limits.min, limits.opt, limits.max):
@@ -112,19 +121,40 @@ class Profile:
                         f"{name} {value} in the profile is no multiple of {PIXEL_MULTIPLE} pixels"
                     )
 
+    @property
+    def all(self) -> tuple[Profile, ...]:
+        """Every profile on its own, this one first."""
+        return (dataclasses.replace(self, others=()), *self.others)
+
+    def serving(self, *, height: int, width: int) -> Profile:
+        """The profile for pictures of this size; of several, the one of the largest batch.
+
+        Raises:
+            UsageError: no profile has the size; names the dimension and the ranges that were built.
+        """
+        _check_multiples(height, width)
+        sizes = [one for one in self.all if height in one.height and width in one.width]
+        if sizes:
+            return max(sizes, key=lambda one: one.batch.max)
+        if not self.others:
+            self.check(batch=self.batch.min, height=height, width=width)
+        built = ", ".join(f"{one.width}x{one.height}" for one in self.all)
+        raise UsageError(
+            f"{width}x{height} pixels (width x height) are in none of this bundle's profiles, "
+            f"which are {built}; choose a size in one of them, or build with a further profile"
+        )
+
     def check(self, *, batch: int, height: int, width: int) -> None:
         """Says whether a request fits.
 
         Raises:
             UsageError: names the dimension, its value and the range that was built.
         """
-        for name, value in (("height", height), ("width", width)):
-            if value % PIXEL_MULTIPLE:
-                raise UsageError(
-                    f"{name} {value} is no multiple of {PIXEL_MULTIPLE} pixels; "
-                    f"the nearest are {value // PIXEL_MULTIPLE * PIXEL_MULTIPLE} and "
-                    f"{(value // PIXEL_MULTIPLE + 1) * PIXEL_MULTIPLE}"
-                )
+        if self.others:
+            found = self.serving(height=height, width=width)
+            found.check(batch=batch, height=height, width=width)
+            return
+        _check_multiples(height, width)
         for name, value in (("batch", batch), ("height", height), ("width", width)):
             limits: Range = getattr(self, name)
             if value not in limits:
@@ -134,9 +164,9 @@ class Profile:
                     f"with --{name} {min(value, limits.min)}:{limits.opt}:{max(value, limits.max)}"
                 )
 
-    def as_json(self) -> dict[str, list[int]]:
-        """`{"batch": [min, opt, max], …}`."""
-        return {
+    def as_json(self) -> dict[str, Any]:
+        """`{"batch": [min, opt, max], …}`, and `others` where there are any."""
+        value: dict[str, Any] = {
             name: [limits.min, limits.opt, limits.max]
             for name, limits in (
                 ("batch", self.batch),
@@ -144,8 +174,25 @@ class Profile:
                 ("width", self.width),
             )
         }
+        if self.others:
+            value["others"] = [other.as_json() for other in self.others]
+        return value
 
     @classmethod
-    def from_json(cls, value: dict[str, list[int]]) -> Profile:
+    def from_json(cls, value: Mapping[str, Any]) -> Profile:
         """The inverse of `as_json`."""
-        return cls(*(Range(*value[name]) for name in ("batch", "height", "width")))
+        return cls(
+            *(Range(*value[name]) for name in ("batch", "height", "width")),
+            others=tuple(cls.from_json(other) for other in value.get("others", ())),
+        )
+
+
+def _check_multiples(height: int, width: int) -> None:
+    """Raises UsageError where a side is no whole number of latents."""
+    for name, value in (("height", height), ("width", width)):
+        if value % PIXEL_MULTIPLE:
+            raise UsageError(
+                f"{name} {value} is no multiple of {PIXEL_MULTIPLE} pixels; "
+                f"the nearest are {value // PIXEL_MULTIPLE * PIXEL_MULTIPLE} and "
+                f"{(value // PIXEL_MULTIPLE + 1) * PIXEL_MULTIPLE}"
+            )

@@ -11,6 +11,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -21,6 +22,8 @@ from sdexport.errors import FolderError, StorageError
 
 CHUNK = 1 << 20
 ASIDE = ".part"
+LEFTOVER = re.compile(r"\..+\.\d+-([0-9a-f]{8}|old)\.part")
+"""The names that `folder_aside` gives."""
 
 
 @contextmanager
@@ -95,6 +98,18 @@ def folder_aside(destination: Path) -> Iterator[Path]:
         except BaseException:
             shutil.rmtree(aside, ignore_errors=True)
             raise
+
+
+def leftovers(folder: Path) -> tuple[Path, ...]:
+    """Folders in `folder` that `folder_aside` began and no process will finish."""
+    return tuple(
+        path
+        for path in sorted(folder.iterdir())
+        if LEFTOVER.fullmatch(path.name)
+        and path.is_dir()
+        and not path.is_symlink()
+        and not _owner_lives(path)
+    )
 
 
 def _owner_lives(leftover: Path) -> bool:
@@ -177,3 +192,10 @@ def size_of(path: Path) -> int:
     if path.is_file():
         return path.stat().st_size
     return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+
+
+def free_bytes(path: Path) -> int:
+    """Room on the disk that holds `path`, or the nearest folder above it that exists."""
+    while not path.exists() and path != path.parent:
+        path = path.parent
+    return shutil.disk_usage(path).free

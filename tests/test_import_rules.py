@@ -13,13 +13,23 @@ import sdexport
 
 PACKAGE = Path(sdexport.__file__).parent
 
-FOUNDATION = {"errors", "spec", "storage", "progress", "memory", "onnx_folder", "__init__"}
+FOUNDATION = {
+    "errors",
+    "spec",
+    "storage",
+    "progress",
+    "memory",
+    "onnx_folder",
+    "__init__",
+    "builder_options",
+}
 ALLOWED = {
     "errors": set(),
     "progress": set(),
     "memory": set(),
     "__init__": set(),
     "spec": {"errors"},
+    "builder_options": {"errors", "spec"},
     "storage": {"errors"},
     "onnx_folder": {"errors", "spec", "storage"},
     "bundle": FOUNDATION,
@@ -29,9 +39,13 @@ ALLOWED = {
     "pipeline": FOUNDATION | {"bundle", "backends", "sampling"},
     "export": FOUNDATION | {"sampling"},
     "verification": FOUNDATION | {"bundle", "backends", "sampling", "pipeline", "export"},
-    "build": FOUNDATION | {"bundle", "backends", "sampling", "graph", "export", "verification"},
+    "engine_store": FOUNDATION | {"backends", "bundle"},
+    "half_check": FOUNDATION | {"backends", "graph", "pipeline"},
+    "build": FOUNDATION
+    | {"bundle", "backends", "sampling", "graph", "export", "verification"}
+    | {"half_check", "pipeline"},
     "inspection": FOUNDATION | {"bundle", "graph"},
-    "recipe": {"errors", "spec"},
+    "recipe": {"errors", "spec", "builder_options"},
     "machine": FOUNDATION | {"backends"},
     "terminal": {"errors", "progress", "__init__"},
     "cli": None,

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sdexport.builder_options import parse_capabilities
 from sdexport.errors import UsageError
 from sdexport.recipe import KEYS, load_recipe, parse_range
 from sdexport.spec import COMPONENTS, Precision, Range
@@ -140,3 +141,102 @@ def test_a_range_is_a_range_or_a_users_error(value: object) -> None:
     except UsageError:
         return
     assert 1 <= limits.min <= limits.opt <= limits.max
+
+
+BASE = 'checkpoint = "c"\n'
+
+
+def test_several_profiles(tmp_path: Path) -> None:
+    recipe = load_recipe(
+        write(
+            tmp_path,
+            BASE + "[[profile]]\nheight = 512\nwidth = 512\n"
+            '[[profile]]\nbatch = 1\nheight = "256:512:1024"\nwidth = "256:512:1024"\n',
+        )
+    )
+    assert recipe.profile == {"height": Range(512, 512, 512), "width": Range(512, 512, 512)}
+    (other,) = recipe.others
+    assert other["width"] == Range(256, 512, 1024)
+
+
+def test_the_builder(tmp_path: Path) -> None:
+    recipe = load_recipe(
+        write(
+            tmp_path,
+            BASE + '[builder]\ncompute_capabilities = ["8.9", "SM_86", 86]\n'
+            'workspace = "1.5 GiB"\noptimization_level = 5\nrefittable = true\n'
+            'timing_cache = "cache/timing"\nhardware_compatibility = "ampere_plus"\n',
+        )
+    )
+    builder = recipe.builder
+    assert builder.compute_capabilities == ("sm86", "sm89")
+    assert builder.workspace == 3 << 29
+    assert builder.timing_cache == tmp_path / "cache" / "timing"
+    assert (builder.optimization_level, builder.refittable) == (5, True)
+    assert builder.given() == (
+        "compute_capabilities",
+        "optimization_level",
+        "workspace",
+        "hardware_compatibility",
+        "refittable",
+        "timing_cache",
+    )
+    assert builder.as_json()["timing_cache"] is True
+
+
+def test_without_a_builder_nothing_is_given(tmp_path: Path) -> None:
+    recipe = load_recipe(write(tmp_path, BASE))
+    assert (recipe.builder.given(), recipe.builder.as_json()) == ((), {})
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("builder = 3", "builder = 3"),
+        ("[builder]\nspeed = 1", "unknown key 'builder.speed'; known are: builder.compute_capab"),
+        ("[builder]\noptimization_level = 6", "optimization_level 6 is not possible"),
+        ("[builder]\noptimization_level = true", "builder.optimization_level = True"),
+        ('[builder]\nworkspace = "lots"', "workspace 'lots' is no size"),
+        ('[builder]\nworkspace = "4 KiB"', "workspace 4096 is under 1 MiB"),
+        ("[builder]\nworkspace = 1000", "under 1 MiB"),
+        ("[builder]\nrefittable = 1", "builder.refittable = 1"),
+        ('[builder]\nhardware_compatibility = "all"', "choose one of: none, ampere_plus"),
+        ("[builder]\ntiming_cache = true", "builder.timing_cache = True"),
+        ('[builder]\ncompute_capabilities = ["ada"]', "'ada' is no compute capability"),
+        ("[builder]\ncompute_capabilities = []", "builder.compute_capabilities = []"),
+        ("[[profile]]\nwidth = 8\n[[profile]]\nwidth = 8\nheight = 8", "number 1 lacks height"),
+        ("profile = []", "at least one [[profile]]"),
+    ],
+)
+def test_what_a_builder_refuses(tmp_path: Path, text: str, said: str) -> None:
+    path = write(tmp_path, BASE + text)
+    with pytest.raises(UsageError) as raised:
+        load_recipe(path)
+    assert said in str(raised.value)
+    assert str(path) in str(raised.value)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "engines").glob("*.toml")), ids=lambda p: p.stem)
+def test_the_recipes_that_come_along(path: Path) -> None:
+    """Every one loads, and its target takes its options."""
+    from sdexport.backends.targets import AUTO, find_target
+
+    recipe = load_recipe(path)
+    if recipe.target == AUTO:
+        assert recipe.builder.given() == ()
+        return
+    target = find_target(recipe.target)
+    recipe.builder.refuse_others(target.name, target.options)
+    assert recipe.precision in target.precisions
+
+
+@given(st.integers(1, 12), st.integers(0, 9))
+def test_capabilities_are_written_in_many_ways(major: int, minor: int) -> None:
+    expected = (f"sm{major}{minor}",)
+    for text in (
+        f"sm{major}{minor}",
+        f"SM_{major}{minor}",
+        f"{major}.{minor}",
+        f" sm{major}{minor}",
+    ):
+        assert parse_capabilities([text]) == expected

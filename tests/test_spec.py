@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -60,3 +62,32 @@ def test_precision() -> None:
     assert Precision.parse("FP16") is Precision.FP16
     with pytest.raises(UsageError, match="fp32, fp16, bf16"):
         Precision.parse("int3")
+
+
+SQUARE = Profile(Range(1, 1, 4), Range(512, 512, 512), Range(512, 512, 512))
+WIDE = Profile(Range(1, 1, 1), Range(256, 512, 1024), Range(256, 512, 1024))
+BOTH = dataclasses.replace(SQUARE, others=(WIDE,))
+
+
+def test_several_profiles_serve_what_one_of_them_has() -> None:
+    assert Profile.from_json(BOTH.as_json()) == BOTH
+    assert BOTH.all == (SQUARE, WIDE)
+    assert BOTH.serving(height=512, width=512) == SQUARE
+    assert BOTH.serving(height=768, width=256) == WIDE
+    BOTH.check(batch=4, height=512, width=512)
+    with pytest.raises(UsageError, match="batch 4 is outside"):
+        BOTH.check(batch=4, height=768, width=512)
+    with pytest.raises(UsageError, match=r"1032x512 pixels .* are 512x512, 256:512:1024x256"):
+        BOTH.serving(height=512, width=1032)
+    with pytest.raises(UsageError, match="multiple of 8"):
+        BOTH.serving(height=500, width=512)
+
+
+def test_one_profile_names_the_dimension() -> None:
+    with pytest.raises(UsageError, match="height 256 is outside this bundle's profile"):
+        SQUARE.serving(height=256, width=512)
+
+
+def test_profiles_do_not_nest() -> None:
+    with pytest.raises(UsageError, match="no others of its own"):
+        Profile(others=(BOTH,))

@@ -12,6 +12,7 @@ from sdexport import storage
 from sdexport.backends.buffers import host_buffers
 from sdexport.backends.host import physical_cores
 from sdexport.backends.protocol import Array
+from sdexport.backends.request import BuiltEngine, EngineRequest
 from sdexport.errors import EngineError, FolderError, MissingExtraError
 from sdexport.spec import Precision, TensorSpec
 
@@ -53,26 +54,25 @@ def default_precision() -> tuple[Precision, str]:
     return Precision.FP32, "the only one of onnxruntime-cpu"
 
 
-def build(model_path: Path, output_folder: Path, precision: Precision) -> Path:
-    """Moves the model, and the weights that lie beside it, into `output_folder`.
+def build(target: str, request: EngineRequest) -> BuiltEngine:
+    """Moves the model, and the weights that lie beside it, into the output folder.
 
     The graph is optimised when it is loaded: the result would depend on the machine.
-
-    Returns:
-        The engine's file, relative to `output_folder`.
 
     Raises:
         StorageError: the place cannot be written.
     """
-    with storage.explained(output_folder):
-        for file in model_path.parent.iterdir():
-            if file != model_path and file.is_file():
-                shutil.move(file, output_folder / file.name)
-        shutil.move(model_path, output_folder / ENGINE_FILE)
-    return Path(ENGINE_FILE)
+    with storage.explained(request.output):
+        for file in request.model.parent.iterdir():
+            if file != request.model and file.is_file():
+                shutil.move(file, request.output / file.name)
+        shutil.move(request.model, request.output / ENGINE_FILE)
+    return BuiltEngine(Path(ENGINE_FILE))
 
 
-def load(name: str, path: Path, precision: Precision, threads: int | None) -> OnnxRuntimeEngine:
+def load(
+    target: str, name: str, path: Path, precision: Precision, threads: int | None
+) -> OnnxRuntimeEngine:
     """The engine of the component `name`.
 
     Raises:

@@ -13,6 +13,7 @@ from sdexport import storage
 from sdexport.backends import openvino_precision
 from sdexport.backends.buffers import host_buffers
 from sdexport.backends.protocol import Array
+from sdexport.backends.request import BuiltEngine, EngineRequest
 from sdexport.errors import EngineError, FolderError, MissingExtraError
 from sdexport.spec import Precision, TensorSpec
 
@@ -71,18 +72,16 @@ def default_precision() -> tuple[Precision, str]:
     return Precision.FP32, "this processor does not compute in bfloat16"
 
 
-def build(model_path: Path, output_folder: Path, precision: Precision) -> Path:
-    """Converts the model at `model_path` into `output_folder`; weights keep their number format.
+def build(target: str, request: EngineRequest) -> BuiltEngine:
+    """Converts the model into the output folder; weights keep their number format.
 
     The precision is a hint when the engine is loaded, and changes nothing here.
-
-    Returns:
-        The engine's file, relative to `output_folder`.
 
     Raises:
         EngineError: OpenVINO refuses the graph; says why.
         StorageError: the place cannot be written.
     """
+    model_path, output_folder = request.model, request.output
     reader = core()
     import openvino
 
@@ -100,10 +99,12 @@ def build(model_path: Path, output_folder: Path, precision: Precision) -> Path:
                 f"OpenVINO cannot write {output_folder / ENGINE_FILE}: {_first_line(error)}; "
                 "free some space or choose another place"
             ) from error
-    return Path(ENGINE_FILE)
+    return BuiltEngine(Path(ENGINE_FILE))
 
 
-def load(name: str, path: Path, precision: Precision, threads: int | None) -> OpenVinoEngine:
+def load(
+    target: str, name: str, path: Path, precision: Precision, threads: int | None
+) -> OpenVinoEngine:
     """The engine of the component `name`.
 
     Raises:

@@ -1,7 +1,7 @@
 """The registry of targets: what there is, what works here, and which one to take.
 
-A further target is one module with `default_precision`, `build` and `load`, and one entry in
-`TARGETS`. No runtime is imported before it is used.
+A further target is a module with `default_precision` and `build`, one with `load` (the same one
+where that is short), and one entry in `TARGETS`. No runtime is imported before it is used.
 """
 
 from __future__ import annotations
@@ -11,10 +11,13 @@ import importlib.metadata
 import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, cast
+from typing import Literal, Protocol, cast
 
+from sdexport.backends.gpus import find_gpus
 from sdexport.backends.protocol import Engine
-from sdexport.errors import MissingExtraError, UsageError
+from sdexport.backends.request import BuiltEngine, EngineRequest
+from sdexport.builder_options import BuilderOptions
+from sdexport.errors import EngineError, MissingExtraError, UsageError
 from sdexport.spec import Precision
 
 AUTO = "auto"
@@ -31,7 +34,12 @@ class Target:
         suffix: of an engine's file.
         precisions: those it computes in.
         description: one line for people.
-        module: where its `default_precision`, `build` and `load` are.
+        builder: the module of its `default_precision` and `build`.
+        runtime: the module of its `load`.
+        options: the builder options that it takes, see `BuilderOptions`.
+        typed: an engine computes in the types of its ONNX graph, and its shapes are built in. The
+            others take float32 graphs that are open in every dimension.
+        gpu: where an NVIDIA GPU is needed: to `run`, to `build and run`, or nowhere.
     """
 
     name: str
@@ -40,7 +48,11 @@ class Target:
     suffix: str
     precisions: tuple[Precision, ...]
     description: str
-    module: str
+    builder: str
+    runtime: str
+    options: tuple[str, ...] = ()
+    typed: bool = False
+    gpu: Literal["", "run", "build and run"] = ""
 
     @property
     def remedy(self) -> str:
@@ -65,7 +77,8 @@ OPENVINO_CPU = Target(
     suffix=".xml",
     precisions=(Precision.FP32, Precision.BF16),
     description="processors, through OpenVINO; fastest where they compute in bfloat16",
-    module="sdexport.backends.openvino_cpu",
+    builder="sdexport.backends.openvino_cpu",
+    runtime="sdexport.backends.openvino_cpu",
 )
 ONNXRUNTIME_CPU = Target(
     name="onnxruntime-cpu",
@@ -74,20 +87,72 @@ ONNXRUNTIME_CPU = Target(
     suffix=".onnx",
     precisions=(Precision.FP32,),
     description="processors, through ONNX Runtime; works everywhere",
-    module="sdexport.backends.onnxruntime_cpu",
+    builder="sdexport.backends.onnxruntime_cpu",
+    runtime="sdexport.backends.onnxruntime_cpu",
 )
-TARGETS = (OPENVINO_CPU, ONNXRUNTIME_CPU)
-"""All targets, those first that `auto` prefers."""
+TENSORRT = Target(
+    name="tensorrt",
+    library="tensorrt",
+    extra="tensorrt",
+    suffix=".plan",
+    precisions=(Precision.FP16, Precision.BF16, Precision.FP32),
+    description="NVIDIA GPUs, through TensorRT; built on the GPU that it runs on",
+    builder="sdexport.backends.tensorrt_build",
+    runtime="sdexport.backends.tensorrt",
+    options=(
+        "optimization_level",
+        "workspace",
+        "hardware_compatibility",
+        "version_compatible",
+        "refittable",
+        "strip_weights",
+        "timing_cache",
+    ),
+    typed=True,
+    gpu="build and run",
+)
+TENSORRT_RTX = Target(
+    name="tensorrt-rtx",
+    library="tensorrt_rtx",
+    extra="tensorrt-rtx",
+    suffix=".plan",
+    precisions=(Precision.FP16, Precision.BF16, Precision.FP32),
+    description="NVIDIA RTX GPUs, through TensorRT for RTX; built on any machine",
+    builder="sdexport.backends.tensorrt_build",
+    runtime="sdexport.backends.tensorrt",
+    # Read in 1.7: setHardwareCompatibilityLevel "is unsupported in TensorRT-RTX", a version
+    # compatible engine needs a library that does not come with it, and a timing cache is useless.
+    options=(
+        "compute_capabilities",
+        "optimization_level",
+        "workspace",
+        "refittable",
+        "strip_weights",
+    ),
+    typed=True,
+    gpu="run",
+)
+TARGETS = (TENSORRT, TENSORRT_RTX, OPENVINO_CPU, ONNXRUNTIME_CPU)
+"""All targets, those first that `auto` prefers among the ones that can run on this machine."""
 
 
-class _Backend(Protocol):
-    """What a target's module offers."""
+class _Builder(Protocol):
+    """What the module offers that builds a target's engines."""
 
     def default_precision(self) -> tuple[Precision, str]: ...
 
-    def build(self, model_path: Path, output_folder: Path, precision: Precision) -> Path: ...
+    def build(self, target: str, request: EngineRequest) -> BuiltEngine: ...
 
-    def load(self, name: str, path: Path, precision: Precision, threads: int | None) -> Engine: ...
+    # Of typed targets only.
+    def settle(self, target: str, options: BuilderOptions) -> BuilderOptions: ...
+
+
+class _Runtime(Protocol):
+    """What the module offers that loads a target's engines."""
+
+    def load(
+        self, target: str, name: str, path: Path, precision: Precision, threads: int | None
+    ) -> Engine: ...
 
 
 def find_target(name: str) -> Target:
@@ -117,8 +182,28 @@ def _installed(target: Target) -> bool:
         return False
 
 
+def runs_here(target: Target) -> tuple[bool, str]:
+    """Whether engines of `target` can run on this machine, and why not or what they run on."""
+    installed, text = availability(target)
+    if not installed or not target.gpu:
+        return installed, text
+    if importlib.util.find_spec(target.runtime) is None:
+        return False, "this version of sdexport builds its engines and does not run them"
+    gpus, why = find_gpus()
+    return (True, f"{text} on {gpus[0].name}") if gpus else (False, why)
+
+
+def builds_here(target: Target) -> tuple[bool, str]:
+    """Whether engines of `target` can be built on this machine, and why not or with what."""
+    installed, text = availability(target)
+    if not installed or target.gpu != "build and run":
+        return installed, text
+    gpus, why = find_gpus()
+    return (True, text) if gpus else (False, f"{why}; it builds on the GPU that it runs on")
+
+
 def choose(name: str = AUTO) -> TargetChoice:
-    """The target called `name`; `auto` takes the first of `TARGETS` that is installed.
+    """The target called `name`; `auto` takes the first of `TARGETS` that can run here.
 
     Raises:
         UsageError: unknown name.
@@ -134,11 +219,13 @@ def choose(name: str = AUTO) -> TargetChoice:
         return TargetChoice(target, "asked for")
     missing: list[str] = []
     for target in TARGETS:
-        if _installed(target):
+        if runs_here(target)[0]:
             without = f"; not installed: {', '.join(missing)}" if missing else ""
-            why = "the fastest that is installed" if not missing else "the one that is installed"
+            why = "the fastest that runs here" if not missing else "the one that is installed"
             return TargetChoice(target, f"{why}{without}")
-        missing.append(f"{target.name} ({target.remedy})")
+        # What needs a GPU that is not here is no omission of the user's.
+        if not target.gpu or find_gpus()[0]:
+            missing.append(f"{target.name} ({target.remedy})")
     raise MissingExtraError(f"no target's library is installed; {' or '.join(missing)}")
 
 
@@ -148,7 +235,7 @@ def default_precision(target: Target) -> tuple[Precision, str]:
     Raises:
         MissingExtraError: the target's library is not installed, or cannot be imported.
     """
-    return _backend(target).default_precision()
+    return _builder(target).default_precision()
 
 
 def library_version(target: Target) -> str:
@@ -159,22 +246,28 @@ def library_version(target: Target) -> str:
         return "unknown"
 
 
-def build_engine(
-    target: Target, model_path: Path, output_folder: Path, precision: Precision
-) -> Path:
-    """Builds the ONNX model at `model_path` into `output_folder`; may move files out of its folder.
+def settle(target: Target, options: BuilderOptions) -> BuilderOptions:
+    """The builder options with everything decided that an engine's bytes depend on.
 
-    Returns:
-        The engine's main file, relative to `output_folder`.
+    Raises:
+        UsageError: an option that the target does not take, or that cannot be served.
+        MissingExtraError, EngineError: as `build_engine`, as far as it is known before.
+    """
+    options.refuse_others(target.name, target.options)
+    return _builder(target).settle(target.name, options) if target.typed else options
+
+
+def build_engine(target: Target, request: EngineRequest) -> BuiltEngine:
+    """Builds one engine; may move files out of the model's folder.
 
     Raises:
         UsageError: the target has no such precision.
         MissingExtraError: its library is not installed.
-        EngineError: its library refuses the graph.
+        EngineError: its library refuses the graph, or did not do what was asked for.
         StorageError: the place cannot be written.
     """
-    _check_precision(target, precision)
-    return _backend(target).build(model_path, output_folder, precision)
+    _check_precision(target, request.precision)
+    return _builder(target).build(target.name, request)
 
 
 def load_engine(
@@ -194,7 +287,14 @@ def load_engine(
     _check_precision(target, precision)
     if threads is not None and threads < 1:
         raise UsageError(f"threads {threads} is not possible; give a whole number >= 1")
-    return _backend(target).load(name, path, precision, threads)
+    choose(target.name)
+    if importlib.util.find_spec(target.runtime) is None:
+        raise EngineError(
+            f"this version of sdexport builds engines for {target.name} and does not run them; "
+            "build for another target to draw here"
+        )
+    runtime = cast(_Runtime, importlib.import_module(target.runtime))
+    return runtime.load(target.name, name, path, precision, threads)
 
 
 def _check_precision(target: Target, precision: Precision) -> None:
@@ -205,11 +305,11 @@ def _check_precision(target: Target, precision: Precision) -> None:
         )
 
 
-def _backend(target: Target) -> _Backend:
-    """The target's module, imported.
+def _builder(target: Target) -> _Builder:
+    """The module that builds for `target`, imported.
 
     Raises:
         MissingExtraError: its library is not installed.
     """
     choose(target.name)
-    return cast(_Backend, importlib.import_module(target.module))
+    return cast(_Builder, importlib.import_module(target.builder))

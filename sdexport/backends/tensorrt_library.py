@@ -24,6 +24,9 @@ TENSORRT_RTX = "tensorrt-rtx"
 MODULES = {TENSORRT: "tensorrt", TENSORRT_RTX: "tensorrt_rtx"}
 """The name to import, by target."""
 
+TITLES = {TENSORRT: "TensorRT", TENSORRT_RTX: "TensorRT for RTX"}
+"""What people call them."""
+
 INSTALL = 'pip install "sdexport[{name}]"'
 FAILURES = ("INTERNAL_ERROR", "ERROR")
 """The severities that mean a failure, as the libraries call them."""
@@ -53,6 +56,11 @@ def library(name: str) -> Any:
         raise _broken(module, error, remedy) from error
 
 
+def title(name: str) -> str:
+    """What people call the library of the target `name`."""
+    return TITLES[name]
+
+
 def _broken(module: str, error: Exception, remedy: str) -> MissingExtraError:
     return MissingExtraError(
         f"{module} is installed but cannot be imported: {error}; install it again: {remedy}"
@@ -73,9 +81,14 @@ class Words:
 
     @property
     def failure(self) -> str:
-        """The errors on one line, each once, for a message; empty where there was none."""
+        """The errors on one line, each once, for a message; empty where there was none.
+
+        That there is no GPU, which the library notices on its way out of any error, is left out
+        where it said something else.
+        """
         texts = [" ".join(text.split()) for severity, text in self.said if severity in FAILURES]
-        return "; ".join(dict.fromkeys(texts))
+        telling = [text for text in texts if "catchCudaError" not in text]
+        return "; ".join(dict.fromkeys(telling or texts))
 
     def find(self, start: str) -> str | None:
         """The rest of the last message that begins with `start`, None if nobody said so."""

@@ -5,15 +5,21 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sdexport import bundle as bundles
 from sdexport import storage
+from sdexport.backends import targets
 from sdexport.build import folder as folders
+from sdexport.build.engines import profile_around
 from sdexport.build.options import BuildOptions, decide
 from sdexport.build.report import BuildReport, Stopwatch
 from sdexport.onnx_folder import open_folder
 from sdexport.progress import SILENT, Progress
-from sdexport.spec import COMPONENTS, Precision
+from sdexport.spec import COMPONENTS
+
+if TYPE_CHECKING:
+    from sdexport.export.checkpoint import Checkpoint
 
 
 def compile_checkpoint(
@@ -37,7 +43,7 @@ def compile_checkpoint(
         components: what to export; the VAE encoder may be left out.
         onnx: keep the ONNX folder here; None throws it away.
         verify: compare engines and a picture with PyTorch, refuse a bundle that is off, and keep
-            the figures in the manifest.
+            the figures in the manifest. Left out where the target cannot run on this machine.
         force: build also when the bundle's fingerprints are equal.
         progress: hears of the stages.
 
@@ -56,13 +62,13 @@ def compile_checkpoint(
     stopwatch = Stopwatch()
     with stopwatch.stage("read the checkpoint"):
         opened = open_checkpoint(checkpoint)
-        # CPU targets take fp32 graphs: bf16 is a matter of how OpenVINO runs them.
-        exported = Precision.FP32
+        exported = choice.graph_precision
+        profile = options.profile or profile_around(_native_pixels(opened))
         sources: Mapping[str, object] = {
             name: {"checkpoint": value, "export": str(exported)}
             for name, value in opened.digests(components).items()
         }
-        fingerprints = folders.fingerprints_of(sources, choice)
+        fingerprints = folders.fingerprints_of(sources, choice, profile)
     if not force and onnx is None:
         report = folders.reuse(
             destination, fingerprints, choice, options.profile, options.guidance, stopwatch
@@ -89,7 +95,7 @@ def compile_checkpoint(
         if onnx is None:
             shutil.rmtree(onnx_dir)
         bundles.write_manifest(aside, manifest)
-        if verify:
+        if verify and targets.runs_here(choice.target)[0]:
             from sdexport.verification import verify as compare
 
             with stopwatch.stage("verify"):
@@ -97,3 +103,10 @@ def compile_checkpoint(
     return folders.finished(
         bundles.open_bundle(destination, check=False), choice, stopwatch, reused=False
     )
+
+
+def _native_pixels(checkpoint: Checkpoint) -> int:
+    """The side of the pictures that the checkpoint was trained for, as `read_dimensions` has it."""
+    sample = storage.read_json(checkpoint.path / "unet" / "config.json").get("sample_size")
+    latents = sample if isinstance(sample, int) and sample > 0 else 64
+    return latents * checkpoint.sizes.latent_scale

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import onnx
 
 from sdexport import storage
 from sdexport.backends import targets
+from sdexport.backends.request import EngineRequest, ShapeRange
 from sdexport.build.options import Choice
 from sdexport.build.report import Stopwatch
 from sdexport.bundle import EngineRecord
@@ -48,11 +49,15 @@ class Dimensions:
     native_pixels: int
 
     def default_profile(self) -> Profile:
-        """One to four pictures of half, the whole and double the model's own size."""
-        native = self.native_pixels
-        half = max(PIXEL_MULTIPLE, native // 2 // PIXEL_MULTIPLE * PIXEL_MULTIPLE)
-        side = Range(half, native, native * 2)
-        return Profile(batch=Range(1, 1, 4), height=side, width=side)
+        """The profile that is built where nobody asks for one."""
+        return profile_around(self.native_pixels)
+
+
+def profile_around(native: int) -> Profile:
+    """One to four pictures of half, the whole and double `native`, a model's own size in pixels."""
+    half = max(PIXEL_MULTIPLE, native // 2 // PIXEL_MULTIPLE * PIXEL_MULTIPLE)
+    side = Range(half, native, native * 2)
+    return Profile(batch=Range(1, 1, 4), height=side, width=side)
 
 
 def read_dimensions(folder: OnnxFolder) -> Dimensions:
@@ -135,8 +140,56 @@ def call_shapes(
     return shapes[engine]
 
 
-def build_engines(
+def shape_ranges(
+    engine: str, dimensions: Dimensions, profile: Profile
+) -> tuple[dict[str, ShapeRange], ...]:
+    """The ranges of the inputs of `engine`, one set for every profile: with and without guidance.
+
+    The usual call is the guided one.
+    """
+
+    def at(which: str, branches: int, one: Profile) -> dict[str, tuple[int, ...]]:
+        batch, height, width = (getattr(r, which) for r in (one.batch, one.height, one.width))
+        return call_shapes(
+            engine, dimensions, batch=batch, branches=branches, height=height, width=width
+        )
+
+    sets = []
+    for one in profile.all:
+        least, usual, most = at("min", 1, one), at("opt", 2, one), at("max", 2, one)
+        sets.append({name: ShapeRange(least[name], usual[name], most[name]) for name in least})
+    return tuple(sets)
+
+
+def prepare_graphs(
     folder: OnnxFolder,
+    work: Path,
+    dimensions: Dimensions,
+    engines: Iterable[str],
+    *,
+    consume: bool = False,
+) -> None:
+    """Writes the graph of every engine to `work/ENGINE/model.onnx`, its weights beside it.
+
+    With `consume`, the folder is a passing one: its weights are moved instead of copied, which
+    saves their size on disk and the time to copy gigabytes.
+
+    Raises:
+        FolderError: a model is damaged or of another kind.
+        StorageError: the place cannot be written.
+    """
+    passes = graphs(dimensions)
+    with storage.explained(work):
+        for name in engines:
+            source = folder.model(COMPONENT_OF[name])
+            model = passes[name](load_graph(source))
+            (work / name).mkdir(parents=True)
+            save_graph(model, work / name / MODEL_FILE)
+            place_weights(model, source.parent, work / name, consume=consume)
+
+
+def build_engines(
+    work: Path,
     destination: Path,
     choice: Choice,
     dimensions: Dimensions,
@@ -144,28 +197,22 @@ def build_engines(
     fingerprints: Mapping[str, str],
     stopwatch: Stopwatch,
     progress: Progress,
-    *,
-    consume: bool = False,
 ) -> dict[str, EngineRecord]:
-    """Builds every engine in `fingerprints` into `destination`, and says what they are.
+    """Builds the graphs that `prepare_graphs` left in `work`, and says what the engines are.
 
-    With `consume`, the folder is a passing one: its weights are moved instead of copied, which
-    saves their size on disk and the time to copy gigabytes.
+    What is in `work` is used up.
 
     Raises:
-        EngineError: the target's library refused a graph; names the component.
+        EngineError: the target's library refused a graph; names the engine.
         StorageError: the place cannot be written.
     """
-    passes = graphs(dimensions)
     records: dict[str, EngineRecord] = {}
     with stage(progress, "building engines", len(fingerprints)):
         for name, fingerprint in fingerprints.items():
             progress.advance(0, name)
             with stopwatch.stage(f"build {name}"), storage.explained(destination):
-                source = folder.model(COMPONENT_OF[name])
-                model = passes[name](load_graph(source))
                 cost = count(
-                    model,
+                    load_graph(work / name / MODEL_FILE),
                     call_shapes(
                         name,
                         dimensions,
@@ -175,21 +222,27 @@ def build_engines(
                         width=profile.width.opt,
                     ),
                 )
-                work = destination / f".{name}"
-                work.mkdir()
-                save_graph(model, work / MODEL_FILE)
-                place_weights(model, source.parent, work, consume=consume)
                 output = destination / name
                 output.mkdir()
-                file = targets.build_engine(
-                    choice.target, work / MODEL_FILE, output, choice.precision
+                built = targets.build_engine(
+                    choice.target,
+                    EngineRequest(
+                        name=name,
+                        model=work / name / MODEL_FILE,
+                        output=output,
+                        precision=choice.precision,
+                        shapes=shape_ranges(name, dimensions, profile),
+                        options=choice.builder,
+                        progress=progress,
+                    ),
                 )
-                shutil.rmtree(work)
+                shutil.rmtree(work / name)
             records[name] = EngineRecord(
-                file=f"{name}/{Path(file).name}",
+                file=f"{name}/{built.file.name}",
                 fingerprint=fingerprint,
                 parameters=cost.parameters,
                 flops=cost.flops,
+                built=built.facts,
             )
             progress.advance(1, name)
     return records

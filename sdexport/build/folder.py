@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import shutil
 from collections.abc import Mapping
@@ -9,15 +10,29 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sdexport import bundle as bundles
-from sdexport import storage
-from sdexport.build.engines import COMPONENT_OF, build_engines, read_dimensions
+from sdexport import half_check, storage
+from sdexport.build.engines import (
+    COMPONENT_OF,
+    Dimensions,
+    build_engines,
+    call_shapes,
+    prepare_graphs,
+    read_dimensions,
+)
 from sdexport.build.options import BuildOptions, Choice, decide
 from sdexport.build.report import BuildReport, Stopwatch
 from sdexport.bundle import Bundle, Manifest
-from sdexport.errors import FolderError, MissingExtraError
-from sdexport.onnx_folder import OnnxFolder, open_folder
+from sdexport.errors import FolderError, MissingExtraError, UsageError
+from sdexport.graph.flops import count
+from sdexport.graph.proto import load_graph
+from sdexport.onnx_folder import MODEL_FILE, OnnxFolder, open_folder
+from sdexport.pipeline.tokenizer import PromptTokenizer
+from sdexport.pipeline.workspace import PipelineParts
 from sdexport.progress import SILENT, Progress
-from sdexport.spec import Profile
+from sdexport.spec import Precision, Profile, Range
+
+HALF = {Precision.FP16: 10, Precision.BF16: 16}
+"""ONNX's numbers for the element types, which `onnx` is not needed to know."""
 
 
 def build_folder(
@@ -51,8 +66,9 @@ def build_folder(
     refuse_other_folder(destination)
     stopwatch = Stopwatch()
     with stopwatch.stage("read the ONNX folder"):
-        fingerprints = fingerprints_of(folder.digests(), choice)
-    profile = options.profile or read_dimensions(folder).default_profile()
+        profile = options.profile or read_dimensions(folder).default_profile()
+        require_precision(folder, choice)
+        fingerprints = fingerprints_of(folder.digests(), choice, profile)
     if not force:
         report = reuse(destination, fingerprints, choice, profile, options.guidance, stopwatch)
         if report is not None:
@@ -86,15 +102,36 @@ def refuse_other_folder(destination: Path) -> None:
         raise FolderError(f"{destination} is a file; a bundle is a folder: choose another place")
 
 
-def fingerprints_of(sources: Mapping[str, object], choice: Choice) -> dict[str, str]:
+def require_precision(folder: OnnxFolder, choice: Choice) -> None:
+    """Raises UsageError where a target takes the precision from the graphs and they have another.
+
+    Looked at is what the UNet computes in: half-precision folders of every tool agree in that.
+    """
+    if not choice.target.typed:
+        return
+    kinds = {tensor.data_type for tensor in load_graph(folder.model("unet")).graph.initializer}
+    found = next((p for p, kind in HALF.items() if kind in kinds), Precision.FP32)
+    if found is not choice.precision:
+        raise UsageError(
+            f"the graphs in {folder.path} compute in {found}, and target {choice.target.name} "
+            f"takes the precision from them: build with --precision {found}, or export the "
+            f"checkpoint with --precision {choice.precision}"
+        )
+
+
+def fingerprints_of(
+    sources: Mapping[str, object], choice: Choice, profile: Profile | None
+) -> dict[str, str]:
     """The fingerprint of every engine that can be built.
 
     Args:
         sources: by component, what stands for its content: digests and how it was exported.
-        choice: target and precision.
+        choice: target, precision and builder options.
+        profile: the shapes to serve.
     """
+    settings = choice.settings(profile)
     return {
-        engine: storage.digest_of({"source": sources[component]} | choice.settings())
+        engine: storage.digest_of({"source": sources[component]} | settings)
         for engine, component in COMPONENT_OF.items()
         if component in sources
     }
@@ -118,8 +155,8 @@ def reuse(
 ) -> BuildReport | None:
     """The report on the bundle at `destination` if its engines are the wanted ones, else None.
 
-    A damaged bundle is never reused. Profile and guidance are brought up to date: no engine's
-    bytes depend on them.
+    A damaged bundle is never reused. Guidance is brought up to date, which no engine's bytes
+    depend on, and so is the profile, which is part of the fingerprints where they do.
     """
     if not bundles.is_bundle(destination):
         return None
@@ -157,17 +194,17 @@ def fill_bundle(
     """
     dimensions = read_dimensions(folder)
     profile = options.profile or dimensions.default_profile()
+    work = aside / ".graphs"
+    with stopwatch.stage("prepare the graphs"):
+        prepare_graphs(folder, work, dimensions, fingerprints, consume=consume)
+    checked = None
+    if choice.checked:
+        with stopwatch.stage("check half precision"):
+            checked = _check_half(folder, work, dimensions, profile, progress)
     engines = build_engines(
-        folder,
-        aside,
-        choice,
-        dimensions,
-        profile,
-        fingerprints,
-        stopwatch,
-        progress,
-        consume=consume,
+        work, aside, choice, dimensions, profile, fingerprints, stopwatch, progress
     )
+    shutil.rmtree(work)
     with storage.explained(aside):
         shutil.copytree(folder.tokenizer, aside / "tokenizer")
         shutil.copytree(folder.scheduler_config.parent, aside / "scheduler")
@@ -184,8 +221,9 @@ def fill_bundle(
         embedding_dim=dimensions.embedding_dim,
         default_guidance=options.guidance,
         default_size=(
-            native if native in profile.width else profile.width.opt,
-            native if native in profile.height else profile.height.opt,
+            (native, native)
+            if any(native in one.width and native in one.height for one in profile.all)
+            else (profile.width.opt, profile.height.opt)
         ),
         engines=engines,
         export=folder.record,
@@ -193,7 +231,44 @@ def fill_bundle(
             "sdexport": importlib.metadata.version("sdexport"),
             "onnx": importlib.metadata.version("onnx"),
         },
+        builder=choice.builder.as_json(),
+        half_check=checked,
     )
+
+
+def _check_half(
+    folder: OnnxFolder, work: Path, dimensions: Dimensions, profile: Profile, progress: Progress
+) -> dict[str, object]:
+    """The record of the half-precision graphs in `work`, in which what overflows is mended."""
+    native = dimensions.native_pixels
+    fits = native in profile.width and native in profile.height
+    usual = (native, native) if fits else (profile.width.opt, profile.height.opt)
+    model = load_graph(work / "denoise_step" / MODEL_FILE)
+    shapes = call_shapes(
+        "denoise_step", dimensions, batch=1, branches=2, height=usual[1], width=usual[0]
+    )
+    trial = half_check.choose_trial(usual, count(model, shapes).flops)
+    make_parts = functools.partial(
+        PipelineParts,
+        tokenizer=PromptTokenizer.load(folder.tokenizer, dimensions.tokens),
+        scheduler_config=storage.read_json(folder.scheduler_config),
+        # The graphs are open in every dimension: pictures are drawn one by one.
+        profile=Profile(Range(1, 1, 1), *_sides(trial.size)),
+        latent_channels=dimensions.latent_channels,
+        tokens=dimensions.tokens,
+        embedding_dim=dimensions.embedding_dim,
+        default_guidance=half_check.GUIDANCE,
+        default_size=trial.size,
+        about={},
+        latent_scale=dimensions.latent_scale,
+    )
+    return half_check.check_half(work, make_parts, trial, progress)
+
+
+def _sides(size: tuple[int, int]) -> tuple[Range, Range]:
+    """The ranges of height and width that hold (width, height) `size` alone."""
+    width, height = size
+    return Range(height, height, height), Range(width, width, width)
 
 
 def finished(bundle: Bundle, choice: Choice, stopwatch: Stopwatch, *, reused: bool) -> BuildReport:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from sdexport.backends import targets
+from sdexport.builder_options import BuilderOptions
 from sdexport.errors import UsageError
 from sdexport.graph import GRAPH_VERSION
 from sdexport.sampling import STATE_SLOTS
 from sdexport.spec import Precision, Profile
+
+CHECK_VERSION = 1
+"""Part of the fingerprint of engines whose half precision was checked: raise it when the check
+would keep other values in float32 than before."""
 
 DEFAULT_GUIDANCE = 7.5
 """What Stable Diffusion 1.x pipelines use where nobody says otherwise."""
@@ -23,12 +28,16 @@ class BuildOptions:
         precision: None chooses what is fastest on this machine's target.
         profile: sizes and batches to serve; None takes the checkpoint's own size, half and double.
         guidance: the bundle's default guidance scale, at least 0.
+        builder: how the target's library builds; the CPU targets take none of it.
+        half_check: run half-precision graphs on the CPU over real prompts before they are built.
     """
 
     target: str = "auto"
     precision: Precision | None = None
     profile: Profile | None = None
     guidance: float = DEFAULT_GUIDANCE
+    builder: BuilderOptions = field(default_factory=BuilderOptions)
+    half_check: bool = True
 
     def __post_init__(self) -> None:
         if not 0 <= self.guidance < 1000:
@@ -42,34 +51,55 @@ class Choice:
     Attributes:
         library: name and version of the target's library, as the manifest keeps it.
         reasons: one sentence a choice, for people.
+        builder: the builder options, all that was open decided.
+        checked: half precision is checked before it is built, and what overflows kept in float32.
     """
 
     target: targets.Target
     precision: Precision
     library: str
     reasons: tuple[str, ...]
+    builder: BuilderOptions = field(default_factory=BuilderOptions)
+    checked: bool = False
 
-    def settings(self) -> dict[str, object]:
+    @property
+    def graph_precision(self) -> Precision:
+        """Of the ONNX graphs: the engine's where they are what types it, else float32.
+
+        bfloat16 of OpenVINO is a matter of how it runs a float32 graph.
+        """
+        return self.precision if self.target.typed else Precision.FP32
+
+    def settings(self, profile: Profile | None) -> dict[str, object]:
         """Everything but the model's content that changes an engine's bytes.
 
-        The profile is not among it: the engines of the CPU targets keep batch, height and width
-        dynamic, so a profile only says what is let through.
+        Args:
+            profile: the shapes to serve. It counts where they are built in; the engines of the
+                CPU targets keep batch, height and width open, so there a profile only says what is
+                let through.
         """
-        return {
+        value: dict[str, object] = {
             "target": self.target.name,
             "library": self.library,
             "precision": str(self.precision),
             "graph": GRAPH_VERSION,
             "slots": STATE_SLOTS,
         }
+        if self.target.typed:
+            value["profiles"] = None if profile is None else profile.as_json()
+            value["builder"] = self.builder.as_json()
+            # Which values are kept in float32 follows from the check and the model's content.
+            value["half_check"] = CHECK_VERSION if self.checked else None
+        return value
 
 
 def decide(options: BuildOptions) -> Choice:
     """Chooses target and precision where the options leave them open.
 
     Raises:
-        UsageError: unknown target, or a precision that the target has not.
+        UsageError: unknown target, or a precision or builder option that the target has not.
         MissingExtraError: the target's library is not installed.
+        EngineError: the target builds on a GPU, and there is none.
     """
     chosen = targets.choose(options.target)
     target = chosen.target
@@ -84,4 +114,6 @@ def decide(options: BuildOptions) -> Choice:
             f"choose one of: {', '.join(target.precisions)}"
         )
     library = f"{target.library} {targets.library_version(target)}"
-    return Choice(target, precision, library, tuple(reasons))
+    builder = targets.settle(target, options.builder)
+    checked = target.typed and precision is Precision.FP16 and options.half_check
+    return Choice(target, precision, library, tuple(reasons), builder, checked)

@@ -16,7 +16,7 @@ from typing import Annotated
 import typer
 
 from sdexport import __version__, terminal
-from sdexport.cli import drawing, looking, making
+from sdexport.cli import drawing, looking, making, storing
 from sdexport.errors import SdexportError
 
 USER_ERROR = 2
@@ -82,6 +82,7 @@ for _verb in (
     looking.doctor,
 ):
     app.command()(_verb)
+app.add_typer(storing.engines)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -136,7 +136,8 @@ def generate(
     with terminal.progress(quiet=json) as progress:
         with stage(progress, "loading engines"):
             pipeline = loading.load(bundle, threads=threads)
-        evaluations = _evaluations(request, pipeline.parts.profile.batch.max)
+        profile = pipeline.parts.profile.serving(height=request.height, width=request.width)
+        evaluations = _evaluations(request, profile.batch.max)
         result: Result | None = None
         with (
             stage(progress, "drawing", evaluations),

@@ -132,12 +132,15 @@ def _show_inspection(found: Inspection) -> None:
         profile: Any = about["profile"]
         versions: Any = about["built_with"]
         parity: Any = about["parity"]
+        builder: Any = about["builder"]
         facts += [
             ("checkpoint", about["name"]),
             ("target", about["target"]),
             ("library", about["library"]),
             ("precision", about["precision"]),
-            *((name, ":".join(map(str, limits))) for name, limits in profile.items()),
+            *_profiles(profile),
+            *((name, _option(name, value)) for name, value in builder.items()),
+            ("half precision", _half(about["half_check"])),
             ("guidance", about["default_guidance"]),
             ("built with", ", ".join(f"{name} {version}" for name, version in versions.items())),
             ("fingerprint", about["fingerprint"]),
@@ -177,6 +180,38 @@ def _show_inspection(found: Inspection) -> None:
             print(f"  {part.note}")
 
 
+def _option(name: str, value: Any) -> str:
+    if name == "workspace":
+        return terminal.size(value)
+    return ", ".join(value) if isinstance(value, list) else str(value)
+
+
+def _half(record: Any) -> str | None:
+    """One line on what running the half-precision graphs on the CPU showed; None without it."""
+    if record is None:
+        return None
+    engines = record["engines"].values()
+    width, height = record["size"]
+    kept = sum(engine["kept_float32"] for engine in engines)
+    return (
+        f"{record['device']}; tried on the CPU at {width}x{height}, {len(record['prompts'])} "
+        f"prompts of {record['steps']} steps: largest value "
+        f"{max(float(engine['largest']) for engine in engines):,.0f} of {record['limit']:,.0f}, "
+        f"{kept} kept in float32, relative RMS error up to "
+        f"{max(engine['rms'] for engine in engines):.2g}"
+    )
+
+
+def _profiles(profile: Mapping[str, Any]) -> list[tuple[str, object]]:
+    """The lines about what is served, several profiles with a number each."""
+    every = [profile, *profile.get("others", ())]
+    return [
+        (name if len(every) == 1 else f"{name} {index}", ":".join(map(str, one[name])))
+        for index, one in enumerate(every, 1)
+        for name in ("batch", "height", "width")
+    ]
+
+
 def doctor(json: Json = False) -> None:
     """Say what works on this machine, and how to get what does not.
 
@@ -203,6 +238,7 @@ def _show_diagnosis(found: Diagnosis) -> None:
     free: Any = found.disk["free"]
     reasons: Any = auto["reasons"]
     flags: Any = cpu.get("flags", ())
+    gpus: Any = found.gpus
     terminal.print_facts(
         [
             ("sdexport", found.sdexport),
@@ -213,6 +249,10 @@ def _show_diagnosis(found: Diagnosis) -> None:
                 f"{cpu.get('model')}, {cpu.get('cores')} cores, {cpu.get('threads')} threads",
             ),
             ("flags", " ".join(flags) or None),
+            *(
+                ("GPU", f"{gpu['name']}, {gpu['capability']}, {terminal.size(gpu['bytes'])}")
+                for gpu in gpus
+            ),
             (
                 "memory",
                 ", ".join(f"{terminal.size(number)} {name}" for name, number in memory.items())
@@ -230,13 +270,14 @@ def _show_diagnosis(found: Diagnosis) -> None:
         print(f"warning: {warning}")
     print()
     terminal.print_table(
-        ("target", "state", "version", "what it is, or how to get it"),
+        ("target", "runs here", "builds here", "version", "what it is, or what is missing"),
         [
             (
                 target.name,
-                "works" if target.works else "missing",
+                "yes" if target.works else "no",
+                "yes" if target.builds else "no",
                 target.version,
-                target.remedy or target.description,
+                target.remedy or target.build_remedy or target.description,
             )
             for target in found.targets
         ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,20 +15,21 @@ from sdexport.spec import COMPONENTS, PIXEL_MULTIPLE, Precision, Profile, Range
 
 if TYPE_CHECKING:
     from sdexport.build import BuildOptions, BuildReport
+    from sdexport.recipe import Recipe
 
 Target = Annotated[
     str | None,
     typer.Option(
         metavar="NAME",
-        help="Where the engines run: onnxruntime-cpu, openvino-cpu, or auto, the fastest that is "
-        "installed.",
+        help="Where the engines run: onnxruntime-cpu, openvino-cpu, tensorrt-rtx, tensorrt, or "
+        "auto, the fastest that runs on this machine.",
         show_default="auto",
     ),
 ]
 BuildPrecision = Annotated[
     str | None,
     typer.Option(
-        metavar="fp32|bf16",
+        metavar="fp32|fp16|bf16",
         help="Number format of the engines' arithmetic.",
         show_default="the target's fastest on this machine",
     ),
@@ -66,6 +68,24 @@ BuildGuidance = Annotated[
         show_default="7.5",
     ),
 ]
+Capability = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--compute-capability",
+        metavar="SM",
+        help="A GPU to build for with tensorrt-rtx, as sm89 or 8.9; may be given several times, "
+        "one engine serves them all.",
+        show_default="that of the GPU in this machine",
+    ),
+]
+NoHalfCheck = Annotated[
+    bool,
+    typer.Option(
+        "--no-half-check",
+        help="Leave out running half-precision graphs on the CPU before they are built. What "
+        "overflows is then not kept in float32.",
+    ),
+]
 Force = Annotated[
     bool, typer.Option("--force", help="Build also when an equal bundle is already there.")
 ]
@@ -97,8 +117,8 @@ def compile(
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="A TOML file with checkpoint, bundle, components, target, precision, guidance and "
-            "[profile]. Options given here go before it.",
+            help="A TOML file with checkpoint, bundle, components, target, precision, guidance, "
+            "[profile] and [builder]. Options given here go before it.",
             show_default="none",
         ),
     ] = None,
@@ -108,6 +128,7 @@ def compile(
     height: Height = None,
     width: Width = None,
     guidance: BuildGuidance = None,
+    compute_capability: Capability = None,
     onnx: Annotated[
         Path | None,
         typer.Option(
@@ -120,19 +141,21 @@ def compile(
         bool,
         typer.Option("--no-verify", help="Leave out the check of engines and pictures."),
     ] = False,
+    no_half_check: NoHalfCheck = False,
     force: Force = False,
     json: Json = False,
 ) -> None:
     """Make a bundle from a checkpoint, checked against PyTorch.
 
     That is export, build and verify in one. The bundle is a folder of engines for one target on
-    this kind of machine. When an equal bundle is already there, nothing is built. A bundle whose
-    pictures differ from PyTorch's is refused, and what stood in its place stays. Needs PyTorch:
-    pip install "sdexport[export]".
+    this kind of machine, or for the GPUs that are named. When an equal bundle is already there,
+    nothing is built. A bundle whose pictures differ from PyTorch's is refused, and what stood in
+    its place stays. Needs PyTorch: pip install "sdexport[export]".
 
     \b
     Example:
       sdexport compile ./sd15 bundles/sd15 --height 512 --width 512:512:768
+      sdexport compile ./sd15 bundles/rtx --target tensorrt-rtx --compute-capability sm89
       sdexport compile --recipe engines/emoji.toml
     """
     from sdexport.recipe import load_recipe
@@ -141,22 +164,24 @@ def compile(
     if plan is not None:
         checkpoint = plan.checkpoint if checkpoint is None else checkpoint
         bundle = plan.bundle if bundle is None else bundle
-        target = plan.target if target is None else target
-        guidance = plan.guidance if guidance is None else guidance
     if checkpoint is None or bundle is None:
         missing = "CHECKPOINT" if checkpoint is None else "BUNDLE"
         raise UsageError(
             f"{missing} is missing; write: sdexport compile CHECKPOINT BUNDLE, "
             "or name both in a file for --recipe"
         )
-    asked = _ranges(batch, height, width)
-    chosen = _precision(precision)
-    if plan is not None:
-        asked = {**plan.profile, **asked}
-        chosen = plan.precision if chosen is None else chosen
     from sdexport.build import compile_checkpoint
 
-    options = _options(target, chosen, _profile(asked, Path(checkpoint)), guidance)
+    options = _options(
+        plan,
+        Path(checkpoint),
+        _ranges(batch, height, width),
+        target=target,
+        precision=_precision(precision),
+        guidance=guidance,
+        capabilities=compute_capability,
+        half_check=not no_half_check,
+    )
     with terminal.progress(quiet=json) as progress:
         report = compile_checkpoint(
             checkpoint,
@@ -242,12 +267,23 @@ def build(
         Path,
         typer.Argument(metavar="BUNDLE", help="The folder to make; an older bundle is replaced."),
     ],
+    recipe: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="A TOML file as compile takes it, of which target, precision, guidance, [profile] "
+            "and [builder] count. Options given here go before it.",
+            show_default="none",
+        ),
+    ] = None,
     target: Target = None,
     precision: BuildPrecision = None,
     batch: Batch = None,
     height: Height = None,
     width: Width = None,
     guidance: BuildGuidance = None,
+    compute_capability: Capability = None,
+    no_half_check: NoHalfCheck = False,
     force: Force = False,
     json: Json = False,
 ) -> None:
@@ -260,11 +296,19 @@ def build(
     Example:
       sdexport build onnx/sd15 bundles/sd15 --target openvino-cpu --precision bf16
     """
-    asked = _ranges(batch, height, width)
-    chosen = _precision(precision)
     from sdexport.build import build_folder
+    from sdexport.recipe import load_recipe
 
-    options = _options(target, chosen, _profile(asked, onnx_dir), guidance)
+    options = _options(
+        None if recipe is None else load_recipe(recipe),
+        onnx_dir,
+        _ranges(batch, height, width),
+        target=target,
+        precision=_precision(precision),
+        guidance=guidance,
+        capabilities=compute_capability,
+        half_check=not no_half_check,
+    )
     with terminal.progress(quiet=json) as progress:
         report = build_folder(onnx_dir, bundle, options, force=force, progress=progress)
     _show_build(report, json)
@@ -308,15 +352,51 @@ def _profile(asked: Mapping[str, Range], source: Path) -> Profile | None:
 
 
 def _options(
-    target: str | None, precision: Precision | None, profile: Profile | None, guidance: float | None
+    plan: Recipe | None,
+    source: Path,
+    ranges: Mapping[str, Range],
+    *,
+    target: str | None,
+    precision: Precision | None,
+    guidance: float | None,
+    capabilities: list[str] | None,
+    half_check: bool,
 ) -> BuildOptions:
-    from sdexport.build import BuildOptions
+    """What is to be built: what was given, then what the recipe says, then what is usual.
 
-    given: dict[str, Any] = {"target": target, "guidance": guidance}
+    Args:
+        source: the folder with the model's configurations, for the usual size.
+        ranges: of the dimensions that were given.
+    """
+    from sdexport.build import BuildOptions
+    from sdexport.builder_options import parse_capabilities
+
+    usual = BuildOptions()
+    builder = usual.builder if plan is None else plan.builder
+    if capabilities:
+        builder = replace(builder, compute_capabilities=parse_capabilities(capabilities))
+    if plan is None:
+        profile = _profile(ranges, source)
+    elif plan.others and ranges:
+        raise UsageError(
+            f"--{next(iter(ranges))} was given beside {plan.path}, which has several profiles; "
+            "change them there, or leave the option out"
+        )
+    else:
+        profile = _profile({**plan.profile, **ranges}, source)
+        others = [_profile(one, source) for one in plan.others]
+        if profile is not None and others:
+            profile = replace(profile, others=tuple(one for one in others if one is not None))
+        target = plan.target if target is None else target
+        precision = plan.precision if precision is None else precision
+        guidance = plan.guidance if guidance is None else guidance
     return BuildOptions(
+        target=usual.target if target is None else target,
         precision=precision,
         profile=profile,
-        **{name: value for name, value in given.items() if value is not None},
+        guidance=usual.guidance if guidance is None else guidance,
+        builder=builder,
+        half_check=half_check,
     )
 
 

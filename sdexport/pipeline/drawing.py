@@ -78,7 +78,8 @@ class Drawing:
         """Draws the images from `first` to `last` - 1; see `Pipeline.steps` for `watched`."""
         request, before = self._request, self._done
         each = request.plan.evaluations
-        total = each * -(-request.images // self._parts.profile.batch.max)
+        profile = self._parts.profile.serving(height=request.height, width=request.width)
+        total = each * -(-request.images // profile.batch.max)
         # Places of the batch that no image needs repeat the last one.
         places = [min(first + place, last - 1) for place in range(workspace.shape.batch)]
         self._encode(workspace, places)

@@ -72,9 +72,10 @@ class PipelineParts:
 
     def shape(self, request: Request, images: int) -> Shape:
         """What a batch of `images` of a request is bound for."""
+        profile = self.profile.serving(height=request.height, width=request.width)
         return Shape(
             # A smaller batch than the engines were built for is filled up.
-            batch=max(images, self.profile.batch.min),
+            batch=max(images, profile.batch.min),
             branches=request.branches,
             height=request.height // self.latent_scale,
             width=request.width // self.latent_scale,

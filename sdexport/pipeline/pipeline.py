@@ -127,16 +127,15 @@ class Pipeline:
             watched: whether anybody looks at the steps. Where nobody does, a device may run a
                 batch's evaluations as one piece, and the only step of a batch is its last.
         """
-        self.parts.profile.check(
-            batch=self.parts.profile.batch.min, height=request.height, width=request.width
-        )
+        self.parts.profile.serving(height=request.height, width=request.width)
         return self._steps(request, watched)
 
     def _steps(self, request: Request, watched: bool) -> Generator[Step]:
         finished: Step | None = None
         with self._turn.taken() as held:
             drawing = Drawing(self.parts, request)
-            largest = self.parts.profile.batch.max
+            profile = self.parts.profile.serving(height=request.height, width=request.width)
+            largest = profile.batch.max
             for first in range(0, request.images, largest):
                 last = min(first + largest, request.images)
                 workspace = held.place(self.parts.shape(request, last - first))

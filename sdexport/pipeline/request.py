@@ -107,7 +107,7 @@ def make_request(
     negatives = _negatives(negative_prompt, len(prompts))
     steps = _whole(steps, "steps", "steps of the sampler")
     width, height = _size(limits.default_size if size is None else size)
-    limits.profile.check(batch=limits.profile.batch.min, height=height, width=width)
+    limits.profile.serving(height=height, width=width)
     scale = _guidance(limits.default_guidance if guidance is None else guidance)
     if sampler is not None and not isinstance(sampler, str):
         raise UsageError(f"sampler {sampler!r} is no name; `sdexport samplers` lists those known")

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from sdexport.backends import targets
+from sdexport.backends.request import EngineRequest
 from sdexport.backends.targets import Target
 from sdexport.errors import EngineError, FolderError
 from sdexport.graph.denoise_step import denoise_step
@@ -173,5 +174,6 @@ def test_what_is_no_model_cannot_be_built(tmp_path: Path) -> None:
     (tmp_path / "model.onnx").write_bytes(b"no model")
     with pytest.raises(EngineError, match="OpenVINO cannot read .*model.onnx"):
         targets.build_engine(
-            targets.OPENVINO_CPU, tmp_path / "model.onnx", tmp_path, Precision.FP32
+            targets.OPENVINO_CPU,
+            EngineRequest("test", tmp_path / "model.onnx", tmp_path, Precision.FP32),
         )

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import ctypes
+import dataclasses
 import importlib.util
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from sdexport.backends import openvino_cpu, targets
-from sdexport.errors import MissingExtraError, UsageError
+from sdexport.backends.gpus import Gpu, find_gpus
+from sdexport.backends.request import EngineRequest
+from sdexport.errors import EngineError, MissingExtraError, UsageError
 from sdexport.spec import Precision
 
 Without = Callable[..., None]
@@ -20,6 +25,7 @@ def without(monkeypatch: pytest.MonkeyPatch) -> Without:
     """Makes libraries look as if they were not installed, and the others as if they were."""
 
     def hide(*libraries: str) -> None:
+        monkeypatch.setattr(targets, "find_gpus", lambda: ((), "no NVIDIA driver is installed"))
         monkeypatch.setattr(
             importlib.util, "find_spec", lambda name: None if name in libraries else object()
         )
@@ -29,7 +35,8 @@ def without(monkeypatch: pytest.MonkeyPatch) -> Without:
 
 def test_unknown_target() -> None:
     with pytest.raises(
-        UsageError, match="unknown target 'cuda'; choose one of: openvino-cpu, onnxruntime-cpu"
+        UsageError,
+        match="unknown target 'cuda'; choose one of: tensorrt, tensorrt-rtx, openvino-cpu",
     ):
         targets.find_target("cuda")
 
@@ -43,7 +50,7 @@ def test_auto_prefers_openvino(without: Without) -> None:
     without()
     choice = targets.choose("auto")
     assert choice.target is targets.OPENVINO_CPU
-    assert choice.reason == "the fastest that is installed"
+    assert choice.reason == "the fastest that runs here"
 
 
 def test_auto_without_openvino(without: Without) -> None:
@@ -92,7 +99,10 @@ def test_default_precision_follows_the_processor(
 
 def test_precisions_are_checked(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no precision bf16; choose one of: fp32"):
-        targets.build_engine(targets.ONNXRUNTIME_CPU, tmp_path / "m", tmp_path, Precision.BF16)
+        targets.build_engine(
+            targets.ONNXRUNTIME_CPU,
+            EngineRequest("unet", tmp_path / "m", tmp_path, Precision.BF16),
+        )
     with pytest.raises(UsageError, match="no precision fp16; choose one of: fp32, bf16"):
         targets.load_engine(targets.OPENVINO_CPU, "unet", tmp_path, Precision.FP16)
 
@@ -100,3 +110,90 @@ def test_precisions_are_checked(tmp_path: Path) -> None:
 def test_threads_are_checked(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="threads 0 is not possible"):
         targets.load_engine(targets.ONNXRUNTIME_CPU, "unet", tmp_path, Precision.FP32, 0)
+
+
+GPU = Gpu("a card", "sm89", 8 << 30)
+
+
+def with_gpus(monkeypatch: pytest.MonkeyPatch, *gpus: Gpu) -> None:
+    monkeypatch.setattr(targets, "find_gpus", lambda: (gpus, "" if gpus else "no NVIDIA driver"))
+
+
+def test_auto_takes_no_target_that_cannot_run_here(
+    without: Without, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Everything is installed, and there is no GPU."""
+    without()
+    assert targets.choose("auto").target is targets.OPENVINO_CPU
+    for target in (targets.TENSORRT, targets.TENSORRT_RTX):
+        assert targets.runs_here(target) == (False, "no NVIDIA driver is installed")
+    # Installed and chosen by name it is there to be built for.
+    assert targets.choose("tensorrt-rtx").target is targets.TENSORRT_RTX
+    assert targets.builds_here(targets.TENSORRT_RTX)[0]
+    assert targets.builds_here(targets.TENSORRT) == (
+        False,
+        "no NVIDIA driver is installed; it builds on the GPU that it runs on",
+    )
+    with_gpus(monkeypatch, GPU)
+    assert targets.choose("auto").target is targets.TENSORRT
+    assert targets.runs_here(targets.TENSORRT_RTX)[1].endswith("on a card")
+
+
+def test_what_is_not_needed_here_is_not_called_missing(without: Without) -> None:
+    without("tensorrt", "tensorrt_rtx", "openvino")
+    reason = targets.choose("auto").reason
+    assert "openvino-cpu" in reason
+    assert "tensorrt" not in reason
+
+
+def test_a_runtime_that_is_not_part_of_this_version(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with_gpus(monkeypatch, GPU)
+    target = dataclasses.replace(targets.ONNXRUNTIME_CPU, gpu="run", runtime="sdexport.nothing")
+    assert not targets.runs_here(target)[0]
+    with pytest.raises(EngineError, match="builds engines for onnxruntime-cpu and does not run"):
+        targets.load_engine(target, "unet", tmp_path, Precision.FP32)
+
+
+def test_the_driver_is_asked_without_raising() -> None:
+    find_gpus.cache_clear()
+    gpus, why = find_gpus()
+    assert bool(gpus) != bool(why)
+
+
+class Driver:
+    """libcuda as far as it is asked: one GPU, or a failure at one call."""
+
+    def __init__(self, failing: str = "") -> None:
+        self.failing = failing
+
+    def __getattr__(self, name: str) -> Callable[..., int]:
+        def call(*arguments: Any) -> int:
+            if name == self.failing:
+                return 100
+            if name == "cuDeviceGetCount":
+                arguments[0]._obj.value = 1
+            elif name == "cuDeviceGetName":
+                arguments[0].value = b"a card"
+            elif name == "cuDeviceGetAttribute":
+                arguments[0]._obj.value = {75: 8, 76: 9}[arguments[1]]
+            elif name == "cuDeviceTotalMem_v2":
+                arguments[0]._obj.value = 8 << 30
+            return 0
+
+        return call
+
+
+@pytest.mark.parametrize(
+    ("failing", "said"),
+    [
+        ("", ""),
+        ("cuInit", "the NVIDIA driver does not start (cuInit gives 100)"),
+        ("cuDeviceGetCount", "the NVIDIA driver knows of no GPU"),
+        ("cuDeviceGetName", "the NVIDIA driver does not tell about its GPUs"),
+    ],
+)
+def test_what_the_driver_says(monkeypatch: pytest.MonkeyPatch, failing: str, said: str) -> None:
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: Driver(failing))
+    assert find_gpus.__wrapped__() == (() if failing else (GPU,), said)

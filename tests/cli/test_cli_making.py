@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -265,3 +266,49 @@ def test_what_cannot_be_exported(run: Run, exporting: Maker, options: list[str])
     assert ended.code == 2
     assert "choose" in ended.err
     assert exporting.calls == []
+
+
+RTX = (
+    'checkpoint = "./model"\ntarget = "tensorrt-rtx"\nprecision = "fp16"\nguidance = 2.5\n'
+    "[[profile]]\nheight = 512\nwidth = 512\n[[profile]]\nbatch = 1\nheight = 768\nwidth = 768\n"
+    '[builder]\ncompute_capabilities = ["sm86", "sm89"]\noptimization_level = 2\n'
+)
+
+
+def test_a_recipe_for_gpus(run: Run, building: Maker, tmp_path: Path) -> None:
+    assert run("build", "onnx", "b", "--recipe", recipe(tmp_path, RTX)).code == 0
+    made = options_of(building)
+    assert (made.target, made.precision, made.guidance) == ("tensorrt-rtx", Precision.FP16, 2.5)
+    assert made.builder.compute_capabilities == ("sm86", "sm89")
+    assert made.builder.optimization_level == 2
+    assert made.half_check is True
+    first, second = made.profile.all
+    assert (first.batch, first.height) == (Range(1, 1, 4), Range(512, 512, 512))
+    assert (second.batch, second.width) == (Range(1, 1, 1), Range(768, 768, 768))
+
+
+def test_capabilities_go_before_the_recipe(run: Run, compiling: Maker, tmp_path: Path) -> None:
+    ended = run(
+        "compile", "--recipe", recipe(tmp_path, RTX), "--compute-capability", "12.0",
+        "--compute-capability", "sm89", "--no-half-check",
+    )  # fmt: skip
+    assert ended.code == 0
+    made = options_of(compiling)
+    assert made.builder.compute_capabilities == ("sm89", "sm120")
+    assert made.builder.optimization_level == 2
+    assert made.half_check is False
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--height", "512"], "--height was given beside .* several profiles"),
+        (["--compute-capability", "ada"], "'ada' is no compute capability"),
+    ],
+)
+def test_what_does_not_go_with_a_recipe(
+    run: Run, compiling: Maker, tmp_path: Path, arguments: list[str], said: str
+) -> None:
+    ended = run("compile", "--recipe", recipe(tmp_path, RTX), *arguments)
+    assert ended.code == 2
+    assert re.search(said, ended.err)

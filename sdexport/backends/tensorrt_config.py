@@ -1,0 +1,208 @@
+"""From a recipe's builder options to the library's own settings, and whether they were taken."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from sdexport import storage
+from sdexport.backends.gpus import find_gpus
+from sdexport.backends.request import EngineRequest
+from sdexport.backends.tensorrt_library import TENSORRT, TENSORRT_RTX, library, title
+from sdexport.builder_options import BuilderOptions
+from sdexport.errors import EngineError, UsageError
+
+WORKSPACE = 4 << 30
+"""The workspace of `tensorrt-rtx` where nobody asks for another: what a card of 8 GB has beside the
+weights. The library's own default is 64 GiB, which no card has."""
+
+SPARE = 1 << 30
+"""Bytes of a GPU's memory left to the driver, other engines' weights and the pictures."""
+
+FLAGS = {
+    "version_compatible": "VERSION_COMPATIBLE",
+    "refittable": "REFIT",
+    "strip_weights": "STRIP_PLAN",
+}
+"""The library's flag behind each option that is one."""
+
+
+def require_gpu(target: str) -> None:
+    """Raises EngineError where `target` builds on a GPU and there is none."""
+    if target == TENSORRT and not find_gpus()[0]:
+        raise EngineError(
+            f"target tensorrt builds on the GPU that it runs on, and {find_gpus()[1]}; build on "
+            "the machine that will run it, or for the target tensorrt-rtx, which needs none"
+        )
+
+
+def settle(target: str, options: BuilderOptions) -> BuilderOptions:
+    """The options with everything decided that an engine's bytes depend on.
+
+    That is the compute capability (of `tensorrt`, the GPU's that it builds on) and the workspace.
+
+    Raises:
+        UsageError: no capability was named and no GPU is here to tell, or one that the library does
+            not build for; a combination that cannot be built.
+        EngineError: `tensorrt` without a GPU.
+        MissingExtraError: the library is not installed.
+    """
+    require_gpu(target)
+    gpus, why = find_gpus()
+    if target == TENSORRT:
+        chosen: tuple[str, ...] = (gpus[0].capability,)
+        workspace = max(gpus[0].bytes - SPARE, 1 << 28)
+    else:
+        chosen = _capabilities(library(target), options)
+        workspace = WORKSPACE
+        # Read in 1.7: its compiler fails with "CHECK(sm_vers_.size() == 1)" for several
+        # capabilities, and without a driver with "CHECK(status == CUDA_SUCCESS)".
+        if options.refittable and len(chosen) > 1:
+            raise UsageError(
+                "builder option refittable of tensorrt-rtx is for one compute capability, not for "
+                f"{', '.join(chosen)}; build one bundle for each"
+            )
+        for name in ("refittable", "strip_weights"):
+            if getattr(options, name) and not gpus:
+                raise UsageError(
+                    f"builder option {name} of tensorrt-rtx needs a GPU on the machine that "
+                    f"builds, and {why}; leave it out, or build where there is one"
+                )
+    if options.strip_weights and not options.refittable:
+        raise UsageError(
+            "builder option strip_weights needs refittable = true: weights that were left out are "
+            "put in by a refit"
+        )
+    return dataclasses.replace(
+        options,
+        compute_capabilities=chosen,
+        workspace=options.workspace if options.workspace is not None else workspace,
+    )
+
+
+def known_capabilities(module: Any) -> tuple[str, ...]:
+    """The compute capabilities that the library builds for ahead of time, as `sm89`."""
+    names = module.ComputeCapability.__members__
+    return tuple(name.lower() for name in names if name.startswith("SM"))
+
+
+def _capabilities(module: Any, options: BuilderOptions) -> tuple[str, ...]:
+    known = known_capabilities(module)
+    if not options.compute_capabilities:
+        here = sorted({gpu.capability for gpu in find_gpus()[0]} & set(known))
+        if not here:
+            raise UsageError(
+                "target tensorrt-rtx builds for GPUs that are named, and none is here to tell: add "
+                f"--compute-capability, one or several of {', '.join(known)} (a GPU's is at "
+                "https://developer.nvidia.com/cuda-gpus)"
+            )
+        return tuple(here)
+    for capability in options.compute_capabilities:
+        if capability not in known:
+            remedy = (
+                "it runs through the target tensorrt"
+                if capability in ("sm90", "sm100", "sm103")
+                else "another version of the library may"
+            )
+            raise UsageError(
+                f"{title(TENSORRT_RTX)} {module.__version__} does not build for {capability}, only "
+                f"for {', '.join(known)}; {remedy}"
+            )
+    return options.compute_capabilities
+
+
+def apply(target: str, module: Any, config: Any, request: EngineRequest) -> None:
+    """Sets every option of the request, and reads each back.
+
+    Raises:
+        EngineError: one that the library did not take; names it and both values.
+    """
+    options, name = request.options, request.name
+    if options.workspace is not None:
+        pool = module.MemoryPoolType.WORKSPACE
+        config.set_memory_pool_limit(pool, options.workspace)
+        _taken(name, "workspace", options.workspace, config.get_memory_pool_limit(pool))
+    if options.optimization_level is not None:
+        config.builder_optimization_level = options.optimization_level
+        _taken(
+            name,
+            "optimization_level",
+            options.optimization_level,
+            config.builder_optimization_level,
+        )
+    for option, flag in FLAGS.items():
+        if getattr(options, option):
+            value = getattr(module.BuilderFlag, flag)
+            config.set_flag(value)
+            _taken(name, option, True, config.get_flag(value))
+    if options.hardware_compatibility != "none":
+        level = getattr(
+            module.HardwareCompatibilityLevel, options.hardware_compatibility.upper(), None
+        )
+        if level is None:
+            raise EngineError(
+                f"{title(target)} {module.__version__} has no hardware_compatibility "
+                f"{options.hardware_compatibility}; leave it out, or take another version"
+            )
+        config.hardware_compatibility_level = level
+        _taken(name, "hardware_compatibility", level, config.hardware_compatibility_level)
+    if target == TENSORRT_RTX:
+        _set_capabilities(module, config, request)
+    if options.timing_cache is not None:
+        _use_timing_cache(config, options.timing_cache)
+
+
+def _set_capabilities(module: Any, config: Any, request: EngineRequest) -> None:
+    wanted = request.options.compute_capabilities
+    config.num_compute_capabilities = len(wanted)
+    for index, capability in enumerate(wanted):
+        value = getattr(module.ComputeCapability, capability.upper())
+        config.set_compute_capability(value, index)
+    found = tuple(
+        config.get_compute_capability(index).name.lower()
+        for index in range(config.num_compute_capabilities)
+    )
+    _taken(request.name, "compute_capabilities", wanted, found)
+
+
+def _taken(engine: str, option: str, asked: object, found: object) -> None:
+    if asked != found:
+        raise EngineError(
+            f"the builder did not take {option} = {asked!r} for {engine}: it says {found!r}; leave "
+            "the option out, or take another version of the library"
+        )
+
+
+def _use_timing_cache(config: Any, path: Path) -> None:
+    """Gives the library the measurements in `path`, or none where there is no such file yet.
+
+    Raises:
+        EngineError: the file is no timing cache of this library and GPU.
+    """
+    try:
+        content = path.read_bytes() if path.is_file() else b""
+    except OSError as error:
+        raise EngineError(f"cannot read the timing cache {path}: {error.strerror}") from error
+    cache = config.create_timing_cache(content)
+    if cache is None or not config.set_timing_cache(cache, ignore_mismatch=False):
+        raise EngineError(
+            f"{path} is no timing cache of this library's version and GPU; remove it, and it is "
+            "made anew"
+        )
+
+
+def keep_timing_cache(config: Any, options: BuilderOptions) -> None:
+    """Writes what the build measured back to the options' timing cache, if there is one.
+
+    Raises:
+        StorageError: the place cannot be written.
+    """
+    path = options.timing_cache
+    if path is None:
+        return
+    with storage.explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside = path.with_name(f".{path.name}{storage.ASIDE}")
+        aside.write_bytes(config.get_timing_cache().serialize())
+        aside.replace(path)

@@ -1,0 +1,230 @@
+"""The bundles under a folder: how large and old they are, whether they run here, what can go."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from sdexport import storage
+from sdexport.backends.gpus import find_gpus
+from sdexport.backends.targets import find_target, library_version, runs_here
+from sdexport.bundle import MANIFEST_FILE, Bundle, is_bundle, open_bundle
+from sdexport.errors import FolderError, SdexportError, UsageError
+
+DEPTH = 3
+"""So many folders below the one that is looked through, bundles are found."""
+
+DAY_S = 86_400.0
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """One bundle, or what a build that was killed left behind.
+
+    Attributes:
+        kind: `bundle`, `damaged` (a manifest that cannot be read or files that are not as built)
+            or `leftover`.
+        bytes: on disk; `age_days`: since it was built.
+        target, library, precision: as the manifest says; empty where there is none.
+        profiles: `WIDTHxHEIGHT xBATCH` of each, in pixels and pictures.
+        capabilities: the compute capabilities it was built for; empty where any processor does.
+        runs: whether it can run on this machine; `why`: why not, or what is wrong with it.
+    """
+
+    path: Path
+    kind: str
+    bytes: int
+    age_days: float
+    target: str = ""
+    library: str = ""
+    precision: str = ""
+    profiles: tuple[str, ...] = ()
+    capabilities: tuple[str, ...] = ()
+    runs: bool = False
+    why: str = ""
+
+    def as_json(self) -> dict[str, Any]:
+        """As one JSON object."""
+        return asdict(self) | {"path": str(self.path)}
+
+
+@dataclass(frozen=True, slots=True)
+class Pruned:
+    """What pruning did, or would do, with one entry; `kept` says why it was left, else empty."""
+
+    stored: Stored
+    reason: str
+    kept: str = ""
+
+    def as_json(self) -> dict[str, Any]:
+        """As one JSON object."""
+        return self.stored.as_json() | {"reason": self.reason, "kept": self.kept}
+
+
+def stored_in(folder: Path) -> tuple[Stored, ...]:
+    """Everything under `folder` (or `folder` itself) that a build made, by path.
+
+    Raises:
+        FolderError: no such folder.
+    """
+    if not folder.is_dir():
+        raise FolderError(f"no folder at {folder}; name one that holds bundles")
+    return tuple(sorted((_look(path) for path in _find(folder, DEPTH)), key=lambda s: s.path))
+
+
+def _find(folder: Path, depth: int) -> Iterator[Path]:
+    """Bundles, and leftovers beside them; never through a link."""
+    if is_bundle(folder):
+        yield folder
+        return
+    yield from storage.leftovers(folder)
+    for path in sorted(folder.iterdir()):
+        if path.is_dir() and not path.is_symlink() and not path.name.startswith(".") and depth:
+            yield from _find(path, depth - 1)
+
+
+def _look(path: Path) -> Stored:
+    if path.name.endswith(storage.ASIDE):
+        return Stored(
+            path, "leftover", storage.size_of(path), _age(path), why="a build that was killed"
+        )
+    size, age = storage.size_of(path), _age(path / MANIFEST_FILE)
+    try:
+        bundle = open_bundle(path, check=False)
+    except SdexportError as error:
+        return Stored(path, "damaged", size, age, why=str(error))
+    manifest = bundle.manifest
+    capabilities = manifest.builder.get("compute_capabilities", ())
+    why = why_not(bundle)
+    return Stored(
+        path,
+        "bundle",
+        size,
+        age,
+        manifest.target,
+        manifest.library,
+        str(manifest.precision),
+        tuple(f"{one.width}x{one.height} x{one.batch}" for one in manifest.profile.all),
+        tuple(capabilities) if isinstance(capabilities, list | tuple) else (),
+        not why,
+        why,
+    )
+
+
+def _age(path: Path) -> float:
+    return max(0.0, (time.time() - path.stat().st_mtime) / DAY_S)
+
+
+def why_not(bundle: Bundle) -> str:
+    """Why the engines of a bundle cannot run on this machine; empty where they can.
+
+    Looked at are the target's library and its version, and the GPU and its compute capability.
+    """
+    manifest = bundle.manifest
+    try:
+        target = find_target(manifest.target)
+    except UsageError as error:
+        return str(error)
+    runs, why = runs_here(target)
+    # First what is wrong with the engines themselves: it stays when the machine is put right.
+    if target.typed:
+        installed = f"{target.library} {library_version(target)}"
+        portable = manifest.builder.get("version_compatible", False)
+        if manifest.library != installed and runs and not portable:
+            return (
+                f"built with {manifest.library}, and {installed} is installed: its engines run "
+                "with the version that built them; build again, or install that version"
+            )
+    if not runs:
+        return why
+    return _wrong_gpu(bundle) if target.gpu else ""
+
+
+def _wrong_gpu(bundle: Bundle) -> str:
+    """Why no GPU of this machine is one that the bundle was built for; empty where one is."""
+    builder = bundle.manifest.builder
+    built = builder.get("compute_capabilities")
+    here = [gpu.capability for gpu in find_gpus()[0]]
+    if not isinstance(built, list | tuple) or set(built) & set(here):
+        return ""
+    if builder.get("hardware_compatibility") == "ampere_plus" and any(
+        int(capability[2:]) >= 80 for capability in here
+    ):
+        return ""
+    return (
+        f"built for compute capability {', '.join(built)}, and this machine has "
+        f"{', '.join(here)}; build again with --compute-capability {here[0]}"
+    )
+
+
+def prune(
+    folder: Path, *, older_days: float | None, cannot_run: bool, remove: bool
+) -> tuple[Pruned, ...]:
+    """Removes what builds that were killed left, and bundles that are old or cannot run here.
+
+    Only what a bundle's manifest names is removed, and folders that are empty then; a bundle that
+    holds anything else, or that is damaged, is left and said so.
+
+    Args:
+        older_days: remove bundles that were built longer ago; None removes none for their age.
+        cannot_run: remove bundles that cannot run on this machine.
+        remove: False only says what would be done.
+
+    Raises:
+        FolderError: no such folder.
+        UsageError: `older_days` is below zero.
+        StorageError: something cannot be removed.
+    """
+    if older_days is not None and not older_days >= 0:
+        raise UsageError(f"{older_days} days is not possible; give 0 or more")
+    done = []
+    for stored in stored_in(folder):
+        reason = _reason(stored, older_days, cannot_run)
+        if not reason:
+            continue
+        kept = _kept(stored)
+        if remove and not kept:
+            with storage.explained(stored.path, "remove"):
+                _remove(stored)
+        done.append(Pruned(stored, reason, kept))
+    return tuple(done)
+
+
+def _reason(stored: Stored, older_days: float | None, cannot_run: bool) -> str:
+    if stored.kind == "leftover":
+        return stored.why
+    if older_days is not None and stored.age_days > older_days:
+        return f"built {stored.age_days:.1f} days ago"
+    if cannot_run and not stored.runs:
+        return stored.why
+    return ""
+
+
+def _kept(stored: Stored) -> str:
+    """Why an entry that is to go is left all the same; empty where it is not."""
+    if stored.kind == "damaged":
+        return "it is damaged, and what in it was built is not known; remove it yourself"
+    if stored.kind == "bundle":
+        named = {MANIFEST_FILE, *open_bundle(stored.path, check=False).manifest.files}
+        for path in sorted(stored.path.rglob("*")):
+            name = path.relative_to(stored.path).as_posix()
+            if (path.is_symlink() or not path.is_dir()) and name not in named:
+                return f"it holds {name}, which no build made; move that away first"
+    return ""
+
+
+def _remove(stored: Stored) -> None:
+    if stored.kind == "leftover":
+        shutil.rmtree(stored.path)
+        return
+    # The manifest goes first: what is left of an interrupted removal is no bundle any more.
+    names = [MANIFEST_FILE, *open_bundle(stored.path, check=False).manifest.files]
+    for name in names:
+        (stored.path / name).unlink()
+    folders = sorted((p for p in stored.path.rglob("*") if p.is_dir()), reverse=True)
+    for path in (*folders, stored.path):
+        path.rmdir()

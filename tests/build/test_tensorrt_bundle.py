@@ -1,0 +1,235 @@
+"""Bundles for TensorRT for RTX, built for real: half precision tried, profiles, fingerprints."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+
+import sdexport
+from sdexport import bundle as bundles
+from sdexport import half_check
+from sdexport.backends import targets, tensorrt_config, tensorrt_readback
+from sdexport.build import BuildOptions, build_folder, compile_checkpoint
+from sdexport.build import options as options_module
+from sdexport.builder_options import BuilderOptions
+from sdexport.errors import EngineError, UsageError
+from sdexport.spec import Precision, Profile, Range
+
+if importlib.util.find_spec("tensorrt_rtx") is None:
+    pytest.skip("tensorrt-rtx is not installed", allow_module_level=True)
+
+SQUARE = Profile(Range(1, 1, 2), Range(64, 64, 64), Range(64, 64, 64))
+WIDE = Profile(Range(1, 1, 1), Range(32, 64, 128), Range(32, 64, 128))
+PROFILE = dataclasses.replace(SQUARE, others=(WIDE,))
+OPTIONS = BuildOptions(
+    "tensorrt-rtx", None, PROFILE, builder=BuilderOptions(("sm86", "sm89"), workspace=1 << 30)
+)
+
+
+@pytest.fixture(autouse=True)
+def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (targets, tensorrt_config, tensorrt_readback):
+        monkeypatch.setattr(module, "find_gpus", lambda: ((), "no NVIDIA driver is installed"))
+
+
+@pytest.fixture(scope="session")
+def half_onnx(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) -> Path:
+    """The tiny checkpoint's ONNX folder in half precision."""
+    from sdexport.export import export_checkpoint
+
+    path = tmp_path_factory.mktemp("onnx") / "half"
+    export_checkpoint(tiny_checkpoint, path, precision=Precision.FP16, parity=False)
+    return path
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory, half_onnx: Path) -> Path:
+    """A bundle of engines; not to be altered."""
+    path = tmp_path_factory.mktemp("bundles") / "rtx"
+    build_folder(half_onnx, path, OPTIONS)
+    return path
+
+
+def manifest_of(path: Path) -> bundles.Manifest:
+    return bundles.open_bundle(path).manifest
+
+
+def test_every_component_is_built(built: Path) -> None:
+    manifest = manifest_of(built)
+    assert set(manifest.engines) == set(bundles.ENGINES)
+    assert manifest.precision is Precision.FP16
+    assert manifest.library.startswith("tensorrt_rtx 1.")
+    assert manifest.profile == PROFILE
+    assert manifest.builder == {"compute_capabilities": ["sm86", "sm89"], "workspace": 1 << 30}
+    for name, engine in manifest.engines.items():
+        facts: Any = engine.built
+        assert facts["profiles"] == 2
+        assert facts["read_back"]["compute_capabilities"] == ["sm86", "sm89"]
+        assert facts["seconds"] > 0
+        assert facts["peak_bytes"] > facts["bytes"] == (built / engine.file).stat().st_size
+        # The graph's ends are float32 (a picture's uint8), whatever is computed in between.
+        kinds = {one["dtype"] for one in (*facts["inputs"], *facts["outputs"])}
+        assert "float16" not in kinds, name
+        assert sorted(p.name for p in (built / name).iterdir()) == ["engine.plan"]
+
+
+def test_half_precision_was_tried(built: Path) -> None:
+    record: Any = manifest_of(built).half_check
+    assert record["device"] == "not run on a device"
+    assert (record["steps"], record["size"]) == (20, [64, 64])
+    assert set(record["engines"]) == set(bundles.ENGINES)
+    step = record["engines"]["denoise_step"]
+    assert step["calls"] == 2 * 20
+    assert step["watched"] > 200
+    for name, engine in record["engines"].items():
+        assert 0 < engine["largest"] < 65504, name
+        # Half precision has eleven bits: it costs something, and not much.
+        assert 1e-5 < engine["rms"] < 1e-2, name
+        assert (engine["beyond"], engine["kept_float32"]) == ({}, 0)
+    json.dumps(record, allow_nan=False)
+
+
+def test_equal_is_reused(built: Path, half_onnx: Path) -> None:
+    assert build_folder(half_onnx, built, OPTIONS).reused
+
+
+def other_profile(monkeypatch: pytest.MonkeyPatch) -> BuildOptions:
+    return dataclasses.replace(OPTIONS, profile=SQUARE)
+
+
+def other_capability(monkeypatch: pytest.MonkeyPatch) -> BuildOptions:
+    builder = dataclasses.replace(OPTIONS.builder, compute_capabilities=("sm89",))
+    return dataclasses.replace(OPTIONS, builder=builder)
+
+
+def other_workspace(monkeypatch: pytest.MonkeyPatch) -> BuildOptions:
+    builder = dataclasses.replace(OPTIONS.builder, workspace=2 << 30)
+    return dataclasses.replace(OPTIONS, builder=builder)
+
+
+def other_level(monkeypatch: pytest.MonkeyPatch) -> BuildOptions:
+    builder = dataclasses.replace(OPTIONS.builder, optimization_level=1)
+    return dataclasses.replace(OPTIONS, builder=builder)
+
+
+def other_version(monkeypatch: pytest.MonkeyPatch) -> BuildOptions:
+    monkeypatch.setattr(targets, "library_version", lambda target: "9.9")
+    return OPTIONS
+
+
+def no_check(monkeypatch: pytest.MonkeyPatch) -> BuildOptions:
+    return dataclasses.replace(OPTIONS, half_check=False)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [other_profile, other_capability, other_workspace, other_level, other_version, no_check],
+)
+def test_whatever_changes_bytes_changes_every_fingerprint(
+    built: Path,
+    half_onnx: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    change: Callable[[pytest.MonkeyPatch], BuildOptions],
+) -> None:
+    from sdexport.build.folder import fingerprints_of
+    from sdexport.onnx_folder import open_folder
+
+    before = {name: e.fingerprint for name, e in manifest_of(built).engines.items()}
+    options = change(monkeypatch)
+    after = fingerprints_of(
+        open_folder(half_onnx).digests(), options_module.decide(options), options.profile
+    )
+    assert set(after) == set(before)
+    assert all(after[name] != before[name] for name in before)
+
+
+def planted(folder: Path, component: str, factor: float) -> None:
+    """Makes the first convolution's outputs larger by `factor`; what follows normalises them."""
+    path = folder / component / "model.onnx"
+    made = onnx.load(path)
+    shapes = {tensor.name: tuple(tensor.dims) for tensor in made.graph.initializer}
+    first = next(
+        node
+        for node in made.graph.node
+        if node.op_type == "Conv" and shapes[node.input[1]][2:] == (3, 3)
+    )
+    for tensor in made.graph.initializer:
+        if tensor.name in first.input:
+            grown = numpy_helper.to_array(tensor).astype(np.float32) * factor
+            tensor.CopyFrom(numpy_helper.from_array(grown.astype(np.float16), tensor.name))
+    (folder / component / "model.onnx.data").unlink()
+    onnx.save(made, path, save_as_external_data=True, location="model.onnx.data")
+
+
+def test_a_vae_that_overflows_is_mended_where_it_does(half_onnx: Path, tmp_path: Path) -> None:
+    """As SDXL's: large between its normalisations, harmless at its ends."""
+    folder = Path(shutil.copytree(half_onnx, tmp_path / "onnx"))
+    planted(folder, "vae_decoder", 20_000)
+    build_folder(folder, tmp_path / "bundle", dataclasses.replace(OPTIONS, profile=SQUARE))
+    record: Any = manifest_of(tmp_path / "bundle").half_check
+    found = record["engines"]["vae_decoder"]
+    assert found["largest"] > 65504
+    assert found["beyond"]
+    assert 0 < found["kept_float32"] < found["watched"]
+    assert found["rms"] < 0.01
+    # Only there: the others are left alone, and the mixed graph was built all the same.
+    assert record["engines"]["denoise_step"]["kept_float32"] == 0
+    assert manifest_of(tmp_path / "bundle").engines["vae_decoder"].built["bytes"]
+
+
+def test_what_no_island_can_mend_is_refused(
+    half_onnx: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = Path(shutil.copytree(half_onnx, tmp_path / "onnx"))
+    planted(folder, "vae_decoder", 20_000)
+    monkeypatch.setattr(half_check, "island_of", lambda model, sizes, limit: ())
+    with pytest.raises(EngineError, match=r"vae_decoder .*half precision.*--precision bf16"):
+        build_folder(folder, tmp_path / "bundle", dataclasses.replace(OPTIONS, profile=SQUARE))
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_the_graphs_have_to_be_in_the_precision(
+    half_onnx: Path, tiny_onnx: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match="compute in fp32, .* build with --precision fp32"):
+        build_folder(tiny_onnx, tmp_path / "b", OPTIONS)
+    options = dataclasses.replace(OPTIONS, precision=Precision.BF16)
+    with pytest.raises(UsageError, match="compute in fp16.* with --precision bf16"):
+        build_folder(half_onnx, tmp_path / "b", options)
+
+
+def test_float32_engines_too(tiny_onnx: Path, tmp_path: Path) -> None:
+    options = dataclasses.replace(OPTIONS, precision=Precision.FP32, profile=SQUARE)
+    build_folder(tiny_onnx, tmp_path / "b", options)
+    manifest = manifest_of(tmp_path / "b")
+    assert (manifest.precision, manifest.half_check) == (Precision.FP32, None)
+
+
+def test_an_engine_that_cannot_run_here_says_so(built: Path) -> None:
+    with pytest.raises(sdexport.SdexportError, match=r"tensorrt-rtx|NVIDIA"):
+        sdexport.load(built)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", [Precision.FP16, Precision.BF16])
+def test_a_checkpoint_in_one_call(
+    tiny_checkpoint: Path, tmp_path: Path, precision: Precision
+) -> None:
+    options = dataclasses.replace(OPTIONS, precision=precision)
+    report = compile_checkpoint(tiny_checkpoint, tmp_path / "b", options)
+    assert report.parity is None
+    assert "verify" not in [stage.name for stage in report.stages]
+    manifest = manifest_of(tmp_path / "b")
+    assert manifest.precision is precision
+    assert (manifest.half_check is None) == (precision is not Precision.FP16)
+    assert compile_checkpoint(tiny_checkpoint, tmp_path / "b", options).reused
