@@ -26,8 +26,8 @@ from sdexport.errors import FolderError, MissingExtraError, UsageError
 from sdexport.graph.flops import count
 from sdexport.graph.proto import load_graph
 from sdexport.onnx_folder import MODEL_FILE, OnnxFolder, open_folder
+from sdexport.pipeline.parts import PipelineParts
 from sdexport.pipeline.tokenizer import PromptTokenizer
-from sdexport.pipeline.workspace import PipelineParts
 from sdexport.progress import SILENT, Progress
 from sdexport.spec import Precision, Profile, Range
 
