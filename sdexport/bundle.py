@@ -3,6 +3,7 @@
     bundle.json        what was built from what, with digests, fingerprints and measured parity
     text_encoder/      denoise_step/      vae_decoder/      vae_encoder/      the engines
     tokenizer/         scheduler/         as in the checkpoint
+    runtime_cache/     what a library compiled for this machine's GPU, not part of what was built
 
 `bundle.json` carries a digest of itself and of every other file, so that a truncated or altered
 bundle is refused when it is opened.
@@ -20,6 +21,7 @@ from sdexport.errors import FolderError, UsageError
 from sdexport.spec import Precision, Profile
 
 MANIFEST_FILE = "bundle.json"
+RUNTIME_CACHE = "runtime_cache"
 FORMAT = 1
 
 ENGINES = ("text_encoder", "denoise_step", "vae_decoder", "vae_encoder")
@@ -167,6 +169,11 @@ class Bundle:
         return self.path / record.file
 
     @property
+    def runtime_cache(self) -> Path:
+        """Where kernels are kept that a library compiled on this machine; no part of the bundle."""
+        return self.path / RUNTIME_CACHE
+
+    @property
     def tokenizer(self) -> Path:
         return self.path / "tokenizer"
 
@@ -190,7 +197,9 @@ def write_manifest(path: Path, manifest: Manifest) -> Bundle:
     files = {
         file.relative_to(path).as_posix(): FileRecord(file.stat().st_size, storage.digest(file))
         for file in sorted(path.rglob("*"))
-        if file.is_file() and file.name != MANIFEST_FILE
+        if file.is_file()
+        and file.name != MANIFEST_FILE
+        and path / RUNTIME_CACHE not in file.parents
     }
     manifest = replace(manifest, files=files)
     _write(path, manifest)

@@ -16,6 +16,7 @@ from typing import Literal, Protocol, cast
 from sdexport.backends.gpus import find_gpus
 from sdexport.backends.protocol import Engine
 from sdexport.backends.request import BuiltEngine, EngineRequest
+from sdexport.backends.workspace import Device, Engines
 from sdexport.builder_options import BuilderOptions
 from sdexport.errors import EngineError, MissingExtraError, UsageError
 from sdexport.spec import Precision
@@ -153,6 +154,9 @@ class _Runtime(Protocol):
     def load(
         self, target: str, name: str, path: Path, precision: Precision, threads: int | None
     ) -> Engine: ...
+
+    # Of targets that need a GPU only.
+    def device(self, engines: Engines, loop: str, cache: Path) -> Device: ...
 
 
 def find_target(name: str) -> Target:
@@ -295,6 +299,37 @@ def load_engine(
         )
     runtime = cast(_Runtime, importlib.import_module(target.runtime))
     return runtime.load(target.name, name, path, precision, threads)
+
+
+def check_loop(target: Target, loop: str) -> None:
+    """Sees that `loop` is a form in which `target` can run the denoising loop.
+
+    Raises:
+        UsageError: it is none; the message lists them, or says that there is no choice.
+    """
+    if target.gpu:
+        from sdexport.backends.cuda_device import parse_form
+
+        parse_form(loop)
+    elif loop != AUTO:
+        raise UsageError(
+            f"loop {loop!r} is for targets on a GPU; {target.name} runs the loop on the processor, "
+            f"step by step: leave it out, or give {AUTO!r}"
+        )
+
+
+def make_device(target: Target, engines: Engines, *, loop: str, cache: Path) -> Device | None:
+    """The device that `engines`, loaded for `target`, run on; None for the processor.
+
+    Args:
+        loop: how the loop runs, see `check_loop`.
+        cache: a folder for kernels that the library compiles at first use; made when needed.
+    """
+    check_loop(target, loop)
+    if not target.gpu:
+        return None
+    runtime = cast(_Runtime, importlib.import_module(target.runtime))
+    return runtime.device(engines, loop, cache)
 
 
 def _check_precision(target: Target, precision: Precision) -> None:

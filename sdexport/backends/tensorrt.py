@@ -16,9 +16,11 @@ from typing import Any
 
 from sdexport import storage
 from sdexport.backends import cuda
+from sdexport.backends.cuda_device import CudaDevice, parse_form
 from sdexport.backends.device import HostBinding, aligned
 from sdexport.backends.protocol import Array
 from sdexport.backends.tensorrt_library import Words, library, listening, logger
+from sdexport.backends.workspace import Engines
 from sdexport.errors import DeviceMemoryError, EngineError, FolderError, StorageError
 from sdexport.spec import Precision, TensorSpec
 
@@ -78,6 +80,11 @@ def load(
         why = _refusal(module, runtime, blob, words, gpu)
         raise EngineError(f"{target} cannot load {name} from {path}: {why}")
     return TensorRtEngine(name, module, engine, gpu)
+
+
+def device(engines: Engines, loop: str, cache: Path) -> CudaDevice:
+    """The GPU on which `engines` were loaded; see `cuda_device`."""
+    return CudaDevice(engines, parse_form(loop), cache=cache)
 
 
 def _refusal(module: Any, runtime: Any, blob: bytes, words: Words, gpu: cuda.Context) -> str:

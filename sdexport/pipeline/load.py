@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from sdexport import __version__
 from sdexport.backends.protocol import Engine
-from sdexport.backends.targets import find_target, load_engine
+from sdexport.backends.targets import AUTO, check_loop, find_target, load_engine, make_device
 from sdexport.bundle import Bundle, open_bundle
 from sdexport.errors import UsageError
 from sdexport.pipeline.parts import PipelineParts
@@ -18,22 +19,30 @@ from sdexport.pipeline.tokenizer import PromptTokenizer
 
 
 def load(
-    path: str | os.PathLike[str], *, threads: int | None = None, check: bool = True
+    path: str | os.PathLike[str],
+    *,
+    threads: int | None = None,
+    check: bool = True,
+    loop: str = AUTO,
 ) -> Pipeline:
     """The pipeline of the bundle at `path`, its engines loaded for the target it was built for.
 
     Args:
         path: a folder that `sdexport compile` or `sdexport build` made.
-        threads: processor threads an engine; None leaves it to the runtime.
+        threads: processor threads an engine; None leaves it to the runtime. On a GPU it means
+            nothing.
         check: compare every file's digest with the manifest first.
+        loop: how the denoising loop runs on a GPU: `whole-loop` launches a batch's evaluations as
+            one CUDA graph, `step-graph` each as one, `eager` each kernel by itself; `auto` takes
+            the whole loop for `generate` and a graph a step for `stream`. See docs/cuda.md.
 
     Raises:
         FolderError: no bundle, or a damaged one.
         MissingExtraError: the target's library is not installed.
         EngineError: an engine cannot be loaded.
-        UsageError: `threads` is no number of threads.
+        UsageError: `threads` is no number of threads, or `loop` no form for this target.
     """
-    return Pipeline(load_parts(open_bundle(Path(path), check=check), threads=threads))
+    return Pipeline(load_parts(open_bundle(Path(path), check=check), threads=threads, loop=loop))
 
 
 def limits_of(bundle: Bundle) -> Limits:
@@ -47,7 +56,7 @@ def limits_of(bundle: Bundle) -> Limits:
     )
 
 
-def load_parts(bundle: Bundle, *, threads: int | None = None) -> PipelineParts:
+def load_parts(bundle: Bundle, *, threads: int | None = None, loop: str = AUTO) -> PipelineParts:
     """The parts of a bundle that is open, its engines loaded; see `load`."""
     if threads is not None and (
         isinstance(threads, bool) or not isinstance(threads, int) or threads < 1
@@ -55,12 +64,13 @@ def load_parts(bundle: Bundle, *, threads: int | None = None) -> PipelineParts:
         raise UsageError(f"threads {threads!r} is not possible; give a whole number >= 1")
     manifest, limits = bundle.manifest, limits_of(bundle)
     target = find_target(manifest.target)
+    check_loop(target, loop)
     tokenizer = PromptTokenizer.load(bundle.tokenizer, manifest.tokens)
 
     def engine(name: str) -> Engine:
         return load_engine(target, name, bundle.engine_file(name), manifest.precision, threads)
 
-    return PipelineParts(
+    parts = PipelineParts(
         text_encoder=engine("text_encoder"),
         denoise_step=engine("denoise_step"),
         vae_decoder=engine("vae_decoder"),
@@ -75,6 +85,8 @@ def load_parts(bundle: Bundle, *, threads: int | None = None) -> PipelineParts:
         about=_about(bundle),
         latent_scale=manifest.latent_scale,
     )
+    device = make_device(target, parts.engines, loop=loop, cache=bundle.runtime_cache)
+    return replace(parts, device=device)
 
 
 def _about(bundle: Bundle) -> dict[str, Any]:

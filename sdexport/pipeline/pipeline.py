@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Generator, Sequence
 from contextlib import ExitStack, closing
 from typing import Self
@@ -28,6 +29,8 @@ class Pipeline:
         self.parts = parts
         self._device = parts.placed()
         self._turn: Turn[Workspaces] = Turn(self._device.workspaces, self._device.requests)
+        # A pipeline that is dropped gives its memory back; the engines may be another's too.
+        weakref.finalize(self, _give_back, self._turn).atexit = False
 
     def close(self) -> None:
         """Gives buffers and engines back; on a GPU its memory. Nothing can be drawn after that.
@@ -149,3 +152,9 @@ class Pipeline:
         # The last step comes when the pipeline is free again: its caller may never ask for more.
         assert finished is not None, "the last step carries the result"
         yield finished
+
+
+def _give_back(turn: Turn[Workspaces]) -> None:
+    with ExitStack() as stack:
+        for workspaces in turn.emptied():
+            stack.callback(workspaces.close)

@@ -23,6 +23,7 @@ COMPILER = shutil.which(os.environ.get("CC", "cc"))
 EMOJI, TINY = "emoji", "tiny"
 FILES = {
     "inside_driver.py": TINY,
+    "inside_bundle.py": TINY,
     "inside_pictures.py": EMOJI,
     "inside_counts.py": TINY,
     "inside_threads.py": TINY,

@@ -1,0 +1,81 @@
+"""A whole bundle for TensorRT for RTX over the stand-in, loaded and drawn with as a user would."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+import sdexport
+from sdexport.backends import tensorrt
+from sdexport.bundle import Bundle, open_bundle, write_manifest
+from sdexport.cli import main
+from sdexport.errors import UsageError
+from sdexport.pipeline.parts import PipelineParts
+from sdexport.pipeline.pipeline import Pipeline
+from tests.standin.world import BUNDLE, Standin, write_plans
+
+
+@pytest.fixture
+def bundle(parts: PipelineParts, tmp_path: Path) -> Iterator[Bundle]:
+    """The bundle with the double's engines, as a build for the target would have written it."""
+    path = tmp_path / "bundle"
+    shutil.copytree(BUNDLE, path, ignore=shutil.ignore_patterns("*.onnx", "*.data", "vae_encoder"))
+    manifest = open_bundle(BUNDLE, check=False).manifest
+    plans = write_plans(path, parts)
+    engines = {
+        name: replace(manifest.engines[name], file=file.relative_to(path).as_posix())
+        for name, file in plans.items()
+    }
+    yield write_manifest(
+        path,
+        replace(manifest, target="tensorrt-rtx", library="tensorrt_rtx 1.7", engines=engines),
+    )
+    tensorrt._runtime.cache_clear()
+
+
+def test_it_is_loaded_and_draws(standin: Standin, bundle: Bundle, host: Pipeline) -> None:
+    wanted = host.generate("apple", steps=3, seed=1, size="64x64").images[0].tobytes()
+    for loop in ("auto", "eager", "step-graph", "whole-loop"):
+        with sdexport.load(bundle.path, loop=loop) as pipe:
+            result = pipe.generate("apple", steps=3, seed=1, size="64x64")
+            assert result.images[0].tobytes() == wanted
+            assert result.parameters["about"]["target"] == "tensorrt-rtx"
+    # Kernels were kept, and the bundle is still what was built.
+    assert len(list((bundle.path / "runtime_cache").iterdir())) == 3
+    assert open_bundle(bundle.path, check=True).manifest.files == bundle.manifest.files
+    assert write_manifest(bundle.path, bundle.manifest).manifest.files == bundle.manifest.files
+
+
+def test_the_command_line_draws(
+    standin: Standin, bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "apple.png"
+    arguments = ["apple", "--steps", "3", "--seed", "1", "--size", "64x64", "-o", str(output)]
+    code = main(["generate", str(bundle.path), *arguments, "--json"])
+    said = capsys.readouterr()
+    assert code == 0, said.err
+    assert output.is_file()
+    assert len(json.loads(said.out)["seconds"]["evaluations"]) == 4
+    # Nobody closed the pipeline: what is dropped gives everything back by itself.
+
+
+def test_unknown_forms_are_refused_before_anything_is_loaded(
+    standin: Standin, bundle: Bundle
+) -> None:
+    with pytest.raises(
+        UsageError,
+        match="loop 'graph' is unknown; choose one of: auto, eager, step-graph, whole-loop",
+    ):
+        sdexport.load(bundle.path, loop="graph")
+
+
+def test_a_target_on_the_processor_has_no_forms() -> None:
+    with pytest.raises(
+        UsageError, match="loop 'eager' is for targets on a GPU; onnxruntime-cpu .*'auto'"
+    ):
+        sdexport.load(BUNDLE, loop="eager")
