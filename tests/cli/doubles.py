@@ -75,4 +75,10 @@ class DrawingDouble:
         for index in range(total):
             last = index + 1 == total
             latents = np.zeros((1, 4, 8, 8), np.float32)
-            yield Step(index, total, (0, request.images), latents, result if last else None)
+            yield Step(
+                index,
+                total,
+                (0, request.images),
+                result if last else None,
+                _read=lambda: latents,
+            )
