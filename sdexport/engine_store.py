@@ -133,7 +133,8 @@ def why_not(bundle: Bundle) -> str:
     # First what is wrong with the engines themselves: it stays when the machine is put right.
     if target.typed:
         installed = f"{target.library} {library_version(target)}"
-        portable = manifest.builder.get("version_compatible", False)
+        # An ONNX graph is read by every version.
+        portable = target.suffix == ".onnx" or manifest.builder.get("version_compatible", False)
         if manifest.library != installed and runs and not portable:
             return (
                 f"built with {manifest.library}, and {installed} is installed: its engines run "

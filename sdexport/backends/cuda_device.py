@@ -44,6 +44,7 @@ class CudaWorkspaces:
         self,
         engines: Engines,
         context: cuda.Context,
+        stream: cuda.Stream | None,
         form: Form,
         kept_bytes: int,
         compiled: Callable[[], None],
@@ -54,12 +55,13 @@ class CudaWorkspaces:
         self._engines = engines
         self._kept_bytes = kept_bytes
         self._compiled = compiled
+        self._own_stream = stream is None
         self._uses = count(1)
         self._bound: dict[Shape, CudaWorkspace] = {}
         self._activations: cuda.DeviceBuffer | None = None
         context.use()
         with ExitStack() as stack:
-            self.stream = stack.enter_context(cuda.Stream())
+            self.stream = stream or stack.enter_context(cuda.Stream())
             self.copies = stack.enter_context(cuda.Stream())
             stack.pop_all()
 
@@ -77,7 +79,8 @@ class CudaWorkspaces:
 
     def close(self) -> None:
         memory, self._activations = self._activations, None
-        held = [self.copies, self.stream, *([memory] if memory else []), *self._bound.values()]
+        streams = [self.copies, self.stream] if self._own_stream else [self.copies]
+        held = [*streams, *([memory] if memory else []), *self._bound.values()]
         self._bound.clear()
         with ExitStack() as stack:
             # Whatever is said on the way, everything is given back, the streams last.
@@ -210,9 +213,14 @@ class CudaDevice:
         return min(engine.streams for engine in self._all())
 
     def workspaces(self) -> CudaWorkspaces:
-        context = self._all()[0].context
+        engine = self._all()[0]
         return CudaWorkspaces(
-            self._engines, context, self._form, self._kept_bytes, self._save_caches
+            self._engines,
+            engine.context,
+            engine.stream,
+            self._form,
+            self._kept_bytes,
+            self._save_caches,
         )
 
     def _save_caches(self) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Protocol
 
 from sdexport.backends import cuda
@@ -52,6 +53,16 @@ class DeviceEngine(Engine, Protocol):
     @property
     def streams(self) -> int:
         """On how many streams it may run at once."""
+
+    @property
+    def stream(self) -> cuda.Stream | None:
+        """The stream that it has to be enqueued on; None where any will do."""
+
+    def keep_cache(self, folder: Path) -> None:
+        """Keeps kernels that are compiled at first use in `folder`, and takes those there."""
+
+    def save_cache(self) -> None:
+        """Writes the kernels that were compiled since, where the folder can be written."""
 
     def prepare(self, shapes: Mapping[str, tuple[int, ...]], stream: cuda.Stream) -> DeviceCall:
         """The engine ready for these shapes, of every input and output.
@@ -107,7 +118,7 @@ class HostBinding:
             size += aligned(buffer.nbytes)
         self._engine.context.use()
         with ExitStack() as stack:
-            stream = stack.enter_context(cuda.Stream())
+            stream = self._engine.stream or stack.enter_context(cuda.Stream())
             device = stack.enter_context(cuda.DeviceBuffer(size, f"{self._engine.name}'s tensors"))
             pinned = stack.enter_context(cuda.PinnedBuffer(size))
             call = self._engine.prepare(self._shapes, stream)

@@ -99,7 +99,8 @@ def load(
     return OnnxRuntimeEngine(name, session)
 
 
-def _specs(values: list[Any]) -> tuple[TensorSpec, ...]:
+def specs(values: list[Any]) -> tuple[TensorSpec, ...]:
+    """A session's inputs or outputs as this project describes tensors."""
     return tuple(
         TensorSpec(
             value.name,
@@ -116,8 +117,8 @@ class OnnxRuntimeEngine:
     def __init__(self, name: str, session: Any) -> None:
         self._name = name
         self._session = session
-        self._inputs = _specs(session.get_inputs())
-        self._outputs = _specs(session.get_outputs())
+        self._inputs = specs(session.get_inputs())
+        self._outputs = specs(session.get_outputs())
 
     @property
     def name(self) -> str:

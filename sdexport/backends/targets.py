@@ -41,6 +41,8 @@ class Target:
         typed: an engine computes in the types of its ONNX graph, and its shapes are built in. The
             others take float32 graphs that are open in every dimension.
         gpu: where an NVIDIA GPU is needed: to `run`, to `build and run`, or nowhere.
+        runs_with: the distribution that has to be installed to run, where another one with the same
+            import name does not do.
     """
 
     name: str
@@ -54,6 +56,7 @@ class Target:
     options: tuple[str, ...] = ()
     typed: bool = False
     gpu: Literal["", "run", "build and run"] = ""
+    runs_with: str = ""
 
     @property
     def remedy(self) -> str:
@@ -133,7 +136,40 @@ TENSORRT_RTX = Target(
     typed=True,
     gpu="run",
 )
-TARGETS = (TENSORRT, TENSORRT_RTX, OPENVINO_CPU, ONNXRUNTIME_CPU)
+ONNXRUNTIME_TENSORRT = Target(
+    name="onnxruntime-tensorrt",
+    library="onnxruntime",
+    extra="",
+    suffix=".onnx",
+    precisions=(Precision.FP16, Precision.FP32),
+    description="NVIDIA GPUs, through ONNX Runtime's TensorRT provider",
+    builder="sdexport.backends.onnxruntime_cuda",
+    runtime="sdexport.backends.onnxruntime_cuda",
+    typed=True,
+    gpu="run",
+    runs_with="onnxruntime-gpu",
+)
+ONNXRUNTIME_CUDA = Target(
+    name="onnxruntime-cuda",
+    library="onnxruntime",
+    extra="",
+    suffix=".onnx",
+    precisions=(Precision.FP16, Precision.FP32),
+    description="NVIDIA GPUs, through ONNX Runtime's CUDA provider",
+    builder="sdexport.backends.onnxruntime_cuda",
+    runtime="sdexport.backends.onnxruntime_cuda",
+    typed=True,
+    gpu="run",
+    runs_with="onnxruntime-gpu",
+)
+TARGETS = (
+    TENSORRT,
+    TENSORRT_RTX,
+    ONNXRUNTIME_CUDA,
+    ONNXRUNTIME_TENSORRT,
+    OPENVINO_CPU,
+    ONNXRUNTIME_CPU,
+)
 """All targets, those first that `auto` prefers among the ones that can run on this machine."""
 
 
@@ -193,6 +229,11 @@ def runs_here(target: Target) -> tuple[bool, str]:
         return installed, text
     if importlib.util.find_spec(target.runtime) is None:
         return False, "this version of sdexport builds its engines and does not run them"
+    if target.runs_with and _version_of(target.runs_with) is None:
+        return False, (
+            f"{target.runs_with} is not installed, which cannot stand beside {target.library}: "
+            f"pip uninstall {target.library}; pip install {target.runs_with}"
+        )
     gpus, why = find_gpus()
     return (True, f"{text} on {gpus[0].name}") if gpus else (False, why)
 
@@ -227,8 +268,9 @@ def choose(name: str = AUTO) -> TargetChoice:
             without = f"; not installed: {', '.join(missing)}" if missing else ""
             why = "the fastest that runs here" if not missing else "the one that is installed"
             return TargetChoice(target, f"{why}{without}")
-        # What needs a GPU that is not here is no omission of the user's.
-        if not target.gpu or find_gpus()[0]:
+        # What needs a GPU that is not here is no omission of the user's, nor is what stands in the
+        # place of a library that is.
+        if not target.runs_with and (not target.gpu or find_gpus()[0]):
             missing.append(f"{target.name} ({target.remedy})")
     raise MissingExtraError(f"no target's library is installed; {' or '.join(missing)}")
 
@@ -244,10 +286,15 @@ def default_precision(target: Target) -> tuple[Precision, str]:
 
 def library_version(target: Target) -> str:
     """The version of the target's library, or `unknown` where it does not say."""
+    own = _version_of(target.runs_with) if target.runs_with else None
+    return own or _version_of(target.library) or "unknown"
+
+
+def _version_of(distribution: str) -> str | None:
     try:
-        return importlib.metadata.version(target.library)
+        return importlib.metadata.version(distribution)
     except importlib.metadata.PackageNotFoundError:
-        return "unknown"
+        return None
 
 
 def settle(target: Target, options: BuilderOptions) -> BuilderOptions:

@@ -123,6 +123,7 @@ class TensorRtEngine:
     """One component on the GPU; see `device.DeviceEngine`."""
 
     streams = STREAMS
+    stream: cuda.Stream | None = None
 
     def __init__(self, name: str, module: Any, engine: Any, gpu: cuda.Context) -> None:
         self._name = name

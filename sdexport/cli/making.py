@@ -21,8 +21,8 @@ Target = Annotated[
     str | None,
     typer.Option(
         metavar="NAME",
-        help="Where the engines run: onnxruntime-cpu, openvino-cpu, tensorrt-rtx, tensorrt, or "
-        "auto, the fastest that runs on this machine.",
+        help="Where the engines run: onnxruntime-cpu, openvino-cpu, tensorrt-rtx, tensorrt, "
+        "onnxruntime-cuda, onnxruntime-tensorrt, or auto, the fastest that runs on this machine.",
         show_default="auto",
     ),
 ]

@@ -36,7 +36,7 @@ def without(monkeypatch: pytest.MonkeyPatch) -> Without:
 def test_unknown_target() -> None:
     with pytest.raises(
         UsageError,
-        match="unknown target 'cuda'; choose one of: tensorrt, tensorrt-rtx, openvino-cpu",
+        match="unknown target 'cuda'; choose one of: tensorrt, tensorrt-rtx, onnxruntime-cuda",
     ):
         targets.find_target("cuda")
 

@@ -1,0 +1,240 @@
+"""Engines on ONNX Runtime's providers for NVIDIA GPUs, on the same device memory as TensorRT's.
+
+Two targets: `onnxruntime-cuda` is the CUDA provider, `onnxruntime-tensorrt` the TensorRT provider
+with the former for what it does not take. Inputs and outputs are bound by address, and all work is
+enqueued on one stream of ours, so that nothing is copied or waited for between engines. A session
+allocates from an arena of its own while it runs, so its runs cannot be captured: the loop is eager.
+
+onnxruntime-gpu has the import name of onnxruntime, and must not be installed beside it.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from sdexport.backends import cuda, onnxruntime_cpu
+from sdexport.backends.cuda_device import CudaDevice, parse_form
+from sdexport.backends.device import HostBinding
+from sdexport.backends.onnxruntime_cpu import SILENT, runtime
+from sdexport.backends.protocol import Array, numpy_dtype
+from sdexport.backends.request import BuiltEngine, EngineRequest
+from sdexport.backends.tensorrt import context
+from sdexport.backends.workspace import Engines
+from sdexport.builder_options import BuilderOptions
+from sdexport.errors import DeviceMemoryError, EngineError, FolderError, MissingExtraError
+from sdexport.spec import Precision, TensorSpec
+
+CUDA, TENSORRT = "CUDAExecutionProvider", "TensorrtExecutionProvider"
+PROVIDERS = {"onnxruntime-cuda": (CUDA,), "onnxruntime-tensorrt": (TENSORRT, CUDA)}
+"""The providers of each target, the preferred one first."""
+
+REMEDY = "pip uninstall onnxruntime; pip install onnxruntime-gpu"
+
+ASYNCHRONOUS = "disable_synchronize_execution_providers"
+"""The run option under which a run returns when its work is enqueued."""
+
+KEPT_BINDINGS = 512
+"""Sets of addresses whose binding is kept: a loop has one for each evaluation."""
+
+
+def default_precision() -> tuple[Precision, str]:
+    """Half precision, which the graph has to be in."""
+    return Precision.FP16, "GPUs compute fastest in half precision"
+
+
+def settle(target: str, options: BuilderOptions) -> BuilderOptions:
+    """There is nothing to settle: the graph is optimised when it is loaded."""
+    return options
+
+
+def build(target: str, request: EngineRequest) -> BuiltEngine:
+    """Moves the model into the output folder; see `onnxruntime_cpu.build`."""
+    return onnxruntime_cpu.build(target, request)
+
+
+@functools.cache
+def _stream() -> cuda.Stream:
+    """The one stream of this process's sessions: a session is told its stream when it is made."""
+    context().use()
+    return cuda.Stream()
+
+
+def load(
+    target: str, name: str, path: Path, precision: Precision, threads: int | None
+) -> OnnxRuntimeGpuEngine:
+    """The engine of the component `name`, its weights on the GPU.
+
+    Raises:
+        FolderError: no such file.
+        MissingExtraError: the ONNX Runtime that is installed has no such provider.
+        EngineError: there is no GPU, or the runtime refuses the model; says why.
+    """
+    library = runtime()
+    if not path.is_file():
+        raise FolderError(f"the engine of {name} is missing: {path}; build the bundle again")
+    providers = PROVIDERS[target]
+    found = library.get_available_providers()
+    missing = [provider for provider in providers if provider not in found]
+    if missing:
+        raise MissingExtraError(
+            f"the ONNX Runtime {library.__version__} that is installed has no "
+            f"{' and no '.join(missing)}, only {', '.join(found)}; {REMEDY}"
+        )
+    stream = _stream()
+    place = {"device_id": "0", "user_compute_stream": str(int(stream.handle))}
+    chosen: list[Any] = [(provider, place) for provider in providers]
+    options = library.SessionOptions()
+    options.log_severity_level = SILENT
+    try:
+        session = library.InferenceSession(str(path), sess_options=options, providers=chosen)
+    except Exception as error:  # The library's own classes derive from Exception alone.
+        raise _failure(f"ONNX Runtime cannot load {name} from {path}", error) from error
+    # A provider that cannot be set up is left out without a word.
+    if session.get_providers()[0] != providers[0]:
+        raise EngineError(
+            f"ONNX Runtime cannot set up {providers[0]} here and would run {name} with "
+            f"{session.get_providers()[0]}; see that the CUDA, cuDNN and TensorRT libraries that "
+            "its documentation names for this version are installed"
+        )
+    return OnnxRuntimeGpuEngine(name, library, session, stream)
+
+
+def device(engines: Engines, loop: str, cache: Path) -> CudaDevice:
+    """The GPU on which `engines` were loaded; see `cuda_device`."""
+    return CudaDevice(engines, parse_form(loop))
+
+
+def _failure(what: str, error: Exception) -> EngineError:
+    """The error for what the runtime said.
+
+    Raises:
+        DeviceLostError: the device is lost; whatever the runtime says, that is the reason.
+    """
+    context().memory()
+    said = " ".join(str(error).split())
+    if "out of memory" in said.lower() or "Failed to allocate memory" in said:
+        return DeviceMemoryError(
+            f"{what}: {said}: the GPU's memory is full; draw fewer pictures at once or smaller "
+            "ones, or end other programs that use the GPU"
+        )
+    return EngineError(f"{what}: {said}; build the bundle again")
+
+
+class OnnxRuntimeGpuEngine:
+    """One component on the GPU; see `device.DeviceEngine`."""
+
+    streams = 1
+
+    def __init__(self, name: str, library: Any, session: Any, stream: cuda.Stream) -> None:
+        self._name = name
+        self._library = library
+        self._session = session
+        self._stream = stream
+        self._inputs = onnxruntime_cpu.specs(session.get_inputs())
+        self._outputs = onnxruntime_cpu.specs(session.get_outputs())
+
+    @property
+    def name(self) -> str:
+        """See `device.DeviceEngine`; so the others."""
+        return self._name
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        return self._inputs
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        return self._outputs
+
+    @property
+    def context(self) -> cuda.Context:
+        return context()
+
+    @property
+    def stream(self) -> cuda.Stream | None:
+        return self._stream
+
+    def bind(
+        self, shapes: Mapping[str, tuple[int, ...]], shared: Mapping[str, Array] | None = None
+    ) -> HostBinding:
+        """See `protocol.Engine.bind`; over host arrays, for checking the engine."""
+        return HostBinding(self, shapes, shared)
+
+    def prepare(
+        self, shapes: Mapping[str, tuple[int, ...]], stream: cuda.Stream
+    ) -> OnnxRuntimeGpuCall:
+        if stream is not self._stream:
+            raise AssertionError("a session runs on the stream that it was made for")
+        return OnnxRuntimeGpuCall(self._name, self._library, self._session, self, shapes)
+
+    def keep_cache(self, folder: Path) -> None:
+        return
+
+    def save_cache(self) -> None:
+        return
+
+    def close(self) -> None:
+        self._session = None
+
+
+class OnnxRuntimeGpuCall:
+    """A session over tensors of one set of shapes; see `device.DeviceCall`."""
+
+    memory = 0
+    """The session's arena is its own."""
+
+    def __init__(
+        self,
+        name: str,
+        library: Any,
+        session: Any,
+        engine: OnnxRuntimeGpuEngine,
+        shapes: Mapping[str, tuple[int, ...]],
+    ) -> None:
+        self._name = name
+        self._session = session
+        self._tensors = tuple(
+            (spec.name, numpy_dtype(spec.dtype).type, shapes[spec.name], spec in engine.inputs)
+            for spec in (*engine.inputs, *engine.outputs)
+        )
+        self._options = library.RunOptions()
+        self._options.add_run_config_entry(ASYNCHRONOUS, "1")
+        self._bindings: dict[tuple[int, ...], Any] = {}
+
+    def use_memory(self, address: int, size: int) -> None:
+        return
+
+    def can_be_captured(self, stream: cuda.Stream) -> bool:
+        return False
+
+    def enqueue(self, addresses: Mapping[str, int], stream: cuda.Stream) -> None:
+        missing = [name for name, *_ in self._tensors if name not in addresses]
+        if missing:
+            raise EngineError(
+                f"{self._name} has no address for {', '.join(missing)}; every tensor needs one "
+                "before each run"
+            )
+        try:
+            self._session.run_with_iobinding(self._binding(addresses), self._options)
+        except Exception as error:  # The library's own classes derive from Exception alone.
+            raise _failure(f"{self._name} failed in ONNX Runtime", error) from error
+
+    def _binding(self, addresses: Mapping[str, int]) -> Any:
+        """The tensors at these addresses, bound once."""
+        key = tuple(addresses[name] for name, *_ in self._tensors)
+        found = self._bindings.get(key)
+        if found is None:
+            if len(self._bindings) >= KEPT_BINDINGS:
+                self._bindings.clear()
+            found = self._bindings[key] = self._session.io_binding()
+            for (name, dtype, shape, is_input), address in zip(self._tensors, key, strict=True):
+                place = found.bind_input if is_input else found.bind_output
+                place(name, "cuda", 0, dtype, shape, address)
+        return found
+
+    def close(self) -> None:
+        self._bindings.clear()
+        self._session = None
