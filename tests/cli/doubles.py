@@ -80,5 +80,5 @@ class DrawingDouble:
                 total,
                 (0, request.images),
                 result if last else None,
-                _read=lambda: latents,
+                _read=lambda latents=latents: latents,
             )

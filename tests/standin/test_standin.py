@@ -24,6 +24,7 @@ EMOJI, TINY = "emoji", "tiny"
 FILES = {
     "inside_driver.py": TINY,
     "inside_bundle.py": TINY,
+    "inside_onnxruntime.py": TINY,
     "inside_pictures.py": EMOJI,
     "inside_counts.py": TINY,
     "inside_threads.py": TINY,

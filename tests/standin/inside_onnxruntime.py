@@ -1,0 +1,198 @@
+"""ONNX Runtime's GPU targets over the stand-in, with a double of its session.
+
+The double runs the model on the processor, in a host function on the stream that its provider was
+given, over the addresses that were bound: what a session on a GPU does, as far as it is documented.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import onnxruntime
+import pytest
+import tensorrt_rtx
+from cuda.bindings import driver
+
+from sdexport.backends import onnxruntime_cuda
+from sdexport.backends.cuda_device import CudaDevice
+from sdexport.backends.cuda_workspace import Form
+from sdexport.bundle import open_bundle
+from sdexport.errors import DeviceLostError, EngineError, FolderError, MissingExtraError
+from sdexport.pipeline.parts import PipelineParts
+from sdexport.pipeline.pipeline import Pipeline
+from sdexport.spec import Precision
+from tests.standin.world import BUNDLE, LAUNCH_FAILED, OUT_OF_RESOURCES, Standin
+
+
+class Binding:
+    def __init__(self) -> None:
+        self.tensors: list[tuple[bool, tuple[Any, ...]]] = []
+
+    def bind_input(self, name: str, place: str, number: int, *rest: Any) -> None:
+        assert (place, number) == ("cuda", 0)
+        self.tensors.append((True, (name, *rest)))
+
+    def bind_output(self, name: str, place: str, number: int, *rest: Any) -> None:
+        assert (place, number) == ("cuda", 0)
+        self.tensors.append((False, (name, *rest)))
+
+
+class RunOptions:
+    def __init__(self) -> None:
+        self.entries: dict[str, str] = {}
+
+    def add_run_config_entry(self, key: str, value: str) -> None:
+        self.entries[key] = value
+
+
+class Run:
+    once = True
+
+    def __init__(self, session: Any, tensors: list[tuple[bool, tuple[Any, ...]]]) -> None:
+        self.session, self.tensors = session, tensors
+
+    def __call__(self) -> None:
+        binding = self.session.io_binding()
+        for is_input, (name, dtype, shape, address) in self.tensors:
+            place = binding.bind_input if is_input else binding.bind_output
+            place(name, "cpu", 0, dtype, shape, address)
+        self.session.run_with_iobinding(binding)
+
+
+class Session:
+    """The session's double; see the module."""
+
+    streams: ClassVar[set[str]] = set()
+
+    def __init__(self, path: str, sess_options: Any, providers: list[Any]) -> None:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = options.inter_op_num_threads = 1
+        options.log_severity_level = 4
+        self.inner = onnxruntime.InferenceSession(path, options)
+        self.providers = [name for name, _ in providers]
+        streams = {place["user_compute_stream"] for _, place in providers}
+        assert len(streams) == 1
+        self.stream = int(streams.pop())
+        Session.streams.add(str(self.stream))
+
+    def get_providers(self) -> list[str]:
+        return [*self.providers, "CPUExecutionProvider"]
+
+    def get_inputs(self) -> list[Any]:
+        return list(self.inner.get_inputs())
+
+    def get_outputs(self) -> list[Any]:
+        return list(self.inner.get_outputs())
+
+    def io_binding(self) -> Binding:
+        return Binding()
+
+    def run_with_iobinding(self, binding: Binding, options: RunOptions) -> None:
+        assert options.entries == {onnxruntime_cuda.ASYNCHRONOUS: "1"}, "it would wait"
+        number = next(tensorrt_rtx._numbers)
+        tensorrt_rtx._runs[number] = Run(self.inner, list(binding.tensors))
+        pointer = ctypes.cast(tensorrt_rtx._execute, ctypes.c_void_p).value
+        (status,) = driver.cuLaunchHostFunc(self.stream, driver.CUhostFn(pointer), number)
+        if int(status):
+            del tensorrt_rtx._runs[number]
+            raise RuntimeError(f"CUDA failure: {status.name}")
+
+
+class Library:
+    """onnxruntime-gpu, as far as it is used."""
+
+    __version__ = onnxruntime.__version__
+    SessionOptions = onnxruntime.SessionOptions
+    InferenceSession = Session
+    RunOptions = RunOptions
+
+    @staticmethod
+    def get_available_providers() -> list[str]:
+        return ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"]
+
+
+@pytest.fixture
+def library(monkeypatch: pytest.MonkeyPatch, standin: Standin) -> Iterator[None]:
+    monkeypatch.setattr(onnxruntime_cuda, "runtime", Library)
+    onnxruntime_cuda._stream.cache_clear()
+    yield
+    onnxruntime_cuda._stream().close()
+    onnxruntime_cuda._stream.cache_clear()
+
+
+def pipeline(parts: PipelineParts, target: str, loop: Form = Form.AUTO) -> Pipeline:
+    bundle = open_bundle(BUNDLE, check=False)
+    engines: dict[str, Any] = {
+        name: onnxruntime_cuda.load(target, name, bundle.engine_file(name), Precision.FP32, None)
+        for name in ("text_encoder", "denoise_step", "vae_decoder")
+    }
+    changed = replace(parts, **engines)
+    return Pipeline(replace(changed, device=CudaDevice(changed.engines, loop)))
+
+
+def draw(pipe: Pipeline, seed: int = 1, **more: Any) -> list[bytes]:
+    result = pipe.generate("apple", steps=4, seed=seed, sampler="euler-a", size="64x64", **more)
+    return [image.tobytes() for image in result.images]
+
+
+@pytest.mark.parametrize("target", onnxruntime_cuda.PROVIDERS)
+def test_the_processors_picture(
+    library: None, standin: Standin, parts: PipelineParts, host: Pipeline, target: str
+) -> None:
+    Session.streams.clear()
+    with pipeline(parts, target) as pipe:
+        assert draw(pipe) == draw(host)
+        assert draw(pipe, 2, count=3, guidance=1.0) == draw(host, 2, count=3, guidance=1.0)
+        with standin.counted() as calls:
+            assert draw(pipe, 3) == draw(host, 3)
+            latents = [step.latents.copy() for step in pipe.stream("apple", steps=3, seed=1)]
+        assert calls["cuStreamBeginCapture_v2"] == 0
+        assert calls["cuMemcpyHtoDAsync_v2"] == 2, "one a batch"
+        wanted = [step.latents.copy() for step in host.stream("apple", steps=3, seed=1)]
+        assert all((a == b).all() for a, b in zip(latents, wanted, strict=True))
+    assert len(Session.streams) == 1, "engines on several streams would run out of order"
+
+
+def test_it_cannot_be_captured(library: None, parts: PipelineParts) -> None:
+    with (
+        pipeline(parts, "onnxruntime-cuda", Form.WHOLE_LOOP) as pipe,
+        pytest.raises(EngineError, match="cannot be captured into a CUDA graph here.*'eager'"),
+    ):
+        draw(pipe)
+
+
+def test_failures(library: None, standin: Standin, parts: PipelineParts, host: Pipeline) -> None:
+    with pipeline(parts, "onnxruntime-cuda") as pipe:
+        draw(pipe)
+        standin.fail("cuLaunchHostFunc", 2, OUT_OF_RESOURCES)
+        with pytest.raises(EngineError, match="denoise_step failed in ONNX Runtime: CUDA failure"):
+            draw(pipe)
+        assert draw(pipe) == draw(host)
+        standin.fail("cuLaunchHostFunc", 2, LAUNCH_FAILED)
+        with pytest.raises(DeviceLostError, match="lost to this process"):
+            draw(pipe)
+        standin.revive()
+
+
+def test_the_package_for_processors_is_told_apart(standin: Standin) -> None:
+    path = open_bundle(BUNDLE, check=False).engine_file("vae_decoder")
+    with pytest.raises(
+        MissingExtraError,
+        match="has no CUDAExecutionProvider, only .*pip uninstall onnxruntime; pip install onn",
+    ):
+        onnxruntime_cuda.load("onnxruntime-cuda", "vae_decoder", path, Precision.FP32, None)
+
+
+def test_a_provider_that_is_left_out_is_told(
+    library: None, standin: Standin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = open_bundle(BUNDLE, check=False).engine_file("vae_decoder")
+    monkeypatch.setattr(Session, "get_providers", lambda self: ["CPUExecutionProvider"])
+    with pytest.raises(EngineError, match="cannot set up CUDAExecutionProvider here and would run"):
+        onnxruntime_cuda.load("onnxruntime-cuda", "vae_decoder", path, Precision.FP32, None)
+    with pytest.raises(FolderError, match="engine of vae_decoder is missing"):
+        onnxruntime_cuda.load("onnxruntime-cuda", "vae_decoder", Path("no"), Precision.FP32, None)
