@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PROMPT ?= a red apple
 
-.PHONY: help quickstart test test-slow test-gpu check format docs clean
+.PHONY: help quickstart test test-slow gpu-check check format docs clean
 
 help:            ## Show what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
@@ -27,8 +27,8 @@ test: $(INSTALLED)        ## Run the tests
 test-slow: $(INSTALLED)   ## Run the tests that take minutes
 	$(BIN)/python -m pytest -q -m slow
 
-test-gpu: $(INSTALLED)    ## Run the tests that need a real NVIDIA GPU
-	$(BIN)/python -m pytest -q -m gpu
+gpu-check: $(INSTALLED)   ## On a machine with an NVIDIA GPU: build for it, test on it, write build/gpu-check/result.json
+	$(BIN)/python scripts/gpu_check.py
 
 check: $(INSTALLED)       ## Lint, types, import rules, drift of the generated documentation
 	$(BIN)/ruff check .

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,26 +13,13 @@ from sdexport.backends import tensorrt
 from sdexport.bundle import Bundle, open_bundle, write_manifest
 from sdexport.cli import main
 from sdexport.errors import UsageError
-from sdexport.pipeline.parts import PipelineParts
 from sdexport.pipeline.pipeline import Pipeline
-from tests.standin.world import BUNDLE, Standin, write_plans
+from tests.standin.world import BUNDLE, Standin, make_bundle
 
 
 @pytest.fixture
-def bundle(parts: PipelineParts, tmp_path: Path) -> Iterator[Bundle]:
-    """The bundle with the double's engines, as a build for the target would have written it."""
-    path = tmp_path / "bundle"
-    shutil.copytree(BUNDLE, path, ignore=shutil.ignore_patterns("*.onnx", "*.data", "vae_encoder"))
-    manifest = open_bundle(BUNDLE, check=False).manifest
-    plans = write_plans(path, parts)
-    engines = {
-        name: replace(manifest.engines[name], file=file.relative_to(path).as_posix())
-        for name, file in plans.items()
-    }
-    yield write_manifest(
-        path,
-        replace(manifest, target="tensorrt-rtx", library="tensorrt_rtx 1.7", engines=engines),
-    )
+def bundle(tmp_path: Path) -> Iterator[Bundle]:
+    yield make_bundle(tmp_path / "bundle")
     tensorrt._runtime.cache_clear()
 
 

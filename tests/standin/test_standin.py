@@ -57,15 +57,16 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run_inside(
-    file: str, library: Path, bundle: Path, *options: str, figures: Path | None = None
+    file: str,
+    library: Path,
+    bundle: Path,
+    *options: str,
+    figures: Path | None = None,
+    more: dict[str, str] | None = None,
 ) -> None:
     """Runs a file's tests in the stand-in's world; at least one must run, none may be skipped."""
-    environment = os.environ | {
-        "LD_LIBRARY_PATH": str(library),
-        "PYTHONPATH": os.pathsep.join((str(HERE.parent.parent), str(HERE / "modules"))),
-        "STANDIN_BUNDLE": str(bundle),
-        "STANDIN_FIGURES": "" if figures is None else str(figures),
-    }
+    told = "" if figures is None else str(figures)
+    environment = world(library, bundle, STANDIN_FIGURES=told, **(more or {}))
     command = [sys.executable, "-m", "pytest", "-q", "--tb=short", "-p", "no:cacheprovider"]
     done = subprocess.run(
         [*command, *options, str(HERE / file)],
@@ -78,6 +79,16 @@ def run_inside(
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
     assert re.search(r"\d+ passed", done.stdout), done.stdout[-2000:]
     assert "skipped" not in done.stdout, done.stdout[-2000:]
+
+
+def world(library: Path, bundle: Path, **more: str) -> dict[str, str]:
+    """The environment of a process in the stand-in's world."""
+    return os.environ | {
+        "LD_LIBRARY_PATH": str(library),
+        "PYTHONPATH": os.pathsep.join((str(HERE.parent.parent), str(HERE / "modules"))),
+        "STANDIN_BUNDLE": str(bundle),
+        **more,
+    }
 
 
 Bundles = Callable[[str], Path]
@@ -98,3 +109,24 @@ def test_thousands_inside(file: str, library: Path, tiny_bundle: Bundles, tmp_pa
     figures = tmp_path / "figures.jsonl"
     run_inside(file, library, tiny_bundle("onnxruntime-cpu"), "-m", "slow", figures=figures)
     print(figures.read_text(encoding="utf-8"))
+
+
+@pytest.mark.slow
+def test_the_tests_for_a_gpu_run(library: Path, emoji_bundle: Bundles, tmp_path: Path) -> None:
+    """`tests/gpu` over the stand-in and the double, so that they are right before a GPU is there.
+
+    Left out is what the double has not: a refit, and half precision to hold against PyTorch's.
+    """
+    bundle = emoji_bundle("onnxruntime-cpu")
+    made, figures = tmp_path / "bundle", tmp_path / "figures.jsonl"
+    command = [sys.executable, "-m", "tests.standin.world", str(made)]
+    subprocess.run(command, check=True, env=world(library, bundle), cwd=HERE.parent.parent)
+    more = {
+        "GPU_CHECK_BUNDLE": str(made),
+        "GPU_CHECK_FOLDER": str(tmp_path),
+        "GPU_CHECK_FIGURES": str(figures),
+        "GPU_CHECK_TARGET": "tensorrt-rtx",
+    }
+    left_out = "not refitted and not parity"
+    run_inside("../gpu/test_gpu.py", library, bundle, "-m", "gpu", "-k", left_out, more=more)
+    assert "pixels_other_than_eager" in figures.read_text(encoding="utf-8")

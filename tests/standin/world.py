@@ -9,6 +9,8 @@ import ctypes
 import gc
 import json
 import os
+import shutil
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,7 +21,7 @@ from typing import Any
 from sdexport.backends import tensorrt
 from sdexport.backends.cuda_device import KEPT_BYTES, CudaDevice
 from sdexport.backends.cuda_workspace import Form
-from sdexport.bundle import open_bundle
+from sdexport.bundle import Bundle, open_bundle, write_manifest
 from sdexport.pipeline.load import load_parts
 from sdexport.pipeline.parts import PipelineParts
 from sdexport.pipeline.pipeline import Pipeline
@@ -154,9 +156,29 @@ def gpu_pipeline(
     return Pipeline(replace(changed, device=device))
 
 
+def make_bundle(path: Path) -> Bundle:
+    """The bundle with the double's engines, as a build for the target would have written it."""
+    left = shutil.ignore_patterns("*.onnx", "*.data", "vae_encoder")
+    shutil.copytree(BUNDLE, path, ignore=left, dirs_exist_ok=True)
+    manifest = open_bundle(BUNDLE, check=False).manifest
+    plans = write_plans(path, host_parts())
+    engines = {
+        name: replace(manifest.engines[name], file=file.relative_to(path).as_posix())
+        for name, file in plans.items()
+    }
+    return write_manifest(
+        path,
+        replace(manifest, target="tensorrt-rtx", library="tensorrt_rtx 1.7", engines=engines),
+    )
+
+
 def tell(**figures: Any) -> None:
     """Leaves figures for the test outside, where it asked for them."""
     path = os.environ.get("STANDIN_FIGURES")
     if path:
         with Path(path).open("a", encoding="utf-8") as file:
             file.write(json.dumps(figures) + "\n")
+
+
+if __name__ == "__main__":
+    make_bundle(Path(sys.argv[1]))

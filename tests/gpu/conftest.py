@@ -1,0 +1,91 @@
+"""What the tests on a real GPU share: the emoji checkpoint built for the GPU that is here.
+
+`make gpu-check` runs them. `GPU_CHECK_TARGET` names the target (default: `tensorrt` where it is
+installed, else `tensorrt-rtx`), `GPU_CHECK_FOLDER` keeps the bundles, `GPU_CHECK_BUNDLE` is an
+emoji bundle to check instead of one that is built, and figures go to `GPU_CHECK_FIGURES`, one JSON
+object a line.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sdexport.backends import targets
+from sdexport.backends.gpus import find_gpus
+from sdexport.builder_options import BuilderOptions
+from sdexport.spec import Precision
+from tests.conftest import EMOJI, EMOJI_PROFILE
+
+
+@pytest.fixture(scope="session")
+def target() -> targets.Target:
+    """The target under test; without a GPU the tests fail, as they were asked for."""
+    gpus, why = find_gpus()
+    assert gpus, f"a GPU is needed: {why}"
+    name = os.environ.get("GPU_CHECK_TARGET")
+    if name:
+        return targets.find_target(name)
+    found = [t for t in (targets.TENSORRT, targets.TENSORRT_RTX) if targets.runs_here(t)[0]]
+    assert found, "neither tensorrt nor tensorrt-rtx is installed"
+    return found[0]
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    given = os.environ.get("GPU_CHECK_FOLDER")
+    return Path(given) if given else tmp_path_factory.mktemp("gpu")
+
+
+@pytest.fixture(scope="session")
+def built(folder: Path, target: targets.Target) -> Callable[..., Path]:
+    """The emoji bundle in a precision, with builder options; built once."""
+    from sdexport import BuildOptions
+    from sdexport import compile as compile_
+
+    def bundle(precision: Precision = Precision.FP16, **options: Any) -> Path:
+        given = os.environ.get("GPU_CHECK_BUNDLE")
+        if given:
+            return Path(given)
+        builder = BuilderOptions(**options)
+        if target is targets.TENSORRT_RTX:
+            builder = replace(builder, compute_capabilities=(find_gpus()[0][0].capability,))
+        name = "-".join((target.name, str(precision), *options))
+        path = folder / name
+        chosen = BuildOptions(target.name, precision, EMOJI_PROFILE, builder=builder, guidance=2.5)
+        # Verified by a test of its own, so that a bundle that is off can still be looked at.
+        compile_(EMOJI, path, chosen, verify=False)
+        return path
+
+    return bundle
+
+
+@pytest.fixture(scope="session")
+def onnx_bundle(folder: Path) -> Path:
+    """The same checkpoint for ONNX Runtime on the processor, in float32."""
+    from sdexport import BuildOptions
+    from sdexport import compile as compile_
+
+    path = folder / "onnxruntime-cpu"
+    options = BuildOptions("onnxruntime-cpu", Precision.FP32, EMOJI_PROFILE, guidance=2.5)
+    compile_(EMOJI, path, options, verify=False)
+    return path
+
+
+@pytest.fixture(scope="session")
+def tell() -> Callable[..., None]:
+    """Keeps figures for the result file."""
+
+    def write(**figures: Any) -> None:
+        path = os.environ.get("GPU_CHECK_FIGURES")
+        if path:
+            with Path(path).open("a", encoding="utf-8") as file:
+                file.write(json.dumps(figures) + "\n")
+
+    return write
