@@ -35,6 +35,19 @@ DTYPES = {
 }
 """The dtypes of the library's type names."""
 
+HINTS = (
+    ("version_mismatch", "version"),
+    ("unsupported_cc", "gpu"),
+    ("malformed_engine", "broken"),
+    ("insufficient_gpu_memory", "memory"),
+    ("incompatible device", "gpu"),
+    ("version", "version"),
+    ("compute", "gpu"),
+    ("memory", "memory"),
+)
+"""What the libraries say of an engine that they do not take, and what it means; the first counts.
+TensorRT for RTX names the reason, TensorRT has sentences, of which these words were read."""
+
 STREAMS = 8
 """Requests that are drawn at once, at most; each takes memory for activations and buffers."""
 
@@ -91,22 +104,18 @@ def _refusal(module: Any, runtime: Any, blob: bytes, words: Words, gpu: cuda.Con
     """Why the library does not take an engine, and what to do."""
     said = words.failure or "it does not say why"
     reasons = _diagnostics(module, runtime, blob)
-    hint = " ".join((said, *reasons)).lower()
-    version = f"{module.__name__} {module.__version__}"
-    # The words of the two libraries, of those versions that were read; anything else is passed on.
-    if "version_mismatch" in hint or "version" in hint:
-        remedy = f"it was built by another version than the {version} here: build the bundle again"
-    elif "unsupported_cc" in hint or "compute" in hint:
-        remedy = (
-            f"it was built for other GPUs than this {gpu.name} of compute capability "
-            f"{gpu.capability}: build it on this machine, or for {gpu.capability}"
-        )
-    elif "memory" in hint:
-        remedy = "the GPU's memory is full: end other programs that use the GPU"
-    else:
-        remedy = "it is truncated or altered: build the bundle again"
+    hint = " ".join((*reasons, said)).lower()
+    remedies = {
+        "version": "it was built by another version than the "
+        f"{module.__name__} {module.__version__} here: build the bundle again",
+        "gpu": f"it was built for other GPUs than this {gpu.name} of compute capability "
+        f"{gpu.capability}: build it on this machine, or for {gpu.capability}",
+        "memory": "the GPU's memory is full: end other programs that use the GPU",
+        "broken": "it is truncated or altered: build the bundle again",
+    }
+    kind = next((kind for word, kind in HINTS if word in hint), "broken")
     found = f" ({', '.join(reasons)})" if reasons else ""
-    return f"{said}{found}; {remedy}"
+    return f"{said}{found}; {remedies[kind]}"
 
 
 def _diagnostics(module: Any, runtime: Any, blob: bytes) -> list[str]:
