@@ -1,4 +1,4 @@
-"""The one place that touches CUDA: the documented driver API, through cuda-bindings.
+"""The one place that works with CUDA: the documented driver API, through cuda-bindings.
 
 Every call goes through `check`, which names the call, what it said and what to do. Whatever is made
 here has a fixed address as long as it lives, is given back by `close` or at the end of a `with`
