@@ -46,7 +46,7 @@ class System:
     what: str
 
 
-Work = dict[str, Callable[[], float]]
+Work = dict[str, Callable[[], float | None]]
 
 
 def torch_work(scenario: Scenario, dtype: str) -> Work:
@@ -63,7 +63,11 @@ def torch_work(scenario: Scenario, dtype: str) -> Work:
     logging.disable_progress_bar()
     number = getattr(torch, dtype)
     pipeline = StableDiffusionPipeline.from_pretrained(
-        scenario.checkpoint, torch_dtype=number, safety_checker=None, requires_safety_checker=False
+        scenario.checkpoint,
+        torch_dtype=number,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
     )
     pipeline.set_progress_bar_config(disable=True)
     pipeline.scheduler = sampler_for(scenario.sampler, pipeline.scheduler.config)
@@ -147,7 +151,11 @@ def bundle_work(scenario: Scenario, path: str) -> Work:
         return total
 
     outside: list[float] = []
-    return {"unet": unet, "image": image, "outside": lambda: statistics.median(outside)}
+    return {
+        "unet": unet,
+        "image": image,
+        "outside": lambda: statistics.median(outside) if outside else None,
+    }
 
 
 def serve(system: System, scenario: Scenario, pipe: Connection) -> None:
@@ -175,6 +183,7 @@ def compare(
         ours, theirs = context.Pipe()
         process = context.Process(target=serve, args=(system, scenario, theirs))
         process.start()
+        theirs.close()  # so that a process that dies ends the run instead of leaving it waiting
         report[system.name]["load"] = ours.recv()
         print(f"loaded {system.name} in {report[system.name]['load']:.1f} s", file=sys.stderr)
         pipes.append(ours)
