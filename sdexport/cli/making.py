@@ -348,7 +348,8 @@ def _profile(asked: Mapping[str, Range], source: Path) -> Profile | None:
     half = max(PIXEL_MULTIPLE, native // 2 // PIXEL_MULTIPLE * PIXEL_MULTIPLE)
     side = Range(half, native, native * 2)
     usual = {"batch": Range(1, 1, 4), "height": side, "width": side}
-    return Profile(**{**usual, **asked})
+    chosen = {**usual, **asked}
+    return Profile(chosen["batch"], chosen["height"], chosen["width"])
 
 
 def _options(
