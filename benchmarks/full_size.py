@@ -4,8 +4,10 @@ The weights are random (the published configuration, half precision), so the pic
 time and memory do. Each command runs in a process of its own, whose peak the system tells.
 
     python benchmarks/full_size.py FOLDER [--target openvino-cpu] [--steps 5] [--size 512x512]
+    python benchmarks/full_size.py FOLDER --target tensorrt-rtx --compute-capability sm86 sm89
 
-FOLDER needs about 15 GB; the checkpoint there is made once, the bundle is reused when it is equal.
+A bundle for GPUs is built where none is, and drawn from only where one is. FOLDER needs about 15
+GB; the checkpoint there is made once, the bundle is reused when it is equal.
 """
 
 from __future__ import annotations
@@ -44,10 +46,24 @@ def line(name: str, seconds: float, peak: int) -> None:
     print(f"{name:28} {seconds:9.1f} s {peak / 1e9:8.2f} GB", flush=True)
 
 
+def show_engines(bundle: Path) -> None:
+    """What the build noted of each engine of a bundle for GPUs."""
+    manifest = json.loads((bundle / "bundle.json").read_text(encoding="utf-8"))
+    for name, engine in manifest["engines"].items():
+        built = engine["built"]
+        print(
+            f"  {name}: {built['bytes'] / 1e6:,.0f} MB for "
+            f"{', '.join(built['compute_capabilities'])}, built in {built['seconds']:.1f} s, "
+            f"{built['peak_bytes'] / 1e9:.2f} GB at most, "
+            f"{built['activation_bytes'] / 1e6:,.0f} MB of activations"
+        )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--target", default="openvino-cpu")
+    parser.add_argument("--compute-capability", nargs="*", default=[], metavar="SM")
     parser.add_argument("--steps", default="5")
     parser.add_argument("--size", default="512x512", metavar="WxH")
     options = parser.parse_args()
@@ -59,13 +75,22 @@ def main() -> None:
     if not checkpoint.exists():
         _, seconds, peak = measured(sys.executable, "-c", MAKE, str(checkpoint))
         line("make the checkpoint", seconds, peak)
+    capabilities = [f"--compute-capability={one}" for one in options.compute_capability]
     said, seconds, peak = measured(
-        *sdexport, "compile", str(checkpoint), str(bundle), "--target", options.target, "--json"
+        *(*sdexport, "compile", str(checkpoint), str(bundle), "--target", options.target, "--json"),
+        *capabilities,
     )
     report: dict[str, Any] = json.loads(said)
     for stage in report["stages"]:
         line(f"  {stage['name']}", stage["seconds"], stage["peak_bytes"])
     line("sdexport compile", seconds, peak)
+    said, _, _ = measured(*sdexport, "engines", "list", str(bundle), "--json")
+    (stored,) = json.loads(said)
+    if not stored["runs"]:
+        show_engines(bundle)
+        print(f"\nnot drawn from: {stored['why']}")
+        print(json.dumps({"compile": report}), file=sys.stderr)
+        return
     said, seconds, peak = measured(
         *(*sdexport, "generate", str(bundle), "a red apple", "--steps", options.steps),
         *("--size", options.size, "--seed", "0", "-o", str(folder / "picture.png"), "--json"),

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from sdexport.build import BuildOptions, BuildReport, build_folder
     from sdexport.build import compile_checkpoint as compile
+    from sdexport.builder_options import BuilderOptions
     from sdexport.errors import SdexportError
     from sdexport.export import export_checkpoint
     from sdexport.inspection import inspect
@@ -26,6 +27,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "BuildOptions": ("sdexport.build", "BuildOptions"),
     "BuildReport": ("sdexport.build", "BuildReport"),
+    "BuilderOptions": ("sdexport.builder_options", "BuilderOptions"),
     "Pipeline": ("sdexport.pipeline.pipeline", "Pipeline"),
     "Precision": ("sdexport.spec", "Precision"),
     "Profile": ("sdexport.spec", "Profile"),
@@ -44,6 +46,7 @@ _HOMES = {
 __all__ = [
     "BuildOptions",
     "BuildReport",
+    "BuilderOptions",
     "Pipeline",
     "Precision",
     "Profile",

@@ -182,7 +182,9 @@ class Profile:
     def from_json(cls, value: Mapping[str, Any]) -> Profile:
         """The inverse of `as_json`."""
         return cls(
-            *(Range(*value[name]) for name in ("batch", "height", "width")),
+            batch=Range(*value["batch"]),
+            height=Range(*value["height"]),
+            width=Range(*value["width"]),
             others=tuple(cls.from_json(other) for other in value.get("others", ())),
         )
 

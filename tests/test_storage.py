@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -111,3 +112,26 @@ def test_a_file_missing_inside_the_body_keeps_its_traceback(tmp_path: Path) -> N
     with pytest.raises(FileNotFoundError), storage.folder_aside(tmp_path / "folder") as aside:
         (aside / "lost").read_text()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_room_on_the_disk_of_what_is_not_there_yet(tmp_path: Path) -> None:
+    assert storage.free_bytes(tmp_path / "not" / "yet") == pytest.approx(
+        shutil.disk_usage(tmp_path).free, rel=0.1
+    )
+
+
+def test_memory_that_can_be_taken(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from sdexport import memory
+
+    free = memory.available_bytes()
+    assert free is None or 0 < free < 1 << 50
+    files = {"meminfo": "MemTotal: 9 kB\nMemAvailable:  1000 kB\n"}
+    files |= {"memory.max": "900000", "memory.current": "500000"}
+    files |= {"memory.stat": "anon 1\ninactive_file 100000\n"}
+    monkeypatch.setattr(Path, "read_text", lambda path, **kinds: files[path.name])
+    # What a control group leaves: its limit, less what is used and not given back on demand.
+    assert memory.available_bytes() == 500_000
+    files["memory.max"] = "max\n"
+    assert memory.available_bytes() == 1_024_000
+    files["meminfo"] = "nothing known\n"
+    assert memory.available_bytes() is None

@@ -20,6 +20,9 @@ weights. The library's own default is 64 GiB, which no card has."""
 SPARE = 1 << 30
 """Bytes of a GPU's memory left to the driver, other engines' weights and the pictures."""
 
+PAGE = 1 << 21
+"""Bytes; a library may round a limit down to whole pages of device memory."""
+
 FLAGS = {
     "version_compatible": "VERSION_COMPATIBLE",
     "refittable": "REFIT",
@@ -122,7 +125,9 @@ def apply(target: str, module: Any, config: Any, request: EngineRequest) -> None
     if options.workspace is not None:
         pool = module.MemoryPoolType.WORKSPACE
         config.set_memory_pool_limit(pool, options.workspace)
-        _taken(name, "workspace", options.workspace, config.get_memory_pool_limit(pool))
+        found = config.get_memory_pool_limit(pool)
+        if not options.workspace - PAGE < found <= options.workspace:
+            _taken(name, "workspace", options.workspace, found)
     if options.optimization_level is not None:
         config.builder_optimization_level = options.optimization_level
         _taken(

@@ -19,13 +19,18 @@ engines = typer.Typer(
     name="engines",
     rich_markup_mode=None,
     no_args_is_help=False,
-    help="Look through bundles that were built, and remove those that are of no use.",
+    help="""List the bundles that were built, and remove some.
+
+    \b
+    Example:
+      sdexport engines list bundles
+    """,
 )
 
 
 @engines.command("list")
 def list_engines(folder: Folder = Path("engines"), json: Json = False) -> None:
-    """List the bundles in a folder: size, age, target, and whether they run here.
+    """List bundles: size, age, target, whether they run here.
 
     Also listed are damaged bundles, and what builds that were killed left behind.
 
@@ -79,10 +84,11 @@ def prune_engines(
     ] = False,
     json: Json = False,
 ) -> None:
-    """Remove bundles by age or because they cannot run here, and what killed builds left.
+    """Remove bundles that are old or cannot run here.
 
-    Only files that a bundle's manifest names are removed. A bundle that holds anything else, or
-    that is damaged, is left. Without --yes nothing is removed.
+    What builds that were killed left behind goes as well. Only files that a bundle's manifest names
+    are removed. A bundle that holds anything else, or that is damaged, is left. Without --yes
+    nothing is removed.
 
     \b
     Example:

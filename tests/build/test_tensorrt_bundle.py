@@ -233,3 +233,13 @@ def test_a_checkpoint_in_one_call(
     assert manifest.precision is precision
     assert (manifest.half_check is None) == (precision is not Precision.FP16)
     assert compile_checkpoint(tiny_checkpoint, tmp_path / "b", options).reused
+
+
+def test_a_plan_is_described_by_what_was_noted(built: Path) -> None:
+    from sdexport.inspection import inspect
+
+    parts = {part.name: part for part in inspect(built).parts}
+    assert [str(spec) for spec in parts["vae_decoder"].inputs] == ["state: float32[?, 5, 4, ?, ?]"]
+    assert str(parts["vae_decoder"].outputs[0]) == "image: uint8[?, ?, ?, 3]"
+    assert "bytes of activations" in parts["denoise_step"].note
+    assert "not loaded: no GPU here" in parts["denoise_step"].note

@@ -15,7 +15,10 @@ from sdexport.errors import EngineError
 from tests.cli.doubles import DrawingDouble, Ran
 
 Run = Callable[..., Ran]
-VERBS = ("compile", "export", "build", "generate", "verify", "inspect", "samplers", "doctor")
+VERBS = (
+    *("compile", "export", "build", "generate", "verify", "inspect", "samplers", "doctor"),
+    "engines",
+)
 
 
 def shell(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -47,9 +50,9 @@ def test_help_lists_every_verb_whole(run: Run) -> None:
     assert not [line for line in commands if line.endswith("...")]
 
 
-@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("verb", [*VERBS[:-1], "engines list", "engines prune"])
 def test_help_of_a_verb_teaches(run: Run, verb: str) -> None:
-    ended = run(verb, "--help")
+    ended = run(*verb.split(), "--help")
     assert ended.code == 0
     assert ended.err == ""
     assert f"Usage: sdexport {verb}" in ended.out
