@@ -6,8 +6,7 @@ import diffusers
 import numpy as np
 import pytest
 
-from sdexport.sampling import ScheduleConfig
-from sdexport.sampling.schedule import alphas_cumprod, training_sigmas
+from sdexport.sampling.training import TrainingSchedule, alphas_cumprod, training_sigmas
 
 BETAS = ("linear", "scaled_linear", "squaredcos_cap_v2")
 
@@ -16,7 +15,7 @@ BETAS = ("linear", "scaled_linear", "squaredcos_cap_v2")
 @pytest.mark.parametrize(("count", "start", "end"), [(1000, 0.00085, 0.012), (37, 0.01, 0.2),
                                                      (1, 0.1, 0.2)])  # fmt: skip
 def test_training_schedule(betas: str, count: int, start: float, end: float) -> None:
-    config = ScheduleConfig(count, start, end, betas)
+    config = TrainingSchedule(count, start, end, betas)
     theirs = diffusers.EulerDiscreteScheduler(count, start, end, betas)
     np.testing.assert_allclose(alphas_cumprod(config), theirs.alphas_cumprod.numpy(), rtol=5e-7)
     sigmas = theirs.sigmas.numpy()[:-1][::-1]
@@ -24,7 +23,7 @@ def test_training_schedule(betas: str, count: int, start: float, end: float) -> 
 
 
 def test_tables_are_computed_once_and_read_only() -> None:
-    table = alphas_cumprod(ScheduleConfig())
-    assert alphas_cumprod(ScheduleConfig()) is table
+    table = alphas_cumprod(TrainingSchedule())
+    assert alphas_cumprod(TrainingSchedule()) is table
     with pytest.raises(ValueError, match="read-only"):
         table[0] = 1
