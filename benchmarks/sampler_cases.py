@@ -114,7 +114,11 @@ def _combinations(options: SchedulerOptions) -> Iterator[dict[str, Any]]:
     if "steps_offset" in reads:
         yield COSINE | {"timestep_spacing": "trailing"}
     if "rescale_betas_zero_snr" in reads:
-        yield {"rescale_betas_zero_snr": True, "prediction_type": "v_prediction", "timestep_spacing": "trailing"}  # fmt: skip
+        yield {
+            "rescale_betas_zero_snr": True,
+            "prediction_type": "v_prediction",
+            "timestep_spacing": "trailing",
+        }
     for spacing in spacings:
         if "final_sigmas_type" in reads:
             yield {spacing: True, "final_sigmas_type": "sigma_min"}
@@ -123,7 +127,13 @@ def _combinations(options: SchedulerOptions) -> Iterator[dict[str, Any]]:
         if "beta_schedule" in reads:
             yield {spacing: True} | COSINE
     if "interpolation_type" in reads:
-        yield {"timestep_type": "continuous", "prediction_type": "v_prediction", "use_karras_sigmas": True, "sigma_min": 0.002, "sigma_max": 700.0}  # fmt: skip
+        yield {
+            "timestep_type": "continuous",
+            "prediction_type": "v_prediction",
+            "use_karras_sigmas": True,
+            "sigma_min": 0.002,
+            "sigma_max": 700.0,
+        }
     if "set_alpha_to_one" in reads and "trailing" in options.accepts.get("timestep_spacing", ()):
         yield {"set_alpha_to_one": True, "timestep_spacing": "trailing"}
     if "use_flow_sigmas" in reads:
@@ -144,7 +154,11 @@ def _combinations(options: SchedulerOptions) -> Iterator[dict[str, Any]]:
         for solver in solvers if len(algorithms) > 1 else ():
             for order in (*orders, 2):
                 if "solver_order" in reads and (algorithm, order) != ("sde-dpmsolver", 3):
-                    yield {"algorithm_type": algorithm, "solver_type": solver, "solver_order": order} | final  # fmt: skip
+                    yield {
+                        "algorithm_type": algorithm,
+                        "solver_type": solver,
+                        "solver_order": order,
+                    } | final
         for prediction in ("v_prediction", "sample"):
             if prediction in options.accepts.get("prediction_type", ()) and len(algorithms) > 1:
                 yield {"algorithm_type": algorithm, "prediction_type": prediction} | final
@@ -160,9 +174,15 @@ def _combinations(options: SchedulerOptions) -> Iterator[dict[str, Any]]:
     if "predictor_order" in reads:
         for predictor, corrector in ((1, 1), (3, 2), (2, 3), (3, 4), (4, 4)):
             for algorithm in ("data_prediction", "noise_prediction"):
-                yield {"predictor_order": predictor, "corrector_order": corrector, "algorithm_type": algorithm}  # fmt: skip
+                yield {
+                    "predictor_order": predictor,
+                    "corrector_order": corrector,
+                    "algorithm_type": algorithm,
+                }
     if "lower_order_final" in reads and 3 in orders:
-        yield {"lower_order_final": False, "solver_order": 3} | ({"final_sigmas_type": "sigma_min"} if "final_sigmas_type" in reads else {})  # fmt: skip
+        yield {"lower_order_final": False, "solver_order": 3} | (
+            {"final_sigmas_type": "sigma_min"} if "final_sigmas_type" in reads else {}
+        )
 
 
 TIMESTEPS = [999, 850, 736, 645, 545, 455, 343, 233, 124, 24]
@@ -185,8 +205,14 @@ def _runs(scheduler: str, options: SchedulerOptions, base: dict[str, Any]) -> It
     if "sigmas" in options.own and (flow or "use_flow_sigmas" in options.reads):
         sigmas = np.linspace(1, 0.1, 8)
         extra = {} if flow else {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
-        yield Case(scheduler, "sigmas of one's own", base | extra, {"sigmas": sigmas.tolist()},
-                   {"sigmas": sigmas}, own=True)  # fmt: skip
+        yield Case(
+            scheduler,
+            "sigmas of one's own",
+            base | extra,
+            {"sigmas": sigmas.tolist()},
+            {"sigmas": sigmas},
+            own=True,
+        )
     if "use_dynamic_shifting" in options.reads:
         for kind in options.accepts["time_shift_type"]:
             extra = {} if flow else {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import math
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -66,7 +67,9 @@ def run_scheduler(
         assert tuple(fresh.shape) == tuple(shape)
         return fresh
 
-    with _computing_in(name, dtype, draw) as scheduler_class:
+    with warnings.catch_warnings(), _computing_in(name, dtype, draw) as scheduler_class:
+        # What diffusers and numpy have to say about diffusers' own code.
+        warnings.simplefilter("ignore")
         scheduler = scheduler_class.from_config(dict(config))
         if steps is None:
             scheduler.set_timesteps(**(set_timesteps or {}))
@@ -84,6 +87,8 @@ def run_scheduler(
             sample = start * getattr(scheduler, "init_noise_sigma", 1.0)
         else:
             weights = _level(scheduler, timesteps[0], dtype)
+            if weights is None:
+                raise ValueError(f"{name} has no add_noise, so it cannot start from a picture")
             sample = weights[0] * torch.from_numpy(picture).to(dtype) + weights[1] * start
         samples = []
         for timestep in timesteps:
@@ -109,7 +114,8 @@ def _level(scheduler: Any, timestep: Any, dtype: Any) -> tuple[float, float] | N
     if hasattr(scheduler, "add_noise"):
         mix = [scheduler.add_noise(a, b, at) for a, b in ((one, zero), (zero, one))]
     elif hasattr(scheduler, "scale_noise"):
-        at = at if scheduler.order == 1 and type(scheduler).__name__ != "FlowMatchHeunDiscreteScheduler" else at[0]  # fmt: skip
+        if type(scheduler).__name__ == "FlowMatchHeunDiscreteScheduler":
+            at = at[0]
         mix = [scheduler.scale_noise(a, at, b) for a, b in ((one, zero), (zero, one))]
     else:
         return None

@@ -68,7 +68,7 @@ def compile_plan(
     schedule = ScheduleConfig.read(config, chosen.scheduler, chosen.forced, exact)
     own = _own(chosen, timesteps, sigmas)
     count = _checked_steps(_given_steps(chosen, steps, own), schedule.num_train_timesteps)
-    run = Run(count, steps_left_out(count, strength), eta=eta, mu=mu, **own)  # type: ignore[arg-type]
+    run = Run(count, steps_left_out(count, strength), eta=eta, mu=mu, **own)
     tracer = Tracer()
     chosen.function(tracer, schedule, run)
     dtype = np.float64 if exact else np.float32
@@ -98,7 +98,9 @@ def _given_steps(
         ends = name == "sigmas" and sampler.scheduler is EULER
         count = len(values) - ends
         if steps is not None and steps != count:
-            raise UsageError(f"{len(values)} {name} make {count} steps, not {steps}; leave steps out.")
+            raise UsageError(
+                f"{len(values)} {name} make {count} steps, not {steps}; leave steps out."
+            )
         return count
     return steps
 

@@ -162,7 +162,9 @@ def _checked(option: str, value: object, default: object, scheduler: str) -> obj
         return None
     elif option == "lambda_min_clipped":
         # Written to JSON, minus infinity becomes null or a text.
-        return -math.inf if value in (None, "-Infinity", "-inf") or value == -math.inf else _positive(option, value, scheduler, signed=True)  # fmt: skip
+        if value in (None, "-Infinity", "-inf") or value == -math.inf:
+            return -math.inf
+        return _positive(option, value, scheduler, signed=True)
     elif isinstance(default, float) or option in ("sigma_min", "sigma_max", "shift_terminal"):
         return _positive(option, value, scheduler)
     return value
@@ -183,7 +185,7 @@ def _list(option: str, value: object, scheduler: str) -> tuple[float, ...] | Non
         return None
     values = tuple(value) if isinstance(value, list | tuple) else (None,)
     if option == "trained_betas":
-        if not all(_number(each) and 0 <= each < 1 for each in values):  # type: ignore[operator]
+        if not all(_number(each) and 0 <= each < 1 for each in values):
             _refuse(option, value, "None, or a list of numbers between 0 and 1", scheduler)
     elif not all(isinstance(each, int) and not isinstance(each, bool) for each in values):
         _refuse(option, value, "a list of step numbers", scheduler)
@@ -203,7 +205,8 @@ def _check_together(values: Mapping[str, object], scheduler: str) -> None:
         str(values.get("algorithm_type", "")).endswith("dpmsolver")
         and values.get("final_sigmas_type") == "zero"
     ):
-        _refuse("final_sigmas_type", "zero", f"sigma_min with {values['algorithm_type']}", scheduler)  # fmt: skip
+        accepted = f"sigma_min with {values['algorithm_type']}"
+        _refuse("final_sigmas_type", "zero", accepted, scheduler)
     if values.get("algorithm_type") == "sde-dpmsolver" and values.get("solver_order") == 3:
         _refuse("solver_order", 3, "1, 2 with sde-dpmsolver", scheduler)
     if (
@@ -213,7 +216,8 @@ def _check_together(values: Mapping[str, object], scheduler: str) -> None:
     ):
         _refuse("solver_order", 3, "1, 2 with sde-dpmsolver++", scheduler)
     if values.get("shift_terminal") and values.get("use_flow_sigmas") is False:
-        _refuse("shift_terminal", values["shift_terminal"], "None without use_flow_sigmas", scheduler)  # fmt: skip
+        accepted = "None without use_flow_sigmas"
+        _refuse("shift_terminal", values["shift_terminal"], accepted, scheduler)
 
 
 def _refuse(option: str, value: object, accepted: str, scheduler: str, reason: str = "") -> None:

@@ -18,6 +18,7 @@ from sdexport.sampling.prediction import denoised
 from sdexport.sampling.run import Run
 from sdexport.sampling.spacing import timesteps_at
 from sdexport.sampling.trace import Linear, Tracer
+from sdexport.sampling.training import Floats
 
 
 def dpm2(trace: Tracer, config: ScheduleConfig, run: Run) -> None:
@@ -48,7 +49,7 @@ def _two_stages(
     config: ScheduleConfig,
     x: Linear,
     timestep: float,
-    sigmas: np.ndarray,  # type: ignore[type-arg]
+    sigmas: Floats,
     i: int,
     middle: float,
     down: float,
@@ -113,7 +114,7 @@ def dpmpp_sde(trace: Tracer, config: ScheduleConfig, run: Run) -> None:
 
 
 def dpmpp_3m_sde(trace: Tracer, config: ScheduleConfig, run: Run) -> None:
-    """DPM-Solver++(3M) SDE, `sample_dpmpp_3m_sde` of k-diffusion: three clean samples, and noise."""
+    """DPM-Solver++(3M) SDE, `sample_dpmpp_3m_sde` of k-diffusion: three clean samples, noise."""
     timesteps, sigmas = diffusion_levels(config, run)
     eta = 1.0 if run.eta is None else run.eta
     x = trace.start(initial_scale(config, sigmas))

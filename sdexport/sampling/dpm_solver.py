@@ -172,7 +172,9 @@ def _draws(config: ScheduleConfig) -> bool:
     return config.algorithm_type.startswith("sde")
 
 
-def _levels(config: ScheduleConfig, run: Run, whole_always: bool) -> tuple[list[float], list[Level]]:
+def _levels(
+    config: ScheduleConfig, run: Run, whole_always: bool
+) -> tuple[list[float], list[Level]]:
     sigmas: Floats
     respaced = config.use_karras_sigmas or config.use_exponential_sigmas or config.use_beta_sigmas
     if config.use_flow_sigmas and not respaced and not config.use_lu_lambdas:

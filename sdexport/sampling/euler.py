@@ -71,15 +71,19 @@ def lms(trace: Tracer, config: ScheduleConfig, run: Run) -> None:
 
 def _adams_weights(sigmas: Floats, i: int, order: int) -> list[float]:
     """∫ of each Lagrange polynomial on σ_i, σ_{i-1}, … from σ_i to σ_{i+1}."""
-    nodes, weights = np.polynomial.legendre.leggauss(2)
-    half = (sigmas[i + 1] - sigmas[i]) / 2
-    points = sigmas[i] + half * (nodes + 1)
-    known = sigmas[i - np.arange(order)]
+    now, then = float(sigmas[i]), float(sigmas[i + 1])
+    known = [float(sigmas[i - k]) for k in range(order)]
+    # Two points of Gauss and Legendre are exact for polynomials of third degree.
+    middle, reach = (now + then) / 2, (then - now) / 2 / math.sqrt(3)
     integrals = []
-    for j in range(order):
-        others = np.delete(known, j)
-        basis = np.prod((points[:, None] - others) / (known[j] - others), axis=1)
-        integrals.append(float(half * (weights @ basis)))
+    for j, each in enumerate(known):
+        others = [other for k, other in enumerate(known) if k != j]
+        scale = math.prod(each - other for other in others)
+        values = [
+            math.prod(point - other for other in others)
+            for point in (middle - reach, middle + reach)
+        ]
+        integrals.append((then - now) / 2 * sum(values) / scale)
     return integrals
 
 

@@ -34,7 +34,7 @@ def training_timesteps(config: ScheduleConfig, run: Run) -> list[int]:
     """Whole timesteps of the samplers that look ᾱ up: DDIM, DDPM, PNDM."""
     if run.timesteps is not None:
         return _whole_timesteps(config, run.timesteps)
-    return np.round(spaced_timesteps(config, run.steps)).astype(int).tolist()
+    return [int(timestep) for timestep in np.round(spaced_timesteps(config, run.steps))]
 
 
 def consistency_timesteps(config: ScheduleConfig, run: Run) -> list[int]:
@@ -53,7 +53,7 @@ def consistency_timesteps(config: ScheduleConfig, run: Run) -> list[int]:
     stride = config.num_train_timesteps // original
     distilled = np.arange(original, 0, -1) * stride - 1
     chosen = np.floor(np.linspace(0, original, run.steps, endpoint=False)).astype(int)
-    return distilled[chosen].tolist()
+    return [int(timestep) for timestep in distilled[chosen]]
 
 
 def diffusion_levels(config: ScheduleConfig, run: Run) -> tuple[Floats, Floats]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 from sdexport.errors import UsageError
 from sdexport.sampling.alpha import AlphaTable
@@ -57,7 +58,7 @@ def _with_runge_kutta_start(trace: Tracer, config: ScheduleConfig, run: Run) -> 
     timesteps = training_timesteps(config, run)
     x = trace.start(1.0)
     history: list[Linear] = []
-    for now, after in zip(timesteps[:3], timesteps[1:4], strict=True):
+    for now, after in pairwise(timesteps[:4]):
         begun, half = x, after + stride // 2
         first = trace.evaluate(x, now, level(now))
         history = [first, *history]

@@ -209,9 +209,7 @@ def _spaced(sampler: Sampler, spacing: str) -> Sampler:
 
 _SAMPLERS: tuple[Sampler, ...] = tuple(map(_even, _LISTED))
 _SPACED = tuple(
-    _spaced(sampler, spacing)
-    for sampler in _SAMPLERS
-    for spacing in sampler.scheduler.spacings
+    _spaced(sampler, spacing) for sampler in _SAMPLERS for spacing in sampler.scheduler.spacings
 )
 
 
@@ -252,8 +250,7 @@ def find_sampler(name: str) -> Sampler:
         return _BY_NAME[plain]
     if plain in _ADAPTIVE:
         raise UsageError(
-            f"sampler {name!r} cannot be a table of weights: {_ADAPTIVE[plain]}. "
-            f"Known: {_known()}."
+            f"sampler {name!r} cannot be a table of weights: {_ADAPTIVE[plain]}. Known: {_known()}."
         )
     near = difflib.get_close_matches(plain, _BY_NAME, n=1)
     guess = f" Did you mean {_BY_NAME[near[0]].name}?" if near else ""

@@ -6,6 +6,7 @@ import math
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from sdexport.errors import UsageError
 
@@ -37,7 +38,7 @@ class Run:
             raise UsageError("give timesteps or sigmas, not both; each follows from the other.")
         for name in ("timesteps", "sigmas"):
             values: tuple[float, ...] | None = getattr(self, name)
-            if values is not None and any(b >= a for a, b in zip(values, values[1:], strict=False)):
+            if values is not None and any(b >= a for a, b in pairwise(values)):
                 raise UsageError(f"{name} {list(values)} do not fall; each must be below the last.")
         if self.eta is not None and not 0 <= self.eta <= 1:
             raise UsageError(f"eta is {self.eta!r}; give a number from 0 to 1.")

@@ -8,8 +8,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-import numpy as np
-
 from sdexport.sampling.alpha import AlphaTable
 from sdexport.sampling.config import ScheduleConfig
 from sdexport.sampling.deis import resting_levels
@@ -38,7 +36,8 @@ def sa_solver(trace: Tracer, config: ScheduleConfig, run: Run) -> None:
         output = trace.keep(predicted(config, x, raw, levels[i]))
         if base is not None:
             points = [levels[i - k] for k in range(corrector_order)]
-            weights = _weights(config, levels[i - 1], levels[i], points, _tau(timesteps[i - 1]), corrector=True)  # fmt: skip
+            tau = _tau(timesteps[i - 1])
+            weights = _weights(config, levels[i - 1], levels[i], points, tau, corrector=True)
             x = base
             for weight, past in zip(weights, [output, *outputs], strict=False):
                 x = x + weight * past
@@ -55,7 +54,8 @@ def sa_solver(trace: Tracer, config: ScheduleConfig, run: Run) -> None:
         base = trace.keep(x * keep + noise * trace.noise())
         points = [levels[i - k] for k in range(order)]
         x = base
-        for weight, past in zip(_weights(config, now, then, points, tau, corrector=False), outputs, strict=False):  # fmt: skip
+        weights = _weights(config, now, then, points, tau, corrector=False)
+        for weight, past in zip(weights, outputs, strict=False):
             x = x + weight * past
         x = trace.advance(x)
 
@@ -93,12 +93,20 @@ def _weights(
     rate = 1 + tau**2 if _by_clean(config) else -1.0
     h = end - start
     # ∫ exp(rate λ) Lᵢ(λ) dλ, scaled by exp(-rate λ_end) so that it stays of moderate size.
+    moments = _moments(rate, h, len(lambdas))
     integrals = []
     for j, each in enumerate(lambdas):
         others = [other for k, other in enumerate(lambdas) if k != j]
-        basis = np.poly(np.array(others) - end) if others else np.array([1.0])
+        # The coefficients of ∏ (u - (λ - λ_end)), lowest power first.
+        basis = [1.0]
+        for other in others:
+            root = other - end
+            basis = [
+                up - root * same for up, same in zip([0.0, *basis], [*basis, 0.0], strict=True)
+            ]
         scale = math.prod(each - other for other in others)
-        integrals.append(_exponential_integral(rate, h, basis) / scale)
+        integral = sum(part * moment for part, moment in zip(basis, moments, strict=True))
+        integrals.append(integral / scale)
     if not _by_clean(config):
         # exp(-λ) grows backwards: exp(-λ_end) = σ' / α'.
         return [-(1 + tau**2) * then.sigma * integral for integral in integrals]
@@ -111,12 +119,10 @@ def _weights(
     return [rate * then.alpha * integral for integral in integrals]
 
 
-def _exponential_integral(rate: float, h: float, polynomial: np.ndarray) -> float:  # type: ignore[type-arg]
-    """∫ from -h to 0 of exp(rate u) p(u) du, by parts; p highest power first."""
-    if h == 0:
-        return 0.0
-    total, factor, p = 0.0, 1 / rate, np.poly1d(polynomial)
-    for _ in range(len(polynomial)):
-        total += factor * (float(p(0.0)) - math.exp(-rate * h) * float(p(-h)))
-        p, factor = p.deriv(), -factor / rate
-    return total
+def _moments(rate: float, h: float, count: int) -> list[float]:
+    """∫ from -h to 0 of uᵏ exp(rate u) du, by parts, for k below `count`."""
+    decay = math.exp(-rate * h)
+    moments = [-math.expm1(-rate * h) / rate]
+    for k in range(1, count):
+        moments.append(-((-h) ** k * decay + k * moments[-1]) / rate)
+    return moments

@@ -50,9 +50,7 @@ class SchedulerOptions:
     def spacings(self) -> tuple[str, ...]:
         """Spacings of sigmas that a sampler's name may ask for."""
         return tuple(
-            name
-            for name in ("karras", "exponential", "beta")
-            if f"use_{name}_sigmas" in self.reads
+            name for name in ("karras", "exponential", "beta") if f"use_{name}_sigmas" in self.reads
         )
 
 
@@ -85,8 +83,8 @@ _CHOICES: dict[str, tuple[object, ...]] = {
 _EPS_OR_V = {"prediction_type": ("epsilon", "v_prediction")}
 
 _CLIP: tuple[tuple[object, ...], str] = (OFF, f"clipping: {NOT_LINEAR}")
-_THRESHOLD = {"thresholding": (OFF, f"thresholding: {NOT_LINEAR}")}
-_LEARNED = {
+_THRESHOLD: dict[str, tuple[tuple[object, ...], str]] = {"thresholding": (OFF, f"thresholding: {NOT_LINEAR}")}
+_LEARNED: dict[str, tuple[tuple[object, ...], str]] = {
     "variance_type": (
         (None,),
         "a learned variance comes from a model with twice the channels; the step has one output",
@@ -104,10 +102,7 @@ DDIM = SchedulerOptions(
 )
 DDPM = SchedulerOptions(
     "DDPMScheduler",
-    reads=_TRAINING
-    | _LEADING
-    | _ZERO_SNR
-    | {"variance_type": "fixed_small", "clip_sample": True},
+    reads=_TRAINING | _LEADING | _ZERO_SNR | {"variance_type": "fixed_small", "clip_sample": True},
     accepts=_CHOICES
     | {
         "beta_schedule": (*BETAS, "sigmoid", "laplace"),

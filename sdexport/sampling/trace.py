@@ -84,9 +84,7 @@ class Tracer:
         self._initial_scale = scale
         return Linear({self._start: 1.0})
 
-    def evaluate(
-        self, model_input: Linear, timestep: float, level: tuple[float, float]
-    ) -> Linear:
+    def evaluate(self, model_input: Linear, timestep: float, level: tuple[float, float]) -> Linear:
         """The (guided) model output for an input and a timestep, in training steps.
 
         `level` are the weights of clean latents and unit noise that diffusers' `add_noise` mixes

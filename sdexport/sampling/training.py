@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -69,7 +70,7 @@ def _linspace(schedule: TrainingSchedule, start: float, end: float) -> NDArray[A
     # torch adds in vector lanes, as wide as the machine's, so the last bit may differ from its.
     upwards = first + step * index
     downwards = last - step * (number(count - 1) - index)
-    return np.where(index < max(count // 2, 1), upwards, downwards).astype(number)
+    return np.asarray(np.where(index < max(count // 2, 1), upwards, downwards), number)
 
 
 def _laplace(time: float) -> float:
@@ -94,13 +95,13 @@ def _betas(schedule: TrainingSchedule) -> NDArray[Any]:
         return _linspace(schedule, schedule.beta_start, schedule.beta_end)
     if schedule.betas == "scaled_linear":
         root = _linspace(schedule, schedule.beta_start**0.5, schedule.beta_end**0.5)
-        return root * root
+        return np.asarray(np.square(root))
     if schedule.betas == "sigmoid":
         logistic = 1 / (1 + np.exp(-_linspace(schedule, -6, 6)))
         scaled = logistic * number(schedule.beta_end - schedule.beta_start)
         return np.asarray(scaled + number(schedule.beta_start), number)
     alpha_bar = [_ALPHA_BAR[schedule.betas](step / count) for step in range(count + 1)]
-    betas = [min(1 - after / before, 0.999) for before, after in zip(alpha_bar, alpha_bar[1:], strict=False)]  # fmt: skip
+    betas = [min(1 - after / before, 0.999) for before, after in pairwise(alpha_bar)]
     return np.array(betas, number)
 
 
@@ -125,8 +126,8 @@ def alphas_cumprod(schedule: TrainingSchedule) -> Floats:
     if schedule.zero_terminal_snr:
         alphas = _without_terminal_signal(alphas)
     products = _products(alphas).astype(np.float64)
-    if schedule.zero_terminal_snr:
-        products[-1] = max(products[-1], schedule.least_alpha) if schedule.least_alpha else products[-1]  # fmt: skip
+    if schedule.zero_terminal_snr and schedule.least_alpha:
+        products[-1] = schedule.least_alpha
     products.setflags(write=False)
     return products
 
