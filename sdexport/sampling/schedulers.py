@@ -83,7 +83,9 @@ _CHOICES: dict[str, tuple[object, ...]] = {
 _EPS_OR_V = {"prediction_type": ("epsilon", "v_prediction")}
 
 _CLIP: tuple[tuple[object, ...], str] = (OFF, f"clipping: {NOT_LINEAR}")
-_THRESHOLD: dict[str, tuple[tuple[object, ...], str]] = {"thresholding": (OFF, f"thresholding: {NOT_LINEAR}")}
+_THRESHOLD: dict[str, tuple[tuple[object, ...], str]] = {
+    "thresholding": (OFF, f"thresholding: {NOT_LINEAR}")
+}
 _LEARNED: dict[str, tuple[tuple[object, ...], str]] = {
     "variance_type": (
         (None,),
