@@ -82,6 +82,14 @@ def generate(
             show_default="the bundle's",
         ),
     ] = None,
+    noise: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="Whose noise a seed stands for: torch-cpu, or torch-cuda, which torch draws on a "
+            "GPU.",
+        ),
+    ] = "torch-cpu",
     count: Annotated[int, typer.Option(metavar="N", help="Pictures for each prompt.")] = 1,
     output: Annotated[
         str | None,
@@ -128,6 +136,7 @@ def generate(
         seed=seed,
         size=size,
         count=count,
+        noise=noise,
     )
     file = _output(output, request)
     with terminal.progress(quiet=json) as progress:

@@ -13,7 +13,7 @@ from sdexport.errors import EngineError
 from sdexport.pipeline.request import Request
 from sdexport.pipeline.result import Result, Timings, parameters_of
 from sdexport.pipeline.workspace import Floats, PipelineParts, Workspace
-from sdexport.sampling import TorchNoise
+from sdexport.sampling import noise_source
 
 SHOWN = 300
 """Characters of a text that a warning quotes."""
@@ -121,7 +121,7 @@ class Drawing:
         request, plan = self._request, self._request.plan
         buffers = workspace.steps[0].buffers
         buffers["guidance"][...] = request.guidance
-        noise = Noise([request.seeds[image] for image in places], buffers["noise"])
+        noise = Noise(request.noise, [request.seeds[image] for image in places], buffers["noise"])
         noise()
         state = workspace.states[0]
         state.fill(0)
@@ -177,8 +177,8 @@ class Drawing:
 class Noise:
     """Draws fresh noise for a batch, every image from the stream of its own seed."""
 
-    def __init__(self, seeds: Sequence[int], into: Floats) -> None:
-        self._sources = [TorchNoise(seed) for seed in seeds]
+    def __init__(self, name: str, seeds: Sequence[int], into: Floats) -> None:
+        self._sources = [noise_source(name, seed) for seed in seeds]
         self._into = into
         self._shape = (1, *into.shape[1:])
 

@@ -38,6 +38,7 @@ class Pipeline:
         seed: int | Sequence[int] | None = None,
         size: str | Sequence[int] | None = None,
         count: int = 1,
+        noise: str = "torch-cpu",
     ) -> Result:
         """Draws `count` images of every prompt; see `request.make_request` for the arguments.
 
@@ -54,6 +55,7 @@ class Pipeline:
             seed=seed,
             size=size,
             count=count,
+            noise=noise,
         )
         with closing(stream):
             for step in stream:
@@ -72,6 +74,7 @@ class Pipeline:
         seed: int | Sequence[int] | None = None,
         size: str | Sequence[int] | None = None,
         count: int = 1,
+        noise: str = "torch-cpu",
     ) -> Generator[Step]:
         """Like `generate`, but yields after every evaluation; closing the generator cancels.
 
@@ -94,6 +97,7 @@ class Pipeline:
                 seed=seed,
                 size=size,
                 count=count,
+                noise=noise,
             )
         )
 
