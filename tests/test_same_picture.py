@@ -22,13 +22,20 @@ SAMPLERS = ("ddim", "pndm", "euler", "euler-a", "dpmpp-2m", "dpmpp-2m-karras")
 # Every other sampler that diffusers has for Stable Diffusion, on one target and request: which
 # sampler it is makes no difference to a target. Left out: dpmpp-sde, whose noise diffusers takes
 # from a Brownian tree, and unipc-bh1, of which diffusers makes NaN (docs/sampler_parity.md).
-OTHER_SAMPLERS = tuple(
-    sampler.name
-    for sampler in samplers()
-    if sampler.family == "diffusion"
-    and sampler.in_diffusers
-    and sampler.name not in (*SAMPLERS, "dpmpp-sde", "unipc-bh1")
-) + ("euler-exponential", "heun-karras", "lms-beta", "unipc-karras", "dpmpp-2m-sde-karras")
+OTHER_SAMPLERS = (
+    *(
+        sampler.name
+        for sampler in samplers()
+        if sampler.family == "diffusion"
+        and sampler.in_diffusers
+        and sampler.name not in (*SAMPLERS, "dpmpp-sde", "unipc-bh1")
+    ),
+    "euler-exponential",
+    "heun-karras",
+    "lms-beta",
+    "unipc-karras",
+    "dpmpp-2m-sde-karras",
+)
 
 # (prompts, negative prompt, size, guidance, steps)
 REQUESTS: tuple[tuple[tuple[str, ...], str, tuple[int, int], float, int], ...] = (

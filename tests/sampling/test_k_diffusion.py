@@ -8,6 +8,7 @@ the plans to 1e-6, which is how far its rule from σ to timesteps is from diffus
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -38,7 +39,7 @@ def two_stages(
     denoise: Denoiser, x: Floats, sigmas: list[float], noise: Iterator[Floats], eta: float
 ) -> Floats:
     """DPM-Solver++(2S) in t = -ln σ, with r = 1/2, and ancestral noise."""
-    for sigma, after in zip(sigmas[:-1], sigmas[1:], strict=True):
+    for sigma, after in pairwise(sigmas):
         clean = denoise(x, sigma)
         down, up = ancestral(sigma, after, eta)
         if down == 0:
@@ -61,7 +62,7 @@ def three_steps(
     """DPM-Solver++(3M) SDE: h of this step, and of the two before."""
     cleans: list[Floats] = []
     steps: list[float] = []
-    for sigma, after in zip(sigmas[:-1], sigmas[1:], strict=True):
+    for sigma, after in pairwise(sigmas):
         clean = denoise(x, sigma)
         if after == 0:
             return clean
@@ -113,7 +114,7 @@ def test_a_plan_is_k_diffusions_algorithm(
 
 
 def sigma_of_each_call(name: str, sigmas: list[float], eta: float) -> Iterator[float]:
-    for sigma, after in zip(sigmas[:-1], sigmas[1:], strict=True):
+    for sigma, after in pairwise(sigmas):
         yield sigma
         down, _ = ancestral(sigma, after, eta)
         if name == "dpmpp-2s-a" and down > 0:
