@@ -348,9 +348,9 @@ LCM = SchedulerOptions(
 )
 TCD = SchedulerOptions(
     "TCDScheduler",
-    reads=_TRAINING | _LEADING | _ZERO_SNR | _CONSISTENCY,
-    accepts=_CHOICES,
     # diffusers' TCD reads clip_sample and thresholding, and does neither.
+    reads=_TRAINING | _LEADING | _ZERO_SNR | _CONSISTENCY | {"thresholding": False},
+    accepts=_CHOICES,
     own=("timesteps",),
 )
 IPNDM = SchedulerOptions(

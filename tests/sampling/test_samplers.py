@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from benchmarks.sampler_cases import cases
 from sdexport.export.reference import sampler_for
 from sdexport.export.trajectory import run_scheduler
 from sdexport.sampling import (
@@ -192,6 +193,40 @@ def test_the_other_training_schedules(name: str) -> None:
         {"trained_betas": np.linspace(0.001, 0.015, 1000).tolist()},
     ):
         assert_same_path(stable_diffusion_config() | changes, name, 10, np.float64)
+
+
+RUNS = {
+    f"{name} {case.label}": case
+    for name in dict.fromkeys(str(sampler.diffusers) for sampler in IN_DIFFUSERS)
+    for case in cases(name)
+    if case.run
+}
+"""η, timesteps or sigmas of one's own, and dynamic shifting."""
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_arguments_that_are_no_options(name: str) -> None:
+    case = RUNS[name]
+    steps = None if case.own else 6
+    noise = draws(40, np.float64)
+    model = model_for(case.sampler)
+    theirs = run_scheduler(
+        case.scheduler,
+        case.config,
+        steps,
+        model,
+        noise,
+        set_timesteps=case.set_timesteps,
+        step=case.step or ({"eta": 0.0} if case.scheduler == "TCDScheduler" else None),
+    )
+    plan = compile_plan(case.config, case.scheduler, steps, exact=True, **case.run)
+    remaining = iter(noise[1:])
+    ours = list(interpret(plan, noise[0], model, lambda shape: next(remaining)))
+    np.testing.assert_allclose(plan.timesteps, theirs.timesteps, rtol=1e-9, atol=1e-9)
+    largest = 0.0
+    for mine, expected in zip(ours, theirs.samples, strict=True):
+        largest = max(largest, float(np.abs(expected).max()))
+        assert np.abs(mine - expected).max() <= 1e-9 * largest
 
 
 def test_another_class_hands_its_options_on() -> None:
