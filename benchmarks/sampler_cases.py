@@ -58,9 +58,16 @@ def cases(scheduler: str) -> Iterator[Case]:
     options = sampler.scheduler
     base = base_config(sampler)
     for change in _changes(options):
-        label = ", ".join(f"{key}={value}" for key, value in change.items()) or "as published"
+        label = ", ".join(f"{key}={_short(value)}" for key, value in change.items())
+        label = label or "as published"
         yield Case(scheduler, label, base | change)
     yield from _runs(scheduler, options, base)
+
+
+def _short(value: object) -> str:
+    if isinstance(value, list) and len(value) > 10:
+        return f"{len(value)} numbers"
+    return str(value)
 
 
 def _changes(options: SchedulerOptions) -> Iterator[dict[str, Any]]:

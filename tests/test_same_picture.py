@@ -17,6 +17,13 @@ import sdexport
 from sdexport.sampling import samplers
 from tests.conftest import EMOJI, TARGETS
 
+# diffusers makes numpy arrays of tensors, which torch answers with numpy 1's protocol, and calls
+# the noise-predicting DPM-Solver deprecated.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::FutureWarning:diffusers"),
+]
+
 SAMPLERS = ("ddim", "pndm", "euler", "euler-a", "dpmpp-2m", "dpmpp-2m-karras")
 
 # Every other sampler that diffusers has for Stable Diffusion, on one target and request: which
