@@ -67,10 +67,10 @@ Made by `python benchmarks/sampler_parity.py`; do not edit. Each scheduler class
 runs step by step with Stable Diffusion 1.5's configuration (or its own, for other kinds of model)
 and one change at a time, at 1, 2, 5, 20 and 50 steps, and its plan runs in the numpy interpreter
 with the same noise. The figures are the largest difference of any sample on the way, relative to
-the largest number so far; the weights of `add_noise` are compared as well. The limits are 1e-9 in float64, where diffusers' tables are made float64
-too, and 1e-5 in float32, where diffusers is as it comes. The model is linear and predicts for a
-Gaussian target; rows that say UNet have the emoji checkpoint's in float32. A note says what is
-otherwise, and why.
+the largest number so far; the weights of `add_noise` are compared as well. The limits are 1e-9 in
+float64, where diffusers' tables are made float64 too, and 1e-5 in float32, where diffusers is as it
+comes. The model is linear and predicts for a Gaussian target; rows that say UNet have the emoji
+checkpoint's in float32. A note says what is otherwise, and why.
 
 """
 
