@@ -16,7 +16,7 @@ from typing import Annotated
 import typer
 
 from sdexport import __version__, terminal
-from sdexport.cli import drawing, looking, making, storing
+from sdexport.cli import drawing, looking, making, sampling, storing
 from sdexport.errors import SdexportError
 
 USER_ERROR = 2
@@ -78,7 +78,7 @@ for _verb in (
     drawing.generate,
     looking.verify,
     looking.inspect,
-    drawing.samplers,
+    sampling.samplers,
     looking.doctor,
 ):
     app.command()(_verb)

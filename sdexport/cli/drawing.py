@@ -1,4 +1,4 @@
-"""The verbs that draw: generate, and samplers, which says how it can be drawn."""
+"""The verb generate: a bundle draws pictures."""
 
 from __future__ import annotations
 
@@ -18,9 +18,6 @@ from sdexport.progress import stage
 if TYPE_CHECKING:
     from sdexport.pipeline.request import Request
     from sdexport.pipeline.result import Result
-
-STEPS_SHOWN = 50
-"""The steps for which `samplers` says how often the model is evaluated."""
 
 
 def generate(
@@ -85,6 +82,14 @@ def generate(
             show_default="the bundle's",
         ),
     ] = None,
+    noise: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="Whose noise a seed stands for: torch-cpu, or torch-cuda, which torch draws on a "
+            "GPU.",
+        ),
+    ] = "torch-cpu",
     count: Annotated[int, typer.Option(metavar="N", help="Pictures for each prompt.")] = 1,
     output: Annotated[
         str | None,
@@ -131,6 +136,7 @@ def generate(
         seed=seed,
         size=size,
         count=count,
+        noise=noise,
     )
     file = _output(output, request)
     with terminal.progress(quiet=json) as progress:
@@ -231,51 +237,4 @@ def _print_result(result: Result, files: Sequence[Path]) -> None:
             ("VAE decoder", terminal.seconds(timings.vae_decoder)),
             ("total", terminal.seconds(timings.total)),
         ]
-    )
-
-
-def samplers(json: Json = False) -> None:
-    """List the samplers: their names and what they cost.
-
-    Each equals a scheduler of diffusers. Every name and alias is accepted by sdexport generate
-    --sampler, in any case. Evaluations are calls of the model for 50 steps; noise says whether
-    fresh noise is drawn at every step.
-
-    \b
-    Example:
-      sdexport samplers
-      sdexport generate bundles/sd15 "a fox" --sampler dpmpp-2m-karras --steps 20
-    """
-    from sdexport import sampling
-
-    known = sampling.samplers()
-    if json:
-        terminal.print_json(
-            [
-                {
-                    "name": sampler.name,
-                    "title": sampler.title,
-                    "aliases": sampler.aliases,
-                    "diffusers": sampler.diffusers,
-                    "evaluations_for_50_steps": sampler.evaluations(STEPS_SHOWN),
-                    "draws_noise": sampler.draws_noise,
-                }
-                for sampler in known
-            ]
-        )
-        return
-    terminal.print_table(
-        ("name", "title", "aliases", "diffusers", "evaluations", "noise"),
-        [
-            (
-                sampler.name,
-                sampler.title,
-                ", ".join(sampler.aliases),
-                sampler.diffusers,
-                sampler.evaluations(STEPS_SHOWN),
-                "every step" if sampler.draws_noise else "at the start",
-            )
-            for sampler in known
-        ],
-        right=("evaluations",),
     )

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from sdexport.errors import UsageError
 from sdexport.export.checkpoint import Checkpoint, open_checkpoint
 from sdexport.export.libraries import require_libraries
 from sdexport.sampling import find_sampler, sampler_of_config
@@ -171,8 +172,13 @@ def sampler_for(sampler: str | None, config: Mapping[str, Any]) -> Any:
 
     found = sampler_of_config(config) if sampler is None else find_sampler(sampler)
     forced: dict[str, Any] = dict(found.forced)
-    if found.name == "ddim":
-        # No latent diffusion model is sampled with clipping, and DDIM's default is to clip.
+    if found.diffusers is None:
+        raise UsageError(
+            f"diffusers has no sampler {found.name}, so there is nothing to compare it with; "
+            "choose another one."
+        )
+    if found.name in ("ddim", "ddpm"):
+        # No latent diffusion model is sampled with clipping, and their default is to clip.
         forced["clip_sample"] = False
     elif found.name == "pndm":
         forced["skip_prk_steps"] = True

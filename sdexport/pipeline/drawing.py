@@ -14,7 +14,7 @@ from sdexport.errors import EngineError, UsageError
 from sdexport.pipeline.parts import PipelineParts
 from sdexport.pipeline.request import Request
 from sdexport.pipeline.result import Result, Timings, parameters_of
-from sdexport.sampling import STATE_SLOTS, SamplingPlan, TorchNoise
+from sdexport.sampling import STATE_SLOTS, SamplingPlan, noise_source
 
 SHOWN = 300
 """Characters of a text that a warning quotes."""
@@ -142,7 +142,7 @@ class Drawing:
         state = np.zeros((batch, STATE_SLOTS, *picture), np.float32)
         noise = np.zeros((each, batch, *picture), np.float32) if plan.draws_noise.any() else None
         for place, image in enumerate(places):
-            source = TorchNoise(request.seeds[image])
+            source = noise_source(request.noise, request.seeds[image])
             np.multiply(
                 source.randn((1, *picture))[0],
                 np.float32(plan.initial_scale),

@@ -62,6 +62,7 @@ class Pipeline:
         seed: int | Sequence[int] | None = None,
         size: str | Sequence[int] | None = None,
         count: int = 1,
+        noise: str = "torch-cpu",
     ) -> Result:
         """Draws `count` images of every prompt; see `request.make_request` for the arguments.
 
@@ -79,6 +80,7 @@ class Pipeline:
             seed=seed,
             size=size,
             count=count,
+            noise=noise,
         )
         stream = self.steps(request, watched=False)
         with closing(stream):
@@ -98,6 +100,7 @@ class Pipeline:
         seed: int | Sequence[int] | None = None,
         size: str | Sequence[int] | None = None,
         count: int = 1,
+        noise: str = "torch-cpu",
     ) -> Generator[Step]:
         """Like `generate`, but yields after every evaluation; closing the generator cancels.
 
@@ -120,6 +123,7 @@ class Pipeline:
                 seed=seed,
                 size=size,
                 count=count,
+                noise=noise,
             )
         )
 

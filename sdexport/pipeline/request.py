@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from sdexport.errors import UsageError
-from sdexport.sampling import SamplingPlan, compile_plan, pipeline_config
+from sdexport.sampling import NOISE_SOURCES, SamplingPlan, compile_plan, pipeline_config
 from sdexport.spec import Profile
 
 SEED_LIMIT = 2**64
@@ -48,6 +48,7 @@ class Request:
     Attributes:
         guidance: the guidance scale; up to 1 there is none, and negative prompts have no effect.
         plan: the sampler compiled for `steps`.
+        noise: the generator that a seed seeds, one of `sdexport.sampling.NOISE_SOURCES`.
         width, height: pixels.
     """
 
@@ -60,6 +61,7 @@ class Request:
     width: int
     height: int
     plan: SamplingPlan = field(repr=False, compare=False)
+    noise: str = NOISE_SOURCES[0]
 
     @property
     def images(self) -> int:
@@ -83,6 +85,7 @@ def make_request(
     seed: int | Sequence[int] | None = None,
     size: str | Sequence[int] | None = None,
     count: int = 1,
+    noise: str = NOISE_SOURCES[0],
 ) -> Request:
     """The request for `count` images of every prompt, prompt by prompt.
 
@@ -96,6 +99,8 @@ def make_request(
         seed: image k has seed + k; a sequence gives every image's seed; None draws one at random.
         size: `"WIDTHxHEIGHT"` or (width, height) in pixels; None is the bundle's.
         count: images a prompt.
+        noise: whose noise a seed stands for: "torch-cpu", torch's on the CPU, or "torch-cuda",
+            torch's on a GPU.
 
     Raises:
         UsageError: names the value, what is accepted, and the remedy.
@@ -111,6 +116,8 @@ def make_request(
     scale = _guidance(limits.default_guidance if guidance is None else guidance)
     if sampler is not None and not isinstance(sampler, str):
         raise UsageError(f"sampler {sampler!r} is no name; `sdexport samplers` lists those known")
+    if noise not in NOISE_SOURCES:
+        raise UsageError(f"noise {noise!r} is not known; choose one of {', '.join(NOISE_SOURCES)}")
     plan = compile_plan(pipeline_config(limits.scheduler_config), sampler, steps)
     return Request(
         prompts=tuple(text for text in prompts for _ in range(count)),
@@ -122,6 +129,7 @@ def make_request(
         width=width,
         height=height,
         plan=plan,
+        noise=noise,
     )
 
 

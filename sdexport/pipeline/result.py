@@ -145,6 +145,7 @@ def parameters_of(request: Request, about: Mapping[str, Any]) -> dict[str, Any]:
         "evaluations": request.plan.evaluations,
         "guidance": request.guidance,
         "sampler": request.sampler,
+        "noise": request.noise,
         "width": request.width,
         "height": request.height,
         "about": dict(about),
@@ -174,6 +175,8 @@ def infotext(own: Mapping[str, Any]) -> str:
         "Seed": own["seed"],
         "Size": f"{own['width']}x{own['height']}",
         "Model": about.get("model"),
+        # The web UI's own word for it; its default is a GPU's.
+        "RNG": "CPU" if own.get("noise") == "torch-cpu" else None,
         "Version": f"sdexport {about['sdexport']}" if "sdexport" in about else None,
     }
     lines = [own["prompt"]]

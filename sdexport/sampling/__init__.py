@@ -6,19 +6,24 @@ from sdexport.sampling.config import (
     pipeline_config,
     stable_diffusion_config,
 )
-from sdexport.sampling.noise import TorchNoise
+from sdexport.sampling.noise import NOISE_SOURCES, NoiseSource, TorchNoise, noise_source
+from sdexport.sampling.philox import TorchCudaNoise
 from sdexport.sampling.plan import STATE_SLOTS, SamplingPlan, interpret
 from sdexport.sampling.registry import Sampler, find_sampler, sampler_of_config, samplers
 
 __all__ = [
+    "NOISE_SOURCES",
     "STATE_SLOTS",
+    "NoiseSource",
     "Sampler",
     "SamplingPlan",
     "ScheduleConfig",
+    "TorchCudaNoise",
     "TorchNoise",
     "compile_plan",
     "find_sampler",
     "interpret",
+    "noise_source",
     "pipeline_config",
     "sampler_of_config",
     "samplers",

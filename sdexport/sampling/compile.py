@@ -2,51 +2,112 @@
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+
+import numpy as np
 
 from sdexport.errors import UsageError
 from sdexport.sampling.config import ScheduleConfig
 from sdexport.sampling.plan import SamplingPlan
-from sdexport.sampling.registry import find_sampler, sampler_of_config
+from sdexport.sampling.registry import Sampler, check_family, find_sampler, sampler_of_config
+from sdexport.sampling.run import Run, numbers, steps_left_out, whole_number
+from sdexport.sampling.schedulers import EULER
 from sdexport.sampling.trace import Tracer
 
 
-def compile_plan(config: Mapping[str, object], sampler: str | None, steps: int) -> SamplingPlan:
+def compile_plan(
+    config: Mapping[str, object],
+    sampler: str | None,
+    steps: int | None,
+    *,
+    strength: float = 1.0,
+    timesteps: Sequence[float] | None = None,
+    sigmas: Sequence[float] | None = None,
+    eta: float | None = None,
+    mu: float | None = None,
+    exact: bool = False,
+) -> SamplingPlan:
     """The plan of `steps` steps with a sampler, or with the checkpoint's own where it is None.
 
     `config` is a parsed scheduler_config.json of any diffusers scheduler. The result equals
     diffusers' ``Scheduler.from_config(config)`` of the sampler's class, with two exceptions, both
     for options that another class's config lacks and that decide more than a default should:
 
-    - DDIM does not clip the predicted sample where the config does not mention `clip_sample`
-      (diffusers would: its default is True). Clipping is not linear, and wrong for latents.
+    - DDIM and DDPM do not clip the predicted sample where the config does not mention
+      `clip_sample` (diffusers would: its default is True). Clipping is not linear, and wrong for
+      latents.
     - PNDM skips its Runge-Kutta start where the config does not mention `skip_prk_steps`.
 
     `StableDiffusionPipeline` corrects some configs before its scheduler sees them; to draw what it
     draws, pass ``pipeline_config(config)``.
 
-    The sampler's name wins over `use_karras_sigmas` for the two DPM++ samplers.
+    The sampler's name wins over what it stands for: "dpmpp-2m" has even sigmas, "dpmpp-2m-karras"
+    Karras', whatever `use_karras_sigmas` says. A diffusers class's name leaves that to the config.
 
-    Raises `UsageError` for an unknown sampler, a step count outside 1 … num_train_timesteps, and a
-    scheduler option that changes the result and is not supported.
+    strength   below 1 the plan is the end of the whole one, for a start from a picture (img2img,
+               inpainting): the steps that `StableDiffusionImg2ImgPipeline.get_timesteps` keeps,
+               ``int(steps * strength)`` of them. The plan says how to make the start sample
+               (`start_sample_weight`, `start_noise_weight`) and, for inpainting, how to blend known
+               latents after each evaluation (`blend_weights`); see `SamplingPlan`. At strength 1
+               these hold too, beside `initial_scale` for a start from noise alone, which is what
+               diffusers' inpainting takes there.
+    timesteps  the model's timesteps instead of a rule, for the samplers whose class takes any
+    sigmas     the noise levels instead of a rule; Euler's end with the last one, often 0
+    eta        the share of fresh noise for DDIM and TCD; None is 0, what diffusers' pipelines pass
+    mu         the shift of a scheduler with `use_dynamic_shifting`
+    exact      float64 tables of unrounded numbers, to examine the arithmetic; no engine takes them
+
+    With `timesteps` or `sigmas`, `steps` is their number, or None.
+
+    Raises `UsageError` for an unknown sampler, one for another kind of model, a step count outside
+    1 … num_train_timesteps, a strength that leaves no step, and a scheduler option that changes
+    the result and is not supported.
     """
     chosen = sampler_of_config(config) if sampler is None else find_sampler(sampler)
-    schedule = ScheduleConfig.read(config, chosen.scheduler, chosen.forced)
-    count = _checked_steps(steps, schedule.num_train_timesteps)
+    check_family(config, chosen)
+    schedule = ScheduleConfig.read(config, chosen.scheduler, chosen.forced, exact)
+    own = _own(chosen, timesteps, sigmas)
+    count = _checked_steps(_given_steps(chosen, steps, own), schedule.num_train_timesteps)
+    run = Run(count, steps_left_out(count, strength), eta=eta, mu=mu, **own)
     tracer = Tracer()
-    chosen.function(tracer, schedule, count)
-    return tracer.plan(chosen.name, count)
+    chosen.function(tracer, schedule, run)
+    dtype = np.float64 if exact else np.float32
+    return tracer.plan(chosen.name, count, run.begin, dtype)
+
+
+def _own(
+    sampler: Sampler, timesteps: Sequence[float] | None, sigmas: Sequence[float] | None
+) -> dict[str, tuple[float, ...]]:
+    """Timesteps and sigmas that the user gives, checked."""
+    own = {}
+    for name, values in (("timesteps", timesteps), ("sigmas", sigmas)):
+        if values is None:
+            continue
+        if name not in sampler.scheduler.own:
+            takes = " or ".join(sampler.scheduler.own) or "a count of steps alone"
+            raise UsageError(f"sampler {sampler.name} takes no {name} of your own; give {takes}.")
+        own[name] = numbers(values, name)
+    return own
+
+
+def _given_steps(
+    sampler: Sampler, steps: int | None, own: Mapping[str, tuple[float, ...]]
+) -> object:
+    for name, values in own.items():
+        # Euler's sigmas end where the last step ends; those of flow matching where it starts.
+        ends = name == "sigmas" and sampler.scheduler is EULER
+        count = len(values) - ends
+        if steps is not None and steps != count:
+            raise UsageError(
+                f"{len(values)} {name} make {count} steps, not {steps}; leave steps out."
+            )
+        return count
+    return steps
 
 
 def _checked_steps(steps: object, most: int) -> int:
-    try:
-        if isinstance(steps, bool):
-            raise TypeError
-        count = operator.index(steps)  # type: ignore[arg-type]  # a TypeError is the answer
-    except TypeError:
-        count = 0
-    if not 1 <= count <= most:
+    count = whole_number(steps)
+    if count is None or not 1 <= count <= most:
         raise UsageError(
             f"steps is {steps!r}; ask for a whole number from 1 to {most}, as many as the model "
             "was trained with."

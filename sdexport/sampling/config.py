@@ -8,138 +8,74 @@ that are missing, and ignores the rest; choosing another sampler than the file's
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from sdexport.errors import UsageError
-
-BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
-SPACINGS = ("leading", "linspace", "trailing")
-PREDICTIONS = ("epsilon", "v_prediction", "sample")
-
-
-@dataclass(frozen=True)
-class SchedulerOptions:
-    """How one diffusers scheduler class reads its config.
-
-    name       the class in diffusers
-    defaults   the class's own defaults where they differ from class to class, or are no supported
-               value
-    supported  options that change the result → the accepted values, the class's default first
-    borrowed   what a missing option means when the config is another class's, where the class's
-               default is not supported
-    """
-
-    name: str
-    predictions: tuple[str, ...] = PREDICTIONS
-    defaults: Mapping[str, object] = field(default_factory=dict)
-    supported: Mapping[str, tuple[object, ...]] = field(default_factory=dict)
-    borrowed: Mapping[str, object] = field(default_factory=dict)
-
-
-OFF = (False, None)
-DDIM = SchedulerOptions(
-    "DDIMScheduler",
-    defaults={"timestep_spacing": "leading", "set_alpha_to_one": True, "clip_sample": True},
-    supported={
-        "trained_betas": (None,),
-        "clip_sample": OFF,
-        "thresholding": OFF,
-        "rescale_betas_zero_snr": OFF,
-    },
-    # Clipping is not linear, and no latent diffusion model is sampled with it.
-    borrowed={"clip_sample": False},
-)
-PNDM = SchedulerOptions(
-    "PNDMScheduler",
-    predictions=("epsilon", "v_prediction"),
-    defaults={
-        "timestep_spacing": "leading",
-        "set_alpha_to_one": False,
-        "skip_prk_steps": False,
-    },
-    supported={"trained_betas": (None,), "skip_prk_steps": (True,)},
-    # The Runge-Kutta start needs six latents between evaluations; Stable Diffusion skips it.
-    borrowed={"skip_prk_steps": True},
-)
-EULER = SchedulerOptions(
-    "EulerDiscreteScheduler",
-    defaults={"timestep_spacing": "linspace", "use_karras_sigmas": False},
-    supported={
-        "trained_betas": (None,),
-        "interpolation_type": ("linear",),
-        "use_exponential_sigmas": OFF,
-        "use_beta_sigmas": OFF,
-        "sigma_min": (None,),
-        "sigma_max": (None,),
-        "timestep_type": ("discrete",),
-        "rescale_betas_zero_snr": OFF,
-        "final_sigmas_type": ("zero",),
-    },
-)
-EULER_ANCESTRAL = SchedulerOptions(
-    "EulerAncestralDiscreteScheduler",
-    predictions=("epsilon", "v_prediction"),
-    defaults={"timestep_spacing": "linspace"},
-    supported={"trained_betas": (None,), "rescale_betas_zero_snr": OFF},
-)
-DPM_MULTISTEP = SchedulerOptions(
-    "DPMSolverMultistepScheduler",
-    defaults={"timestep_spacing": "linspace", "use_karras_sigmas": False},
-    supported={
-        "trained_betas": (None,),
-        "solver_order": (2,),
-        "thresholding": OFF,
-        # diffusers itself reads deis as dpmsolver++, and DEIS's and UniPC's types as midpoint.
-        "algorithm_type": ("dpmsolver++", "deis"),
-        "solver_type": ("midpoint", "logrho", "bh1", "bh2"),
-        "use_exponential_sigmas": OFF,
-        "use_beta_sigmas": OFF,
-        "use_lu_lambdas": OFF,
-        "use_flow_sigmas": OFF,
-        "final_sigmas_type": ("zero",),
-        "lambda_min_clipped": (float("-inf"), None),
-        "variance_type": (None,),
-        "rescale_betas_zero_snr": OFF,
-    },
-)
-"""`lower_order_final` and `euler_at_final` are read too, but change nothing at order 2 with a final
-sigma of zero: the last step is of first order either way."""
+from sdexport.sampling.schedulers import DDIM, DDPM, SchedulerOptions
+from sdexport.sampling.training import LEAST_ALPHA, Floats, TrainingSchedule
 
 
 @dataclass(frozen=True)
 class ScheduleConfig:
     """The options that samplers are computed from; names and meaning are diffusers'.
 
-    Hashable, so that the tables that depend on the training schedule alone are computed once.
+    A sampler reads those of its class (`sdexport.sampling.schedulers`); the others keep the values
+    below and have no effect.
     """
 
-    num_train_timesteps: int = 1000
-    beta_start: float = 0.0001
-    beta_end: float = 0.02
-    beta_schedule: str = "linear"
+    training: TrainingSchedule = field(default_factory=TrainingSchedule)
     prediction_type: str = "epsilon"
-    timestep_spacing: str = "leading"
+    # Timesteps and sigmas.
+    timestep_spacing: str = "linspace"
     steps_offset: int = 0
     set_alpha_to_one: bool = False
     use_karras_sigmas: bool = False
+    use_exponential_sigmas: bool = False
+    use_beta_sigmas: bool = False
+    use_lu_lambdas: bool = False
+    use_flow_sigmas: bool = False
+    flow_shift: float = 1.0
+    shift: float = 1.0
+    shift_terminal: float | None = None
+    use_dynamic_shifting: bool = False
+    time_shift_type: str = "exponential"
+    invert_sigmas: bool = False
+    final_sigmas_type: str = "zero"
+    timestep_type: str = "discrete"
+    lambda_min_clipped: float = -math.inf
+    sigma_min: float | None = None
+    sigma_max: float | None = None
+    sigma_data: float = 0.5
+    sigma_schedule: str = "karras"
+    rho: float = 7.0
+    original_inference_steps: int = 50
+    # Solvers.
+    skip_prk_steps: bool = True
+    solver_order: int = 2
+    predictor_order: int = 2
+    corrector_order: int = 2
+    algorithm_type: str = ""
+    solver_type: str = ""
+    lower_order_final: bool = True
+    euler_at_final: bool = False
+    predict_x0: bool = True
+    disable_corrector: tuple[int, ...] = ()
+    variance_type: str | None = None
+    timestep_scaling: float = 10.0
+    stochastic_sampling: bool = False
 
-    def __post_init__(self) -> None:
-        for name in ("num_train_timesteps", "steps_offset"):
-            value, least = getattr(self, name), int(name == "num_train_timesteps")
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                _refuse(name, value, f"a whole number of at least {least}")
-        for name in ("beta_start", "beta_end"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1:
-                _refuse(name, value, "a number between 0 and 1")
-        for name, accepted in (
-            ("beta_schedule", BETA_SCHEDULES),
-            ("prediction_type", PREDICTIONS),
-            ("timestep_spacing", SPACINGS),
-        ):
-            if getattr(self, name) not in accepted:
-                _refuse(name, getattr(self, name), ", ".join(accepted))
+    @property
+    def num_train_timesteps(self) -> int:
+        """Steps of the training schedule."""
+        return self.training.count
+
+    def rounded(self, values: Floats) -> Floats:
+        """Numbers as diffusers keeps them between steps: float32, unless exact ones are wanted."""
+        return np.asarray(values, self.training.dtype).astype(np.float64)
 
     @classmethod
     def read(
@@ -147,46 +83,148 @@ class ScheduleConfig:
         config: Mapping[str, object],
         scheduler: SchedulerOptions,
         forced: Mapping[str, object],
+        exact: bool = False,
     ) -> ScheduleConfig:
         """What `scheduler` takes from a parsed scheduler_config.json of any diffusers class.
 
-        `forced` options stand for the sampler's name and win over the file. Raises `UsageError`
-        for an unsupported option or value.
+        `forced` options stand for the sampler's name and win over the file. With `exact` nothing
+        is rounded to float32 as diffusers does. Raises `UsageError` for an unsupported option or
+        value.
         """
-        given = dict(config)
-        if config.get("_class_name") != scheduler.name:
-            # Values that diffusers filled in itself are not handed from one class to another.
-            filled_in = given.get("_use_default_values")
-            for option in filled_in if isinstance(filled_in, list | tuple) else ():
-                given.pop(option, None)
-            given = {**scheduler.borrowed, **given}
-        given.update(forced)
-        for option, accepted in scheduler.supported.items():
-            default = scheduler.defaults.get(option, accepted[0])
+        given = options_of(config, scheduler) | dict(forced)
+        for option, (fine, reason) in scheduler.refuses.items():
+            value = given.get(option, scheduler.reads.get(option, fine[0]))
+            if not any(value == each for each in fine):
+                _refuse(option, value, " or ".join(map(repr, fine)), scheduler.name, reason)
+        values: dict[str, object] = {}
+        for option, default in scheduler.reads.items():
             value = given.get(option, default)
-            if value not in accepted:
-                _refuse(option, value, " or ".join(map(repr, accepted)), scheduler.name)
-        prediction = given.get("prediction_type", "epsilon")
-        if prediction not in scheduler.predictions:
-            _refuse("prediction_type", prediction, ", ".join(scheduler.predictions), scheduler.name)
-        common = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule",
-                  "prediction_type", "steps_offset")  # fmt: skip
-        own = ("timestep_spacing", "set_alpha_to_one", "use_karras_sigmas")
-        fields = {key: given[key] for key in common if key in given}
-        for key in own:
-            if key in scheduler.defaults:
-                fields[key] = given.get(key, scheduler.defaults[key])
-        for key in ("set_alpha_to_one", "use_karras_sigmas"):
-            if key in fields:
-                fields[key] = bool(fields[key])
-        return cls(**fields)  # type: ignore[arg-type]  # __post_init__ checks each of them
+            accepted = scheduler.accepts.get(option)
+            if accepted is not None and not any(value == each for each in accepted):
+                _refuse(option, value, ", ".join(map(str, accepted)), scheduler.name)
+            values[option] = _checked(option, value, default, scheduler.name)
+        _check_together(values, scheduler.name)
+        training = TrainingSchedule(
+            count=values["num_train_timesteps"],  # type: ignore[arg-type]  # checked above
+            exact=exact,
+            least_alpha=LEAST_ALPHA if scheduler.floored else 0.0,
+            **{
+                name: values[option]
+                for option, name in _TRAINING_OPTIONS.items()
+                if option in values
+            },  # type: ignore[arg-type]
+        )
+        own = {name: values[name] for name in cls.__dataclass_fields__ if name in values}
+        return cls(training=training, **own)  # type: ignore[arg-type]
 
 
-def _refuse(option: str, value: object, accepted: str, scheduler: str = "") -> None:
-    where = f" with {scheduler}" if scheduler else ""
+_TRAINING_OPTIONS = {
+    "beta_start": "beta_start",
+    "beta_end": "beta_end",
+    "beta_schedule": "betas",
+    "trained_betas": "trained_betas",
+    "rescale_betas_zero_snr": "zero_terminal_snr",
+}
+
+
+def options_of(config: Mapping[str, object], scheduler: SchedulerOptions) -> dict[str, object]:
+    """The options that a config gives to `scheduler`, named as diffusers comes to read them."""
+    given = dict(config)
+    if config.get("_class_name") != scheduler.name:
+        # Values that diffusers filled in itself are not handed from one class to another.
+        filled_in = given.get("_use_default_values")
+        for option in filled_in if isinstance(filled_in, list | tuple) else ():
+            given.pop(option, None)
+        given = {**scheduler.borrowed, **given}
+    for option, renamed in scheduler.renames.items():
+        value = given.get(option)
+        if isinstance(value, str) and value in renamed:
+            given[option] = renamed[value]
+    return given
+
+
+def _checked(option: str, value: object, default: object, scheduler: str) -> object:
+    """`value` as the type that the option has, or a refusal."""
+    if isinstance(default, bool):
+        if value is None or isinstance(value, bool | np.bool_):
+            return bool(value)
+        _refuse(option, value, "true or false", scheduler)
+    if option in ("trained_betas", "disable_corrector"):
+        return _list(option, value, scheduler)
+    if option in ("num_train_timesteps", "steps_offset", "original_inference_steps"):
+        least = int(option != "steps_offset")
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            _refuse(option, value, f"a whole number of at least {least}", scheduler)
+    elif option in ("beta_start", "beta_end"):
+        if not _number(value) or not 0 < float(value) < 1:  # type: ignore[arg-type]
+            _refuse(option, value, "a number between 0 and 1", scheduler)
+    elif option in ("sigma_min", "sigma_max", "shift_terminal") and value is None:
+        return None
+    elif option == "lambda_min_clipped":
+        # Written to JSON, minus infinity becomes null or a text.
+        if value in (None, "-Infinity", "-inf") or value == -math.inf:
+            return -math.inf
+        return _positive(option, value, scheduler, signed=True)
+    elif isinstance(default, float) or option in ("sigma_min", "sigma_max", "shift_terminal"):
+        return _positive(option, value, scheduler)
+    return value
+
+
+def _number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _positive(option: str, value: object, scheduler: str, signed: bool = False) -> float:
+    if not _number(value) or not (signed or float(value) > 0):  # type: ignore[arg-type]
+        _refuse(option, value, "a number" if signed else "a number above 0", scheduler)
+    return float(value)  # type: ignore[arg-type]
+
+
+def _list(option: str, value: object, scheduler: str) -> tuple[float, ...] | None:
+    if value is None and option == "trained_betas":
+        return None
+    values = tuple(value) if isinstance(value, list | tuple) else (None,)
+    if option == "trained_betas":
+        if not all(_number(each) and 0 <= each < 1 for each in values):
+            _refuse(option, value, "None, or a list of numbers between 0 and 1", scheduler)
+    elif not all(isinstance(each, int) and not isinstance(each, bool) for each in values):
+        _refuse(option, value, "a list of step numbers", scheduler)
+    return values
+
+
+def _check_together(values: Mapping[str, object], scheduler: str) -> None:
+    """Options that contradict each other, as diffusers' constructors have it."""
+    spacings = [
+        name
+        for name in ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas")
+        if values.get(name)
+    ]
+    if len(spacings) > 1:
+        _refuse(spacings[1], True, f"False together with {spacings[0]}", scheduler)
+    if (
+        str(values.get("algorithm_type", "")).endswith("dpmsolver")
+        and values.get("final_sigmas_type") == "zero"
+    ):
+        accepted = f"sigma_min with {values['algorithm_type']}"
+        _refuse("final_sigmas_type", "zero", accepted, scheduler)
+    if values.get("algorithm_type") == "sde-dpmsolver" and values.get("solver_order") == 3:
+        _refuse("solver_order", 3, "1, 2 with sde-dpmsolver", scheduler)
+    if (
+        values.get("algorithm_type") == "sde-dpmsolver++"
+        and values.get("solver_order") == 3
+        and "sigma_schedule" in values
+    ):
+        _refuse("solver_order", 3, "1, 2 with sde-dpmsolver++", scheduler)
+    if values.get("shift_terminal") and values.get("use_flow_sigmas") is False:
+        accepted = "None without use_flow_sigmas"
+        _refuse("shift_terminal", values["shift_terminal"], accepted, scheduler)
+
+
+def _refuse(option: str, value: object, accepted: str, scheduler: str, reason: str = "") -> None:
     raise UsageError(
-        f"scheduler option {option} is {value!r}, which is not supported{where}; supported: "
-        f"{accepted}. Choose another sampler, or change scheduler/scheduler_config.json."
+        f"scheduler option {option} is {value!r}, which is not supported with {scheduler}"
+        f"{f' ({reason})' if reason else ''}; supported: {accepted}. Choose another sampler, or "
+        "change scheduler/scheduler_config.json."
     )
 
 
@@ -199,7 +237,8 @@ def pipeline_config(config: Mapping[str, object]) -> dict[str, object]:
     """
     corrected = dict(config)
     corrections: dict[str, object] = {"steps_offset": 1}
-    if config.get("clip_sample", config.get("_class_name") == DDIM.name) is True:
+    clips = config.get("_class_name") in (DDIM.name, DDPM.name)
+    if config.get("clip_sample", clips) is True:
         corrections["clip_sample"] = False
     filled_in = config.get("_use_default_values", ())
     hidden = {*filled_in} if isinstance(filled_in, list | tuple) else set()

@@ -2,19 +2,23 @@
 
 `TorchNoise(seed).randn(shape)` continues the sequence of ``torch.randn(shape, generator=g)`` with
 ``g = torch.Generator().manual_seed(seed)``; see `ATen/native/cpu/DistributionTemplates.h`
-(`normal_fill_16`, from 16 numbers on) and `ATen/core/DistributionsHelper.h` (below).
+(`normal_fill`, from 16 numbers on) and `ATen/core/DistributionsHelper.h` (below).
+
+`noise_source` chooses between this and torch's CUDA noise by name.
 """
 
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sdexport.errors import UsageError
+from sdexport.sampling.philox import TorchCudaNoise
+from sdexport.sampling.seeds import checked_seed, rounded_to
 
 BLOCK = 16
 _HALF = BLOCK // 2
@@ -24,17 +28,15 @@ class TorchNoise:
     """A generator of unit noise; one a picture, seeded with the picture's seed.
 
     Seeds are 0 … 2⁶⁴-1; like torch's, only the low 32 bits count. Values agree with torch's to
-    1e-6. Raises `UsageError` for any other seed.
+    1e-6. `precision` is what torch is asked for: "float32", or "float16" and "bfloat16", which
+    pipelines in half precision draw, and which are rounded and, for counts that are no multiple of
+    16, another sequence. Raises `UsageError` for any other seed or precision.
     """
 
-    def __init__(self, seed: int) -> None:
-        try:
-            value = -1 if isinstance(seed, bool) else operator.index(seed)
-        except TypeError:
-            value = -1
-        if not 0 <= value < 2**64:
-            raise UsageError(f"seed is {seed!r}; it must be a whole number from 0 to 2**64 - 1.")
-        self._words = np.random.RandomState(value & 0xFFFFFFFF)
+    def __init__(self, seed: int, precision: str = "float32") -> None:
+        self._words = np.random.RandomState(checked_seed(seed) & 0xFFFFFFFF)
+        self._round = rounded_to(precision)
+        self._half = precision != "float32"
         self._spare: float | None = None
 
     def randn(self, shape: Sequence[int]) -> NDArray[np.float32]:
@@ -42,14 +44,16 @@ class TorchNoise:
         shape = tuple(shape)
         count = math.prod(shape)
         if count < BLOCK:
-            return np.array([self._one() for _ in range(count)], np.float32).reshape(shape)
-        values = self._uniform(count)
+            few = np.array([self._one() for _ in range(count)], np.float32)
+            return self._round(few).reshape(shape)
         whole = count - count % BLOCK
-        values[:whole] = _box_muller(values[:whole])
+        # Below float32, torch draws block by block, and none for an incomplete one.
+        values = np.empty(count, np.float32)
+        values[:whole] = _box_muller(self._uniform(whole if self._half else count)[:whole])
         if whole < count:
             # torch draws the last 16 anew, over what the last whole block has made.
             values[-BLOCK:] = _box_muller(self._uniform(BLOCK))
-        return values.reshape(shape)
+        return self._round(values).reshape(shape)
 
     def _draw(self, count: int) -> NDArray[np.uint32]:
         return self._words.randint(0, 2**32, size=count, dtype=np.uint32)
@@ -81,3 +85,29 @@ def _box_muller(uniform: NDArray[np.float32]) -> NDArray[np.float32]:
     radius = np.sqrt(np.float32(-2) * np.log(np.float32(1) - blocks[:, 0]))
     angle = np.float32(2 * math.pi) * blocks[:, 1]
     return np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=1).reshape(-1)
+
+
+class NoiseSource(Protocol):
+    """A generator of unit noise for one picture."""
+
+    def randn(self, shape: Sequence[int]) -> NDArray[np.float32]:
+        """Unit noise of a shape, float32, C order; each call continues the sequence."""
+        ...
+
+
+NOISE_SOURCES = ("torch-cpu", "torch-cuda")
+"""The generators whose noise can be asked for."""
+
+
+def noise_source(name: str, seed: int) -> NoiseSource:
+    """A picture's noise as torch draws it on the CPU or on a CUDA device, by name.
+
+    "torch-cpu" is what diffusers draws with a generator on the CPU, whatever the model runs on,
+    and what its documentation recommends; "torch-cuda" what it draws with one on the GPU, and what
+    AUTOMATIC1111's web UI draws unless told otherwise. Raises `UsageError` for another name.
+    """
+    if name == "torch-cpu":
+        return TorchNoise(seed)
+    if name == "torch-cuda":
+        return TorchCudaNoise(seed)
+    raise UsageError(f"noise {name!r} is not known; choose one of {', '.join(NOISE_SOURCES)}.")

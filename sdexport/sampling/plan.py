@@ -13,9 +13,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+Floats = NDArray[np.floating[Any]]
+"""float32 in a plan for engines; float64 where the arithmetic itself is examined."""
 
 STATE_SLOTS = 5
 """K: latents that a plan may keep between evaluations, the sample among them (in slot 0)."""
@@ -25,36 +29,51 @@ STATE_SLOTS = 5
 class SamplingPlan:
     """A sampler with its step count, as tables; N evaluations over K = `STATE_SLOTS` slots.
 
-    The start state is ``initial_scale`` × unit noise in slot 0 and zeros elsewhere. After every
-    evaluation slot 0 holds the sample; after the last one, the finished latents. The arrays are
-    copied, checked and made read-only.
+    The state starts with the start sample in slot 0 and zeros elsewhere. After every evaluation
+    slot 0 holds the sample; after the last one, the finished latents. The arrays are copied,
+    checked and made read-only.
+
+    From noise alone the start sample is ``initial_scale`` × unit noise. From a picture (img2img)
+    it is ``start_sample_weight`` × its latents + ``start_noise_weight`` × unit noise, and the plan
+    is compiled with a `strength`. To keep a part of a picture as it is (inpainting), put in that
+    part of slot 0, after evaluation ``i``,
+    ``blend_weights[i, 0]`` × its latents + ``blend_weights[i, 1]`` × the same unit noise.
 
     sampler         short name, as in `sdexport.sampling.samplers`
     steps           what the user asked for; `evaluations` is what it costs
-    timesteps       (N,) float32, the model's timestep input, in training steps
-    input_weights   (N, K) float32
-    update_weights  (N, K, K+2) float32; columns: K slots, model output, noise
+    skipped         of these steps, those left out at the start because of the strength
+    timesteps       (N,) the model's timestep input, in training steps
+    input_weights   (N, K)
+    update_weights  (N, K, K+2); columns: K slots, model output, noise
     draws_noise     (N,) bool; the noise column is zero where this is False
+    noise_levels    (N, 2) weights of clean latents and of unit noise that make the sample before
+                    evaluation i out of a picture, as diffusers' `add_noise` does at its timestep
     initial_scale   standard deviation of the start sample
+
+    Tables of numbers are float32, or all of them float64 where that was asked for.
 
     Raises `ValueError` for tables that do not fit together: a defect of whoever made them.
     """
 
     sampler: str
     steps: int
-    timesteps: NDArray[np.float32]
-    input_weights: NDArray[np.float32]
-    update_weights: NDArray[np.float32]
+    timesteps: Floats
+    input_weights: Floats
+    update_weights: Floats
     draws_noise: NDArray[np.bool_]
+    noise_levels: Floats
     initial_scale: float
+    skipped: int = 0
 
     def __post_init__(self) -> None:
         count, slots = len(self.timesteps), STATE_SLOTS
+        number = np.float64 if self.input_weights.dtype == np.float64 else np.float32
         tables: dict[str, tuple[tuple[int, ...], type[np.generic]]] = {
-            "timesteps": ((count,), np.float32),
-            "input_weights": ((count, slots), np.float32),
-            "update_weights": ((count, slots, slots + 2), np.float32),
+            "timesteps": ((count,), number),
+            "input_weights": ((count, slots), number),
+            "update_weights": ((count, slots, slots + 2), number),
             "draws_noise": ((count,), np.bool_),
+            "noise_levels": ((count, 2), number),
         }
         for name, (shape, dtype) in tables.items():
             table = np.array(getattr(self, name), order="C", copy=True)
@@ -67,7 +86,7 @@ class SamplingPlan:
                 raise ValueError(f"{name} of sampler {self.sampler} has values that are no numbers")
             table.setflags(write=False)
             object.__setattr__(self, name, table)
-        if not 1 <= self.steps <= count:
+        if not 0 <= self.skipped < self.steps <= count + self.skipped:
             raise ValueError(f"{self.steps} steps do not fit {count} evaluations")
         if not (math.isfinite(self.initial_scale) and self.initial_scale > 0):
             raise ValueError(f"initial_scale is {self.initial_scale}, it must be positive")
@@ -79,22 +98,48 @@ class SamplingPlan:
         """N: how often the model is called."""
         return len(self.timesteps)
 
+    @property
+    def start_sample_weight(self) -> float:
+        """Of a picture's latents in the start sample."""
+        return float(self.noise_levels[0, 0])
+
+    @property
+    def start_noise_weight(self) -> float:
+        """Of unit noise in the start sample, where a picture's latents are in it."""
+        return float(self.noise_levels[0, 1])
+
+    @property
+    def blend_weights(self) -> Floats:
+        """(N, 2) weights of known latents and unit noise after each evaluation.
+
+        They are those of the next evaluation's timestep, and (1, 0), the known latents as they
+        are, after the last one: `diffusers`' `StableDiffusionInpaintPipeline`.
+        """
+        clean = np.array([[1, 0]], self.noise_levels.dtype)
+        return np.concatenate([self.noise_levels[1:], clean])
+
 
 def interpret(
     plan: SamplingPlan,
-    noise: NDArray[np.float32],
-    model: Callable[[NDArray[np.float32], float], NDArray[np.float32]],
-    draw: Callable[[tuple[int, ...]], NDArray[np.float32]],
-) -> Iterator[NDArray[np.float32]]:
+    noise: Floats,
+    model: Callable[[Any, float], Any],
+    draw: Callable[[tuple[int, ...]], Any],
+    picture: Floats | None = None,
+) -> Iterator[Floats]:
     """Run a plan in numpy, yielding the sample after each evaluation: the backends' reference.
 
-    noise  unit noise of any shape, float32; the sample has the same shape
-    model  (model input, timestep) → guided model output, both of the sample's shape, float32
-    draw   shape → unit noise, called for the evaluations that draw any, in order; the `randn` of
-           the `TorchNoise` that gave `noise` continues the sequence as diffusers does
+    noise    unit noise of any shape, float32 as the plan (or float64); the sample has this shape
+    model    (model input, timestep) → guided model output, both of the sample's shape
+    draw     shape → unit noise, called for the evaluations that draw any, in order; the `randn` of
+             the `TorchNoise` that gave `noise` continues the sequence as diffusers does
+    picture  latents to start from instead of noise alone
     """
-    state = np.zeros((STATE_SLOTS, *noise.shape), np.float32)
-    state[0] = np.float32(plan.initial_scale) * noise
+    state = np.zeros((STATE_SLOTS, *noise.shape), plan.input_weights.dtype)
+    number = state.dtype.type
+    if picture is None:
+        state[0] = number(plan.initial_scale) * noise
+    else:
+        state[0] = plan.noise_levels[0, 0] * picture + plan.noise_levels[0, 1] * noise
     nothing = np.zeros_like(state[0])
     for i in range(plan.evaluations):
         model_input = np.tensordot(plan.input_weights[i], state, axes=1)

@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import math
 
+from sdexport.errors import UsageError
 from sdexport.sampling.trace import Linear
 
 
 def clean_and_noise(
-    prediction: str, sample: Linear, output: Linear, alpha_cumprod: float
+    prediction: str, sample: Linear, output: Linear, alpha: float, sigma: float
 ) -> tuple[Linear, Linear]:
-    """(x₀, ε) of x = √ᾱ x₀ + √(1-ᾱ) ε, the variance-preserving form; DDIM (2010.02502), eq. 12.
+    """(x₀, ε) of x = α x₀ + σ ε; DDIM (2010.02502), equation 12.
 
-    The velocity is v = √ᾱ ε - √(1-ᾱ) x₀ (Salimans and Ho, 2202.00512, appendix D).
+    The velocity is v = α ε - σ x₀ (Salimans and Ho, 2202.00512, appendix D). Raises `UsageError`
+    where the sample is all noise and the model predicts that noise, or all picture.
     """
-    alpha, sigma = math.sqrt(alpha_cumprod), math.sqrt(1 - alpha_cumprod)
     if prediction == "epsilon":
+        if alpha == 0:
+            raise UsageError(
+                "the first timestep is pure noise (rescale_betas_zero_snr), and a model that "
+                "predicts noise says nothing about it; use one that predicts v or the sample, or "
+                'timestep_spacing "leading".'
+            )
         return (sample - sigma * output) / alpha, output
     if prediction == "sample":
         return output, (sample - alpha * output) / sigma

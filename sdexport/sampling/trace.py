@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -57,6 +58,7 @@ class Linear:
 class _Evaluation:
     timestep: float
     model_input: Linear
+    level: tuple[float, float]
     output: Symbol
     noise: Symbol | None = None
     sample: Symbol | None = None
@@ -82,12 +84,16 @@ class Tracer:
         self._initial_scale = scale
         return Linear({self._start: 1.0})
 
-    def evaluate(self, model_input: Linear, timestep: float) -> Linear:
-        """The (guided) model output for an input and a timestep, in training steps."""
+    def evaluate(self, model_input: Linear, timestep: float, level: tuple[float, float]) -> Linear:
+        """The (guided) model output for an input and a timestep, in training steps.
+
+        `level` are the weights of clean latents and unit noise that diffusers' `add_noise` mixes
+        for this evaluation.
+        """
         if self._evaluations and self._evaluations[-1].sample is None:
             raise ValueError("the evaluation before has not advanced to a sample")
         output = Symbol(evaluation=len(self._evaluations))
-        self._evaluations.append(_Evaluation(timestep, model_input, output))
+        self._evaluations.append(_Evaluation(timestep, model_input, level, output))
         return Linear({output: 1.0})
 
     def noise(self) -> Linear:
@@ -127,7 +133,13 @@ class Tracer:
                 definition[part] = definition.get(part, 0.0) + weight * share
         return Symbol(now, definition)
 
-    def plan(self, sampler: str, steps: int) -> SamplingPlan:
+    def plan(
+        self,
+        sampler: str,
+        steps: int,
+        skipped: int = 0,
+        dtype: type[np.floating[Any]] = np.float32,
+    ) -> SamplingPlan:
         """The tables of what has been traced; `ValueError` where `STATE_SLOTS` are too few."""
         count, slots = len(self._evaluations), STATE_SLOTS
         input_weights = np.zeros((count, slots))
@@ -149,10 +161,12 @@ class Tracer:
         return SamplingPlan(
             sampler=sampler,
             steps=steps,
-            timesteps=np.array([e.timestep for e in self._evaluations], np.float32),
-            input_weights=input_weights.astype(np.float32),
-            update_weights=update_weights.astype(np.float32),
+            skipped=skipped,
+            timesteps=np.array([e.timestep for e in self._evaluations], dtype),
+            input_weights=input_weights.astype(dtype),
+            update_weights=update_weights.astype(dtype),
             draws_noise=np.array([e.noise is not None for e in self._evaluations], np.bool_),
+            noise_levels=np.array([e.level for e in self._evaluations], dtype).reshape(count, 2),
             initial_scale=float(self._initial_scale),
         )
 

@@ -151,14 +151,22 @@ def test_no_bundle(run: Run, drawing: DrawingDouble, tmp_path: Path) -> None:
 
 
 def test_samplers_lists_all(run: Run) -> None:
-    text = run("samplers").out
-    document = run("samplers", "--json").document
+    text = run("samplers", "--steps", 20).out
+    document = run("samplers", "--steps", 20, "--json").document
     assert [one["name"] for one in document] == [sampler.name for sampler in samplers()]
     pndm = next(one for one in document if one["name"] == "pndm")
-    assert pndm["evaluations_for_50_steps"] == 51
+    assert (pndm["steps"], pndm["evaluations"], pndm["order"]) == (20, 21, 4)
     for one in document:
         assert set(one) == {
-            "name", "title", "aliases", "diffusers", "evaluations_for_50_steps", "draws_noise",
+            "name", "title", "aliases", "diffusers", "spacings", "order", "steps", "evaluations",
+            "draws_noise", "family", "origin",
         }  # fmt: skip
         line = next(line for line in text.splitlines() if line.startswith(f"{one['name']} "))
-        assert one["diffusers"] in line
+        assert (one["diffusers"] or "-").removesuffix("Scheduler") in line
+        assert f" {one['evaluations']} " in line
+
+
+def test_evaluations_are_for_steps_that_can_be(run: Run) -> None:
+    failed = run("samplers", "--steps", 0)
+    assert failed.code == 2
+    assert "steps 0 is not possible" in failed.err

@@ -11,7 +11,7 @@ import pytest
 from sdexport.errors import EngineError, UsageError
 from sdexport.pipeline.pipeline import Pipeline
 from sdexport.pipeline.tokenizer import PromptTokenizer
-from sdexport.sampling import TorchNoise, compile_plan, interpret
+from sdexport.sampling import TorchCudaNoise, TorchNoise, compile_plan, interpret
 from sdexport.spec import Profile, Range
 from tests.pipeline.fakes import CHANNELS, DIM, SCHEDULER, Fakes, encode_text, model
 
@@ -132,6 +132,16 @@ def test_text_order_is_negative_then_prompt(
     pipe.generate(["apple", "cat"], steps=1, guidance=1)
     (_, _, inputs) = next(entry for entry in reversed(fakes.log) if entry[0] == "text_encoder")
     assert (inputs["input_ids"] == tokenizer.encode(["apple", "cat"])).all()
+
+
+def test_the_noise_that_is_asked_for(pipe: Pipeline, fakes: Fakes) -> None:
+    pipe.generate("apple", steps=3, sampler="euler-a", seed=3, noise="torch-cuda")
+    source = TorchCudaNoise(3)
+    plan = compile_plan(SCHEDULER, "euler-a", 3)
+    first, *_ = (inputs for name, _, inputs in fakes.log if name == "denoise_step")
+    start = source.randn((1, CHANNELS, 4, 4))
+    assert (first["state"][:, 0] == np.float32(plan.initial_scale) * start).all()
+    assert (first["noise"] == source.randn((1, CHANNELS, 4, 4))).all()
 
 
 def test_noise_is_drawn_only_where_the_plan_says_so(

@@ -53,6 +53,7 @@ def request(prompt: Any = "a", **values: Any) -> Request:
         ({"guidance": [7.5]}, "is no number"),
         ({"sampler": "nope"}, "nope.*ddim.*euler"),
         ({"sampler": 3}, "sampler 3 is no name"),
+        ({"noise": "cuda"}, "noise 'cuda'.*torch-cpu, torch-cuda"),
         ({"size": "512"}, "size '512' is no size; write WIDTHxHEIGHT"),
         ({"size": "512x"}, "size '512x'"),
         ({"size": "-512x512"}, "size '-512x512'"),

@@ -37,7 +37,7 @@ def test_round_trip(pipe: Pipeline, tmp_path: Path) -> None:
         "red apple\n"
         "Negative prompt: cat\n"
         "Steps: 2, Sampler: Euler a, CFG scale: 3.5, Seed: 11, Size: 32x32, Model: fake, "
-        "Version: sdexport 0.0"
+        "RNG: CPU, Version: sdexport 0.0"
     )
     own = json.loads(texts["sdexport"])
     assert own["about"] == {"model": "fake", "precision": "bf16", "sdexport": "0.0"}

@@ -1,0 +1,54 @@
+"""The tables of options against diffusers' own constructors."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import diffusers
+import pytest
+
+from benchmarks.sampler_table import NOT_SAMPLERS
+from sdexport.sampling import Sampler, samplers
+from sdexport.sampling.registry import find_sampler
+from sdexport.sampling.schedulers import NO_EFFECT
+
+IN_DIFFUSERS = {s.diffusers: s for s in samplers() if s.diffusers is not None}
+
+
+def plain(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+@pytest.mark.parametrize("sampler", IN_DIFFUSERS.values(), ids=list(IN_DIFFUSERS))
+def test_every_option_is_read_refused_or_without_effect(sampler: Sampler) -> None:
+    assert sampler.diffusers is not None
+    options = sampler.scheduler
+    constructor = inspect.signature(getattr(diffusers, sampler.diffusers).__init__)
+    names = set()
+    for name, parameter in constructor.parameters.items():
+        if name in ("self", "args", "kwargs"):
+            continue
+        names.add(name)
+        assert name in options.reads or name in options.refuses or name in NO_EFFECT, name
+        if name in options.reads:
+            assert plain(options.reads[name]) == plain(parameter.default), name
+        if name in options.refuses and name not in ("clip_sample", "variance_type"):
+            fine, reason = options.refuses[name]
+            assert plain(parameter.default) in fine
+            assert reason
+    assert set(options.reads) <= names
+    assert set(options.refuses) <= names
+
+
+def test_every_scheduler_of_diffusers_is_a_sampler_or_has_a_reason() -> None:
+    classes = {name for name in dir(diffusers) if name.endswith("Scheduler")}
+    known = {name for name in classes if _is_known(name)}
+    assert classes - known == set(NOT_SAMPLERS) & classes
+
+
+def _is_known(name: str) -> bool:
+    try:
+        return find_sampler(name) is not None
+    except Exception:
+        return False
