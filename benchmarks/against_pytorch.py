@@ -104,27 +104,16 @@ def bundle_work(scenario: Scenario, path: str) -> Work:
     import numpy as np
 
     import sdexport
+    from sdexport.backends.workspace import Shape, step_shapes
     from sdexport.bundle import open_bundle
     from sdexport.pipeline.load import load_parts
     from sdexport.pipeline.pipeline import Pipeline
-    from sdexport.sampling import STATE_SLOTS
 
     parts = load_parts(open_bundle(Path(path), check=False))
     pipeline = Pipeline(parts)
-    h, w = scenario.height // 8, scenario.width // 8
-    state = (1, STATE_SLOTS, parts.latent_channels, h, w)
-    step = parts.denoise_step.bind(
-        {
-            "state": state,
-            "noise": (1, parts.latent_channels, h, w),
-            "timestep": (1,),
-            "input_weights": (1, STATE_SLOTS),
-            "update_weights": (1, STATE_SLOTS, STATE_SLOTS + 2),
-            "guidance": (1,),
-            "text_embeddings": (1, 2, parts.tokens, parts.embedding_dim),
-            "next_state": state,
-        }
-    )
+    scale = parts.latent_scale
+    shape = Shape(1, 2, scenario.height // scale, scenario.width // scale, parts.tokens)
+    step = parts.denoise_step.bind(step_shapes(parts.engines, shape))
     random = np.random.default_rng(0)
     for name, buffer in step.buffers.items():
         if name != "next_state":

@@ -22,10 +22,10 @@ from sdexport.spec import Precision, Profile
 
 MANIFEST_FILE = "bundle.json"
 RUNTIME_CACHE = "runtime_cache"
-FORMAT = 1
+FORMAT = 2
 
 ENGINES = ("text_encoder", "denoise_step", "vae_decoder", "vae_encoder")
-"""The engines of a bundle; the encoder is optional, it is not needed to draw from text."""
+"""The engines of a bundle; the VAE encoder is optional, it is not needed to draw from text."""
 
 REQUIRED = ("text_encoder", "denoise_step", "vae_decoder")
 
@@ -37,6 +37,10 @@ _PLAIN = (
     "latent_scale",
     "tokens",
     "embedding_dim",
+    "text_layers",
+    "embedded_guidance",
+    "scaling_factor",
+    "shift_factor",
     "default_guidance",
     "parity",
 )
@@ -79,6 +83,9 @@ class Manifest:
         profile: the sizes and batches that are served, in pixels and images.
         latent_channels, latent_scale: channels of a latent, and pixels a latent side.
         tokens, embedding_dim: length and width of the text encoder's output.
+        text_layers: layers of the text encoder that a request may leave out; 0: none.
+        embedded_guidance: the model takes the guidance scale as an embedding.
+        scaling_factor, shift_factor: a latent is (encoded - shift_factor) * scaling_factor.
         default_guidance, default_size: used where a request says nothing; (width, height) pixels.
         engines: by name, see `ENGINES`.
         files: every file of the bundle but the manifest, by relative path.
@@ -107,6 +114,10 @@ class Manifest:
     built_with: Mapping[str, str] = field(default_factory=dict)
     builder: Mapping[str, object] = field(default_factory=dict)
     half_check: Mapping[str, object] | None = None
+    text_layers: int = 0
+    embedded_guidance: bool = False
+    scaling_factor: float = 1.0
+    shift_factor: float = 0.0
 
     @property
     def fingerprint(self) -> str:

@@ -20,6 +20,11 @@ PIXEL_MULTIPLE = 8
 """Height and width are multiples of this many pixels: one latent of the f8 autoencoder."""
 
 
+MOST_PIECES = 8
+"""Pieces of a prompt, each as long as the text encoder's own texts, that the engines serve at most:
+600 tokens of Stable Diffusion's."""
+
+
 class Precision(StrEnum):
     """The number format of an engine's weights and arithmetic."""
 

@@ -133,17 +133,24 @@ def verify(
     batch = min(max(2, profile.batch.min), profile.batch.max)
     reference = ReferenceModels(checkpoint)
     comparisons: list[Comparison] = []
-    with stage(progress, "comparing with PyTorch", 4):
+    stages = 5 if parts.vae_encoder is not None else 4
+    with stage(progress, "comparing with PyTorch", stages):
         h, w = height // manifest.latent_scale, width // manifest.latent_scale
         progress.advance(0, "text_encoder")
         tokens = parts.tokenizer.encode([NEGATIVE_PROMPT, PROMPTS[0]])
-        ours = _call(parts.text_encoder, {"input_ids": tokens}, _text_shape(parts))
+        inputs: dict[str, Array] = {"input_ids": tokens}
+        if parts.text_layers:
+            inputs["clip_skip"] = np.zeros(len(tokens), np.int64)
+        ours = _call(parts.text_encoder, inputs, _text_shape(parts))
         theirs = reference.text_encoder(tokens)
         comparisons.append(_engine("text_encoder", ours, theirs, tolerance))
         progress.advance(1, "denoise_step")
         comparisons.append(_denoise_step(parts, reference, theirs, (h, w), tolerance))
         progress.advance(1, "vae_decoder")
         comparisons.append(_vae_decoder(parts, reference, (h, w), tolerance))
+        if parts.vae_encoder is not None:
+            progress.advance(1, "vae_encoder")
+            comparisons.append(_vae_encoder(parts.vae_encoder, reference, (h, w), tolerance))
         progress.advance(1, "pictures")
         comparisons.append(_pictures(parts, reference, (width, height), batch, tolerance))
         progress.advance(1)
@@ -224,18 +231,27 @@ def _denoise_step(
     state[:, 0] = sample
     weights = np.zeros((1, STATE_SLOTS), np.float32)
     weights[0, 0] = 1.0
+    scale = np.array([GUIDANCE], np.float32)
     inputs = {
         "state": state,
         "noise": np.zeros(shape, np.float32),
         "timestep": timestep,
         "input_weights": weights,
         "update_weights": update,
-        "guidance": np.array([GUIDANCE], np.float32),
+        "guidance": scale,
+        "guidance_rescale": np.zeros(1, np.float32),
         "text_embeddings": embeddings[None].astype(np.float32),
+        "mask": np.ones((1, 1, *latent_size), np.float32),
+        "known": np.zeros((1, 2, *shape[1:]), np.float32),
+        "known_weights": np.zeros((1, 2), np.float32),
     }
+    embedded = scale - 1 if parts.embedded_guidance else None
+    if embedded is not None:
+        inputs["embedded_guidance"] = embedded
     ours = _call(parts.denoise_step, inputs, ("next_state", state.shape))[:, 0]
     unguided, guided = (
-        reference.unet(sample, timestep, embeddings[branch : branch + 1]) for branch in (0, 1)
+        reference.unet(sample, timestep, embeddings[branch : branch + 1], embedded)
+        for branch in (0, 1)
     )
     return _engine("denoise_step", ours, unguided + GUIDANCE * (guided - unguided), tolerance)
 
@@ -250,6 +266,19 @@ def _vae_decoder(
     theirs = reference.decode(latents)
     ours = _call(parts.vae_decoder, {"state": state}, ("image", theirs.shape))
     return _engine("vae_decoder", ours / 255, np.round(theirs * 255) / 255, tolerance)
+
+
+def _vae_encoder(
+    engine: Engine, reference: Any, latent_size: tuple[int, int], tolerance: Tolerance
+) -> Comparison:
+    """Means and log variances of a random smooth picture's latents."""
+    height, width = (length * PIXEL_MULTIPLE for length in latent_size)
+    coarse = TorchNoise(SEED + 2).randn((1, 3, *latent_size))
+    pixels = coarse.repeat(PIXEL_MULTIPLE, axis=2).repeat(PIXEL_MULTIPLE, axis=3)
+    pixels = np.tanh(pixels[:, :, :height, :width])
+    theirs = reference.encode(pixels)
+    ours = _call(engine, {"sample": pixels}, ("latent_parameters", theirs.shape))
+    return _engine("vae_encoder", ours, theirs, tolerance)
 
 
 def _pictures(

@@ -100,12 +100,18 @@ MODEL_INDEX = {
 WORDS = ("a", "the", "photo", "red", "green", "dog", "cat", "house", "apple", "riding", "horse")
 
 
-def make_tiny_checkpoint(path: Path, *, seed: int = 0) -> Path:
-    """A checkpoint of about 0.6 M random float32 weights at `path`; takes well under a second."""
+def make_tiny_checkpoint(
+    path: Path, *, seed: int = 0, unet: Mapping[str, Any] | None = None
+) -> Path:
+    """A checkpoint of about 0.6 M random float32 weights at `path`; takes well under a second.
+
+    `unet` are options of its UNet that differ.
+    """
     import torch
 
     _write_plain_parts(path)
-    return _write_models(path, TINY_UNET, TINY_VAE, TINY_TEXT, torch.float32, seed)
+    own = TINY_UNET | dict(unet or {})
+    return _write_models(path, own, TINY_VAE, TINY_TEXT, torch.float32, seed)
 
 
 def make_sd15_checkpoint(path: Path, *, dtype: Any = None, seed: int = 0) -> Path:

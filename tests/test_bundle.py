@@ -106,7 +106,7 @@ def resigned(path: Path, **changes: object) -> None:
         (remove, r"vae_decoder/engine\.onnx is missing; build"),
         (cut_manifest, r"bundle\.json is damaged"),
         (edit_manifest, r"bundle\.json was altered.*digest"),
-        (other_format, r"format 99, this version reads format 1"),
+        (other_format, r"format 99, this version reads format 2"),
         (lambda path: resigned(path, engines={}), r"lacks text_encoder, denoise_step"),
         (lambda path: resigned(path, default_size=3), r"bundle\.json is damaged"),
         (lambda path: resigned(path, precision="int3"), r"bundle\.json is damaged"),

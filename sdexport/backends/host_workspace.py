@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sdexport.backends.protocol import Array
+from sdexport.backends.protocol import Array, Binding
 from sdexport.backends.workspace import (
     Course,
     Engines,
@@ -21,10 +21,12 @@ from sdexport.backends.workspace import (
     Shape,
     Times,
     check_course,
+    encoder_shapes,
     picture_shapes,
     step_shapes,
     text_shapes,
 )
+from sdexport.errors import EngineError
 
 KEPT = 4
 """Workspaces that stay bound; an older one is bound again when its shape comes back."""
@@ -54,6 +56,9 @@ class HostWorkspace:
         image = decoder.buffers["image"]
         other = engines.vae_decoder.bind(picture, {"state": states[1], "image": image})
         self._text_encoder = text_encoder
+        # Bound when the first picture comes: most requests bring none.
+        self._vae_encoder: Binding | None = None
+        self._embeddings: Floats = embeddings
         self._inputs = first.buffers
         self._run = first.run, second.run
         self._decoders = decoder, other
@@ -70,12 +75,35 @@ class HostWorkspace:
         """See `workspace.Workspace`; so the others."""
         return self._shape
 
-    def encode(self, ids: NDArray[np.int64]) -> None:
+    def encode(self, ids: NDArray[np.int64], clip_skip: NDArray[np.int64] | None = None) -> None:
         started = perf_counter()
-        buffer: NDArray[Any] = self._text_encoder.buffers["input_ids"]
-        buffer[...] = ids.reshape(buffer.shape)
+        buffers = self._text_encoder.buffers
+        rows: NDArray[Any] = buffers["input_ids"]
+        rows[...] = ids.reshape(rows.shape)
+        if "clip_skip" in buffers:
+            skipped: NDArray[Any] = buffers["clip_skip"]
+            skipped[...] = 0 if clip_skip is None else clip_skip.repeat(len(skipped) // len(ids))
         self._text_encoder.run()
         self._encoding = perf_counter() - started
+
+    def embeddings(self) -> Floats:
+        return self._embeddings
+
+    def embed(self, embeddings: Floats) -> None:
+        self._embeddings[...] = embeddings
+
+    def encode_images(self, pixels: Floats) -> Floats:
+        if self._vae_encoder is None:
+            engine = self._engines.vae_encoder
+            if engine is None:
+                raise EngineError(
+                    "this bundle has no VAE encoder; build it again with all components"
+                )
+            self._vae_encoder = engine.bind(encoder_shapes(self._engines, self._shape))
+        self._vae_encoder.buffers["sample"][...] = pixels
+        self._vae_encoder.run()
+        found: Floats = self._vae_encoder.buffers["latent_parameters"].copy()
+        return found
 
     def begin(self, course: Course, *, watched: bool = True) -> None:
         started = perf_counter()
@@ -109,6 +137,9 @@ class HostWorkspace:
 
     def latents(self) -> Floats:
         return self._states[self._done & 1][:, 0]
+
+    def state(self) -> Floats:
+        return self._states[self._done & 1]
 
     def decode(self) -> NDArray[np.uint8]:
         started = perf_counter()

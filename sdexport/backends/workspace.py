@@ -25,12 +25,15 @@ class Engines:
     """The engines that draw, and the sizes that they have in common.
 
     Attributes:
-        text_encoder: input_ids (n, tokens) → last_hidden_state (n, tokens, embedding_dim).
+        text_encoder: input_ids (n, tokens) and, where it can leave layers out, clip_skip (n,) →
+            last_hidden_state (n, tokens, embedding_dim).
         denoise_step: see `graph.denoise_step`.
         vae_decoder: state (B, K, C, h, w) → image (B, height, width, 3) uint8.
         slots: K of the state.
         latent_channels, latent_scale: C of the latents, and pixels a side of a latent.
         tokens, embedding_dim: length and width of the text encoder's output.
+        vae_encoder: sample (B, 3, height, width) → latent_parameters (B, 2 · C, h, w); None where
+            the bundle has none.
     """
 
     text_encoder: Engine
@@ -41,6 +44,7 @@ class Engines:
     latent_scale: int
     tokens: int
     embedding_dim: int
+    vae_encoder: Engine | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,15 +123,32 @@ class Workspace(Protocol):
     @property
     def shape(self) -> Shape: ...
 
-    def encode(self, ids: NDArray[np.int64]) -> None:
+    def encode(self, ids: NDArray[np.int64], clip_skip: NDArray[np.int64] | None = None) -> None:
         """Encodes the texts; the embeddings stay where the denoise step reads them.
 
         Args:
             ids: (B · branches, tokens): for every picture the negative prompt, if any, and the
                 prompt.
+            clip_skip: (B · branches,): the text encoder's last layers that are left out for each;
+                None leaves none out.
 
         Raises:
             EngineError: the runtime failed; names the component. So do the others.
+        """
+
+    def embeddings(self) -> Floats:
+        """(B, branches, tokens, dim): what the denoise step reads; see `embed` to change it."""
+
+    def embed(self, embeddings: Floats) -> None:
+        """Puts other embeddings, (B, branches, tokens, dim), where the denoise step reads them."""
+
+    def encode_images(self, pixels: Floats) -> Floats:
+        """Means and log variances of latents, (B, 2 · C, h, w), of pictures (B, 3, H, W).
+
+        The pictures are numbers from -1 to 1; what is returned is not scaled, and the caller's own.
+
+        Raises:
+            EngineError: the bundle has no VAE encoder, or the runtime failed.
         """
 
     def begin(self, course: Course, *, watched: bool = True) -> None:
@@ -148,8 +169,14 @@ class Workspace(Protocol):
     def latents(self) -> Floats:
         """(B, C, h, w) after the evaluations that are done; the next `advance` overwrites them."""
 
+    def state(self) -> Floats:
+        """(B, K, C, h, w) after the evaluations that are done: what a course goes on from.
+
+        The next `advance` overwrites it.
+        """
+
     def decode(self) -> NDArray[np.uint8]:
-        """(B, height, width, 3): the pictures, once every evaluation is done.
+        """(B, height, width, 3): the pictures of the latents as they are now.
 
         The memory is the workspace's own: the next batch overwrites it.
         """
@@ -194,10 +221,13 @@ def text_shapes(engines: Engines, shape: Shape) -> dict[str, tuple[int, ...]]:
     if rest or not pieces:
         raise ValueError(f"{shape.tokens} tokens are no multiple of {engines.tokens}")
     rows = shape.batch * shape.branches * pieces
-    return {
+    shapes: dict[str, tuple[int, ...]] = {
         "input_ids": (rows, engines.tokens),
         "last_hidden_state": (rows, engines.tokens, engines.embedding_dim),
     }
+    if any(spec.name == "clip_skip" for spec in engines.text_encoder.inputs):
+        shapes["clip_skip"] = (rows,)
+    return shapes
 
 
 def step_shapes(engines: Engines, shape: Shape) -> dict[str, tuple[int, ...]]:
@@ -211,6 +241,11 @@ def step_shapes(engines: Engines, shape: Shape) -> dict[str, tuple[int, ...]]:
         "input_weights": (batch, slots),
         "update_weights": (batch, slots, slots + 2),
         "guidance": (batch,),
+        "guidance_rescale": (batch,),
+        "embedded_guidance": (batch,),
+        "mask": (batch, 1, shape.height, shape.width),
+        "known": (batch, 2, channels, shape.height, shape.width),
+        "known_weights": (batch, 2),
         "text_embeddings": (batch, shape.branches, shape.tokens, engines.embedding_dim),
         "next_state": state,
     }
@@ -232,6 +267,13 @@ def picture_shapes(engines: Engines, shape: Shape) -> dict[str, tuple[int, ...]]
         ),
         "image": (shape.batch, shape.height * scale, shape.width * scale, 3),
     }
+
+
+def encoder_shapes(engines: Engines, shape: Shape) -> dict[str, tuple[int, ...]]:
+    """The shapes of the VAE encoder's tensors."""
+    height, width = shape.height * engines.latent_scale, shape.width * engines.latent_scale
+    parameters = (shape.batch, 2 * engines.latent_channels, shape.height, shape.width)
+    return {"sample": (shape.batch, 3, height, width), "latent_parameters": parameters}
 
 
 LOOP_INPUTS = ("state", "noise", "text_embeddings")

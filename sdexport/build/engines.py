@@ -21,6 +21,7 @@ from sdexport.graph.decode_image import decode_image
 from sdexport.graph.denoise_step import denoise_step
 from sdexport.graph.flops import count
 from sdexport.graph.proto import load_graph, save_graph, weights_files
+from sdexport.graph.select_hidden_state import select_hidden_state, skippable_layers
 from sdexport.graph.select_outputs import select_outputs
 from sdexport.onnx_folder import MODEL_FILE, OnnxFolder
 from sdexport.progress import Progress, stage
@@ -38,7 +39,12 @@ COMPONENT_OF = {
 
 @dataclass(frozen=True, slots=True)
 class Dimensions:
-    """The sizes of a model that the pipeline has to know, read from its configurations."""
+    """The sizes of a model that the pipeline has to know, read from its configurations.
+
+    Attributes:
+        text_layers: of the text encoder, as many as can be left out; 0 where its export has none.
+        embedded_guidance: the UNet takes the guidance scale as an embedding.
+    """
 
     latent_channels: int
     latent_scale: int
@@ -47,6 +53,8 @@ class Dimensions:
     tokens: int
     embedding_dim: int
     native_pixels: int
+    text_layers: int = 0
+    embedded_guidance: bool = False
 
     def default_profile(self) -> Profile:
         """The profile that is built where nobody asks for one."""
@@ -99,13 +107,17 @@ def read_dimensions(folder: OnnxFolder) -> Dimensions:
         tokens=number(text, "text_encoder", "max_position_embeddings"),
         embedding_dim=number(text, "text_encoder", "hidden_size"),
         native_pixels=native,
+        text_layers=skippable_layers(load_graph(folder.model("text_encoder"))),
+        embedded_guidance=unet.get("time_cond_proj_dim") is not None,
     )
 
 
 def graphs(dimensions: Dimensions) -> Mapping[str, Callable[[onnx.ModelProto], onnx.ModelProto]]:
     """What each engine's graph is made with, from its component's."""
     return {
-        "text_encoder": lambda model: select_outputs(model, ("last_hidden_state",)),
+        "text_encoder": lambda model: select_outputs(
+            select_hidden_state(model), ("last_hidden_state",)
+        ),
         "denoise_step": lambda model: denoise_step(model, slots=STATE_SLOTS),
         "vae_decoder": lambda model: decode_image(
             model,
@@ -118,22 +130,40 @@ def graphs(dimensions: Dimensions) -> Mapping[str, Callable[[onnx.ModelProto], o
 
 
 def call_shapes(
-    engine: str, dimensions: Dimensions, *, batch: int, branches: int, height: int, width: int
+    engine: str,
+    dimensions: Dimensions,
+    *,
+    batch: int,
+    branches: int,
+    height: int,
+    width: int,
+    pieces: int = 1,
 ) -> dict[str, tuple[int, ...]]:
-    """The inputs' shapes of one call of `engine`; height and width in pixels."""
+    """The inputs' shapes of one call of `engine`; height and width in pixels.
+
+    `pieces` are those of every prompt, at most `spec.MOST_PIECES`.
+    """
     h, w = height // dimensions.latent_scale, width // dimensions.latent_scale
-    state = (batch, STATE_SLOTS, dimensions.latent_channels, h, w)
+    texts, channels = batch * branches * pieces, dimensions.latent_channels
+    context = (batch, branches, pieces * dimensions.tokens, dimensions.embedding_dim)
+    state = (batch, STATE_SLOTS, channels, h, w)
     shapes: dict[str, dict[str, tuple[int, ...]]] = {
-        "text_encoder": {"input_ids": (batch * branches, dimensions.tokens)},
+        "text_encoder": {"input_ids": (texts, dimensions.tokens)}
+        | ({"clip_skip": (texts,)} if dimensions.text_layers else {}),
         "denoise_step": {
             "state": state,
-            "noise": (batch, dimensions.latent_channels, h, w),
+            "noise": (batch, channels, h, w),
             "timestep": (batch,),
             "input_weights": (batch, STATE_SLOTS),
             "update_weights": (batch, STATE_SLOTS, STATE_SLOTS + 2),
             "guidance": (batch,),
-            "text_embeddings": (batch, branches, dimensions.tokens, dimensions.embedding_dim),
-        },
+            "guidance_rescale": (batch,),
+            "text_embeddings": context,
+            "mask": (batch, 1, h, w),
+            "known": (batch, 2, channels, h, w),
+            "known_weights": (batch, 2),
+        }
+        | ({"embedded_guidance": (batch,)} if dimensions.embedded_guidance else {}),
         "vae_decoder": {"state": state},
         "vae_encoder": {"sample": (batch, 3, height, width)},
     }

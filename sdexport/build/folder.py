@@ -219,6 +219,10 @@ def fill_bundle(
         latent_scale=dimensions.latent_scale,
         tokens=dimensions.tokens,
         embedding_dim=dimensions.embedding_dim,
+        text_layers=dimensions.text_layers,
+        embedded_guidance=dimensions.embedded_guidance,
+        scaling_factor=dimensions.scaling_factor,
+        shift_factor=dimensions.shift_factor,
         default_guidance=options.guidance,
         default_size=(
             (native, native)

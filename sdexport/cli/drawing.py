@@ -91,6 +91,68 @@ def generate(
         ),
     ] = "torch-cpu",
     count: Annotated[int, typer.Option(metavar="N", help="Pictures for each prompt.")] = 1,
+    image: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE",
+            help="A picture to start from: once for all prompts, or once for each. Its size is "
+            "drawn, unless --size says another.",
+            show_default="none",
+        ),
+    ] = None,
+    mask: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE",
+            help="Where the image is drawn anew: white; black is kept. Of the image's size.",
+            show_default="none",
+        ),
+    ] = None,
+    strength: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SHARE",
+            help="How much of the image is drawn anew, from 0 to 1; the steps are as much fewer.",
+            show_default="0.8, with a mask 1",
+        ),
+    ] = None,
+    fit: Annotated[
+        str,
+        typer.Option(
+            metavar="exact|resize|crop|pad",
+            help="What to do with an image of another size than is drawn: refuse it, scale it, cut "
+            "it around its middle, or continue its edges.",
+        ),
+    ] = "exact",
+    guidance_rescale: Annotated[
+        float,
+        typer.Option(
+            metavar="SHARE", help="Against overexposure by strong guidance, from 0 (off) to 1."
+        ),
+    ] = 0.0,
+    guidance_interval: Annotated[
+        str | None,
+        typer.Option(
+            metavar="BEGIN:END",
+            help="The part of the steps with guidance, two numbers from 0 to 1.",
+            show_default="0:1",
+        ),
+    ] = None,
+    prompt_syntax: Annotated[
+        str,
+        typer.Option(
+            metavar="plain|long|weights",
+            help="How prompts are read: plain, cut off after 77 tokens, as diffusers does; long, "
+            "all of it; weights, all of it, with (word:1.2), [word] and BREAK as in web UIs.",
+        ),
+    ] = "plain",
+    clip_skip: Annotated[
+        int,
+        typer.Option(
+            metavar="N",
+            help="Layers of the text encoder to leave out for the prompt. Web UIs count 1 more.",
+        ),
+    ] = 0,
     output: Annotated[
         str | None,
         typer.Option(
@@ -119,6 +181,8 @@ def generate(
     Example:
       sdexport generate bundles/sd15 "a red apple" --seed 7 -o apple.png
       sdexport generate bundles/sd15 "a fox" "an owl" -n blurry --count 4 --size 512x768
+      sdexport generate bundles/sd15 "a (red:1.3) fox" --prompt-syntax weights
+      sdexport generate bundles/sd15 "a fox" --image owl.png --strength 0.6
     """
     from sdexport.bundle import open_bundle
     from sdexport.pipeline import load as loading
@@ -137,16 +201,22 @@ def generate(
         size=size,
         count=count,
         noise=noise,
+        image=image or None,
+        mask=mask or None,
+        strength=strength,
+        fit=fit,
+        guidance_rescale=guidance_rescale,
+        guidance_interval=_interval(guidance_interval),
+        prompt_syntax=prompt_syntax,
+        clip_skip=clip_skip,
     )
     file = _output(output, request)
     with terminal.progress(quiet=json) as progress:
         with stage(progress, "loading engines"):
             pipeline = loading.load(bundle, threads=threads)
-        profile = pipeline.parts.profile.serving(height=request.height, width=request.width)
-        evaluations = _evaluations(request, profile.batch.max)
         result: Result | None = None
         with (
-            stage(progress, "drawing", evaluations),
+            stage(progress, "drawing", pipeline.evaluations(request)),
             closing(pipeline.steps(request)) as stream,
         ):
             for step in stream:
@@ -162,8 +232,20 @@ def generate(
     _print_result(result, files)
 
 
-def _evaluations(request: Request, largest: int) -> int:
-    return request.plan.evaluations * -(-request.images // largest)
+def _interval(text: str | None) -> tuple[float, float]:
+    """BEGIN:END as two numbers.
+
+    Raises:
+        UsageError: anything else.
+    """
+    try:
+        begin, end = (float(part) for part in ("0:1" if text is None else text).split(":"))
+    except ValueError:
+        raise UsageError(
+            f"guidance interval {text!r} is not possible; write BEGIN:END, two numbers from 0 to "
+            "1, for example 0.2:0.8"
+        ) from None
+    return begin, end
 
 
 def _output(output: str | None, request: Request) -> Path:
@@ -200,15 +282,14 @@ def _output(output: str | None, request: Request) -> Path:
 
 def _print_document(result: Result, files: Sequence[Path]) -> None:
     parameters = dict(result.parameters)
-    prompts, negatives = parameters.pop("prompts"), parameters.pop("negative_prompts")
-    seeds = parameters.pop("seeds")
+    own = {"prompt": "prompts", "negative_prompt": "negative_prompts", "seed": "seeds"}
+    own |= {"image": "images", "mask": "masks"} if "images" in parameters else {}
+    columns = [parameters.pop(many) for many in own.values()]
     terminal.print_json(
         {
             "images": [
-                {"file": file, "prompt": prompt, "negative_prompt": negative, "seed": seed}
-                for file, prompt, negative, seed in zip(
-                    files, prompts, negatives, seeds, strict=True
-                )
+                {"file": file} | dict(zip(own, values, strict=True))
+                for file, *values in zip(files, *columns, strict=True)
             ],
             "parameters": parameters,
             "seconds": result.timings.as_json(),

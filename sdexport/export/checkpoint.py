@@ -45,7 +45,6 @@ UNET_OFF = (
     "num_class_embeds",
     "encoder_hid_dim",
     "encoder_hid_dim_type",
-    "time_cond_proj_dim",
     "time_embedding_dim",
 )
 """Options of the UNet that bring inputs which Stable Diffusion 1.x does not have."""
@@ -59,6 +58,9 @@ class Sizes:
         latent_channels: of a latent; `latent_scale` is the pixels of its side.
         tokens: of a prompt; `vocabulary` is the number of different ones.
         embedding_dim: of a token's embedding.
+        text_layers: of the text encoder.
+        guidance_width: of the embedding of the guidance scale that a guidance-distilled UNet
+            takes (diffusers' `time_cond_proj_dim`); 0 for others.
     """
 
     latent_channels: int
@@ -66,6 +68,8 @@ class Sizes:
     tokens: int
     vocabulary: int
     embedding_dim: int
+    text_layers: int
+    guidance_width: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,6 +237,8 @@ def _read_sizes(path: Path, configs: Mapping[str, Mapping[str, Any]]) -> Sizes:
         tokens=text.get("max_position_embeddings", 77),
         vocabulary=text.get("vocab_size", 49408),
         embedding_dim=text.get("hidden_size", 512),
+        text_layers=text.get("num_hidden_layers", 12),
+        guidance_width=unet.get("time_cond_proj_dim") or 0,
     )
     channels, width = unet.get("in_channels", 4), unet.get("cross_attention_dim")
     if channels != sizes.latent_channels:

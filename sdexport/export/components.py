@@ -23,25 +23,41 @@ TRACED = {"batch": 2, "height": 9, "width": 13}
 that no dimension is taken for another, for a constant, or for a multiple of something."""
 
 
+def hidden_state(layer: int) -> str:
+    """The name of the hidden states after `layer` layers, as optimum-onnx writes it as well."""
+    return f"hidden_states.{layer}"
+
+
 def signature(component: str, sizes: Sizes, precision: Precision) -> Signature:
     """The inputs and outputs of the exported `component`."""
     real = DTYPE_NAMES[precision]
     scale, channels = sizes.latent_scale, sizes.latent_channels
     latent = ("batch", channels, "height", "width")
     text = ("batch", sizes.tokens, sizes.embedding_dim)
+    # As many tokens as there are: several texts one after another make a long one.
+    context = ("batch", "tokens", sizes.embedding_dim)
     tensors: dict[str, tuple[list[TensorSpec], list[TensorSpec]]] = {
         "text_encoder": (
             [TensorSpec("input_ids", "int64", ("batch", sizes.tokens))],
             [
                 TensorSpec("last_hidden_state", real, text),
                 TensorSpec("pooler_output", real, ("batch", sizes.embedding_dim)),
+                *(
+                    TensorSpec(hidden_state(layer), real, text)
+                    for layer in range(sizes.text_layers + 1)
+                ),
             ],
         ),
         "unet": (
             [
                 TensorSpec("sample", real, latent),
                 TensorSpec("timestep", "float32", ("steps",)),
-                TensorSpec("encoder_hidden_states", real, text),
+                TensorSpec("encoder_hidden_states", real, context),
+                *(
+                    [TensorSpec("timestep_cond", real, ("batch", sizes.guidance_width))]
+                    if sizes.guidance_width
+                    else []
+                ),
             ],
             [TensorSpec("out_sample", real, latent)],
         ),
@@ -70,7 +86,9 @@ def open_dimensions(component: str, sizes: Sizes) -> dict[str, dict[int, Any]]:
     if component == "text_encoder":
         return {"input_ids": free}
     if component == "unet":
-        return {"sample": spatial, "timestep": {}, "encoder_hidden_states": free}
+        text = {0: Dim.DYNAMIC, 1: Dim.DYNAMIC}
+        inputs = {"sample": spatial, "timestep": {}, "encoder_hidden_states": text}
+        return inputs | ({"timestep_cond": free} if sizes.guidance_width else {})
     if component == "vae_decoder":
         return {"latent_sample": spatial}
     scale = sizes.latent_scale
@@ -79,9 +97,19 @@ def open_dimensions(component: str, sizes: Sizes) -> dict[str, dict[int, Any]]:
 
 
 def random_inputs(
-    component: str, sizes: Sizes, *, batch: int, height: int, width: int, steps: int = 1
+    component: str,
+    sizes: Sizes,
+    *,
+    batch: int,
+    height: int,
+    width: int,
+    steps: int = 1,
+    texts: int = 1,
 ) -> dict[str, Tensor]:
-    """Inputs of `component` as it meets them, float32 or int64, the same at every call."""
+    """Inputs of `component` as it meets them, float32 or int64, the same at every call.
+
+    `texts` are the texts that lie one after another in what the UNet attends to.
+    """
     generator = torch.Generator().manual_seed(batch * 1_000_003 + height * 1009 + width)
 
     def normal(*shape: int) -> Tensor:
@@ -94,11 +122,14 @@ def random_inputs(
         ids[:, sizes.tokens // 2 :] = sizes.vocabulary - 1
         return {"input_ids": ids}
     if component == "unet":
-        return {
+        inputs = {
             "sample": normal(*latent),
             "timestep": torch.linspace(981.0, 1.0, steps),
-            "encoder_hidden_states": normal(batch, sizes.tokens, sizes.embedding_dim),
+            "encoder_hidden_states": normal(batch, texts * sizes.tokens, sizes.embedding_dim),
         }
+        if sizes.guidance_width:
+            inputs["timestep_cond"] = normal(batch, sizes.guidance_width)
+        return inputs
     if component == "vae_decoder":
         return {"latent_sample": normal(*latent)}
     pixels = (batch, 3, height * sizes.latent_scale, width * sizes.latent_scale)
@@ -109,16 +140,18 @@ def random_inputs(
 def answer(component: str, model: Any, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """What `model` gives by its library's own forward pass, by the names of the outputs."""
     if component == "text_encoder":
-        output = model(input_ids=inputs["input_ids"])
+        output = model(input_ids=inputs["input_ids"], output_hidden_states=True)
         return {
             "last_hidden_state": output.last_hidden_state,
             "pooler_output": output.pooler_output,
+            **{hidden_state(layer): states for layer, states in enumerate(output.hidden_states)},
         }
     if component == "unet":
         sample = model(
             inputs["sample"],
             inputs["timestep"],
             encoder_hidden_states=inputs["encoder_hidden_states"],
+            timestep_cond=inputs.get("timestep_cond"),
         ).sample
         return {"out_sample": sample}
     if component == "vae_decoder":

@@ -23,19 +23,22 @@ from torch.nn import functional
 
 
 class TextEncoder(nn.Module):
-    """input_ids (batch, 77) int64 → last_hidden_state (batch, 77, dim), pooler_output."""
+    """input_ids (batch, 77) int64 → last_hidden_state (batch, 77, dim), pooler_output and, before
+    the last normalisation, the hidden states: of the embeddings and of each layer, in order.
+    """
 
     def __init__(self, model: Any) -> None:
         super().__init__()
         self.model = model
 
-    def forward(self, input_ids: Tensor) -> tuple[Tensor, Tensor]:
-        output = self.model(input_ids=input_ids, return_dict=True)
-        return output.last_hidden_state, output.pooler_output
+    def forward(self, input_ids: Tensor) -> tuple[Tensor, ...]:
+        output = self.model(input_ids=input_ids, output_hidden_states=True, return_dict=True)
+        return output.last_hidden_state, output.pooler_output, *output.hidden_states
 
 
 class Unet(nn.Module):
-    """sample (batch, 4, h, w), timestep (1,), encoder_hidden_states (batch, 77, dim) → out_sample.
+    """sample (batch, 4, h, w), timestep (1,), encoder_hidden_states (batch, tokens, dim) →
+    out_sample; a guidance-distilled one also takes timestep_cond (batch, width).
 
     The timestep is float32 whatever the model's precision: half precision cannot tell 999 from
     999.3, and bfloat16 not even 997 from 1000.
@@ -45,12 +48,18 @@ class Unet(nn.Module):
         super().__init__()
         self.model = prepare(model)
 
-    def forward(self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor) -> Tensor:
+    def forward(
+        self,
+        sample: Tensor,
+        timestep: Tensor,
+        encoder_hidden_states: Tensor,
+        timestep_cond: Tensor | None = None,
+    ) -> Tensor:
         model = self.model
         if model.config.center_input_sample:
             sample = 2 * sample - 1.0
         timesteps = timestep.expand(sample.shape[0])
-        emb = model.time_embedding(model.time_proj(timesteps).to(sample.dtype))
+        emb = model.time_embedding(model.time_proj(timesteps).to(sample.dtype), timestep_cond)
         if model.time_embed_act is not None:
             emb = model.time_embed_act(emb)
 

@@ -32,9 +32,9 @@ COMPARED = {
 
 CASES: tuple[dict[str, int], ...] = (
     {"batch": 1, "height": 8, "width": 8, "steps": 1},
-    {"batch": 3, "height": 7, "width": 10, "steps": 3},
+    {"batch": 3, "height": 7, "width": 10, "steps": 3, "texts": 2},
 )
-"""Two batches, two sizes, one of them odd; a timestep for all and one for each."""
+"""Two batches, two sizes, one of them odd; a timestep for all and one for each; a text and two."""
 
 Array = npt.NDArray[Any]
 

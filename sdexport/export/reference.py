@@ -41,11 +41,39 @@ class ReferenceModels:
             "last_hidden_state"
         ]
 
-    def unet(self, sample: Array, timestep: Array, embeddings: Array) -> Array:
-        """sample (B, 4, h, w), timestep (B,) or (1,), embeddings (B, 77, dim) → (B, 4, h, w)."""
-        return self._answer(
-            "unet", "unet", sample=sample, timestep=timestep, encoder_hidden_states=embeddings
-        )["out_sample"]
+    def hidden_states(self, input_ids: Array) -> list[Array]:
+        """input_ids (N, 77) int64 → (N, 77, dim) float32 of the embeddings and of every layer."""
+        from sdexport.export.components import hidden_state
+
+        found = self._answer("text_encoder", "text_encoder", input_ids=input_ids)
+        return [
+            found[hidden_state(layer)] for layer in range(self.checkpoint.sizes.text_layers + 1)
+        ]
+
+    def unet(
+        self,
+        sample: Array,
+        timestep: Array,
+        embeddings: Array,
+        embedded_guidance: Array | None = None,
+    ) -> Array:
+        """sample (B, 4, h, w), timestep (B,) or (1,), embeddings (B, tokens, dim) → (B, 4, h, w).
+
+        A guidance-distilled one takes `embedded_guidance` (B,) as well: the guidance scales - 1.
+        """
+        inputs = {"sample": sample, "timestep": timestep, "encoder_hidden_states": embeddings}
+        if embedded_guidance is not None:
+            inputs["timestep_cond"] = self._guidance_embedding(embedded_guidance)
+        return self._answer("unet", "unet", **inputs)["out_sample"]
+
+    def _guidance_embedding(self, scales: Array) -> Array:
+        import torch
+        from diffusers import LatentConsistencyModelPipeline
+
+        made: Any = LatentConsistencyModelPipeline.get_guidance_scale_embedding
+        width = self._model("unet").config.time_cond_proj_dim
+        embedding: Array = made(None, torch.from_numpy(scales), embedding_dim=width).numpy()
+        return embedding
 
     def decode(self, latents: Array) -> Array:
         """Latents (B, 4, h, w) as the loop leaves them → pictures (B, H, W, 3) float32, 0 to 1."""
@@ -69,8 +97,13 @@ class ReferenceModels:
         sampler: str | None = None,
         size: tuple[int, int],
         negative_prompt: str | Sequence[str] | None = None,
+        guidance_rescale: float = 0.0,
+        clip_skip: int | None = None,
+        image: Any = None,
+        mask: Any = None,
+        strength: float = 1.0,
     ) -> list[Array]:
-        """What `diffusers.StableDiffusionPipeline` draws.
+        """What `diffusers.StableDiffusionPipeline` draws, or its image-to-image or inpainting one.
 
         Args:
             prompts: one a picture.
@@ -80,6 +113,9 @@ class ReferenceModels:
             sampler: as `sdexport.sampling` names it; None is the checkpoint's own.
             size: (width, height) in pixels.
             negative_prompt: one for all or one a picture; None is the empty one.
+            guidance_rescale: from 0 (off) to 1; from text alone.
+            clip_skip: layers of the text encoder left out; None is diffusers' default.
+            image: PIL's, to start from, drawn anew by `strength`; with a `mask`, where it is white.
 
         Returns:
             (H, W, 3) uint8 for each prompt.
@@ -91,7 +127,14 @@ class ReferenceModels:
 
         if len(seeds) != len(prompts):
             raise ValueError(f"{len(prompts)} prompts need as many seeds, not {len(seeds)}")
-        pipeline = self._pipeline(sampler)
+        pipeline = self._pipeline(sampler, image is not None, mask is not None)
+        extra: dict[str, Any] = {"guidance_rescale": guidance_rescale}
+        if image is not None:
+            extra = {"image": image, "strength": strength}
+        if mask is not None:
+            extra["mask_image"] = mask
+        if mask is not None or image is None:
+            extra |= {"width": size[0], "height": size[1]}
         negative = (
             [negative_prompt or ""] * len(prompts)
             if negative_prompt is None or isinstance(negative_prompt, str)
@@ -102,24 +145,30 @@ class ReferenceModels:
             negative_prompt=negative,
             num_inference_steps=steps,
             guidance_scale=guidance,
-            width=size[0],
-            height=size[1],
+            clip_skip=clip_skip,
+            **extra,
             generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],
             output_type="pil",
         ).images
         return [np.asarray(image) for image in images]
 
-    def _pipeline(self, sampler: str | None) -> Any:
+    def _pipeline(self, sampler: str | None, image: bool, mask: bool) -> Any:
         from sdexport.export.silence import quiet_loading
 
         config = self.checkpoint.scheduler_config
-        pipeline: Any
         with quiet_loading():
             # Importing them speaks of libraries that are not needed here.
-            from diffusers import StableDiffusionPipeline
+            from diffusers import (
+                StableDiffusionImg2ImgPipeline,
+                StableDiffusionInpaintPipeline,
+                StableDiffusionPipeline,
+            )
             from transformers import CLIPTokenizer
 
-            pipeline = StableDiffusionPipeline(
+            kind: Any = StableDiffusionImg2ImgPipeline if image else StableDiffusionPipeline
+            if mask:
+                kind = StableDiffusionInpaintPipeline
+            pipeline = kind(
                 vae=self._model("vae"),
                 text_encoder=self._model("text_encoder"),
                 tokenizer=CLIPTokenizer.from_pretrained(self.checkpoint.path / "tokenizer"),
@@ -130,6 +179,11 @@ class ReferenceModels:
                 requires_safety_checker=False,
             )
         pipeline.set_progress_bar_config(disable=True)
+        encoder = pipeline.text_encoder
+        if not hasattr(encoder, "text_model"):
+            # For `clip_skip`, diffusers 0.42 looks for the last normalisation a level below where
+            # transformers 5 has it. Not as a submodule, which would contain itself.
+            encoder.__dict__["text_model"] = encoder
         return pipeline
 
     def _model(self, folder: str) -> Any:

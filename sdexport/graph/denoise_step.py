@@ -4,7 +4,16 @@ With state `S` (K slots of latents), noise `z` and the weights of a sampling pla
 
     x  = input_weights · S                                the model's input, once a branch
     m  = first + guidance · (last − first)                of the UNet's outputs over the branches
+    m ← m · (1 + guidance_rescale · (σ(last) / σ(m) − 1))  σ: standard deviation over C, h and w
     S' = update_weights · [S ; m ; z]
+    S'[0] ← mask · S'[0] + (1 − mask) · (known_weights · known)
+
+The rescaling is section 3.4 of Lin et al. (2305.08891); with `guidance_rescale` 0 it multiplies by
+exactly one. The last line keeps a known picture where `mask` is 0 (inpainting); with a mask of ones
+it changes nothing.
+
+A UNet that takes its guidance scale as an embedding (Meng et al., 2210.03142; diffusers'
+`time_cond_proj_dim`) gets that embedding from one more input, `embedded_guidance`.
 
 Everything but the UNet is float32. The weighted sums are Mul and ReduceSum instead of MatMul:
 OpenVINO computes a MatMul in bfloat16 under that precision, which would wear away the state, and
@@ -13,6 +22,9 @@ element by element in float32.
 
 from __future__ import annotations
 
+import math
+
+import numpy as np
 import onnx
 from onnx import TensorProto
 
@@ -34,14 +46,24 @@ INPUTS = (
     "input_weights",
     "update_weights",
     "guidance",
+    "guidance_rescale",
     "text_embeddings",
+    "mask",
+    "known",
+    "known_weights",
 )
+EMBEDDED = "embedded_guidance"
+"""The further input of a step around a guidance-distilled UNet."""
 OUTPUT = "next_state"
 UNET_INPUTS = ("sample", "timestep", "encoder_hidden_states")
+UNET_CONDITION = "timestep_cond"
+"""The UNet's further input where it is guidance-distilled."""
 UNET_OUTPUT = "out_sample"
 PREFIX = "step/"
 LAST = 2**63 - 1
 """The end of an axis, for Slice."""
+TINY = 1e-30
+"""Divisors are at least this, so that an output without any variance is no division by zero."""
 
 
 def denoise_step(unet: onnx.ModelProto, *, slots: int) -> onnx.ModelProto:
@@ -50,7 +72,11 @@ def denoise_step(unet: onnx.ModelProto, *, slots: int) -> onnx.ModelProto:
     Inputs, all float32, with B images, K = `slots`, C latent channels of (h, w), and 1 branch
     (no guidance) or 2 (negative, prompt):
         state (B, K, C, h, w), noise (B, C, h, w), timestep (B,), input_weights (B, K),
-        update_weights (B, K, K + 2), guidance (B,), text_embeddings (B, branches, tokens, dim)
+        update_weights (B, K, K + 2), guidance (B,), guidance_rescale (B,) from 0 (off) to 1,
+        text_embeddings (B, branches, tokens, dim), mask (B, 1, h, w): 1 draws, 0 keeps,
+        known (B, 2, C, h, w): what is kept, as clean latents and noise, known_weights (B, 2)
+    and, where the UNet takes its guidance scale as an embedding,
+        embedded_guidance (B,): the guidance scale − 1
     Output: next_state (B, K, C, h, w) float32.
 
     Raises:
@@ -61,12 +87,12 @@ def denoise_step(unet: onnx.ModelProto, *, slots: int) -> onnx.ModelProto:
     model = onnx.ModelProto()
     model.CopyFrom(unet)
     graph = model.graph
-    ends = _ends(graph)
-    sample, timestep, embeddings, out = ends
+    sample, timestep, embeddings, out = _ends(graph)
+    condition = _condition(graph)
     channels = dimensions(sample)[1]
     tokens, dim = dimensions(embeddings)[1:]
-    types = [tensor_type(end) for end in ends]
-    names = set_aside(graph, (*INPUTS, OUTPUT), PREFIX)
+    inputs = (*INPUTS, EMBEDDED) if condition is not None else INPUTS
+    names = set_aside(graph, (*inputs, OUTPUT), PREFIX)
 
     head = Builder(PREFIX + "in/")
     branches = head.sizes("text_embeddings", 1)
@@ -79,25 +105,28 @@ def denoise_step(unet: onnx.ModelProto, *, slots: int) -> onnx.ModelProto:
     # Tile, not Expand: OpenVINO makes a multiplication of the latter, in bfloat16.
     spread = head.node("Tile", mixed, head.lengths(one, branches, head.integers(1, 1, 1)))
     flat = head.node("Reshape", spread, head.lengths(head.integers(-1), picture))
-    head.cast(flat, types[0], output=names[sample.name])
+    head.cast(flat, tensor_type(sample), output=names[sample.name])
     column = head.node("Reshape", "timestep", head.integers(-1, 1))
     times = head.node("Tile", column, head.lengths(one, branches))
     times = head.node("Reshape", times, head.integers(-1))
-    head.cast(times, types[1], output=names[timestep.name])
+    head.cast(times, tensor_type(timestep), output=names[timestep.name])
     text = head.lengths(head.integers(-1), head.sizes("text_embeddings", 2, 3))
     text = head.node("Reshape", "text_embeddings", text)
-    head.cast(text, types[2], output=names[embeddings.name])
+    head.cast(text, tensor_type(embeddings), output=names[embeddings.name])
+    if condition is not None:
+        width = dimensions(condition)[1]
+        assert isinstance(width, int), "_condition has seen to it"
+        waves = _guidance_waves(head, width)
+        waves = head.node("Tile", waves, head.lengths(one, branches))
+        waves = head.node("Reshape", waves, head.integers(-1, width))
+        head.cast(waves, tensor_type(condition), output=names[condition.name])
 
     tail = Builder(PREFIX + "out/")
-    axis, start = tail.integers(1), tail.integers(0)
+    axis = tail.integers(1)
     predicted = tail.cast(names[out.name], TensorProto.FLOAT)
     shape = tail.lengths(tail.sizes("text_embeddings", 0, 1), tail.sizes(names[out.name], 1, 2, 3))
     predicted = tail.node("Reshape", predicted, shape)
-    first = tail.node("Slice", predicted, start, axis, axis)
-    last = tail.node("Slice", predicted, tail.integers(-1), tail.integers(LAST), axis)
-    scale = tail.node("Reshape", "guidance", tail.integers(-1, 1, 1, 1, 1))
-    guided = tail.node("Mul", scale, tail.node("Sub", last, first))
-    guided = tail.node("Add", first, guided)
+    guided = _guide(tail, predicted)
     shape = tail.lengths(tail.sizes("state", 0), axis, tail.sizes("state", 2, 3, 4))
     fresh = tail.node("Reshape", "noise", shape)
     everything = tail.node("Concat", "state", guided, fresh, axis=1)
@@ -106,7 +135,8 @@ def denoise_step(unet: onnx.ModelProto, *, slots: int) -> onnx.ModelProto:
     matrix = tail.node("Reshape", "update_weights", tail.integers(0, slots, slots + 2, 1))
     products = tail.node("Mul", everything, matrix)
     updated = tail.node("ReduceSum", products, tail.integers(2), keepdims=0)
-    tail.node("Reshape", updated, tail.node("Shape", "state"), output=OUTPUT)
+    updated = tail.node("Reshape", updated, tail.node("Shape", "state"))
+    _keep_known(tail, updated)
 
     inner = list(graph.node)
     del graph.node[:]
@@ -120,13 +150,82 @@ def denoise_step(unet: onnx.ModelProto, *, slots: int) -> onnx.ModelProto:
         "input_weights": ("batch", slots),
         "update_weights": ("batch", slots, slots + 2),
         "guidance": ("batch",),
-        "text_embeddings": ("batch", "branches", tokens, dim),
+        "guidance_rescale": ("batch",),
+        "text_embeddings": (
+            "batch",
+            "branches",
+            tokens if isinstance(tokens, int) else "tokens",
+            dim,
+        ),
+        "mask": ("batch", 1, "height", "width"),
+        "known": ("batch", 2, channels, "height", "width"),
+        "known_weights": ("batch", 2),
+        EMBEDDED: ("batch",),
     }
     del graph.input[:], graph.output[:]
-    graph.input.extend(value(name, TensorProto.FLOAT, shapes[name]) for name in INPUTS)
+    graph.input.extend(value(name, TensorProto.FLOAT, shapes[name]) for name in inputs)
     graph.output.append(value(OUTPUT, TensorProto.FLOAT, state))
     graph.name = "denoise_step"
     return model
+
+
+def _guide(tail: Builder, predicted: str) -> str:
+    """The guided output (B, 1, C, h, w) of the UNet's (B, branches, C, h, w)."""
+    axis, start = tail.integers(1), tail.integers(0)
+    first = tail.node("Slice", predicted, start, axis, axis)
+    last = tail.node("Slice", predicted, tail.integers(-1), tail.integers(LAST), axis)
+    scale = tail.node("Reshape", "guidance", tail.integers(-1, 1, 1, 1, 1))
+    guided = tail.node("Mul", scale, tail.node("Sub", last, first))
+    guided = tail.node("Add", first, guided)
+    # Both standard deviations at once; what they are divided by cancels in their ratio.
+    both = tail.node("Concat", last, guided, axis=1)
+    numbers = tail.integers(2, 3, 4)
+    sums = tail.node("ReduceSum", both, numbers, keepdims=1)
+    area = tail.node("Mul", tail.sizes(predicted, 3), tail.sizes(predicted, 4))
+    count = tail.cast(tail.node("Mul", tail.sizes(predicted, 2), area), TensorProto.FLOAT)
+    centred = tail.node("Sub", both, tail.node("Div", sums, count))
+    squares = tail.node("ReduceSum", tail.node("Mul", centred, centred), numbers, keepdims=1)
+    text = tail.node("Slice", squares, start, axis, axis)
+    mixed = tail.node("Slice", squares, axis, tail.integers(2), axis)
+    mixed = tail.node("Max", mixed, tail.constant(TINY, np.float32))
+    ratio = tail.node("Sqrt", tail.node("Div", text, mixed))
+    unit = tail.constant(1.0, np.float32)
+    share = tail.node("Reshape", "guidance_rescale", tail.integers(-1, 1, 1, 1, 1))
+    factor = tail.node("Mul", share, tail.node("Sub", ratio, unit))
+    return tail.node("Mul", guided, tail.node("Add", factor, unit))
+
+
+def _keep_known(tail: Builder, updated: str) -> None:
+    """Makes the output of the state (B, K, C, h, w), its first slot known where the mask is 0."""
+    axis = tail.integers(1)
+    sample = tail.node("Slice", updated, tail.integers(0), axis, axis)
+    history = tail.node("Slice", updated, axis, tail.integers(LAST), axis)
+    # The mask has one channel: (B, 1, 1, h, w).
+    shape = tail.lengths(tail.integers(0, 1), tail.sizes("mask", 1, 2, 3))
+    mask = tail.node("Reshape", "mask", shape)
+    weights = tail.node("Reshape", "known_weights", tail.integers(-1, 2, 1, 1, 1))
+    known = tail.node("ReduceSum", tail.node("Mul", "known", weights), axis, keepdims=1)
+    kept = tail.node("Mul", tail.node("Sub", tail.constant(1.0, np.float32), mask), known)
+    sample = tail.node("Add", tail.node("Mul", mask, sample), kept)
+    tail.node("Concat", sample, history, axis=1, output=OUTPUT)
+
+
+def _guidance_waves(head: Builder, width: int) -> str:
+    """The embedding (B, `width`) of the guidance scale: diffusers' `get_guidance_scale_embedding`.
+
+    Sines, then cosines, of the scale in thousandths along `width` // 2 frequencies from 1 to
+    1 / 10000; an odd width ends with a zero.
+    """
+    half = width // 2
+    steepness = np.float32(math.log(10000.0)) / np.float32(half - 1)
+    frequencies = np.exp(np.arange(half, dtype=np.float32) * -steepness)
+    scale = head.node("Reshape", EMBEDDED, head.integers(-1, 1))
+    scale = head.node("Mul", scale, head.constant(1000.0, np.float32))
+    angles = head.node("Mul", scale, head.constant(frequencies[None], np.float32))
+    parts = [head.node("Sin", angles), head.node("Cos", angles)]
+    if width % 2:
+        parts.append(head.node("Mul", scale, head.constant([[0.0]], np.float32)))
+    return head.node("Concat", *parts, axis=1)
 
 
 def _ends(graph: onnx.GraphProto) -> list[onnx.ValueInfoProto]:
@@ -138,7 +237,8 @@ def _ends(graph: onnx.GraphProto) -> list[onnx.ValueInfoProto]:
     weights = {tensor.name for tensor in graph.initializer}
     inputs = [entry for entry in graph.input if entry.name not in weights]
     found = named(inputs, UNET_INPUTS, "input") + named(graph.output, (UNET_OUTPUT,), "output")
-    others = [entry.name for entry in inputs if entry.name not in UNET_INPUTS]
+    taken = (*UNET_INPUTS, UNET_CONDITION)
+    others = [entry.name for entry in inputs if entry.name not in taken]
     if others:
         raise FolderError(
             f"the UNet takes {', '.join(others)} as well; Stable Diffusion 1.x takes "
@@ -151,9 +251,28 @@ def _ends(graph: onnx.GraphProto) -> list[onnx.ValueInfoProto]:
                 f"the UNet's {entry.name} has the shape {list(shape)}; {rank} dimensions, the "
                 "first of them dynamic, are needed: export the checkpoint again"
             )
-    copies = []
-    for entry in found:
-        copy = onnx.ValueInfoProto()
-        copy.CopyFrom(entry)
-        copies.append(copy)
-    return copies
+    return [_copy(entry) for entry in found]
+
+
+def _condition(graph: onnx.GraphProto) -> onnx.ValueInfoProto | None:
+    """The UNet's input for an embedding of the guidance scale, copied; None where it has none.
+
+    Raises:
+        FolderError: its width is not fixed.
+    """
+    for entry in graph.input:
+        if entry.name == UNET_CONDITION:
+            shape = dimensions(entry)
+            if len(shape) != 2 or not isinstance(shape[1], int) or shape[1] < 4:
+                raise FolderError(
+                    f"the UNet's {entry.name} has the shape {list(shape)}; a batch and a fixed "
+                    "width of at least 4 are needed: export the checkpoint again"
+                )
+            return _copy(entry)
+    return None
+
+
+def _copy(entry: onnx.ValueInfoProto) -> onnx.ValueInfoProto:
+    copy = onnx.ValueInfoProto()
+    copy.CopyFrom(entry)
+    return copy

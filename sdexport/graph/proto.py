@@ -162,19 +162,32 @@ def set_aside(graph: onnx.GraphProto, taken: Collection[str], prefix: str) -> di
     Returns:
         The new name of every input and output.
     """
-    present = values_of(graph)
     ends = {value.name for value in (*graph.input, *graph.output)}
-    clashing = {n for n in present if n in ends or n in taken or n.startswith(prefix)}
+    names = _fresh_names(graph, {*ends, *taken}, prefix)
+    drop_shapes(graph)
+    rename(graph, names)
+    return {name: names[name] for name in ends}
+
+
+def set_free(graph: onnx.GraphProto, taken: Collection[str], prefix: str) -> None:
+    """Renames what clashes with `taken` names or those that start with `prefix`, inside the graph.
+
+    Its inputs and outputs keep their names; none of them may be among those taken.
+    """
+    rename(graph, _fresh_names(graph, taken, prefix))
+
+
+def _fresh_names(graph: onnx.GraphProto, taken: Collection[str], prefix: str) -> dict[str, str]:
+    """A name that is free for every value called one of `taken` or `prefix` and more."""
+    present = values_of(graph)
     names: dict[str, str] = {}
-    for name in sorted(clashing):
+    for name in sorted(n for n in present if n in taken or n.startswith(prefix)):
         fresh = f"inner/{name}"
         while fresh in present:
             fresh = f"inner/{fresh}"
         names[name] = fresh
         present.add(fresh)
-    drop_shapes(graph)
-    rename(graph, names)
-    return {name: names[name] for name in ends}
+    return names
 
 
 def drop_shapes(graph: onnx.GraphProto) -> None:

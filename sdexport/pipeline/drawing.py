@@ -9,15 +9,13 @@ from time import perf_counter
 import numpy as np
 from PIL import Image
 
-from sdexport.backends.workspace import Course, Floats, Workspace
+from sdexport.backends.workspace import Floats, Shape, Workspace
 from sdexport.errors import EngineError, UsageError
 from sdexport.pipeline.parts import PipelineParts
 from sdexport.pipeline.request import Request
 from sdexport.pipeline.result import Result, Timings, parameters_of
-from sdexport.sampling import STATE_SLOTS, SamplingPlan, noise_source
-
-SHOWN = 300
-"""Characters of a text that a warning quotes."""
+from sdexport.pipeline.rows import Row, course_of, make_row
+from sdexport.pipeline.texts import Texts
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +48,15 @@ class Step:
         return self._read()
 
 
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Images of a request that are drawn together: `first` to `last` - 1, and their shape."""
+
+    first: int
+    last: int
+    shape: Shape
+
+
 class Drawing:
     """One request on its way: what has been drawn and how long it took."""
 
@@ -60,31 +67,47 @@ class Drawing:
         self._evaluations: list[float] = []
         self._done = 0
         self._text_encoder = self._denoise = self._vae_decoder = self._total = 0.0
-        self._warnings: dict[str, None] = {}
         self._since = perf_counter()
-        if request.branches == 1 and any(request.negative_prompts):
-            self._warn(
-                f"the negative prompt has no effect with guidance {request.guidance:g}; "
-                "give a guidance above 1"
-            )
+        self._texts = Texts(parts, request)
+        self.batches = self._batches()
+        self._text_encoder += perf_counter() - self._since
+
+    def _batches(self) -> tuple[Batch, ...]:
+        """The images in order, those with texts of equally many pieces together.
+
+        An image's texts are not continued for the sake of another's: it would be another picture.
+        """
+        request = self._request
+        profile = self._parts.profile.serving(height=request.height, width=request.width)
+        largest = profile.batch.max
+        pieces = [self._texts.pieces(image) for image in range(self._request.images)]
+        found: list[Batch] = []
+        first = 0
+        for image in range(1, len(pieces) + 1):
+            if image == len(pieces) or image == first + largest or pieces[image] != pieces[first]:
+                shape = self._parts.shape(self._request, image - first, pieces[first])
+                found.append(Batch(first, image, shape))
+                first = image
+        return tuple(found)
+
+    @property
+    def evaluations(self) -> int:
+        """Evaluations of the whole request, over all batches."""
+        return self._request.plan.evaluations * len(self.batches)
 
     def resumed(self) -> None:
         """The caller asks for the next step: time counts again."""
         self._since = perf_counter()
 
-    def batch(
-        self, workspace: Workspace, first: int, last: int, *, watched: bool = True
-    ) -> Iterator[Step]:
-        """Draws the images from `first` to `last` - 1; see `Pipeline.steps` for `watched`."""
+    def batch(self, workspace: Workspace, batch: Batch, *, watched: bool = True) -> Iterator[Step]:
+        """Draws the images of `batch`; see `Pipeline.steps` for `watched`."""
         request, before = self._request, self._done
-        each = request.plan.evaluations
-        profile = self._parts.profile.serving(height=request.height, width=request.width)
-        total = each * -(-request.images // profile.batch.max)
+        first, last, each = batch.first, batch.last, request.plan.evaluations
         # Places of the batch that no image needs repeat the last one.
         places = [min(first + place, last - 1) for place in range(workspace.shape.batch)]
-        self._encode(workspace, places)
+        self._texts.encode(workspace, places)
         started = perf_counter()
-        course = self._course(workspace, places)
+        course = course_of(make_rows(self._parts, request, places, workspace))
         self._denoise += perf_counter() - started
         workspace.begin(course, watched=watched)
         done = 0
@@ -100,7 +123,7 @@ class Drawing:
                 result = self._result() if last == request.images else None
                 read = _owned(kept)
             self._total += perf_counter() - self._since
-            yield Step(self._done - 1, total, (first, last), result, _read=read)
+            yield Step(self._done - 1, self.evaluations, (first, last), result, _read=read)
 
     def _reader(self, workspace: Workspace, done: int, images: int) -> Callable[[], Floats]:
         """What reads the latents as long as `done` evaluations are done."""
@@ -115,49 +138,11 @@ class Drawing:
 
         return read
 
-    def _encode(self, workspace: Workspace, places: list[int]) -> None:
-        """Tokens and embeddings of the batch, in the order [negative, prompt] for every image."""
-        started = perf_counter()
-        request = self._request
-        texts = []
-        for image in places:
-            if workspace.shape.branches == 2:
-                texts.append(request.negative_prompts[image])
-            texts.append(request.prompts[image])
-        tokens = self._parts.tokenizer.tokenize(texts)
-        for dropped in filter(None, tokens.dropped):
-            shown = dropped if len(dropped) <= SHOWN else dropped[:SHOWN] + "…"
-            self._warn(
-                f"a prompt is longer than {self._parts.tokens} tokens; "
-                f"this part of it has no effect: {shown!r}"
-            )
-        self._text_encoder += perf_counter() - started
-        workspace.encode(tokens.ids)
-
-    def _course(self, workspace: Workspace, places: list[int]) -> Course:
-        """The plan for every row of the batch, its start, and all the noise that it will draw."""
-        request, plan, shape = self._request, self._request.plan, workspace.shape
-        batch, each = shape.batch, plan.evaluations
-        picture = (self._parts.latent_channels, shape.height, shape.width)
-        state = np.zeros((batch, STATE_SLOTS, *picture), np.float32)
-        noise = np.zeros((each, batch, *picture), np.float32) if plan.draws_noise.any() else None
-        for place, image in enumerate(places):
-            source = noise_source(request.noise, request.seeds[image])
-            np.multiply(
-                source.randn((1, *picture))[0],
-                np.float32(plan.initial_scale),
-                out=state[place, 0],
-            )
-            if noise is not None:
-                for index in np.flatnonzero(plan.draws_noise):
-                    noise[index, place] = source.randn((1, *picture))[0]
-        return Course(state, tables(plan, request.guidance, batch), noise=noise)
-
     def _checked(self, latents: Floats, first: int) -> Floats:
         """The finished latents, which are seen to be numbers."""
         finite = np.isfinite(latents).all(axis=(1, 2, 3))
         if not finite.all():
-            self._refuse(first + int(np.argmin(finite)))
+            raise no_picture(self._parts, self._request, first + int(np.argmin(finite)))
         return latents
 
     def _decode(self, workspace: Workspace, images: int) -> None:
@@ -173,24 +158,6 @@ class Drawing:
         self._vae_decoder += times.vae_decoder
         self._evaluations += times.evaluations
 
-    def _refuse(self, image: int) -> None:
-        request = self._request
-        precision = self._parts.about.get("precision")
-        remedy = (
-            "check the engines with `sdexport verify`"
-            if precision == "fp32"
-            else "build the bundle again with --precision fp32"
-        )
-        raise EngineError(
-            f"image {image} (seed {request.seeds[image]}) is no picture: its latents hold values "
-            f"that are no finite numbers after {request.plan.evaluations} evaluations of "
-            f"{self._parts.denoise_step.name} in {precision or 'its precision'} with guidance "
-            f"{request.guidance:g}; {remedy}, or use a smaller guidance"
-        )
-
-    def _warn(self, text: str) -> None:
-        self._warnings[text] = None
-
     def _result(self) -> Result:
         return Result(
             images=self._images,
@@ -203,24 +170,55 @@ class Drawing:
                 vae_decoder=self._vae_decoder,
                 evaluations=tuple(self._evaluations),
             ),
-            warnings=tuple(self._warnings),
+            warnings=tuple(warnings_of(self._request, self._texts)),
         )
+
+
+def no_picture(parts: PipelineParts, request: Request, image: int) -> EngineError:
+    """The error that an image's latents hold values that are no numbers."""
+    precision = parts.about.get("precision")
+    remedy = (
+        "check the engines with `sdexport verify`"
+        if precision == "fp32"
+        else "build the bundle again with --precision fp32"
+    )
+    return EngineError(
+        f"image {image} (seed {request.seeds[image]}) is no picture: its latents hold values "
+        f"that are no finite numbers after {request.plan.evaluations} evaluations of "
+        f"{parts.denoise_step.name} in {precision or 'its precision'} with guidance "
+        f"{request.guidance:g}; {remedy}, or use a smaller guidance"
+    )
+
+
+def warnings_of(request: Request, texts: Texts) -> list[str]:
+    """What a user should know of a request: how images were fitted, what has no effect."""
+    said = list(request.notes)
+    if request.branches == 1 and any(request.negative_prompts):
+        said.append(
+            "the negative prompt has no effect: this model takes the guidance scale as an "
+            "embedding and is not guided away from anything"
+            if request.embedded_guidance
+            else f"the negative prompt has no effect with guidance {request.guidance:g}; give a "
+            "guidance above 1"
+        )
+    if request.branches == 1 and request.guidance_rescale > 0:
+        said.append("guidance_rescale has no effect without guidance")
+    return said + texts.warnings()
+
+
+def make_rows(
+    parts: PipelineParts, request: Request, images: list[int], workspace: Workspace
+) -> list[Row]:
+    """The rows of `images` of a request, one for each place of the workspace's batch."""
+    encoded: list[Floats] | list[None] = [None] * len(images)
+    if request.sources:
+        pixels = np.stack([request.sources[image].pixels for image in images])
+        encoded = list(workspace.encode_images(pixels))
+    return [
+        make_row(parts, request, image, latents)
+        for image, latents in zip(images, encoded, strict=True)
+    ]
 
 
 def _owned(latents: Floats) -> Callable[[], Floats]:
     return lambda: latents
-
-
-def tables(plan: SamplingPlan, guidance: float, batch: int) -> dict[str, Floats]:
-    """A plan's inputs of the denoise step by name, (N, batch, …), the same for every row."""
-    each = plan.evaluations
-    rows = {
-        "timestep": plan.timesteps,
-        "input_weights": plan.input_weights,
-        "update_weights": plan.update_weights,
-        "guidance": np.full(each, guidance, np.float32),
-    }
-    return {
-        name: np.broadcast_to(row[:, None], (each, batch, *row.shape[1:]))
-        for name, row in rows.items()
-    }

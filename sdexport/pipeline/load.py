@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from sdexport import __version__
+from sdexport.backends.late import LateEngine
 from sdexport.backends.protocol import Engine
 from sdexport.backends.targets import AUTO, check_loop, find_target, load_engine, make_device
 from sdexport.bundle import Bundle, open_bundle
@@ -53,6 +55,10 @@ def limits_of(bundle: Bundle) -> Limits:
         bundle.scheduler_config,
         manifest.default_guidance,
         manifest.default_size,
+        text_layers=manifest.text_layers,
+        embedded_guidance=manifest.embedded_guidance,
+        takes_images="vae_encoder" in manifest.engines,
+        latent_scale=manifest.latent_scale,
     )
 
 
@@ -84,6 +90,13 @@ def load_parts(bundle: Bundle, *, threads: int | None = None, loop: str = AUTO) 
         default_size=limits.default_size,
         about=_about(bundle),
         latent_scale=manifest.latent_scale,
+        vae_encoder=LateEngine("vae_encoder", partial(engine, "vae_encoder"))
+        if limits.takes_images
+        else None,
+        text_layers=manifest.text_layers,
+        embedded_guidance=manifest.embedded_guidance,
+        scaling_factor=manifest.scaling_factor,
+        shift_factor=manifest.shift_factor,
     )
     device = make_device(target, parts.engines, loop=loop, cache=bundle.runtime_cache)
     return replace(parts, device=device)

@@ -12,7 +12,7 @@ from sdexport.backends.workspace import Device, Engines, Shape
 from sdexport.pipeline.request import Limits, Request
 from sdexport.pipeline.tokenizer import PromptTokenizer
 from sdexport.sampling import STATE_SLOTS
-from sdexport.spec import PIXEL_MULTIPLE, Profile
+from sdexport.spec import PIXEL_MULTIPLE, Profile, Range
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +30,9 @@ class PipelineParts:
         about: what the images' metadata says of the engines; JSON values.
         latent_scale: pixels a side of a latent.
         device: where the engines run; None is the processor, over numpy memory.
+        vae_encoder: the engine, None where pictures are drawn from text alone.
+        text_layers, embedded_guidance: see `request.Limits`.
+        scaling_factor, shift_factor: a latent is (encoded - shift_factor) * scaling_factor.
     """
 
     text_encoder: Engine
@@ -46,11 +49,25 @@ class PipelineParts:
     about: Mapping[str, Any]
     latent_scale: int = PIXEL_MULTIPLE
     device: Device | None = None
+    vae_encoder: Engine | None = None
+    text_layers: int = 0
+    embedded_guidance: bool = False
+    scaling_factor: float = 1.0
+    shift_factor: float = 0.0
 
     @property
     def limits(self) -> Limits:
         """What requests are checked against."""
-        return Limits(self.profile, self.scheduler_config, self.default_guidance, self.default_size)
+        return Limits(
+            self.profile,
+            self.scheduler_config,
+            self.default_guidance,
+            self.default_size,
+            text_layers=self.text_layers,
+            embedded_guidance=self.embedded_guidance,
+            takes_images=self.vae_encoder is not None,
+            latent_scale=self.latent_scale,
+        )
 
     @property
     def engines(self) -> Engines:
@@ -64,14 +81,20 @@ class PipelineParts:
             latent_scale=self.latent_scale,
             tokens=self.tokens,
             embedding_dim=self.embedding_dim,
+            vae_encoder=self.vae_encoder,
         )
 
     def placed(self) -> Device:
         """The device, or the processor where none was given."""
         return HostDevice(self.engines) if self.device is None else self.device
 
-    def shape(self, request: Request, images: int) -> Shape:
-        """What a batch of `images` of a request is bound for."""
+    def batches(self, shape: Shape) -> Range:
+        """How many pictures of this shape the engines take at once."""
+        scale = self.latent_scale
+        return self.profile.serving(height=shape.height * scale, width=shape.width * scale).batch
+
+    def shape(self, request: Request, images: int, pieces: int = 1) -> Shape:
+        """What a batch of `images` of a request is bound for, with prompts of so many pieces."""
         profile = self.profile.serving(height=request.height, width=request.width)
         return Shape(
             # A smaller batch than the engines were built for is filled up.
@@ -79,5 +102,5 @@ class PipelineParts:
             branches=request.branches,
             height=request.height // self.latent_scale,
             width=request.width // self.latent_scale,
-            tokens=self.tokens,
+            tokens=self.tokens * pieces,
         )

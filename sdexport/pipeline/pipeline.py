@@ -5,12 +5,13 @@ from __future__ import annotations
 import weakref
 from collections.abc import Generator, Sequence
 from contextlib import ExitStack, closing
-from typing import Self
+from typing import Self, Unpack
 
 from sdexport.backends.workspace import Workspaces
+from sdexport.pipeline.batcher import Batcher
 from sdexport.pipeline.drawing import Drawing, Step
 from sdexport.pipeline.parts import PipelineParts
-from sdexport.pipeline.request import DEFAULT_STEPS, Request, make_request
+from sdexport.pipeline.request import Options, Request, make_request
 from sdexport.pipeline.result import Result
 from sdexport.pipeline.turn import Turn
 
@@ -51,57 +52,51 @@ class Pipeline:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def generate(
-        self,
-        prompt: str | Sequence[str],
-        *,
-        negative_prompt: str | Sequence[str] | None = None,
-        steps: int = DEFAULT_STEPS,
-        guidance: float | None = None,
-        sampler: str | None = None,
-        seed: int | Sequence[int] | None = None,
-        size: str | Sequence[int] | None = None,
-        count: int = 1,
-        noise: str = "torch-cpu",
-    ) -> Result:
+    def request(self, prompt: str | Sequence[str], **options: Unpack[Options]) -> Request:
+        """A request that this pipeline can draw; see `request.make_request` for the arguments.
+
+        Raises:
+            UsageError: a value cannot be served.
+        """
+        return make_request(prompt, self.parts.limits, **options)
+
+    def generate(self, prompt: str | Sequence[str], **options: Unpack[Options]) -> Result:
         """Draws `count` images of every prompt; see `request.make_request` for the arguments.
 
         Raises:
             UsageError: a value cannot be served; nothing was run.
             EngineError: an engine failed or gave values that are no numbers.
         """
-        request = make_request(
-            prompt,
-            self.parts.limits,
-            negative_prompt=negative_prompt,
-            steps=steps,
-            guidance=guidance,
-            sampler=sampler,
-            seed=seed,
-            size=size,
-            count=count,
-            noise=noise,
-        )
-        stream = self.steps(request, watched=False)
+        stream = self.steps(self.request(prompt, **options), watched=False)
         with closing(stream):
             for step in stream:
                 if step.result is not None:
                     return step.result
         raise AssertionError("the last step carries the result")
 
-    def stream(
-        self,
-        prompt: str | Sequence[str],
-        *,
-        negative_prompt: str | Sequence[str] | None = None,
-        steps: int = DEFAULT_STEPS,
-        guidance: float | None = None,
-        sampler: str | None = None,
-        seed: int | Sequence[int] | None = None,
-        size: str | Sequence[int] | None = None,
-        count: int = 1,
-        noise: str = "torch-cpu",
-    ) -> Generator[Step]:
+    def generate_batch(self, requests: Sequence[Request]) -> list[Result]:
+        """Draws several requests at once, each the same as alone; results in the same order.
+
+        They share the calls of the model whatever their samplers, steps, seeds and guidance, see
+        `batcher.Batcher`.
+
+        Args:
+            requests: of `request`.
+
+        Raises:
+            UsageError: a request cannot be served, or this thread holds an unfinished stream.
+            EngineError: an engine failed or gave values that are no numbers.
+        """
+        for request in requests:
+            self._check(request)
+        with self._turn.taken() as held:
+            batcher = Batcher(self.parts, held.place)
+            tickets = [batcher.add(request) for request in requests]
+            while batcher.step():
+                pass
+        return [ticket.outcome() for ticket in tickets]
+
+    def stream(self, prompt: str | Sequence[str], **options: Unpack[Options]) -> Generator[Step]:
         """Like `generate`, but yields after every evaluation; closing the generator cancels.
 
         The arguments are checked by the call itself. From its first step until it is closed or has
@@ -112,20 +107,7 @@ class Pipeline:
                 unfinished stream of this pipeline.
             EngineError: from the generator: an engine failed or gave values that are no numbers.
         """
-        return self.steps(
-            make_request(
-                prompt,
-                self.parts.limits,
-                negative_prompt=negative_prompt,
-                steps=steps,
-                guidance=guidance,
-                sampler=sampler,
-                seed=seed,
-                size=size,
-                count=count,
-                noise=noise,
-            )
-        )
+        return self.steps(self.request(prompt, **options))
 
     def steps(self, request: Request, *, watched: bool = True) -> Generator[Step]:
         """`stream` for a request that was made before.
@@ -134,19 +116,22 @@ class Pipeline:
             watched: whether anybody looks at the steps. Where nobody does, a device may run a
                 batch's evaluations as one piece, and the only step of a batch is its last.
         """
-        self.parts.profile.serving(height=request.height, width=request.width)
+        self._check(request)
         return self._steps(request, watched)
+
+    def evaluations(self, request: Request) -> int:
+        """How often the model is evaluated for a request: the number of its steps."""
+        return Drawing(self.parts, request).evaluations
+
+    def _check(self, request: Request) -> None:
+        self.parts.profile.serving(height=request.height, width=request.width)
 
     def _steps(self, request: Request, watched: bool) -> Generator[Step]:
         finished: Step | None = None
         with self._turn.taken() as held:
             drawing = Drawing(self.parts, request)
-            profile = self.parts.profile.serving(height=request.height, width=request.width)
-            largest = profile.batch.max
-            for first in range(0, request.images, largest):
-                last = min(first + largest, request.images)
-                workspace = held.place(self.parts.shape(request, last - first))
-                for step in drawing.batch(workspace, first, last, watched=watched):
+            for batch in drawing.batches:
+                for step in drawing.batch(held.place(batch.shape), batch, watched=watched):
                     if step.result is not None:
                         finished = step
                         break

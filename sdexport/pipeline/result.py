@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import uuid
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -15,9 +16,12 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from sdexport.errors import UsageError
+from sdexport.pipeline.prompts import WEIGHTS
 from sdexport.pipeline.request import Request
 from sdexport.sampling import find_sampler
 from sdexport.storage import ASIDE, explained
+
+MARKS = re.compile(r"[()\[\]\\]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +152,24 @@ def parameters_of(request: Request, about: Mapping[str, Any]) -> dict[str, Any]:
         "noise": request.noise,
         "width": request.width,
         "height": request.height,
+        "guidance_rescale": request.guidance_rescale,
+        "guidance_interval": list(request.guidance_interval),
+        "prompt_syntax": request.prompt_syntax,
+        "clip_skip": request.clip_skip,
+        **_sources_of(request),
         "about": dict(about),
+    }
+
+
+def _sources_of(request: Request) -> dict[str, Any]:
+    """What the images start from: the SHA-256 of the pixels of each image and mask as used."""
+    if not request.sources:
+        return {}
+    return {
+        "strength": request.strength,
+        "fit": request.fit,
+        "images": [source.digests[0] for source in request.sources],
+        "masks": [source.digests[1] for source in request.sources],
     }
 
 
@@ -159,8 +180,11 @@ def image_parameters(parameters: Mapping[str, Any], index: int) -> dict[str, Any
         ("prompts", "prompt"),
         ("negative_prompts", "negative_prompt"),
         ("seeds", "seed"),
+        ("images", "image"),
+        ("masks", "mask"),
     ):
-        own[one] = own.pop(many)[index]
+        if many in own:
+            own[one] = own.pop(many)[index]
     return own
 
 
@@ -174,14 +198,23 @@ def infotext(own: Mapping[str, Any]) -> str:
         "CFG scale": int(guidance) if guidance.is_integer() else guidance,
         "Seed": own["seed"],
         "Size": f"{own['width']}x{own['height']}",
+        "Denoising strength": own.get("strength"),
+        # The web UI counts from 1, which leaves no layer out.
+        "Clip skip": own["clip_skip"] + 1 if own.get("clip_skip") else None,
         "Model": about.get("model"),
         # The web UI's own word for it; its default is a GPU's.
         "RNG": "CPU" if own.get("noise") == "torch-cpu" else None,
         "Version": f"sdexport {about['sdexport']}" if "sdexport" in about else None,
     }
-    lines = [own["prompt"]]
-    if own["negative_prompt"]:
-        lines.append(f"Negative prompt: {own['negative_prompt']}")
+    # The web UI reads brackets as weights, so those that are text are marked as such.
+    literal = own.get("prompt_syntax") != WEIGHTS
+    prompt, negative = (
+        MARKS.sub(r"\\\g<0>", text) if literal else text
+        for text in (own["prompt"], own["negative_prompt"])
+    )
+    lines = [prompt]
+    if negative:
+        lines.append(f"Negative prompt: {negative}")
     lines.append(", ".join(f"{k}: {_quoted(v)}" for k, v in values.items() if v is not None))
     return "\n".join(lines)
 

@@ -46,6 +46,7 @@ class PromptTokenizer:
     def __init__(self, tokenizer: Tokenizer, *, end: int, pad: int, length: int = TOKENS) -> None:
         """Takes a tokenizer that neither truncates nor pads; see `load`."""
         self._tokenizer = tokenizer
+        self._begin = tokenizer.encode("").ids[0]
         self._end = end
         self._pad = pad
         self.length = length
@@ -105,6 +106,24 @@ class PromptTokenizer:
             row[: len(found)] = found
             dropped.append(rest)
         return Tokens(ids, tuple(dropped))
+
+    def pieces(self, text: str) -> list[tuple[int, int]]:
+        """The ids of all of `text` without begin and end, each with its place in the text."""
+        encoding = self._tokenizer.encode(text, add_special_tokens=False)
+        return [
+            (token, start) for token, (start, _) in zip(encoding.ids, encoding.offsets, strict=True)
+        ]
+
+    def framed(self, ids: Sequence[int]) -> NDArray[np.int64]:
+        """At most `length` - 2 ids between begin and end, padded: (length,)."""
+        row = np.full(self.length, self._pad, np.int64)
+        row[: len(ids) + 2] = [self._begin, *ids, self._end]
+        return row
+
+    def id_of(self, word: str) -> int | None:
+        """The id of a word that is one token, None for others."""
+        ids = self._tokenizer.encode(word, add_special_tokens=False).ids
+        return ids[0] if len(ids) == 1 else None
 
     def encode(self, texts: Sequence[str]) -> NDArray[np.int64]:
         """The ids of every text: (N, 77) int64, truncated and padded."""

@@ -11,7 +11,7 @@ import pytest
 from sdexport.backends.host_workspace import HostDevice
 from sdexport.backends.workspace import Course, Shape, Workspace, text_shapes
 from sdexport.errors import EngineError
-from sdexport.pipeline.drawing import tables
+from sdexport.pipeline.rows import Row, course_of, step_inputs
 from sdexport.pipeline.tokenizer import PromptTokenizer
 from sdexport.sampling import STATE_SLOTS, compile_plan
 from tests.pipeline.fakes import CHANNELS, SCHEDULER, TOKENS, Fakes, make_tokenizer
@@ -31,19 +31,17 @@ def fakes() -> Fakes:
 
 def course(samplers: list[str], guidance: list[float], seed: int = 0) -> Course:
     """A course whose row r follows `samplers[r]` for 4 evaluations, with fresh noise each."""
-    plans = [compile_plan(SCHEDULER, sampler, 4) for sampler in samplers]
-    rows = [tables(plan, scale, 1) for plan, scale in zip(plans, guidance, strict=True)]
     random = np.random.default_rng(seed)
     picture = (CHANNELS, 4, 4)
-    state = np.zeros((2, STATE_SLOTS, *picture), np.float32)
-    state[:, 0] = random.standard_normal((2, *picture))
-    noise = random.standard_normal((4, 2, *picture)).astype(np.float32)
-    return Course(
-        state,
-        {name: np.concatenate([r[name] for r in rows], axis=1) for name in rows[0]},
-        {},
-        noise,
-    )
+    rows = []
+    for sampler, scale in zip(samplers, guidance, strict=True):
+        plan = compile_plan(SCHEDULER, sampler, 4)
+        tables, constants = step_inputs(plan, np.full(4, scale, np.float32), picture)
+        state = np.zeros((STATE_SLOTS, *picture), np.float32)
+        state[0] = random.standard_normal(picture)
+        noise = random.standard_normal((4, *picture)).astype(np.float32)
+        rows.append(Row(state, tables, constants, noise))
+    return course_of(rows)
 
 
 def finish(workspace: Workspace, given: Course) -> np.ndarray[Any, Any]:
@@ -81,9 +79,9 @@ def test_inputs_that_do_not_fit_are_named(fakes: Fakes, tokenizer: PromptTokeniz
     lacking = {name: table for name, table in given.tables.items() if name != "guidance"}
     with pytest.raises(EngineError, match="denoise_step has inputs .*: guidance; .*again"):
         workspace.begin(replace(given, tables=lacking))
-    more = replace(given, constants={"mask": np.ones((2, 1, 4, 4), np.float32)})
-    with pytest.raises(EngineError, match="denoise_step has no input mask; .*again"):
-        workspace.begin(more)
+    more = dict(given.constants) | {"time_ids": np.ones((2, 6), np.float32)}
+    with pytest.raises(EngineError, match="denoise_step has no input time_ids; .*again"):
+        workspace.begin(replace(given, constants=more))
 
 
 def test_an_input_that_stays_is_written_once(fakes: Fakes, tokenizer: PromptTokenizer) -> None:
@@ -100,10 +98,8 @@ def test_an_input_that_stays_is_written_once(fakes: Fakes, tokenizer: PromptToke
     wanted = finish(workspace, given)
     tables_ = dict(given.tables)
     constant = tables_.pop("guidance")[0]
-    assert (
-        finish(workspace, replace(given, tables=tables_, constants={"guidance": constant}))
-        == wanted
-    ).all()
+    constants = dict(given.constants) | {"guidance": constant}
+    assert (finish(workspace, replace(given, tables=tables_, constants=constants)) == wanted).all()
     assert all((guidance == [7.5, 2]).all() for guidance in seen)
 
 
@@ -129,3 +125,40 @@ def test_long_texts_are_encoded_in_pieces(fakes: Fakes, tokenizer: PromptTokeniz
     workspace.advance()
     (inputs,) = [inputs for name, _, inputs in fakes.log if name == "denoise_step"]
     assert inputs["text_embeddings"].shape == (2, 2, 2 * TOKENS, 3)
+
+
+def test_a_course_goes_on_from_a_state(fakes: Fakes, tokenizer: PromptTokenizer) -> None:
+    """Cut in two, with the state and the texts carried over to new memory, it ends the same."""
+    engines = fakes.parts(tokenizer).engines
+    given = course(["ddim", "euler-a"], [7.5, 2])
+    workspace = HostDevice(engines).workspaces()(SHAPE)
+    whole = finish(workspace, given)
+    assert given.noise is not None
+    for cut in (1, 2, 3):
+        workspace = HostDevice(engines).workspaces()(SHAPE)
+        workspace.encode(np.arange(4 * TOKENS).reshape(4, TOKENS) % 50)
+        workspace.begin(given)
+        for _ in range(cut):
+            workspace.advance()
+        other = HostDevice(engines).workspaces()(SHAPE)
+        other.embed(workspace.embeddings().copy())
+        later = {name: table[cut:] for name, table in given.tables.items()}
+        state = workspace.state().copy()
+        other.begin(replace(given, state=state, tables=later, noise=given.noise[cut:]))
+        while other.advance() < 4 - cut:
+            pass
+        assert (other.latents() == whole).all()
+
+
+def test_images_need_their_encoder(fakes: Fakes, tokenizer: PromptTokenizer) -> None:
+    pixels = np.zeros((2, 3, 32, 32), np.float32)
+    workspace = HostDevice(fakes.parts(tokenizer).engines).workspaces()(SHAPE)
+    assert fakes.vae_encoder.bound == []
+    found = [workspace.encode_images(pixels + shade) for shade in (0.0, 0.5)]
+    assert len(fakes.vae_encoder.bound) == 1
+    assert found[0].shape == (2, 2 * CHANNELS, 4, 4)
+    assert not found[0][:, :CHANNELS].any()
+    assert (found[1][:, :CHANNELS] == 0.5).all()
+    without = fakes.parts(tokenizer, vae_encoder=None).engines
+    with pytest.raises(EngineError, match="no VAE encoder; build it again"):
+        HostDevice(without).workspaces()(SHAPE).encode_images(pixels)

@@ -77,11 +77,13 @@ def timestep_unet() -> onnx.ModelProto:
 
 
 def bind(path: Path) -> Binding:
-    """The step at `path` under bfloat16, for three images with two branches, all zero."""
+    """The step at `path` under bfloat16, for three images with two branches, all zero and drawn."""
     inputs = step_inputs(len(TIMESTEPS), 2, 3, 5, SLOTS)
     shapes = {name: value.shape for name, value in inputs.items()}
     engine = load_engine(OPENVINO_CPU, "denoise_step", path, Precision.BF16, 1)
-    return engine.bind(shapes | {"next_state": shapes["state"]})
+    binding = engine.bind(shapes | {"next_state": shapes["state"]})
+    binding.buffers["mask"].fill(1)
+    return binding
 
 
 def waves_error(binding: Binding) -> float:
@@ -110,7 +112,7 @@ def test_without_the_marks_they_would_be_rounded(
 
 
 def test_the_state_stays_float32(load: Load) -> None:
-    """With the model's part left out, the update is exact to float32 under bfloat16."""
+    """With the model's part left out, update and mask are exact to float32 under bfloat16."""
     inputs = step_inputs(3, 2, 5, 7, SLOTS)
     inputs["update_weights"][:, :, SLOTS] = 0
     shapes = {name: value.shape for name, value in inputs.items()}
@@ -123,6 +125,8 @@ def test_the_state_stays_float32(load: Load) -> None:
         [inputs["state"], np.zeros_like(inputs["noise"])[:, None], inputs["noise"][:, None]], axis=1
     )
     wanted = np.einsum("bkj,bjchw->bkchw", inputs["update_weights"], everything.astype(float))
+    known = np.einsum("bk,bkchw->bchw", inputs["known_weights"].astype(float), inputs["known"])
+    wanted[:, 0] = inputs["mask"] * wanted[:, 0] + (1 - inputs["mask"]) * known
     error = np.abs(binding.buffers["next_state"] - wanted).max() / np.abs(wanted).max()
     assert error < 1e-6
 
@@ -140,6 +144,39 @@ def test_input_weights_are_not_rounded(build: Build) -> None:
     exact = (1 + 2**-8) * (1 - 2**-9 - 2**-10)
     found = binding.buffers["next_state"][0, 0, 2:, 0, 0]
     np.testing.assert_allclose(found, exact, atol=2**-9)
+
+
+def test_rescaling_and_embedded_guidance_are_float32(load: Load) -> None:
+    """Both are exact to float32 where the UNet gives its input's mean and waves of the scale."""
+    inputs = step_inputs(3, 2, 5, 7, SLOTS)
+    inputs["mask"][:] = 1
+    inputs["update_weights"][:] = 0
+    inputs["update_weights"][:, 0, SLOTS] = 1
+    shapes = {name: value.shape for name, value in inputs.items()}
+    engine = load(OPENVINO_CPU, denoise_step(unet(condition=8), slots=SLOTS), Precision.BF16)
+    binding = engine.bind(shapes | {"next_state": shapes["state"], "embedded_guidance": (3,)})
+    for name, value in inputs.items():
+        binding.buffers[name][...] = value
+    found = []
+    for share in (0, 1):
+        binding.buffers["guidance_rescale"].fill(share)
+        binding.buffers["embedded_guidance"][:] = (0.0, 7.5, 3.37)
+        binding.run()
+        found.append(binding.buffers["next_state"][:, 0].astype(float))
+    plain, rescaled = found
+    # One factor for the whole image: in bfloat16 it would differ from place to place.
+    factors = (rescaled / plain).reshape(3, -1)
+    np.testing.assert_allclose(factors, factors[:, :1].repeat(factors.shape[1], 1), rtol=1e-5)
+    assert np.abs(factors[:, 0] - 1).max() > 0.01
+    waves = binding.buffers["embedded_guidance"][:, None] * 1000.0
+    steep = np.exp(-np.log(10000.0) / 3 * np.arange(4))
+    wanted = np.concatenate([np.sin(waves * steep), np.cos(waves * steep)], 1).mean(1)
+    binding.buffers["embedded_guidance"].fill(0)
+    binding.buffers["guidance_rescale"].fill(0)
+    binding.run()
+    offset = (plain - binding.buffers["next_state"][:, 0]).mean((1, 2, 3))
+    # The mean of the waves of 0 is one half; a wave is rounded to eight bits inside the UNet.
+    np.testing.assert_allclose(offset, wanted - 0.5, atol=2**-7)
 
 
 def test_fp32_is_true_float32(load: Load) -> None:

@@ -58,12 +58,15 @@ class DrawingDouble:
         self.loaded.append((path, threads))
         return self
 
+    def evaluations(self, request: Request) -> int:
+        return request.plan.evaluations * -(-request.images // PROFILE.batch.max)
+
     def steps(self, request: Request) -> Iterator[Step]:
         self.requests.append(request)
         print("a library prints something")
         if self.failure is not None:
             raise self.failure
-        total = request.plan.evaluations * -(-request.images // PROFILE.batch.max)
+        total = self.evaluations(request)
         images = [Image.new("RGB", (request.width, request.height), "grey")] * request.images
         result = Result(
             images,
@@ -74,11 +77,10 @@ class DrawingDouble:
         )
         for index in range(total):
             last = index + 1 == total
-            latents = np.zeros((1, 4, 8, 8), np.float32)
             yield Step(
                 index,
                 total,
                 (0, request.images),
                 result if last else None,
-                _read=lambda latents=latents: latents,
+                _read=lambda: np.zeros((1, 4, 8, 8), np.float32),
             )

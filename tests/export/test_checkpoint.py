@@ -115,7 +115,6 @@ def test_not_stable_diffusion_1(own: Path) -> None:
         ("unet", {"in_channels": 9}, ("9 channels", "inpainting")),
         ("unet", {"cross_attention_dim": 768}, ("768", "32", "belong together")),
         ("unet", {"addition_embed_type": "text_time"}, ("addition_embed_type", "text_time")),
-        ("unet", {"time_cond_proj_dim": 256}, ("time_cond_proj_dim", "256")),
     ],
 )
 def test_another_structure(

@@ -20,7 +20,10 @@ from sdexport.spec import COMPONENTS, Precision
 from tests.checkpoints import copy_checkpoint
 
 NORMAL = {
-    "text_encoder": (["input_ids"], ["last_hidden_state", "pooler_output"]),
+    "text_encoder": (
+        ["input_ids"],
+        ["last_hidden_state", "pooler_output", *(f"hidden_states.{k}" for k in range(3))],
+    ),
     "unet": (["sample", "timestep", "encoder_hidden_states"], ["out_sample"]),
     "vae_decoder": (["latent_sample"], ["sample"]),
     "vae_encoder": (["sample"], ["latent_parameters"]),
@@ -129,7 +132,7 @@ class TestFolder:
         assert shapes([*unet.input, *unet.output]) == {
             "sample": ["batch", 4, "height", "width"],
             "timestep": ["steps"],
-            "encoder_hidden_states": ["batch", 77, 32],
+            "encoder_hidden_states": ["batch", "tokens", 32],
             "out_sample": ["batch", 4, "height", "width"],
         }
         decoder, encoder = (
@@ -190,8 +193,10 @@ class TestParity:
     def test_text_encoder(self, tiny_onnx: Path, reference: ReferenceModels) -> None:
         for batch in (1, 2, 7):
             ids = np.random.default_rng(batch).integers(0, 500, (batch, 77))
-            ours, pooled = run(tiny_onnx, "text_encoder", input_ids=ids)
+            ours, pooled, *hidden = run(tiny_onnx, "text_encoder", input_ids=ids)
             self.close(ours, reference.text_encoder(ids))
+            for layer, states in enumerate(hidden):
+                self.close(states, reference.hidden_states(ids)[layer])
             # With the published ids, the pooled output is the largest token's.
             self.close(pooled, ours[np.arange(batch), ids.argmax(1)])
 

@@ -34,8 +34,17 @@ def model(
     return made
 
 
-def unet(dtype: int = FLOAT, time_dtype: int = FLOAT, opset: int = 18) -> onnx.ModelProto:
-    """out = W·sample (1 by 1 convolution) + timestep / 1000 + mean of the embeddings.
+def unet(
+    dtype: int = FLOAT,
+    time_dtype: int = FLOAT,
+    opset: int = 18,
+    *,
+    tokens: int | str = TOKENS,
+    condition: int = 0,
+) -> onnx.ModelProto:
+    """out = (W·sample (1 by 1 convolution) + timestep / 1000) · mean of the embeddings.
+
+    With `condition`, the mean over a further input `timestep_cond` of that width is added.
 
     Its inner names are those that the step's own tensors bear, to provoke clashes.
     """
@@ -48,7 +57,8 @@ def unet(dtype: int = FLOAT, time_dtype: int = FLOAT, opset: int = 18) -> onnx.M
         helper.make_node("Add", ["noise", "input_weights"], ["update_weights"]),
         helper.make_node("ReduceMean", ["encoder_hidden_states", "axes"], ["mean"], keepdims=1),
         helper.make_node("Unsqueeze", ["mean", "axis"], ["inner/sample"]),
-        helper.make_node("Add", ["update_weights", "inner/sample"], ["out_sample"]),
+        helper.make_node("Mul", ["update_weights", "inner/sample"], ["guided"]),
+        helper.make_node("Identity", ["guided"], ["out_sample"]),
     ]
     constants = {
         "state": unet_weight().astype(kind),
@@ -61,8 +71,16 @@ def unet(dtype: int = FLOAT, time_dtype: int = FLOAT, opset: int = 18) -> onnx.M
     inputs = [
         ("sample", dtype, shape),
         ("timestep", time_dtype, ["steps"]),
-        ("encoder_hidden_states", dtype, ["batch", TOKENS, DIM]),
+        ("encoder_hidden_states", dtype, ["batch", tokens, DIM]),
     ]
+    if condition:
+        constants["last"] = np.array([1])
+        nodes[-1:] = [
+            helper.make_node("ReduceMean", ["timestep_cond", "last"], ["wave"], keepdims=1),
+            helper.make_node("Reshape", ["wave", "column"], ["waves"]),
+            helper.make_node("Add", ["guided", "waves"], ["out_sample"]),
+        ]
+        inputs.append(("timestep_cond", dtype, ["batch", condition]))
     return model(nodes, inputs, [("out_sample", dtype, shape)], constants, opset)
 
 
@@ -76,11 +94,17 @@ def numpy_unet(sample: Array, timestep: Array, embeddings: Array) -> Array:
     """What `unet` computes, in float64."""
     mixed = np.einsum("oi,bihw->bohw", unet_weight()[:, :, 0, 0].astype(float), sample)
     mean: Array = embeddings.mean((1, 2))
-    return mixed + (timestep / 1000)[:, None, None, None] + mean[:, None, None, None]
+    return (mixed + (timestep / 1000)[:, None, None, None]) * mean[:, None, None, None]
 
 
 def step_inputs(
-    batch: int, branches: int, height: int, width: int, slots: int, seed: int = 0
+    batch: int,
+    branches: int,
+    height: int,
+    width: int,
+    slots: int,
+    seed: int = 0,
+    tokens: int = TOKENS,
 ) -> dict[str, Array]:
     """Inputs of a denoise step whose rows all differ."""
     random = np.random.default_rng(seed)
@@ -95,23 +119,37 @@ def step_inputs(
         "input_weights": normal(batch, slots),
         "update_weights": normal(batch, slots, slots + 2),
         "guidance": random.uniform(0, 9, batch).astype(np.float32),
-        "text_embeddings": normal(batch, branches, TOKENS, DIM),
+        "guidance_rescale": random.uniform(0, 1, batch).astype(np.float32),
+        "text_embeddings": normal(batch, branches, tokens, DIM),
+        "mask": random.integers(0, 3, (batch, 1, height, width)).astype(np.float32) / 2,
+        "known": normal(batch, 2, CHANNELS, height, width),
+        "known_weights": normal(batch, 2),
     }
 
 
-def numpy_step(inputs: dict[str, Array]) -> Array:
-    """The step that `denoise_step` makes of `unet`, image by image, in float64."""
+def numpy_step(inputs: dict[str, Array], waves: Array | None = None) -> Array:
+    """The step that `denoise_step` makes of `unet`, image by image, in float64.
+
+    `waves` (B,) is added to the UNet's output: the mean of an embedding of the guidance scale.
+    """
     rows = []
     for index in range(len(inputs["state"])):
         one = {name: content[index].astype(float) for name, content in inputs.items()}
         x = np.einsum("k,kchw->chw", one["input_weights"], one["state"])
         outputs = [
             numpy_unet(x[None], one["timestep"][None], branch[None])[0]
+            + (0.0 if waves is None else waves[index])
             for branch in one["text_embeddings"]
         ]
         guided = outputs[0] + one["guidance"] * (outputs[-1] - outputs[0])
+        rescaled = guided * (outputs[-1].std() / guided.std())
+        share = one["guidance_rescale"]
+        guided = share * rescaled + (1 - share) * guided
         everything = np.concatenate([one["state"], guided[None], one["noise"][None]])
-        rows.append(np.einsum("kj,jchw->kchw", one["update_weights"], everything))
+        state = np.einsum("kj,jchw->kchw", one["update_weights"], everything)
+        known = np.einsum("k,kchw->chw", one["known_weights"], one["known"])
+        state[0] = one["mask"] * state[0] + (1 - one["mask"]) * known
+        rows.append(state)
     return np.stack(rows)
 
 

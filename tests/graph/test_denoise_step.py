@@ -8,7 +8,7 @@ import pytest
 from onnx import TensorProto
 
 from sdexport.errors import FolderError
-from sdexport.graph.denoise_step import INPUTS, denoise_step
+from sdexport.graph.denoise_step import EMBEDDED, INPUTS, denoise_step
 from sdexport.graph.proto import dimensions
 from tests.graph.models import FLOAT, HALF, numpy_step, run, step_inputs, unet
 
@@ -59,6 +59,108 @@ def test_rows_do_not_depend_on_their_batch() -> None:
     for row in range(3):
         (alone,) = run(step, {name: value[row : row + 1] for name, value in inputs.items()})
         np.testing.assert_array_equal(alone[0], together[row])
+
+
+def plain(inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:  # type: ignore[type-arg]  # of any dtype
+    """`inputs` as drawing from text alone has them: nothing rescaled, nothing known."""
+    return inputs | {
+        "guidance_rescale": np.zeros_like(inputs["guidance_rescale"]),
+        "mask": np.ones_like(inputs["mask"]),
+        "known": np.zeros_like(inputs["known"]),
+        "known_weights": np.zeros_like(inputs["known_weights"]),
+    }
+
+
+def test_without_a_mask_what_is_known_changes_no_bit() -> None:
+    step = denoise_step(unet(), slots=SLOTS)
+    inputs = plain(step_inputs(2, 2, 4, 6, SLOTS))
+    (found,) = run(step, inputs)
+    other = step_inputs(2, 2, 4, 6, SLOTS, seed=1)
+    (again,) = run(step, inputs | {name: other[name] for name in ("known", "known_weights")})
+    np.testing.assert_array_equal(found, again)
+
+
+def test_the_known_is_kept_to_the_bit() -> None:
+    """Where the mask is 0 the sample is what is known; all else is as it is without a mask."""
+    step = denoise_step(unet(), slots=SLOTS)
+    inputs = step_inputs(2, 2, 4, 6, SLOTS) | {"known_weights": np.array([[1, 0]] * 2, np.float32)}
+    mask = np.zeros_like(inputs["mask"])
+    mask[:, :, 1:, 2:] = 1
+    (found,) = run(step, inputs | {"mask": mask})
+    (without,) = run(step, inputs | {"mask": np.ones_like(mask)})
+    kept = np.broadcast_to(mask == 0, found[:, 0].shape)
+    np.testing.assert_array_equal(found[:, 0][kept], inputs["known"][:, 0][kept])
+    np.testing.assert_array_equal(found[:, 0][~kept], without[:, 0][~kept])
+    np.testing.assert_array_equal(found[:, 1:], without[:, 1:])
+
+
+def test_rescaling_is_diffusers() -> None:
+    """Section 3.4 of 2305.08891 as diffusers writes it, of guidance alone; one image a factor."""
+    torch = pytest.importorskip("torch")
+    from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import rescale_noise_cfg
+
+    inputs = plain(step_inputs(3, 2, 4, 6, SLOTS))
+    inputs["guidance"][:] = 7.5
+    inputs["update_weights"][:] = 0
+    inputs["update_weights"][:, 0, SLOTS] = 1
+    step = denoise_step(unet(), slots=SLOTS)
+    (guided,) = run(step, inputs)
+    (text,) = run(step, inputs | {"text_embeddings": inputs["text_embeddings"][:, 1:]})
+    shares = np.array([0.0, 0.7, 1.0], np.float32)
+    (found,) = run(step, inputs | {"guidance_rescale": shares})
+    np.testing.assert_array_equal(found[0], guided[0])
+    for row, share in enumerate(shares):
+        wanted = rescale_noise_cfg(
+            torch.from_numpy(guided[row : row + 1, 0]),
+            torch.from_numpy(text[row : row + 1, 0]),
+            float(share),
+        )
+        np.testing.assert_allclose(found[row : row + 1, 0], wanted.numpy(), rtol=1e-5, atol=1e-5)
+
+
+def test_an_output_without_variance_is_a_number() -> None:
+    inputs = plain(step_inputs(1, 2, 4, 6, SLOTS))
+    inputs["input_weights"][:] = 0
+    (found,) = run(
+        denoise_step(unet(), slots=SLOTS), inputs | {"guidance_rescale": np.ones(1, np.float32)}
+    )
+    assert np.isfinite(found).all()
+
+
+@pytest.mark.parametrize("tokens", [5, 10, 15])
+def test_any_number_of_tokens(tokens: int) -> None:
+    step = denoise_step(unet(tokens="sequence"), slots=SLOTS)
+    shapes = {entry.name: dimensions(entry) for entry in step.graph.input}
+    assert shapes["text_embeddings"] == ("batch", "branches", "tokens", 3)
+    inputs = step_inputs(2, 2, 3, 4, SLOTS, tokens=tokens)
+    (found,) = run(step, inputs)
+    np.testing.assert_allclose(found, numpy_step(inputs), rtol=1e-5, atol=2e-4)
+
+
+@pytest.mark.parametrize("width", [4, 9, 256])
+@pytest.mark.parametrize("branches", [1, 2])
+def test_embedded_guidance_is_diffusers(width: int, branches: int) -> None:
+    torch = pytest.importorskip("torch")
+    from diffusers import LatentConsistencyModelPipeline
+
+    scales = np.array([0.0, 7.5, 1.25], np.float32)
+    waves = LatentConsistencyModelPipeline.get_guidance_scale_embedding(
+        None, torch.from_numpy(scales), embedding_dim=width
+    ).numpy()
+    inputs = step_inputs(3, branches, 4, 6, SLOTS)
+    step = denoise_step(unet(condition=width), slots=SLOTS)
+    assert tuple(entry.name for entry in step.graph.input) == (*INPUTS, EMBEDDED)
+    (found,) = run(step, inputs | {EMBEDDED: scales})
+    wanted = numpy_step(inputs, waves.astype(float).mean(1))
+    # An angle of 7500 has a unit in the last place of 5e-4.
+    np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=5e-3)
+
+
+def test_an_embedding_of_open_width_is_refused() -> None:
+    model = unet(condition=8)
+    model.graph.input[-1].type.tensor_type.shape.dim[1].dim_param = "width"
+    with pytest.raises(FolderError, match=r"timestep_cond has the shape \['batch', 'width'\]"):
+        denoise_step(model, slots=SLOTS)
 
 
 def test_interface() -> None:

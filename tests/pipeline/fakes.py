@@ -89,8 +89,16 @@ def _specs(**tensors: tuple[str, str]) -> tuple[TensorSpec, ...]:
 def encode_text(buffers: Mapping[str, Array]) -> None:
     ids = buffers["input_ids"].astype(np.float32)
     out = buffers["last_hidden_state"]
+    skipped = buffers.get("clip_skip", np.zeros(len(ids), np.int64))
     for dim in range(out.shape[2]):
-        out[:, :, dim] = np.sin(ids * (dim + 1)) / 2
+        out[:, :, dim] = np.sin(ids * (dim + 1)) / (2 + skipped[:, None])
+
+
+def encode_image(buffers: Mapping[str, Array]) -> None:
+    """Means: the pixels of each latent's upper left corner; deviations: a tenth, all over."""
+    pixels, out = buffers["sample"][:, :, ::8, ::8], buffers["latent_parameters"]
+    out[:, :3], out[:, 3] = pixels, pixels.mean(1)
+    out[:, CHANNELS:] = 2 * np.log(0.1)
 
 
 def model(sample: Array, timestep: float, embeddings: Array) -> Array:
@@ -106,26 +114,32 @@ def denoise(buffers: Mapping[str, Array]) -> None:
         texts = buffers["text_embeddings"][b]
         outputs = [model(sample, float(buffers["timestep"][b]), text) for text in texts]
         guided = outputs[0] + buffers["guidance"][b] * (outputs[-1] - outputs[0])
+        share = buffers["guidance_rescale"][b]
+        guided = guided * (1 + share * (outputs[-1].std() / max(guided.std(), 1e-15) - 1))
         terms = np.concatenate([state, guided[None], buffers["noise"][b][None]])
-        buffers["next_state"][b] = np.tensordot(buffers["update_weights"][b], terms, 1)
+        after = np.tensordot(buffers["update_weights"][b], terms, 1)
+        known = np.tensordot(buffers["known_weights"][b], buffers["known"][b], 1)
+        mask = buffers["mask"][b]
+        after[0] = mask * after[0] + (1 - mask) * known
+        buffers["next_state"][b] = after
 
 
 def decode_image(buffers: Mapping[str, Array]) -> None:
     latents = buffers["state"][:, 0, :3].transpose(0, 2, 3, 1)
-    pixels = np.clip(latents * 40 + 128, 0, 255).round().astype(np.uint8)
+    pixels = np.clip(np.nan_to_num(latents) * 40 + 128, 0, 255).round().astype(np.uint8)
     buffers["image"][...] = pixels.repeat(8, axis=1).repeat(8, axis=2)
 
 
 @dataclass
 class Fakes:
-    """The three engines with one log of their runs, in order."""
+    """The engines with one log of their runs, in order."""
 
     log: list[tuple[str, FakeBinding, dict[str, Array]]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.text_encoder = FakeEngine(
             "text_encoder",
-            _specs(input_ids=("int64", "nt")),
+            _specs(input_ids=("int64", "nt"), clip_skip=("int64", "n")),
             _specs(last_hidden_state=("float32", "ntd")),
             encode_text,
             self.log,
@@ -139,6 +153,10 @@ class Fakes:
                 input_weights=("float32", "bk"),
                 update_weights=("float32", "bkn"),
                 guidance=("float32", "b"),
+                guidance_rescale=("float32", "b"),
+                mask=("float32", "bohw"),
+                known=("float32", "btchw"),
+                known_weights=("float32", "bt"),
                 text_embeddings=("float32", "brtd"),
             ),
             _specs(next_state=("float32", "bkchw")),
@@ -153,6 +171,14 @@ class Fakes:
             self.log,
         )
 
+        self.vae_encoder = FakeEngine(
+            "vae_encoder",
+            _specs(sample=("float32", "bohw")),
+            _specs(latent_parameters=("float32", "bchw")),
+            encode_image,
+            self.log,
+        )
+
     def names(self) -> list[str]:
         """The engines in the order in which they ran."""
         return [name for name, _, _ in self.log]
@@ -162,6 +188,8 @@ class Fakes:
             "text_encoder": self.text_encoder,
             "denoise_step": self.denoise_step,
             "vae_decoder": self.vae_decoder,
+            "vae_encoder": self.vae_encoder,
+            "text_layers": 3,
             "tokenizer": tokenizer,
             "scheduler_config": SCHEDULER,
             "profile": Profile(Range(1, 1, 4), Range(16, 32, 64), Range(16, 32, 64)),

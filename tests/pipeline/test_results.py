@@ -122,3 +122,80 @@ def test_a_file_in_the_way(pipe: Pipeline, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError, match="cannot write"):
         pipe.generate("apple", steps=1).save(tmp_path / "file" / "p.png")
+
+
+def test_how_it_was_drawn_is_kept(pipe: Pipeline, tmp_path: Path) -> None:
+    """The options of prompts, guidance and images draw the same picture again."""
+    image = Image.new("RGB", (32, 32), "orange")
+    mask = Image.new("L", (32, 32))
+    mask.paste(255, (8, 0, 32, 16))
+    result = pipe.generate(
+        ["(apple:1.2)", "cat"],
+        steps=5,
+        guidance=6,
+        sampler="ddim",
+        seed=2,
+        image=image,
+        mask=[mask, Image.new("L", (32, 32), "white")],
+        strength=0.6,
+        guidance_rescale=0.3,
+        guidance_interval=(0.0, 0.5),
+        prompt_syntax="weights",
+        clip_skip=1,
+    )
+    _, texts = saved(result, tmp_path / "p.png")
+    owns = [json.loads(text["sdexport"]) for text in texts]
+    assert owns[0]["image"] == owns[1]["image"]
+    assert owns[0]["mask"] != owns[1]["mask"]
+    assert "Denoising strength: 0.6, Clip skip: 2" in texts[0]["parameters"]
+    own = owns[0]
+    names = ("guidance_rescale", "guidance_interval", "prompt_syntax", "clip_skip", "strength")
+    again = pipe.generate(
+        own["prompt"],
+        steps=own["steps"],
+        guidance=own["guidance"],
+        sampler=own["sampler"],
+        seed=own["seed"],
+        image=image,
+        mask=mask,
+        fit=own["fit"],
+        **{name: own[name] for name in names},
+    )
+    assert again.images[0].tobytes() == result.images[0].tobytes()
+    for name, other in (
+        ("guidance_rescale", 0.9),
+        ("guidance_interval", (0.0, 1.0)),
+        ("strength", 0.9),
+    ):
+        changed = {key: own[key] for key in names} | {name: other}
+        differs = pipe.generate(
+            own["prompt"],
+            steps=own["steps"],
+            guidance=own["guidance"],
+            sampler=own["sampler"],
+            seed=own["seed"],
+            image=image,
+            mask=mask,
+            **changed,
+        )
+        assert differs.images[0].tobytes() != result.images[0].tobytes(), name
+
+
+@pytest.mark.parametrize(
+    ("syntax", "told"),
+    [
+        ("plain", r"a \(red\) \[cat\] \\"),
+        ("long", r"a \(red\) \[cat\] \\"),
+        ("weights", "a (red) [cat] \\"),
+    ],
+)
+def test_web_uis_read_the_same_prompt(pipe: Pipeline, syntax: str, told: str) -> None:
+    from sdexport.pipeline.prompts import parse
+
+    text = "a (red) [cat] \\"
+    result = pipe.generate(text, steps=1, prompt_syntax=syntax)
+    first = result.metadata(0)["parameters"].splitlines()[0]
+    assert first == told
+    if syntax != "weights":
+        assert [(one.text, one.weight) for one in parse(first)] == [(text, 1)]
+    assert json.loads(result.metadata(0)["sdexport"])["prompt"] == text

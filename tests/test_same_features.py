@@ -1,0 +1,266 @@
+"""Images to start from, masks, guidance, CLIP skip, shared batches: diffusers' picture, same seed.
+
+float32 engines against diffusers' pipelines on the CPU, with the repository's own checkpoint; a
+guidance-distilled model, of which there is no small one, with random weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import sdexport
+from sdexport.errors import UsageError
+from tests.conftest import EMOJI, TARGETS, TINY_PROFILE
+
+SIZE = (128, 128)
+LARGEST = 2
+"""Of 255: how far a pixel may be off."""
+
+
+@pytest.fixture(scope="module")
+def reference() -> Any:
+    from sdexport.export.reference import ReferenceModels
+
+    return ReferenceModels(EMOJI)
+
+
+@pytest.fixture(scope="module")
+def theirs(reference: Any) -> Callable[..., np.ndarray[Any, Any]]:
+    """diffusers' picture, drawn once for all targets."""
+    drawn: dict[str, np.ndarray[Any, Any]] = {}
+
+    def picture(prompt: str, seed: int, **options: Any) -> np.ndarray[Any, Any]:
+        key = f"{prompt} {seed} {options}"
+        if key not in drawn:
+            options.setdefault("size", SIZE)
+            (drawn[key],) = reference.pictures([prompt], seeds=[seed], **options)
+        return drawn[key]
+
+    return picture
+
+
+@pytest.fixture(scope="module", params=TARGETS)
+def pipeline(request: pytest.FixtureRequest, emoji_bundle: Callable[[str], Path]) -> Any:
+    return sdexport.load(emoji_bundle(request.param))
+
+
+@pytest.fixture(scope="module")
+def apple(reference: Any) -> Image.Image:
+    """A picture to start from."""
+    (drawn,) = reference.pictures(
+        ["red apple"], seeds=[7], steps=8, guidance=2.5, sampler="ddim", size=SIZE
+    )
+    return Image.fromarray(drawn)
+
+
+@pytest.fixture(scope="module")
+def mask() -> Image.Image:
+    """Draws the right half anew, and more of it further down; its edge is grey, off the grid."""
+    shades = np.zeros(SIZE[::-1], np.uint8)
+    for row in range(SIZE[1]):
+        edge = 90 - row // 3
+        shades[row, edge:] = 255
+        shades[row, edge - 9 : edge] = np.linspace(0, 255, 9)
+    return Image.fromarray(shades)
+
+
+def assert_same(ours: Any, expected: np.ndarray[Any, Any], largest: int = LARGEST) -> None:
+    ours = np.asarray(ours).astype(int)
+    assert expected.std() > 10, "the reference is no picture"
+    assert ours.shape == expected.shape
+    assert np.abs(ours - expected.astype(int)).max() <= largest
+
+
+@pytest.mark.parametrize("sampler", ["pndm", "ddim", "euler-a", "dpmpp-2m-karras", "heun"])
+@pytest.mark.parametrize("strength", [0.6, 1.0])
+def test_an_image_drawn_anew(
+    pipeline: Any, theirs: Any, apple: Image.Image, sampler: str, strength: float
+) -> None:
+    options = {"steps": 8, "guidance": 2.5, "sampler": sampler, "strength": strength}
+    result = pipeline.generate("a blue ball", seed=3, image=apple, **options)
+    expected = theirs("a blue ball", 3, image=apple, **options)
+    assert_same(result.images[0], expected)
+    if strength < 1:
+        far = np.abs(np.asarray(apple).astype(int) - expected.astype(int)).mean()
+        assert far > 2, "the image came back as it was"
+
+
+@pytest.mark.parametrize("sampler", ["pndm", "ddim", "euler-a", "dpmpp-2m", "heun"])
+@pytest.mark.parametrize("strength", [0.7, 1.0])
+def test_a_part_drawn_anew(
+    pipeline: Any,
+    theirs: Any,
+    apple: Image.Image,
+    mask: Image.Image,
+    sampler: str,
+    strength: float,
+) -> None:
+    options = {"steps": 8, "guidance": 2.5, "sampler": sampler, "strength": strength}
+    result = pipeline.generate("a blue ball", seed=5, image=apple, mask=mask, **options)
+    expected = theirs("a blue ball", 5, image=apple, mask=mask, **options)
+    assert_same(result.images[0], expected)
+    changed = np.abs(np.asarray(apple).astype(int) - expected.astype(int)).mean(-1)
+    assert changed[:, 110:].mean() > 2 * changed[:, :40].mean(), "the mask had no effect"
+
+
+def test_an_unguided_image_of_another_size(pipeline: Any, theirs: Any, apple: Image.Image) -> None:
+    """diffusers scales to the next smaller multiple of 8; here that has to be asked for."""
+    wide = apple.resize((150, 109))
+    options = {"steps": 6, "guidance": 1.0, "sampler": "ddim", "strength": 0.5}
+    with pytest.raises(UsageError, match="150x109.*choose a fit: resize, crop, pad"):
+        pipeline.generate("a bee", seed=1, image=wide, **options)
+    result = pipeline.generate("a bee", seed=1, image=wide, fit="resize", **options)
+    assert result.images[0].size == (144, 104)
+    assert "150x109 and was scaled to 144x104" in result.warnings[0]
+    assert_same(result.images[0], theirs("a bee", 1, image=wide, **options))
+
+
+def test_guidance_rescale(pipeline: Any, theirs: Any) -> None:
+    options = {"steps": 6, "guidance": 7.0, "sampler": "ddim"}
+    rescaled = pipeline.generate("pizza", seed=2, guidance_rescale=0.7, **options)
+    assert_same(rescaled.images[0], theirs("pizza", 2, guidance_rescale=0.7, **options))
+    plain = theirs("pizza", 2, **options).astype(int)
+    assert np.abs(np.asarray(rescaled.images[0]).astype(int) - plain).max() > 20
+
+
+@pytest.mark.parametrize("skip", [1, 3])
+def test_clip_skip(pipeline: Any, theirs: Any, skip: int) -> None:
+    options = {"steps": 6, "guidance": 3.0, "sampler": "ddim", "negative_prompt": "green"}
+    ours = pipeline.generate("a cat face", seed=4, clip_skip=skip, **options)
+    assert_same(ours.images[0], theirs("a cat face", 4, clip_skip=skip, **options))
+    plain = theirs("a cat face", 4, **options).astype(int)
+    assert np.abs(np.asarray(ours.images[0]).astype(int) - plain).max() > 20
+
+
+def test_guidance_in_an_interval(pipeline: Any, reference: Any) -> None:
+    """Against diffusers' loop with its guidance changed between two steps, as its users do it."""
+    import torch
+
+    def outside(pipe: Any, step: int, _: Any, values: dict[str, Any]) -> dict[str, Any]:
+        pipe._guidance_scale = 6.0 if 2 <= step + 1 < 5 else 1.0000001
+        return values
+
+    drawn = reference._pipeline("ddim", False, False)(
+        "snowman emoji",
+        num_inference_steps=8,
+        guidance_scale=1.0000001,  # above 1, so that both branches are there from the start
+        generator=torch.Generator().manual_seed(6),
+        width=SIZE[0],
+        height=SIZE[1],
+        callback_on_step_end=outside,
+    )
+    ours = pipeline.generate(
+        "snowman emoji", seed=6, steps=8, guidance=6.0, sampler="ddim", guidance_interval=(0.3, 0.7)
+    )
+    assert_same(ours.images[0], np.asarray(drawn.images[0]))
+
+
+def test_plain_prompts_with_brackets_are_diffusers(pipeline: Any, theirs: Any) -> None:
+    prompt = "a (red:1.4) [apple] " + "very " * 90
+    options = {"steps": 4, "guidance": 2.5, "sampler": "ddim"}
+    result = pipeline.generate(prompt, seed=8, **options)
+    assert_same(result.images[0], theirs(prompt, 8, **options))
+    assert "'long'" in result.warnings[0]
+
+
+def test_long_and_weighted_prompts_are_their_embeddings(pipeline: Any, reference: Any) -> None:
+    """diffusers with the embeddings of the pieces handed over, as compel does it."""
+    import torch
+
+    from sdexport.pipeline.prompts import read_prompt, weigh_embeddings
+
+    tokenizer = pipeline.parts.tokenizer
+    text = "a (red:1.4) apple, " + "shiny " * 80 + "on [a] table"
+    prompt = read_prompt(tokenizer, text, "weights")
+    assert prompt.ids.shape == (2, 77)
+    assert prompt.weights is not None
+    hidden = reference.text_encoder(prompt.ids)
+    weigh_embeddings(hidden, prompt.weights)
+    negative = reference.text_encoder(tokenizer.encode(["green", ""]))
+    drawn = reference._pipeline("ddim", False, False)(
+        prompt_embeds=torch.from_numpy(hidden.reshape(1, 154, -1)),
+        negative_prompt_embeds=torch.from_numpy(negative.reshape(1, 154, -1)),
+        num_inference_steps=6,
+        guidance_scale=3.0,
+        generator=torch.Generator().manual_seed(9),
+        width=SIZE[0],
+        height=SIZE[1],
+    )
+    ours = pipeline.generate(
+        text,
+        negative_prompt="green",
+        seed=9,
+        steps=6,
+        guidance=3.0,
+        sampler="ddim",
+        prompt_syntax="weights",
+    )
+    assert_same(ours.images[0], np.asarray(drawn.images[0]))
+    assert ours.warnings == ()
+
+
+def test_requests_that_share_batches(pipeline: Any, apple: Image.Image, mask: Image.Image) -> None:
+    """Other samplers, steps, seeds, guidance, an image, a mask: each the same as alone."""
+    requests = [
+        pipeline.request("red apple", steps=6, sampler="ddim", seed=1, guidance=2.5),
+        pipeline.request("a bee", steps=4, sampler="euler-a", seed=2, guidance=4, count=2),
+        pipeline.request("pizza", steps=5, sampler="pndm", seed=3, guidance_rescale=0.5),
+        pipeline.request("rose", steps=9, sampler="dpmpp-2m-karras", seed=4, image=apple),
+        pipeline.request("rose", steps=5, sampler="heun", seed=5, image=apple, mask=mask),
+        pipeline.request("an airplane", steps=3, seed=6, guidance=1),
+    ]
+    results = pipeline.generate_batch(requests)
+    for request, result in zip(requests, results, strict=True):
+        *_, last = pipeline.steps(request)
+        for ours, alone in zip(result.images, last.result.images, strict=True):
+            # Across a batch's size the runtimes choose other blockings: rounding.
+            assert_same(ours, np.asarray(alone), largest=1)
+
+
+@pytest.fixture(scope="module")
+def distilled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny checkpoint whose UNet takes its guidance scale as an embedding, as LCM's does."""
+    from tests.checkpoints import SCHEDULER, edit_json, make_tiny_checkpoint
+
+    path = tmp_path_factory.mktemp("distilled") / "checkpoint"
+    make_tiny_checkpoint(path, unet={"time_cond_proj_dim": 32})
+    edit_json(
+        path / "scheduler" / "scheduler_config.json",
+        SCHEDULER | {"_class_name": "LCMScheduler", "original_inference_steps": 50},
+    )
+    return path
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_embedded_guidance(distilled: Path, tmp_path: Path, target: str) -> None:
+    from sdexport.build import BuildOptions, build_folder
+    from sdexport.export import export_checkpoint
+    from sdexport.export.reference import ReferenceModels
+    from sdexport.spec import Precision
+
+    export_checkpoint(distilled, tmp_path / "onnx")
+    options = BuildOptions(target, Precision.FP32, TINY_PROFILE)
+    build_folder(tmp_path / "onnx", tmp_path / "bundle", options)
+    pipeline = sdexport.load(tmp_path / "bundle")
+    reference = ReferenceModels(distilled)
+    found = []
+    for guidance in (8.5, 1.5, 0.0):
+        shared: dict[str, Any] = {"steps": 4, "guidance": guidance, "size": (64, 64)}
+        *_, last = pipeline.stream("a dog", seed=1, sampler="ddim", **shared)
+        (expected,) = reference.pictures(["a dog"], seeds=[1], sampler="ddim", **shared)
+        ours = np.asarray(last.result.images[0]).astype(int)
+        assert np.abs(ours - expected.astype(int)).max() <= LARGEST
+        found.append(last.latents)
+        assert [len(last.latents)] == [1]
+    assert np.abs(found[0] - found[1]).max() > 1e-3, "the scale had no effect"
+    refused = {"guidance_interval": (0.0, 0.5)}
+    with pytest.raises(UsageError, match="takes the guidance scale as an embedding"):
+        pipeline.generate("a dog", **refused)
+    said = pipeline.generate("a dog", negative_prompt="a cat", steps=1, size=(64, 64)).warnings
+    assert "embedding" in said[0]
