@@ -55,7 +55,11 @@ def read_back(
         "compute_capabilities": list(request.options.compute_capabilities),
     }
     if find_gpus()[0]:
-        engine = module.Runtime(logger(module)).deserialize_cuda_engine(plan)
+        runtime = module.Runtime(logger(module))
+        if request.options.version_compatible:
+            # Such a plan brings the runtime that it runs with, which is code; it was just built.
+            runtime.engine_host_code_allowed = True
+        engine = runtime.deserialize_cuda_engine(plan)
         if engine is None:
             raise EngineError(
                 f"the engine of {request.name} was built and cannot be loaded: {words.failure}; "

@@ -108,6 +108,18 @@ class Engine:
         return self.stripped
 
 
+class Runtime:
+    """An IRuntime that loads `engine`; of plans that bring code, only if that is allowed."""
+
+    engine_host_code_allowed = False
+
+    def __init__(self, engine: Engine | None) -> None:
+        self.engine = engine
+
+    def deserialize_cuda_engine(self, plan: bytes) -> Engine | None:
+        return None if plan == b"code" and not self.engine_host_code_allowed else self.engine
+
+
 def module(engine: Engine | None = None) -> Any:
     """The library, whose runtime loads `engine` whatever it is given."""
 
@@ -121,7 +133,7 @@ def module(engine: Engine | None = None) -> Any:
         HardwareCompatibilityLevel=Level,
         MemoryPoolType=SimpleNamespace(WORKSPACE="workspace"),
         EngineStat=SimpleNamespace(STRIPPED_WEIGHTS_SIZE="stripped"),
-        Runtime=lambda logger: SimpleNamespace(deserialize_cuda_engine=lambda plan: engine),
+        Runtime=lambda logger: Runtime(engine),
     )
 
 
@@ -259,6 +271,14 @@ def test_an_engine_that_cannot_be_loaded() -> None:
         tensorrt_readback.read_back(
             "tensorrt", module(None), b"", request_for(READ), Words([("ERROR", "it is broken")])
         )
+
+
+def test_a_version_compatible_engine_brings_code() -> None:
+    options = dataclasses.replace(READ, version_compatible=True)
+    found = tensorrt_readback.read_back(
+        "tensorrt", module(Engine()), b"code", request_for(options), Words()
+    )
+    assert found["read_from"] == "the engine"
 
 
 def test_options_are_refused_by_targets_that_have_them_not() -> None:

@@ -17,7 +17,7 @@ from onnx import numpy_helper
 
 import sdexport
 from sdexport import bundle as bundles
-from sdexport import half_check
+from sdexport import half_check, memory, storage
 from sdexport.backends import targets, tensorrt_config, tensorrt_readback
 from sdexport.build import BuildOptions, build_folder, compile_checkpoint
 from sdexport.build import options as options_module
@@ -196,6 +196,27 @@ def test_what_no_island_can_mend_is_refused(
     with pytest.raises(EngineError, match=r"vae_decoder .*half precision.*--precision bf16"):
         build_folder(folder, tmp_path / "bundle", dataclasses.replace(OPTIONS, profile=SQUARE))
     assert not (tmp_path / "bundle").exists()
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "said"),
+    [
+        (memory, "available_bytes", r"takes about 1.6 GB of memory and 0.0 GB are free"),
+        (storage, "free_bytes", r"takes 0.0\d GB .* and 0.00 GB are free"),
+    ],
+)
+def test_room_for_the_check_is_looked_at_before(
+    half_onnx: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    module: Any,
+    name: str,
+    said: str,
+) -> None:
+    monkeypatch.setattr(module, name, lambda *arguments: 1000)
+    with pytest.raises(sdexport.SdexportError, match=f"{said}.*--no-half-check"):
+        build_folder(half_onnx, tmp_path / "bundle", OPTIONS)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_graphs_have_to_be_in_the_precision(
