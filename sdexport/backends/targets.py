@@ -231,7 +231,7 @@ def runs_here(target: Target) -> tuple[bool, str]:
         return False, "this version of sdexport builds its engines and does not run them"
     if target.runs_with and _version_of(target.runs_with) is None:
         return False, (
-            f"{target.runs_with} is not installed, which cannot stand beside {target.library}: "
+            f"needs {target.runs_with} in the place of {target.library}: "
             f"pip uninstall {target.library}; pip install {target.runs_with}"
         )
     gpus, why = find_gpus()
