@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 from sdexport.backends import cuda
 from sdexport.backends.cuda_loop import Loop
@@ -80,7 +81,7 @@ class CudaWorkspaces:
     def close(self) -> None:
         memory, self._activations = self._activations, None
         streams = [self.copies, self.stream] if self._own_stream else [self.copies]
-        held = [*streams, *([memory] if memory else []), *self._bound.values()]
+        held: list[Any] = [*streams, *([memory] if memory else []), *self._bound.values()]
         self._bound.clear()
         with ExitStack() as stack:
             # Whatever is said on the way, everything is given back, the streams last.

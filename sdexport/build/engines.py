@@ -26,7 +26,7 @@ from sdexport.graph.select_outputs import select_outputs
 from sdexport.onnx_folder import MODEL_FILE, OnnxFolder
 from sdexport.progress import Progress, stage
 from sdexport.sampling import STATE_SLOTS
-from sdexport.spec import PIXEL_MULTIPLE, Profile, Range
+from sdexport.spec import MOST_PIECES, PIXEL_MULTIPLE, Profile, Range
 
 COMPONENT_OF = {
     "text_encoder": "text_encoder",
@@ -175,18 +175,24 @@ def shape_ranges(
 ) -> tuple[dict[str, ShapeRange], ...]:
     """The ranges of the inputs of `engine`, one set for every profile: with and without guidance.
 
-    The usual call is the guided one.
+    The usual call is the guided one with prompts of one piece; the largest has `MOST_PIECES`.
     """
 
-    def at(which: str, branches: int, one: Profile) -> dict[str, tuple[int, ...]]:
+    def at(which: str, branches: int, one: Profile, pieces: int = 1) -> dict[str, tuple[int, ...]]:
         batch, height, width = (getattr(r, which) for r in (one.batch, one.height, one.width))
         return call_shapes(
-            engine, dimensions, batch=batch, branches=branches, height=height, width=width
+            engine,
+            dimensions,
+            batch=batch,
+            branches=branches,
+            height=height,
+            width=width,
+            pieces=pieces,
         )
 
     sets = []
     for one in profile.all:
-        least, usual, most = at("min", 1, one), at("opt", 2, one), at("max", 2, one)
+        least, usual, most = at("min", 1, one), at("opt", 2, one), at("max", 2, one, MOST_PIECES)
         sets.append({name: ShapeRange(least[name], usual[name], most[name]) for name in least})
     return tuple(sets)
 

@@ -252,7 +252,7 @@ def _opened(
     if isinstance(value, Sequence) and not isinstance(value, str | bytes):
         opened = [pictures.open_picture(one, what) for one in value]
     else:
-        opened = [pictures.open_picture(value, what)]  # type: ignore[arg-type]  # a text is one
+        opened = [pictures.open_picture(value, what)]
     if len(opened) == 1:
         return opened * prompts
     if len(opened) != prompts:

@@ -32,5 +32,7 @@ def test_the_package_for_processors_does_not_do(build: Build, target: targets.Ta
         targets.load_engine(target, "test", path, Precision.FP16)
     runs, why = targets.runs_here(target)
     assert not runs
-    assert "needs onnxruntime-gpu in the place of onnxruntime: pip uninstall onnxruntime; pip" in why
+    assert (
+        "needs onnxruntime-gpu in the place of onnxruntime: pip uninstall onnxruntime; pip" in why
+    )
     assert target.name not in targets.choose("auto").reason
