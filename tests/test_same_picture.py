@@ -17,10 +17,11 @@ import sdexport
 from sdexport.sampling import samplers
 from tests.conftest import EMOJI, TARGETS
 
-# diffusers makes numpy arrays of tensors, which torch answers with numpy 1's protocol, and calls
-# the noise-predicting DPM-Solver deprecated.
+# diffusers makes numpy arrays of tensors and calls numpy's functions on them, which torch answers
+# with numpy 1's protocol, and it calls the noise-predicting DPM-Solver deprecated.
 pytestmark = [
     pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:__array_wrap__ must accept:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore::FutureWarning:diffusers"),
 ]
 

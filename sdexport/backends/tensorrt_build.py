@@ -14,6 +14,7 @@ is what it takes: `polygraphy inspect model`, `polygraphy debug precision`, `pol
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -234,9 +235,13 @@ def _explain(target: str, request: EngineRequest, words: Words) -> str:
     """Why the library built nothing, in its words, and what can be done."""
     said = words.failure or "it does not say why"
     remedy = "try another precision or target"
-    if "workspace" in said:
-        has = request.options.workspace
-        remedy = f"raise the builder option workspace (it is {(has or 0) / (1 << 20):,.0f} MiB)"
+    has = request.options.workspace
+    wanted = re.search(r"OutOfMemory \(Requested size was (\d+) bytes", said)
+    if "workspace" in said or (wanted and has is not None and int(wanted[1]) > has):
+        remedy = (
+            f"raise the builder option workspace (it is {(has or 0) / (1 << 20):,.0f} MiB), or ask "
+            "for a smaller profile: a smaller largest batch above all"
+        )
     elif "CUDA_SUCCESS" in said or "cuda" in said.lower():
         remedy = "this needs a working NVIDIA driver and GPU on the machine that builds"
     elif "memory" in said.lower():

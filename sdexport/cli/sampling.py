@@ -17,7 +17,7 @@ def samplers(
     ] = 50,
     json: Json = False,
 ) -> None:
-    """List the samplers: their names, where they come from and what they cost.
+    """List the samplers: their names and what they cost.
 
     Each equals a scheduler of diffusers, or of k-diffusion where diffusers has none. Every name
     and alias is accepted by sdexport generate --sampler, in any case; with a spacing of sigmas

@@ -15,7 +15,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from sdexport import memory, storage
-from sdexport.backends import gpus, targets, tensorrt_config, tensorrt_readback
+from sdexport.backends import gpus, targets, tensorrt_build, tensorrt_config, tensorrt_readback
 from sdexport.backends.gpus import Gpu
 from sdexport.backends.request import BuiltEngine, EngineRequest, ShapeRange
 from sdexport.backends.tensorrt_library import (
@@ -202,6 +202,14 @@ def test_too_small_a_workspace(write: Write) -> None:
     options = dataclasses.replace(OPTIONS, workspace=1 << 20)
     with pytest.raises(EngineError, match="raise the builder option workspace .it is 1 MiB"):
         build(write(options=options))
+
+
+def test_activations_beyond_the_workspace(write: Write) -> None:
+    """What is said of a profile whose pictures do not fit."""
+    words = Words([("ERROR", "Error Code 2: OutOfMemory (Requested size was 4393907374 bytes.)")])
+    said = tensorrt_build._explain(TENSORRT_RTX, write(), words)
+    assert "raise the builder option workspace (it is 1,024 MiB)" in said
+    assert "a smaller largest batch" in said
 
 
 def test_memory_is_looked_at_before(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
