@@ -205,6 +205,7 @@ class CudaDevice:
                 engine.keep_cache(cache)
 
     def _all(self) -> tuple[DeviceEngine, ...]:
+        """Those that every picture needs; the VAE encoder is loaded when a picture comes."""
         engines = self._engines
         return engines.text_encoder, engines.denoise_step, engines.vae_decoder  # type: ignore[return-value]  # on a GPU every engine is one
 
@@ -229,4 +230,5 @@ class CudaDevice:
             engine.save_cache()
 
     def close(self) -> None:
-        cuda.close_all(self._all())
+        encoder: Any = self._engines.vae_encoder
+        cuda.close_all([*self._all(), *([] if encoder is None else [encoder])])

@@ -11,7 +11,7 @@ guidance of the same length: they are numbers in the tables.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -57,13 +57,18 @@ class LoopKey:
 
         return Layout.of(
             [
-                tensor("input_ids"),
+                *(tensor(name) for name in text_inputs(engines, shape)),
                 tensor("state"),
                 *(tensor(name) for name in self.constants),
                 *(tensor(name, self.evaluations) for name in self.tables),
                 tensor("noise", self.evaluations),
             ]
         )
+
+
+def text_inputs(engines: Engines, shape: Shape) -> tuple[str, ...]:
+    """The names of what the text encoder takes."""
+    return tuple(name for name in text_shapes(engines, shape) if name != "last_hidden_state")
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,11 +125,11 @@ class Loop:
             **{name: inputs.address(name, index) for name in (*key.tables, "noise")},
         }
 
-    def write(self, ids: NDArray[Any], course: Course) -> int:
+    def write(self, texts: Mapping[str, NDArray[Any]], course: Course) -> int:
         """Writes a batch's inputs to pinned memory; returns how many bytes are to be copied."""
         inputs = self.inputs
-        host = inputs.host("input_ids")
-        host[...] = ids.reshape(host.shape)
+        for name, array in texts.items():
+            inputs.host(name)[...] = array
         inputs.host("state")[...] = course.state
         for name, array in course.constants.items():
             inputs.host(name)[...] = array

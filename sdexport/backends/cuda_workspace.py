@@ -35,6 +35,7 @@ from sdexport.backends.workspace import (
     Shape,
     Times,
     check_course,
+    encoder_shapes,
     picture_shapes,
     step_shapes,
     text_shapes,
@@ -82,7 +83,7 @@ def _fragile(
             self._owner.discard(self)
             raise
 
-    return cast(Callable[Concatenate[CudaWorkspace, P], T], guarded)
+    return cast("Callable[Concatenate[CudaWorkspace, P], T]", guarded)
 
 
 class CudaWorkspace:
@@ -142,7 +143,10 @@ class CudaWorkspace:
             text_embeddings=base + self._fixed.offset("text_embeddings"),
         )
         self._warm = self._given_up = False
-        self._ids: NDArray[np.int64] | None = None
+        # What the text encoder takes, and the embeddings that were given in the place of its own.
+        self._texts: dict[str, NDArray[np.int64]] = {}
+        self._given: Floats | None = None
+        self._staged: Block | None = None
         self._loop: Loop | None = None
         self._form = Form.EAGER
         self._watched = True
@@ -157,32 +161,87 @@ class CudaWorkspace:
     def bytes(self) -> int:
         """Of device memory, without the activations, which all workspaces share."""
         loops = sum(loop.bytes for loop in self.loops.values())
-        return self._fixed.size + self._output.layout.size + loops
+        staged = 0 if self._staged is None else self._staged.layout.size
+        return self._fixed.size + self._output.layout.size + staged + loops
 
-    def encode(self, ids: NDArray[np.int64]) -> None:
+    def encode(self, ids: NDArray[np.int64], clip_skip: NDArray[np.int64] | None = None) -> None:
         # They go to the device together with everything else.
-        self._ids = ids
+        shapes = text_shapes(self._engines, self._shape)
+        self._texts = {"input_ids": ids.reshape(shapes["input_ids"])}
+        if "clip_skip" in shapes:
+            skipped = np.zeros(len(ids), np.int64) if clip_skip is None else clip_skip
+            self._texts["clip_skip"] = skipped.repeat(shapes["clip_skip"][0] // len(ids))
+        self._given = None
+
+    @_fragile
+    def embeddings(self) -> Floats:
+        """Encodes at once and brings the embeddings back: for those who change them."""
+        if self._given is not None:
+            return self._given
+        assert self._texts, "encode comes first"
+        self._owner.settle()
+        block, stream = self._staging(), self._stream
+        for name, array in self._texts.items():
+            block.host(name)[...] = array
+        self._owner.busy = True
+        stream.copy_in(block.device.address, block.pinned, block.layout.size)
+        self._text.enqueue({name: block.address(name) for name in block.layout.tensors}, stream)
+        stream.copy_out(block.pinned, block.device.address, block.layout.size)
+        self._owner.settle()
+        found: Floats = block.host("last_hidden_state")
+        return found.reshape(step_shapes(self._engines, self._shape)["text_embeddings"])
+
+    def embed(self, embeddings: Floats) -> None:
+        # A copy of their own, as they may lie in memory that is used for the next texts.
+        self._given = np.array(embeddings)
+
+    @_fragile
+    def encode_images(self, pixels: Floats) -> Floats:
+        """Memory for it is taken and given back: it is needed once a request, and is large."""
+        engine = self._engines.vae_encoder
+        if engine is None:
+            raise EngineError("this bundle has no VAE encoder; build it again with all components")
+        self._owner.settle()
+        binding = engine.bind(encoder_shapes(self._engines, self._shape))
+        binding.buffers["sample"][...] = pixels
+        binding.run()
+        found: Floats = binding.buffers["latent_parameters"]
+        return found
+
+    def _staging(self) -> Block:
+        """Memory for the text encoder's tensors alone, made when it is first needed."""
+        if self._staged is None:
+            engine, shapes = self._engines.text_encoder, text_shapes(self._engines, self._shape)
+            dtypes = {spec.name: spec.dtype for spec in (*engine.inputs, *engine.outputs)}
+            tensors = [
+                Tensor(name, numpy_dtype(dtypes[name]), shape) for name, shape in shapes.items()
+            ]
+            self._staged = Block(Layout.of(tensors), "texts and embeddings")
+        return self._staged
 
     @_fragile
     def begin(self, course: Course, *, watched: bool = True) -> None:
         check_course(self._engines, course)
-        assert self._ids is not None, "encode comes first"
+        assert self._texts or self._given is not None, "encode or embed comes first"
         # What a batch that was given up has left on the stream.
         self._owner.settle()
         loop = self._loop = self._loop_for(LoopKey.of(course))
         self._owner.busy = True
         self._watched, self._enqueued, self._done = watched, 0, 0
-        size = loop.write(self._ids, course)
+        size = loop.write(self._texts if self._given is None else {}, course)
         stream = self._stream
         stream.record(loop.started)
         stream.copy_in(loop.inputs.device.address, loop.inputs.pinned, size)
-        self._text.enqueue(
-            {
-                "input_ids": loop.inputs.address("input_ids"),
-                "last_hidden_state": self._chain.text_embeddings,
-            },
-            stream,
-        )
+        if self._given is None:
+            addresses = {name: loop.inputs.address(name) for name in self._texts}
+            addresses["last_hidden_state"] = self._chain.text_embeddings
+            self._text.enqueue(addresses, stream)
+        else:
+            staged = self._staging()
+            own = staged.host("last_hidden_state")
+            own[...] = self._given.reshape(own.shape)
+            begin = staged.layout.offset("last_hidden_state")
+            stream.copy_in(self._chain.text_embeddings, staged.pinned, own.nbytes, begin)
         stream.record(loop.encoded)
         self._form = self._settled_form(loop)
         if self._form is Form.WHOLE_LOOP and loop.whole is None:
@@ -273,8 +332,11 @@ class CudaWorkspace:
         stream.copy_out(output.pinned, output.device.address, output.layout.size)
         stream.record(loop.decoded)
 
-    @_fragile
     def latents(self) -> Floats:
+        return self.state()[:, 0]
+
+    @_fragile
+    def state(self) -> Floats:
         loop, done = self._loop, self._done
         assert loop is not None, "begin comes first"
         state: Floats = self._output.host("state")
@@ -287,7 +349,7 @@ class CudaWorkspace:
             copies = self._owner.copies
             copies.copy_out(self._output.pinned, self._chain.states[(done - 1) & 1], state.nbytes)
             copies.wait()
-        return state[:, 0]
+        return state
 
     @_fragile
     def decode(self) -> NDArray[np.uint8]:
@@ -320,9 +382,10 @@ class CudaWorkspace:
         """Gives everything back; no work may be left on the streams."""
         loops = list(self.loops.values())
         self.loops.clear()
+        staged, self._staged = self._staged, None
         self._loop, self._given_up = None, True
         with self._resources:
-            cuda.close_all(loops)
+            cuda.close_all(loops if staged is None else [*loops, staged])
 
 
 def _check_dtypes(engines: Engines) -> None:

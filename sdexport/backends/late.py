@@ -41,3 +41,10 @@ class LateEngine:
     ) -> Binding:
         """See `protocol.Engine.bind`."""
         return self._loaded().bind(shapes, shared)
+
+    def close(self) -> None:
+        """Gives back what a loaded engine holds; it is loaded anew when it is needed again."""
+        engine, self._engine = self._engine, None
+        close = getattr(engine, "close", None)  # Engines on the host hold nothing but memory.
+        if close is not None:
+            close()

@@ -26,6 +26,7 @@ FILES = {
     "inside_bundle.py": TINY,
     "inside_onnxruntime.py": TINY,
     "inside_pictures.py": EMOJI,
+    "inside_requests.py": EMOJI,
     "inside_counts.py": TINY,
     "inside_threads.py": TINY,
     "inside_errors.py": TINY,

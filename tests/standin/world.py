@@ -25,7 +25,7 @@ from sdexport.bundle import Bundle, open_bundle, write_manifest
 from sdexport.pipeline.load import load_parts
 from sdexport.pipeline.parts import PipelineParts
 from sdexport.pipeline.pipeline import Pipeline
-from sdexport.spec import Precision
+from sdexport.spec import MOST_PIECES, Precision
 
 BUNDLE = Path(os.environ.get("STANDIN_BUNDLE", "."))
 PLANS = Path(os.environ.get("STANDIN_PLANS", "."))
@@ -95,8 +95,14 @@ class Standin:
 
 
 def profiles(parts: PipelineParts, sizes: tuple[tuple[int, int, int], ...]) -> dict[str, Any]:
-    """Profiles of the three engines for (least, expected, largest) of batch, height and width."""
-    from sdexport.backends.workspace import Shape, picture_shapes, step_shapes, text_shapes
+    """Profiles of the engines for (least, expected, largest) of batch, height and width."""
+    from sdexport.backends.workspace import (
+        Shape,
+        encoder_shapes,
+        picture_shapes,
+        step_shapes,
+        text_shapes,
+    )
 
     engines = parts.engines
     found = []
@@ -104,12 +110,14 @@ def profiles(parts: PipelineParts, sizes: tuple[tuple[int, int, int], ...]) -> d
         batch, height, width = (sizes[axis][place] for axis in range(3))
         scale = parts.latent_scale
         branches = (1, 2, 2)[place]
-        shape = Shape(batch, branches, height // scale, width // scale, parts.tokens)
+        tokens = (1, 1, MOST_PIECES)[place] * parts.tokens
+        shape = Shape(batch, branches, height // scale, width // scale, tokens)
         found.append(
             {
                 "text_encoder": text_shapes(engines, shape),
                 "denoise_step": step_shapes(engines, shape),
                 "vae_decoder": picture_shapes(engines, shape),
+                "vae_encoder": encoder_shapes(engines, shape),
             }
         )
     return {

@@ -1,0 +1,79 @@
+"""Everything that a request can say, on the stand-in: the processor's picture to the last bit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sdexport.backends.cuda_workspace import Form
+from sdexport.pipeline.parts import PipelineParts
+from sdexport.pipeline.pipeline import Pipeline
+from tests.standin.world import Standin, gpu_pipeline
+
+PLAIN: dict[str, Any] = {"sampler": "euler-a", "steps": 4, "seed": 3, "size": "64x64"}
+PLAIN |= {"guidance": 2.5}
+PICTURE = Image.fromarray(
+    np.linspace(0, 255, 64 * 64 * 3, dtype=np.uint8).reshape(64, 64, 3), "RGB"
+)
+MASK = Image.fromarray(np.repeat(np.array([[0] * 32 + [255] * 32], np.uint8), 64, axis=0), "L")
+
+REQUESTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "weights": ("a (red:1.4) apple", {"prompt_syntax": "weights"}),
+    "several pieces": ("a red apple BREAK a rose", {"prompt_syntax": "weights"}),
+    "clip skip": ("a red apple", {"clip_skip": 1}),
+    "rescaled": ("a red apple", {"guidance_rescale": 0.7}),
+    "interval": ("a red apple", {"guidance_interval": (0.25, 0.75)}),
+    "from a picture": ("a red apple", {"image": PICTURE, "strength": 0.6}),
+    "within a mask": ("a red apple", {"image": PICTURE, "mask": MASK, "strength": 0.9}),
+    "cuda's noise": ("a red apple", {"noise": "torch-cuda"}),
+}
+
+
+def draw(pipeline: Pipeline, name: str) -> list[bytes]:
+    prompt, options = REQUESTS[name]
+    result = pipeline.generate(prompt, **PLAIN | options)
+    return [image.tobytes() for image in result.images]
+
+
+@pytest.fixture(params=[Form.STEP_GRAPH, Form.WHOLE_LOOP], ids=str)
+def pipe(
+    request: pytest.FixtureRequest, standin: Standin, parts: PipelineParts, plans: dict[str, Path]
+) -> Iterator[Pipeline]:
+    with gpu_pipeline(parts, plans, request.param) as pipeline:
+        yield pipeline
+
+
+def test_every_request_is_the_processors(pipe: Pipeline, host: Pipeline) -> None:
+    plain = pipe.generate("a red apple", **PLAIN).images[0].tobytes()
+    for name in (*REQUESTS, *reversed(REQUESTS)):
+        ours = draw(pipe, name)
+        assert ours == draw(host, name), name
+        assert ours != [plain], f"{name} has no effect"
+
+
+def test_a_weighted_prompt_leaves_nothing_behind(pipe: Pipeline, host: Pipeline) -> None:
+    """Embeddings that were given are for one batch: the next one is encoded again."""
+    draw(pipe, "weights")
+    ours, theirs = (one.generate("a rose", **PLAIN).images[0] for one in (pipe, host))
+    assert ours.tobytes() == theirs.tobytes()
+
+
+def test_a_mixed_batch_is_the_processors(
+    standin: Standin, parts: PipelineParts, plans: dict[str, Path], host: Pipeline
+) -> None:
+    def drawn(pipeline: Pipeline) -> list[bytes]:
+        requests = [
+            pipeline.request("a red apple", **PLAIN),
+            pipeline.request("a bee", **PLAIN | {"sampler": "pndm", "steps": 3, "seed": 8}),
+            pipeline.request("a (rose:0.7)", **PLAIN | {"prompt_syntax": "weights", "seed": 9}),
+        ]
+        results = pipeline.generate_batch(requests)
+        return [image.tobytes() for result in results for image in result.images]
+
+    with gpu_pipeline(parts, plans) as pipeline:
+        assert drawn(pipeline) == drawn(host)
