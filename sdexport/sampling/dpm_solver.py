@@ -156,8 +156,8 @@ def solver_weights(
         if math.isinf(h):
             return keep, (then.alpha, 0.0, 0.0), noise
         first = decay / 2 if midpoint else 1 - decay / rate
-        # The integral gives +0.5 for both. diffusers' third-order SDE update has -0.5, which makes
-        # it of first order; `dpmpp_3m_sde` is the one without that slip.
+        # The integral gives +0.5 for both. diffusers' third-order SDE update has -0.5, which
+        # leaves the whole second difference as an error; `dpmpp_3m_sde` is without that slip.
         second = (-0.5 if stochastic else 0.5) - (rate - decay) / rate**2
         return keep, (then.alpha * decay, then.alpha * first, then.alpha * second), noise
     twice = 2.0 if config.algorithm_type == "sde-dpmsolver" else 1.0
