@@ -8,6 +8,7 @@ crowsonkb/k-diffusion, which diffusers lacks. All use the middle of a step in ln
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import numpy as np
 
@@ -27,9 +28,10 @@ def dpm2(trace: Tracer, config: ScheduleConfig, run: Run) -> None:
     if config.use_karras_sigmas:
         timesteps = np.round(timesteps)
     x = trace.start(initial_scale(config, sigmas))
+    steps = [(float(after), 0.0) for after in sigmas[1:]]
+    middles = _middles(config, sigmas, steps)
     for i in range(run.begin, len(timesteps)):
-        middle = math.sqrt(sigmas[i] * sigmas[i + 1])
-        x = _two_stages(trace, config, x, timesteps[i], sigmas, i, middle, sigmas[i + 1], 0.0)
+        x = _two_stages(trace, config, x, timesteps[i], sigmas, i, middles[i], steps[i])
 
 
 def dpm2_ancestral(trace: Tracer, config: ScheduleConfig, run: Run) -> None:
@@ -38,10 +40,10 @@ def dpm2_ancestral(trace: Tracer, config: ScheduleConfig, run: Run) -> None:
     if config.use_karras_sigmas:
         timesteps = np.round(timesteps)
     x = trace.start(initial_scale(config, sigmas))
+    steps = [ancestral_step(*pair) for pair in pairwise(sigmas.tolist())]
+    middles = _middles(config, sigmas, steps)
     for i in range(run.begin, len(timesteps)):
-        down, up = ancestral_step(sigmas[i], sigmas[i + 1])
-        middle = math.sqrt(sigmas[i] * down)
-        x = _two_stages(trace, config, x, timesteps[i], sigmas, i, middle, down, up)
+        x = _two_stages(trace, config, x, timesteps[i], sigmas, i, middles[i], steps[i])
 
 
 def _two_stages(
@@ -51,20 +53,19 @@ def _two_stages(
     timestep: float,
     sigmas: Floats,
     i: int,
-    middle: float,
-    down: float,
-    up: float,
+    middle: tuple[float, float],
+    step: tuple[float, float],
 ) -> Linear:
     """One step of DPM2; the last one, to σ = 0, has no middle and is Euler's."""
     sigma, before = sigmas[i], x
+    (middle_timestep, halfway), (down, up) = middle, step
     derivative = evaluated(trace, config, x, timestep, sigma)
     if sigmas[i + 1] == 0:
         return trace.advance(x + derivative * -sigma)
-    x = trace.advance(x + derivative * (middle - sigma))
+    x = trace.advance(x + derivative * (halfway - sigma))
     # diffusers' add_noise counts this evaluation to the step's end, not to its middle.
-    derivative = evaluated(
-        trace, config, x, _timestep_at(config, middle), middle, level=(1.0, sigmas[i + 1])
-    )
+    level = (1.0, sigmas[i + 1])
+    derivative = evaluated(trace, config, x, middle_timestep, halfway, level)
     x = before + derivative * (down - sigma)
     return trace.advance(x + up * trace.noise() if up > 0 else x)
 
@@ -73,17 +74,18 @@ def dpmpp_2s_ancestral(trace: Tracer, config: ScheduleConfig, run: Run) -> None:
     """DPM-Solver++(2S) (2211.01095, algorithm 1) down to `sigma_down`, then noise back up."""
     timesteps, sigmas = diffusion_levels(config, run)
     eta = 1.0 if run.eta is None else run.eta
+    steps = [ancestral_step(*pair, eta) for pair in pairwise(sigmas.tolist())]
+    middles = _middles(config, sigmas, steps)
     x = trace.start(initial_scale(config, sigmas))
     for i in range(run.begin, len(timesteps)):
         sigma, before = sigmas[i], x
-        down, up = ancestral_step(sigma, sigmas[i + 1], eta)
+        (timestep, middle), (down, up) = middles[i], steps[i]
         clean = _clean(trace, config, x, timesteps[i], sigma, sigma)
         if down == 0:
             x = trace.advance(clean + up * trace.noise() if up > 0 else clean)
             continue
-        middle = math.sqrt(sigma * down)
         x = trace.advance(towards(x, clean, sigma, middle))
-        clean = _clean(trace, config, x, _timestep_at(config, middle), middle, sigmas[i + 1])
+        clean = _clean(trace, config, x, timestep, middle, sigmas[i + 1])
         x = towards(before, clean, sigma, down)
         x = trace.advance(x + up * trace.noise() if up > 0 else x)
 
@@ -95,6 +97,7 @@ def dpmpp_sde(trace: Tracer, config: ScheduleConfig, run: Run) -> None:
     step, is that of the first half, drawn before, and fresh noise for the second half.
     """
     timesteps, sigmas = diffusion_levels(config, run)
+    middles = _middles(config, sigmas, [(float(after), 0.0) for after in sigmas[1:]])
     x = trace.start(initial_scale(config, sigmas))
     for i in range(run.begin, len(timesteps)):
         sigma, after, before = sigmas[i], sigmas[i + 1], x
@@ -102,11 +105,11 @@ def dpmpp_sde(trace: Tracer, config: ScheduleConfig, run: Run) -> None:
         if after == 0:
             x = trace.advance(clean)
             continue
-        middle = math.sqrt(sigma * after)
+        timestep, middle = middles[i]
         down, up = ancestral_step(sigma, middle)
         first_half = trace.noise()
         x = trace.advance(towards(x, clean, sigma, down) + up * first_half)
-        clean = _clean(trace, config, x, _timestep_at(config, middle), middle, after)
+        clean = _clean(trace, config, x, timestep, middle, after)
         down, up = ancestral_step(sigma, after)
         share = (sigma - middle) / (sigma - after)
         whole = math.sqrt(share) * first_half + math.sqrt(1 - share) * trace.noise()
@@ -153,5 +156,10 @@ def _clean(
     return denoised(config.prediction_type, x, output, sigma)
 
 
-def _timestep_at(config: ScheduleConfig, sigma: float) -> float:
-    return float(timesteps_at(config, config.rounded(np.array([sigma])))[0])
+def _middles(
+    config: ScheduleConfig, sigmas: Floats, steps: list[tuple[float, float]]
+) -> list[tuple[float, float]]:
+    """(timestep, sigma) in the middle of each step from σ down to the first of its pair."""
+    middles = np.sqrt(sigmas[:-1] * np.array([down for down, _ in steps]))
+    timesteps = timesteps_at(config, config.rounded(middles))
+    return list(zip(timesteps.tolist(), middles.tolist(), strict=True))
