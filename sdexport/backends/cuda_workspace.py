@@ -18,7 +18,7 @@ from enum import StrEnum
 from functools import wraps
 from itertools import pairwise
 from time import sleep
-from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -82,7 +82,7 @@ def _fragile(
             self._owner.discard(self)
             raise
 
-    return guarded
+    return cast("Callable[Concatenate[CudaWorkspace, P], T]", guarded)
 
 
 class CudaWorkspace:
