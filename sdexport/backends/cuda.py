@@ -231,7 +231,7 @@ class PinnedBuffer(_Resource):
     def __init__(self, size: int) -> None:
         self.size = size
         super().__init__(_call("cuMemHostAlloc", size, 0))
-        self._bytes: Any = (ctypes.c_uint8 * size).from_address(self.address)
+        self._bytes = memoryview((ctypes.c_uint8 * size).from_address(self.address)).cast("B")
 
     @property
     def address(self) -> int:

@@ -81,7 +81,9 @@ class CudaWorkspaces:
     def close(self) -> None:
         memory, self._activations = self._activations, None
         streams = [self.copies, self.stream] if self._own_stream else [self.copies]
-        held: list[Any] = [*streams, *([memory] if memory else []), *self._bound.values()]
+        held: list[cuda.Closeable] = [*streams, *self._bound.values()]
+        if memory is not None:
+            held.insert(len(streams), memory)
         self._bound.clear()
         with ExitStack() as stack:
             # Whatever is said on the way, everything is given back, the streams last.
