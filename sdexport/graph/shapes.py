@@ -49,14 +49,14 @@ class _Walk:
         self._values: dict[str, Array] = {}
         for tensor in model.graph.initializer:
             self._types[tensor.name] = helper.make_tensor_type_proto(
-                tensor.data_type, list(tensor.dims)
+                _known(tensor.data_type), list(tensor.dims)
             )
             external = tensor.data_location == onnx.TensorProto.EXTERNAL
             if not external and math.prod(tensor.dims) <= SMALL:
                 self._values[tensor.name] = numpy_helper.to_array(tensor)
         for entry in model.graph.input:
             if entry.name not in self._types:
-                dtype = entry.type.tensor_type.elem_type
+                dtype = _known(entry.type.tensor_type.elem_type)
                 shape = _fitting(entry, shapes)
                 self._types[entry.name] = helper.make_tensor_type_proto(dtype, shape)
         for node in model.graph.node:
@@ -90,6 +90,8 @@ class _Walk:
             )
         except (shape_inference.InferenceError, RuntimeError, ValueError) as error:
             raise UsageError(f"the shapes do not fit the graph at {node.name}: {error}") from error
+        for kind in types.values():
+            kind.tensor_type.elem_type = _known(kind.tensor_type.elem_type)
         self._types.update(types)
         if node.op_type == "Shape":
             self._evaluate(node, {node.input[0]: self._stand_in(node.input[0])})
@@ -122,6 +124,12 @@ class _Walk:
             self._values[name] = np.asarray(content)
             dtype = helper.np_dtype_to_tensor_dtype(self._values[name].dtype)
             self._types[name] = helper.make_tensor_type_proto(dtype, self._values[name].shape)
+
+
+def _known(dtype: int) -> int:
+    """`dtype`, or float16 for bfloat16: shapes are the same, and ONNX's Gelu knows only one."""
+    half: int = onnx.TensorProto.FLOAT16
+    return half if dtype == onnx.TensorProto.BFLOAT16 else dtype
 
 
 def _fitting(entry: onnx.ValueInfoProto, shapes: Mapping[str, Shape]) -> Shape:

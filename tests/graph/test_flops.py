@@ -128,3 +128,20 @@ def test_shapes_that_do_not_fit() -> None:
         count(made, {})
     with pytest.raises(UsageError, match=r"input x takes \['n', 3\], not \[2, 4\]"):
         count(made, {"x": (2, 4)})
+
+
+def test_bfloat16_is_counted_through_operators_that_onnx_has_without_it() -> None:
+    """Exporters write Gelu in bfloat16 all the same, and runtimes take it."""
+    kind = onnx.TensorProto.BFLOAT16
+    graph = helper.make_graph(
+        [
+            helper.make_node("Gelu", ["x"], ["bent"]),
+            helper.make_node("MatMul", ["bent", "weight"], ["y"]),
+        ],
+        "bf16",
+        [helper.make_tensor_value_info("x", kind, ["n", 4])],
+        [helper.make_tensor_value_info("y", kind, ["n", 3])],
+        [helper.make_tensor("weight", kind, [4, 3], [1.0] * 12)],
+    )
+    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)])
+    assert count(made, {"x": (2, 4)}).flops == 2 * 2 * 4 * 3
