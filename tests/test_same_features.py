@@ -6,6 +6,7 @@ guidance-distilled model, of which there is no small one, with random weights.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,11 @@ from PIL import Image
 import sdexport
 from sdexport.errors import UsageError
 from tests.conftest import EMOJI, TARGETS, TINY_PROFILE
+
+# diffusers' schedulers hand tensors to numpy in a way that numpy 2 frowns upon.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning"
+)
 
 SIZE = (128, 128)
 LARGEST = 2
@@ -77,12 +83,14 @@ def assert_same(ours: Any, expected: np.ndarray[Any, Any], largest: int = LARGES
     assert np.abs(ours - expected.astype(int)).max() <= largest
 
 
-@pytest.mark.parametrize("sampler", ["pndm", "ddim", "euler-a", "dpmpp-2m-karras", "heun"])
-@pytest.mark.parametrize("strength", [0.6, 1.0])
+@pytest.mark.parametrize(
+    ("sampler", "strength"),
+    [("pndm", 0.6), ("ddim", 1.0), ("euler-a", 0.6), ("dpmpp-2m-karras", 1.0), ("heun", 0.6)],
+)
 def test_an_image_drawn_anew(
     pipeline: Any, theirs: Any, apple: Image.Image, sampler: str, strength: float
 ) -> None:
-    options = {"steps": 8, "guidance": 2.5, "sampler": sampler, "strength": strength}
+    options = {"steps": 5, "guidance": 2.5, "sampler": sampler, "strength": strength}
     result = pipeline.generate("a blue ball", seed=3, image=apple, **options)
     expected = theirs("a blue ball", 3, image=apple, **options)
     assert_same(result.images[0], expected)
@@ -91,8 +99,10 @@ def test_an_image_drawn_anew(
         assert far > 2, "the image came back as it was"
 
 
-@pytest.mark.parametrize("sampler", ["pndm", "ddim", "euler-a", "dpmpp-2m", "heun"])
-@pytest.mark.parametrize("strength", [0.7, 1.0])
+@pytest.mark.parametrize(
+    ("sampler", "strength"),
+    [("pndm", 1.0), ("ddim", 0.7), ("euler-a", 1.0), ("dpmpp-2m", 0.7), ("heun", 0.7)],
+)
 def test_a_part_drawn_anew(
     pipeline: Any,
     theirs: Any,
@@ -101,7 +111,7 @@ def test_a_part_drawn_anew(
     sampler: str,
     strength: float,
 ) -> None:
-    options = {"steps": 8, "guidance": 2.5, "sampler": sampler, "strength": strength}
+    options = {"steps": 5, "guidance": 2.5, "sampler": sampler, "strength": strength}
     result = pipeline.generate("a blue ball", seed=5, image=apple, mask=mask, **options)
     expected = theirs("a blue ball", 5, image=apple, mask=mask, **options)
     assert_same(result.images[0], expected)
@@ -176,16 +186,17 @@ def test_long_and_weighted_prompts_are_their_embeddings(pipeline: Any, reference
     from sdexport.pipeline.prompts import read_prompt, weigh_embeddings
 
     tokenizer = pipeline.parts.tokenizer
-    text = "a (red:1.4) apple, " + "shiny " * 80 + "on [a] table"
+    text = "a (red:1.4) apple, " + "shiny " * 30 + "on [a] table"
     prompt = read_prompt(tokenizer, text, "weights")
-    assert prompt.ids.shape == (2, 77)
+    pieces = len(prompt.ids)
+    assert pieces > 1
     assert prompt.weights is not None
     hidden = reference.text_encoder(prompt.ids)
     weigh_embeddings(hidden, prompt.weights)
-    negative = reference.text_encoder(tokenizer.encode(["green", ""]))
+    negative = reference.text_encoder(tokenizer.encode(["green", *[""] * (pieces - 1)]))
     drawn = reference._pipeline("ddim", False, False)(
-        prompt_embeds=torch.from_numpy(hidden.reshape(1, 154, -1)),
-        negative_prompt_embeds=torch.from_numpy(negative.reshape(1, 154, -1)),
+        prompt_embeds=torch.from_numpy(hidden.reshape(1, 77 * pieces, -1)),
+        negative_prompt_embeds=torch.from_numpy(negative.reshape(1, 77 * pieces, -1)),
         num_inference_steps=6,
         guidance_scale=3.0,
         generator=torch.Generator().manual_seed(9),
@@ -237,16 +248,31 @@ def distilled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.mark.parametrize("target", TARGETS)
-def test_embedded_guidance(distilled: Path, tmp_path: Path, target: str) -> None:
-    from sdexport.build import BuildOptions, build_folder
+@pytest.fixture(scope="module")
+def distilled_onnx(
+    tmp_path_factory: pytest.TempPathFactory, distilled: Path, tiny_onnx: Path
+) -> Path:
+    """Its ONNX folder; all but the UNet is the tiny checkpoint's, which was exported before."""
     from sdexport.export import export_checkpoint
+
+    path = tmp_path_factory.mktemp("distilled-onnx")
+    export_checkpoint(distilled, path / "own", components=("unet",), parity=False)
+    folder = Path(shutil.copytree(tiny_onnx, path / "onnx"))
+    shutil.rmtree(folder / "unet")
+    (path / "own" / "unet").rename(folder / "unet")
+    return folder
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_embedded_guidance(
+    distilled: Path, distilled_onnx: Path, tmp_path: Path, target: str
+) -> None:
+    from sdexport.build import BuildOptions, build_folder
     from sdexport.export.reference import ReferenceModels
     from sdexport.spec import Precision
 
-    export_checkpoint(distilled, tmp_path / "onnx")
     options = BuildOptions(target, Precision.FP32, TINY_PROFILE)
-    build_folder(tmp_path / "onnx", tmp_path / "bundle", options)
+    build_folder(distilled_onnx, tmp_path / "bundle", options)
     pipeline = sdexport.load(tmp_path / "bundle")
     reference = ReferenceModels(distilled)
     found = []
@@ -257,7 +283,6 @@ def test_embedded_guidance(distilled: Path, tmp_path: Path, target: str) -> None
         ours = np.asarray(last.result.images[0]).astype(int)
         assert np.abs(ours - expected.astype(int)).max() <= LARGEST
         found.append(last.latents)
-        assert [len(last.latents)] == [1]
     assert np.abs(found[0] - found[1]).max() > 1e-3, "the scale had no effect"
     refused = {"guidance_interval": (0.0, 0.5)}
     with pytest.raises(UsageError, match="takes the guidance scale as an embedding"):

@@ -62,6 +62,8 @@ UNET_OUTPUT = "out_sample"
 PREFIX = "step/"
 LAST = 2**63 - 1
 """The end of an axis, for Slice."""
+AXES_AS_INPUT = 18
+"""From this opset on ReduceMean takes its axes as an input."""
 TINY = 1e-30
 """Divisors are at least this, so that an output without any variance is no division by zero."""
 
@@ -126,9 +128,10 @@ def denoise_step(unet: onnx.ModelProto, *, slots: int) -> onnx.ModelProto:
     predicted = tail.cast(names[out.name], TensorProto.FLOAT)
     shape = tail.lengths(tail.sizes("text_embeddings", 0, 1), tail.sizes(names[out.name], 1, 2, 3))
     predicted = tail.node("Reshape", predicted, shape)
-    guided = _guide(tail, predicted)
+    guided = _guide(tail, predicted, opset_of(unet))
     shape = tail.lengths(tail.sizes("state", 0), axis, tail.sizes("state", 2, 3, 4))
-    fresh = tail.node("Reshape", "noise", shape)
+    one_slot = shape
+    fresh = tail.node("Reshape", "noise", one_slot)
     everything = tail.node("Concat", "state", guided, fresh, axis=1)
     # (B, 1, K + 2, C·h·w) times (B, K, K + 2, 1), summed over the third axis.
     everything = tail.node("Reshape", everything, tail.integers(0, 1, slots + 2, -1))
@@ -136,7 +139,7 @@ def denoise_step(unet: onnx.ModelProto, *, slots: int) -> onnx.ModelProto:
     products = tail.node("Mul", everything, matrix)
     updated = tail.node("ReduceSum", products, tail.integers(2), keepdims=0)
     updated = tail.node("Reshape", updated, tail.node("Shape", "state"))
-    _keep_known(tail, updated)
+    _keep_known(tail, updated, one_slot)
 
     inner = list(graph.node)
     del graph.node[:]
@@ -169,7 +172,7 @@ def denoise_step(unet: onnx.ModelProto, *, slots: int) -> onnx.ModelProto:
     return model
 
 
-def _guide(tail: Builder, predicted: str) -> str:
+def _guide(tail: Builder, predicted: str, opset: int) -> str:
     """The guided output (B, 1, C, h, w) of the UNet's (B, branches, C, h, w)."""
     axis, start = tail.integers(1), tail.integers(0)
     first = tail.node("Slice", predicted, start, axis, axis)
@@ -180,10 +183,11 @@ def _guide(tail: Builder, predicted: str) -> str:
     # Both standard deviations at once; what they are divided by cancels in their ratio.
     both = tail.node("Concat", last, guided, axis=1)
     numbers = tail.integers(2, 3, 4)
-    sums = tail.node("ReduceSum", both, numbers, keepdims=1)
-    area = tail.node("Mul", tail.sizes(predicted, 3), tail.sizes(predicted, 4))
-    count = tail.cast(tail.node("Mul", tail.sizes(predicted, 2), area), TensorProto.FLOAT)
-    centred = tail.node("Sub", both, tail.node("Div", sums, count))
+    if opset < AXES_AS_INPUT:
+        mean = tail.node("ReduceMean", both, axes=[2, 3, 4], keepdims=1)
+    else:
+        mean = tail.node("ReduceMean", both, numbers, keepdims=1)
+    centred = tail.node("Sub", both, mean)
     squares = tail.node("ReduceSum", tail.node("Mul", centred, centred), numbers, keepdims=1)
     text = tail.node("Slice", squares, start, axis, axis)
     mixed = tail.node("Slice", squares, axis, tail.integers(2), axis)
@@ -195,18 +199,19 @@ def _guide(tail: Builder, predicted: str) -> str:
     return tail.node("Mul", guided, tail.node("Add", factor, unit))
 
 
-def _keep_known(tail: Builder, updated: str) -> None:
-    """Makes the output of the state (B, K, C, h, w), its first slot known where the mask is 0."""
+def _keep_known(tail: Builder, updated: str, one_slot: str) -> None:
+    """Makes the output of the state (B, K, C, h, w), its first slot known where the mask is 0.
+
+    `one_slot` is the shape (B, 1, C, h, w), as a list.
+    """
     axis = tail.integers(1)
-    sample = tail.node("Slice", updated, tail.integers(0), axis, axis)
+    sample = tail.node("Gather", updated, tail.constant(0, np.int64), axis=1)
     history = tail.node("Slice", updated, axis, tail.integers(LAST), axis)
-    # The mask has one channel: (B, 1, 1, h, w).
-    shape = tail.lengths(tail.integers(0, 1), tail.sizes("mask", 1, 2, 3))
-    mask = tail.node("Reshape", "mask", shape)
     weights = tail.node("Reshape", "known_weights", tail.integers(-1, 2, 1, 1, 1))
-    known = tail.node("ReduceSum", tail.node("Mul", "known", weights), axis, keepdims=1)
-    kept = tail.node("Mul", tail.node("Sub", tail.constant(1.0, np.float32), mask), known)
-    sample = tail.node("Add", tail.node("Mul", mask, sample), kept)
+    known = tail.node("ReduceSum", tail.node("Mul", "known", weights), axis, keepdims=0)
+    kept = tail.node("Mul", tail.node("Sub", tail.constant(1.0, np.float32), "mask"), known)
+    sample = tail.node("Add", tail.node("Mul", "mask", sample), kept)
+    sample = tail.node("Reshape", sample, one_slot)
     tail.node("Concat", sample, history, axis=1, output=OUTPUT)
 
 
