@@ -2,8 +2,8 @@
 
 Users call it CLIP skip. The exported encoder has its hidden states as outputs (`hidden_states.0`:
 of the embeddings, `hidden_states.N`: of the N-th layer); the last of them goes through the final
-normalisation. Here the chosen one does. A choice by Where copies, so that without a skip no bit of
-the result changes; every layer is computed in any case, because each text has its own choice.
+normalisation. Here the chosen one does. A choice by Where copies and rounds nothing; every layer is
+computed in any case, because each text has its own choice.
 """
 
 from __future__ import annotations
