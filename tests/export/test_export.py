@@ -146,6 +146,7 @@ class TestFolder:
         assert shapes(text.output) == {
             "last_hidden_state": ["batch", 77, 32],
             "pooler_output": ["batch", 32],
+            **{f"hidden_states.{layer}": ["batch", 77, 32] for layer in range(3)},
         }
 
 
