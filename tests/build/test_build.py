@@ -213,18 +213,19 @@ def test_default_profile_is_around_the_models_own_size(tiny_onnx: Path, tmp_path
     assert manifest.profile.height == Range(height // 2, height, height * 2)
 
 
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) -> Path:
+    path = tmp_path_factory.mktemp("compiled") / "bundle"
+    report = compile_checkpoint(tiny_checkpoint, path, OPTIONS)
+    names = [stage.name for stage in report.stages]
+    assert names[:2] == ["read the checkpoint", "export"]
+    assert names[-1] == "verify"
+    assert all(stage.peak_bytes > 0 for stage in report.stages)
+    return path
+
+
 class TestCompile:
     """Checkpoint to bundle in one call."""
-
-    @pytest.fixture(scope="class")
-    def compiled(self, tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) -> Path:
-        path = tmp_path_factory.mktemp("compiled") / "bundle"
-        report = compile_checkpoint(tiny_checkpoint, path, OPTIONS)
-        names = [stage.name for stage in report.stages]
-        assert names[:2] == ["read the checkpoint", "export"]
-        assert names[-1] == "verify"
-        assert all(stage.peak_bytes > 0 for stage in report.stages)
-        return path
 
     def test_parity_is_kept(self, compiled: Path) -> None:
         parity = bundles.open_bundle(compiled).manifest.parity
