@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 from sdexport.backends import cuda
 from sdexport.backends.cuda_loop import Loop
@@ -206,18 +206,23 @@ class CudaDevice:
             for engine in self._all():
                 engine.keep_cache(cache)
 
-    def _all(self) -> tuple[DeviceEngine, ...]:
-        """Those that every picture needs; the VAE encoder is loaded when a picture comes."""
+    def _drawing(self) -> tuple[DeviceEngine, ...]:
+        """The engines that every picture needs."""
         engines = self._engines
         return engines.text_encoder, engines.denoise_step, engines.vae_decoder  # type: ignore[return-value]  # on a GPU every engine is one
+
+    def _all(self) -> tuple[DeviceEngine, ...]:
+        """Those, and the VAE encoder, which is loaded when a picture to start from comes."""
+        encoder = self._engines.vae_encoder
+        return (*self._drawing(), *([] if encoder is None else [cast(DeviceEngine, encoder)]))
 
     @property
     def requests(self) -> int:
         """See `workspace.Device`; so the others."""
-        return min(engine.streams for engine in self._all())
+        return min(engine.streams for engine in self._drawing())
 
     def workspaces(self) -> CudaWorkspaces:
-        engine = self._all()[0]
+        engine = self._drawing()[0]
         return CudaWorkspaces(
             self._engines,
             engine.context,
@@ -232,5 +237,4 @@ class CudaDevice:
             engine.save_cache()
 
     def close(self) -> None:
-        encoder: Any = self._engines.vae_encoder
-        cuda.close_all([*self._all(), *([] if encoder is None else [encoder])])
+        cuda.close_all(self._all())

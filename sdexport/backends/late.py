@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
 from sdexport.backends.protocol import Array, Binding, Engine
 from sdexport.spec import TensorSpec
+
+if TYPE_CHECKING:
+    from sdexport.backends.device import DeviceEngine
 
 
 class LateEngine:
@@ -15,10 +20,13 @@ class LateEngine:
         self._name = name
         self._load = load
         self._engine: Engine | None = None
+        self._cache: Path | None = None
 
     def _loaded(self) -> Engine:
         if self._engine is None:
             self._engine = self._load()
+            if self._cache is not None:
+                cast("DeviceEngine", self._engine).keep_cache(self._cache)
         return self._engine
 
     @property
@@ -42,9 +50,19 @@ class LateEngine:
         """See `protocol.Engine.bind`."""
         return self._loaded().bind(shapes, shared)
 
+    # On a GPU, see `device.DeviceEngine`: nothing is loaded for their sake.
+
+    def keep_cache(self, folder: Path) -> None:
+        """Keeps compiled kernels in `folder`, from the time on that the engine is loaded."""
+        self._cache = folder
+
+    def save_cache(self) -> None:
+        """Writes the kernels that were compiled since."""
+        if self._engine is not None:
+            cast("DeviceEngine", self._engine).save_cache()
+
     def close(self) -> None:
         """Gives back what a loaded engine holds; it is loaded anew when it is needed again."""
         engine, self._engine = self._engine, None
-        close = getattr(engine, "close", None)  # Engines on the host hold nothing but memory.
-        if close is not None:
-            close()
+        if engine is not None:
+            cast("DeviceEngine", engine).close()

@@ -77,7 +77,7 @@ def test_a_size_that_was_not_built(standin: Standin, parts: PipelineParts, tmp_p
             r"12, and 8 was built; choose .*profile that has them",
         ):
             pipe.generate("apple", steps=1, size="64x96")
-        with pytest.raises(EngineError, match="dimension 0 of input_ids is 6, and 1 to 4 was"):
+        with pytest.raises(EngineError, match="dimension 0 of state is 3, and 1 to 2 was"):
             pipe.generate("apple", steps=1, size="64x64", count=3)
         assert pipe.generate("apple", steps=1, size="96x64").images
 
