@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 
 import numpy as np
@@ -138,9 +139,11 @@ def test_compiling_costs_next_to_nothing() -> None:
     """Under 5 ms for 50 steps of any sampler; the best of several runs counts."""
     for sampler in samplers():
         for spacing in ("", *(f"-{name}" for name in sampler.scheduler.spacings)):
-            durations = []
-            for _ in range(5):
+            best = math.inf
+            for _ in range(30):  # As often as it takes: other programs only ever add to it.
                 start = time.perf_counter()
                 compile_plan(config_for(sampler), sampler.name + spacing, 50)
-                durations.append(time.perf_counter() - start)
-            assert min(durations) < 0.005, (sampler.name, spacing)
+                best = min(best, time.perf_counter() - start)
+                if best < 0.005:
+                    break
+            assert best < 0.005, (sampler.name, spacing)
