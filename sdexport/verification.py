@@ -248,6 +248,9 @@ def _denoise_step(
     embedded = scale - 1 if parts.embedded_guidance else None
     if embedded is not None:
         inputs["embedded_guidance"] = embedded
+    for name in parts.denoise_step.optional:
+        # Without effect here; with them, some engines would be compiled a second time.
+        del inputs[name]
     ours = _call(parts.denoise_step, inputs, ("next_state", state.shape))[:, 0]
     unguided, guided = (
         reference.unet(sample, timestep, embeddings[branch : branch + 1], embedded)

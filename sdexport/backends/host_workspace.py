@@ -1,12 +1,15 @@
 """The engines over numpy memory, shared between them so that nothing is copied.
 
 The text encoder writes where the denoise step reads. Two bindings of the denoise step swap the
-states that they read and write, and the decoder is bound to either.
+states that they read and write, and the decoder is bound to either. Where the denoise step can do
+without some inputs, it is bound without them at first, and with them when they have an effect.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
 
@@ -22,6 +25,7 @@ from sdexport.backends.workspace import (
     Times,
     check_course,
     encoder_shapes,
+    has_no_effect,
     picture_shapes,
     step_shapes,
     text_shapes,
@@ -30,6 +34,14 @@ from sdexport.errors import EngineError
 
 KEPT = 4
 """Workspaces that stay bound; an older one is bound again when its shape comes back."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Pair:
+    """Two bindings of the denoise step that swap the states; `buffers` are the first one's."""
+
+    buffers: Mapping[str, Array]
+    run: tuple[Callable[[], None], Callable[[], None]]
 
 
 class HostWorkspace:
@@ -42,15 +54,17 @@ class HostWorkspace:
     def __init__(self, engines: Engines, shape: Shape) -> None:
         self._engines = engines
         self._shape = shape
-        shapes = step_shapes(engines, shape)
+        shapes = self._step_shapes = step_shapes(engines, shape)
+        self._optional = engines.denoise_step.optional
+        least = {name: length for name, length in shapes.items() if name not in self._optional}
         text_encoder = engines.text_encoder.bind(text_shapes(engines, shape))
         hidden = text_encoder.buffers["last_hidden_state"]
         # A view, not a copy: the text encoder's output buffer is contiguous.
         embeddings = hidden.reshape(shapes["text_embeddings"])
-        first = engines.denoise_step.bind(shapes, {"text_embeddings": embeddings})
-        states = first.buffers["state"], first.buffers["next_state"]
-        swapped = dict(first.buffers) | {"state": states[1], "next_state": states[0]}
-        second = engines.denoise_step.bind(shapes, swapped)
+        usual = self._usual = self._bind_step(least, {"text_embeddings": embeddings})
+        # With every input: bound when one of those that are optional has an effect.
+        self._full: _Pair | None = None if self._optional else usual
+        states = usual.buffers["state"], usual.buffers["next_state"]
         picture = picture_shapes(engines, shape)
         decoder = engines.vae_decoder.bind(picture, {"state": states[0]})
         image = decoder.buffers["image"]
@@ -59,8 +73,7 @@ class HostWorkspace:
         # Bound when the first picture comes: most requests bring none.
         self._vae_encoder: Binding | None = None
         self._embeddings: Floats = embeddings
-        self._inputs = first.buffers
-        self._run = first.run, second.run
+        self._step = usual
         self._decoders = decoder, other
         self._states = states
         self._image: NDArray[np.uint8] = image
@@ -105,13 +118,33 @@ class HostWorkspace:
         found: Floats = self._vae_encoder.buffers["latent_parameters"].copy()
         return found
 
+    def _bind_step(
+        self, shapes: Mapping[str, tuple[int, ...]], shared: Mapping[str, Array]
+    ) -> _Pair:
+        """The denoise step over one set of buffers, and over the same with the states swapped."""
+        step = self._engines.denoise_step
+        first = step.bind(shapes, shared)
+        states = first.buffers["state"], first.buffers["next_state"]
+        swapped = dict(first.buffers) | {"state": states[1], "next_state": states[0]}
+        return _Pair(first.buffers, (first.run, step.bind(shapes, swapped).run))
+
+    def _step_for(self, course: Course) -> _Pair:
+        """The denoise step with the inputs that have an effect on `course`."""
+        if self._optional and has_no_effect(course, self._optional):
+            return self._usual
+        if self._full is None:
+            self._full = self._bind_step(self._step_shapes, self._usual.buffers)
+        return self._full
+
     def begin(self, course: Course, *, watched: bool = True) -> None:
         started = perf_counter()
         check_course(self._engines, course)
-        inputs = self._inputs
+        self._step = self._step_for(course)
+        inputs = self._step.buffers
         for name, array in course.constants.items():
-            inputs[name][...] = array
-        tables = dict(course.tables)
+            if name in inputs:
+                inputs[name][...] = array
+        tables = {name: table for name, table in course.tables.items() if name in inputs}
         if course.noise is None:
             inputs["noise"].fill(0)  # Its weights are zero; zero times NaN would be NaN.
         else:
@@ -128,7 +161,7 @@ class HostWorkspace:
         for buffer, table in self._rows:
             buffer[...] = table[index]
         called = perf_counter()
-        self._run[index & 1]()
+        self._step.run[index & 1]()
         finished = perf_counter()
         self._evaluations.append(finished - called)
         self._denoise += finished - started

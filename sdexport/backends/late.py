@@ -44,6 +44,11 @@ class LateEngine:
         """Its outputs."""
         return self._loaded().outputs
 
+    @property
+    def optional(self) -> tuple[str, ...]:
+        """Inputs that it can do without."""
+        return self._loaded().optional
+
     def bind(
         self, shapes: Mapping[str, tuple[int, ...]], shared: Mapping[str, Array] | None = None
     ) -> Binding:

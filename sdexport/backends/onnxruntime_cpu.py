@@ -135,6 +135,11 @@ class OnnxRuntimeEngine:
         """Its outputs, in the model's order."""
         return self._outputs
 
+    @property
+    def optional(self) -> tuple[str, ...]:
+        """See `protocol.Engine.optional`."""
+        return ()
+
     def bind(
         self, shapes: Mapping[str, tuple[int, ...]], shared: Mapping[str, Array] | None = None
     ) -> OnnxRuntimeBinding:

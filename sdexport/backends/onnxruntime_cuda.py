@@ -157,6 +157,11 @@ class OnnxRuntimeGpuEngine:
     def stream(self) -> cuda.Stream | None:
         return self._stream
 
+    @property
+    def optional(self) -> tuple[str, ...]:
+        """See `protocol.Engine.optional`."""
+        return ()
+
     def bind(
         self, shapes: Mapping[str, tuple[int, ...]], shared: Mapping[str, Array] | None = None
     ) -> HostBinding:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sdexport import storage
-from sdexport.backends import openvino_precision
+from sdexport.backends import openvino_plain, openvino_precision
 from sdexport.backends.buffers import host_buffers
 from sdexport.backends.protocol import Array
 from sdexport.backends.request import BuiltEngine, EngineRequest
@@ -174,7 +174,8 @@ class OpenVinoEngine:
 
     An engine that reads texts is compiled for texts of one length at a time, first for the usual
     one, and for another when it is bound for it: an open number of tokens costs a step of a small
-    model eight per cent under bfloat16. All of them share the weights' file.
+    model eight per cent under bfloat16. Likewise without its optional inputs, and with them when it
+    is bound for them. All of these share the weights' file.
     """
 
     def __init__(self, name: str, model: Any, compile_model: Callable[[Any], Any]) -> None:
@@ -186,8 +187,9 @@ class OpenVinoEngine:
         self._reads_texts = any(
             spec.name == TEXTS and spec.shape[TOKENS_AXIS] == "?" for spec in self._inputs
         )
-        self._calls: dict[int, _Call] = {}
-        self._call(USUAL_TOKENS)
+        self._optional = openvino_plain.optional_inputs(model)
+        self._calls: dict[tuple[int, bool], _Call] = {}
+        self._call(USUAL_TOKENS, plain=bool(self._optional))
 
     @property
     def name(self) -> str:
@@ -204,17 +206,23 @@ class OpenVinoEngine:
         """Its outputs, in the model's order."""
         return self._outputs
 
+    @property
+    def optional(self) -> tuple[str, ...]:
+        """See `protocol.Engine.optional`."""
+        return self._optional
+
     def bind(
         self, shapes: Mapping[str, tuple[int, ...]], shared: Mapping[str, Array] | None = None
     ) -> OpenVinoBinding:
         """See `protocol.Engine.bind`."""
         from openvino import Tensor
 
-        buffers = host_buffers(self._name, (*self._inputs, *self._outputs), shapes, shared)
+        plain = bool(self._optional) and not any(name in shapes for name in self._optional)
+        buffers = host_buffers(self._name, self._tensors(plain), shapes, shared)
         tensors = {name: Tensor(buffer, shared_memory=True) for name, buffer in buffers.items()}
         tokens = shapes[TEXTS][TOKENS_AXIS] if self._reads_texts else USUAL_TOKENS
         try:
-            call = self._call(tokens)
+            call = self._call(tokens, plain=plain)
         except Exception as error:
             raise EngineError(
                 f"OpenVINO cannot take {self._name} for texts of {tokens} tokens: "
@@ -222,18 +230,23 @@ class OpenVinoEngine:
             ) from error
         return OpenVinoBinding(self, call, buffers, tensors)
 
-    def _call(self, tokens: int) -> _Call:
+    def _tensors(self, plain: bool) -> tuple[TensorSpec, ...]:
+        """Inputs and outputs; with `plain` without those that are optional."""
+        tensors = (*self._inputs, *self._outputs)
+        return tuple(one for one in tensors if not (plain and one.name in self._optional))
+
+    def _call(self, tokens: int, *, plain: bool) -> _Call:
         """The engine compiled for texts of `tokens`, now where it is not yet."""
-        if tokens not in self._calls:
-            model = self._model
+        if (tokens, plain) not in self._calls:
+            model = openvino_plain.without_optional(self._model) if plain else self._model
             if self._reads_texts:
                 model = model.clone()
                 shape = model.input(TEXTS).get_partial_shape()
                 shape[TOKENS_AXIS] = tokens
                 model.reshape({TEXTS: shape})
-            names = [spec.name for spec in (*self._inputs, *self._outputs)]
-            self._calls[tokens] = _Call(self._name, self._compile(model), names)
-        return self._calls[tokens]
+            names = [spec.name for spec in self._tensors(plain)]
+            self._calls[tokens, plain] = _Call(self._name, self._compile(model), names)
+        return self._calls[tokens, plain]
 
 
 class _Call:

@@ -46,6 +46,13 @@ class Engine(Protocol):
     @property
     def outputs(self) -> tuple[TensorSpec, ...]: ...
 
+    @property
+    def optional(self) -> tuple[str, ...]:
+        """Inputs that `bind` may be given no shape for, all of them together.
+
+        The engine then computes without them, as if they had no effect; empty where it cannot.
+        """
+
     def bind(
         self, shapes: Mapping[str, tuple[int, ...]], shared: Mapping[str, Array] | None = None
     ) -> Binding:

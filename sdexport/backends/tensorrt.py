@@ -183,6 +183,11 @@ class TensorRtEngine:
         """The GPU that it was loaded on."""
         return self._gpu
 
+    @property
+    def optional(self) -> tuple[str, ...]:
+        """See `protocol.Engine.optional`."""
+        return ()
+
     def bind(
         self, shapes: Mapping[str, tuple[int, ...]], shared: Mapping[str, Array] | None = None
     ) -> HostBinding:

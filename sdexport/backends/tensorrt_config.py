@@ -13,10 +13,10 @@ from sdexport.backends.tensorrt_library import TENSORRT, TENSORRT_RTX, library, 
 from sdexport.builder_options import BuilderOptions
 from sdexport.errors import EngineError, UsageError
 
-WORKSPACE = 5 << 30
-"""The workspace of `tensorrt-rtx` where nobody asks for another: what a card of 8 GB has beside the
-weights of Stable Diffusion 1.5. Its VAE decoder takes 4.4 GB for four pictures of 1024 × 1024. The
-library's own default is 64 GiB, which no card has."""
+WORKSPACE = 8 << 30
+"""The workspace of `tensorrt-rtx` where nobody asks for another: what a card of 12 GB has beside the
+weights of Stable Diffusion 1.5. Its VAE decoder takes 5.5 GB for four pictures of 1024 × 1024. The
+library's own default is 64 GiB, which few cards have."""
 
 SPARE = 1 << 30
 """Bytes of a GPU's memory left to the driver, other engines' weights and the pictures."""

@@ -7,7 +7,7 @@ in this order: `encode`, `begin`, `advance` until every evaluation is done, `dec
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -278,6 +278,19 @@ def encoder_shapes(engines: Engines, shape: Shape) -> dict[str, tuple[int, ...]]
 
 LOOP_INPUTS = ("state", "noise", "text_embeddings")
 """The denoise step's inputs that a course does not give by name."""
+
+
+def has_no_effect(course: Course, names: Collection[str]) -> bool:
+    """Whether the inputs `names` of a denoise step change nothing on this course.
+
+    That is, where nothing of the picture is known (a mask of 1, weights of 0) and guidance is not
+    rescaled (0).
+    """
+    given = {**course.constants, **course.tables}
+    neutral = {"mask": 1, "known_weights": 0, "guidance_rescale": 0}
+    if any(name not in neutral and name != "known" for name in names):
+        return False
+    return all(bool((given[name] == neutral[name]).all()) for name in names if name in neutral)
 
 
 def check_course(engines: Engines, course: Course) -> None:

@@ -60,6 +60,9 @@ UNET_CONDITION = "timestep_cond"
 """The UNet's further input where it is guidance-distilled."""
 UNET_OUTPUT = "out_sample"
 PREFIX = "step/"
+GUIDED, RESCALED, UPDATED = "step/out/guided", "step/out/rescaled", "step/out/updated"
+"""Values within the step, by which a backend finds what a picture from text alone can do without:
+what lies between the first two, and what lies between the last one and the output."""
 LAST = 2**63 - 1
 """The end of an axis, for Slice."""
 AXES_AS_INPUT = 18
@@ -138,7 +141,7 @@ def denoise_step(unet: onnx.ModelProto, *, slots: int) -> onnx.ModelProto:
     matrix = tail.node("Reshape", "update_weights", tail.integers(0, slots, slots + 2, 1))
     products = tail.node("Mul", everything, matrix)
     updated = tail.node("ReduceSum", products, tail.integers(2), keepdims=0)
-    updated = tail.node("Reshape", updated, tail.node("Shape", "state"))
+    updated = tail.node("Reshape", updated, tail.node("Shape", "state"), output=UPDATED)
     _keep_known(tail, updated, one_slot)
 
     inner = list(graph.node)
@@ -179,7 +182,7 @@ def _guide(tail: Builder, predicted: str, opset: int) -> str:
     last = tail.node("Slice", predicted, tail.integers(-1), tail.integers(LAST), axis)
     scale = tail.node("Reshape", "guidance", tail.integers(-1, 1, 1, 1, 1))
     guided = tail.node("Mul", scale, tail.node("Sub", last, first))
-    guided = tail.node("Add", first, guided)
+    guided = tail.node("Add", first, guided, output=GUIDED)
     # Both standard deviations at once; what they are divided by cancels in their ratio.
     both = tail.node("Concat", last, guided, axis=1)
     numbers = tail.integers(2, 3, 4)
@@ -196,7 +199,7 @@ def _guide(tail: Builder, predicted: str, opset: int) -> str:
     unit = tail.constant(1.0, np.float32)
     share = tail.node("Reshape", "guidance_rescale", tail.integers(-1, 1, 1, 1, 1))
     factor = tail.node("Mul", share, tail.node("Sub", ratio, unit))
-    return tail.node("Mul", guided, tail.node("Add", factor, unit))
+    return tail.node("Mul", guided, tail.node("Add", factor, unit), output=RESCALED)
 
 
 def _keep_known(tail: Builder, updated: str, one_slot: str) -> None:

@@ -220,6 +220,8 @@ class Builder:
         """Adds a node with one output and gives that output's name."""
         name = f"{self.prefix}{operator}_{len(self.nodes)}"
         output = output or name
+        if output.startswith(self.prefix):
+            name = output  # Backends find a node by its name.
         self.nodes.append(helper.make_node(operator, list(inputs), [output], name, **attributes))
         return output
 

@@ -59,6 +59,7 @@ class FakeEngine:
     log: list[tuple[str, FakeBinding, dict[str, Array]]]
     bound: list[FakeBinding] = field(default_factory=list)
     failure: Exception | None = None
+    optional: tuple[str, ...] = ()
 
     def bind(
         self, shapes: Mapping[str, tuple[int, ...]], shared: Mapping[str, Array] | None = None
