@@ -129,6 +129,10 @@ class _Watched:
     def outputs(self) -> tuple[TensorSpec, ...]:
         return tuple(spec for spec in self.engine.outputs if spec.name != WATCH)
 
+    @property
+    def optional(self) -> tuple[str, ...]:
+        return ()  # Everything is to be watched.
+
     def bind(
         self, shapes: Mapping[str, tuple[int, ...]], shared: Mapping[str, Array] | None = None
     ) -> Binding:
