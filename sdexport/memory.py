@@ -1,7 +1,9 @@
-"""How much memory this process has taken at most, and how much there is to take, in bytes."""
+"""The memory of this process: how much it took at most, how much there is, and giving it back."""
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import re
 import sys
 from pathlib import Path
@@ -31,6 +33,18 @@ def reset_peak() -> bool:
     except OSError:
         return False
     return True
+
+
+def give_back() -> None:
+    """Returns memory that was freed to the system, where the C library keeps it (glibc does).
+
+    After an export of gigabytes it keeps several of them in its heaps, and what comes next cannot
+    use them: https://man7.org/linux/man-pages/man3/malloc_trim.3.html.
+    """
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)
 
 
 def available_bytes() -> int | None:

@@ -35,7 +35,8 @@ class Stopwatch:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Measures the body as the stage `name`."""
+        """Measures the body as the stage `name`, which begins with what is really in use."""
+        memory.give_back()
         memory.reset_peak()
         start = time.perf_counter()
         try:
