@@ -12,6 +12,7 @@ from typing import Any
 from sdexport import storage
 from sdexport.backends import openvino_plain, openvino_precision
 from sdexport.backends.buffers import host_buffers
+from sdexport.backends.openvino_shapes import Compilations
 from sdexport.backends.protocol import Array
 from sdexport.backends.request import BuiltEngine, EngineRequest
 from sdexport.errors import EngineError, FolderError, MissingExtraError
@@ -24,8 +25,6 @@ FLOAT32_COMPONENTS = ("text_encoder",)
 step the same way, and it is a five-thousandth of a picture's work."""
 
 DEVICE = "CPU"
-TEXTS, TOKENS_AXIS, USUAL_TOKENS = "text_embeddings", 2, 77
-"""The input that holds texts, its axis of tokens, and how many CLIP's texts have."""
 RESULT_SUFFIX = "/sink_port_0"
 """What OpenVINO's ONNX reader adds to an output's name to name the node behind it."""
 
@@ -133,9 +132,14 @@ def load(
         settings["INFERENCE_NUM_THREADS"] = threads
     try:
         model = reader.read_model(path)
-        if precision is not Precision.FP32:
-            openvino_precision.keep_float32(model, reader)
-        return OpenVinoEngine(name, model, lambda one: reader.compile_model(one, DEVICE, settings))
+
+        def compile_model(one: Any) -> Any:
+            if precision is not Precision.FP32:
+                openvino_precision.keep_float32(one, reader)
+            return reader.compile_model(one, DEVICE, settings)
+
+        weights = path.with_suffix(".bin").stat().st_size
+        return OpenVinoEngine(name, model, weights, compile_model)
     except Exception as error:
         raise EngineError(
             f"OpenVINO cannot load {name} from {path}: {_first_line(error)}; build the bundle again"
@@ -170,26 +174,24 @@ def _specs(ports: list[Any]) -> tuple[TensorSpec, ...]:
 
 
 class OpenVinoEngine:
-    """One component with one infer request, whose working memory its bindings share.
+    """One component, compiled when it is bound; see `openvino_shapes.Compilations`.
 
-    An engine that reads texts is compiled for texts of one length at a time, first for the usual
-    one, and for another when it is bound for it: an open number of tokens costs a step of a small
-    model eight per cent under bfloat16. Likewise without its optional inputs, and with them when it
-    is bound for them. All of these share the weights' file.
+    Bindings of the same shapes share an infer request with its working memory.
     """
 
-    def __init__(self, name: str, model: Any, compile_model: Callable[[Any], Any]) -> None:
+    def __init__(
+        self, name: str, model: Any, weights: int, compile_model: Callable[[Any], Any]
+    ) -> None:
         self._name = name
         self._inputs = _specs(model.inputs)
         self._outputs = _specs(model.outputs)
-        self._model = model
-        self._compile = compile_model
-        self._reads_texts = any(
-            spec.name == TEXTS and spec.shape[TOKENS_AXIS] == "?" for spec in self._inputs
-        )
         self._optional = openvino_plain.optional_inputs(model)
-        self._calls: dict[tuple[int, bool], _Call] = {}
-        self._call(USUAL_TOKENS, plain=bool(self._optional))
+
+        def make(one: Any, plain: bool) -> _Call:
+            names = [spec.name for spec in self._tensors(plain)]
+            return _Call(name, compile_model(one), names)
+
+        self._compilations = Compilations(model, weights, make)
 
     @property
     def name(self) -> str:
@@ -220,13 +222,13 @@ class OpenVinoEngine:
         plain = bool(self._optional) and not any(name in shapes for name in self._optional)
         buffers = host_buffers(self._name, self._tensors(plain), shapes, shared)
         tensors = {name: Tensor(buffer, shared_memory=True) for name, buffer in buffers.items()}
-        tokens = shapes[TEXTS][TOKENS_AXIS] if self._reads_texts else USUAL_TOKENS
         try:
-            call = self._call(tokens, plain=plain)
+            call = self._compilations.call(shapes, plain=plain)
         except Exception as error:
+            named = ", ".join(f"{spec.name} {shapes[spec.name]}" for spec in self._tensors(plain))
             raise EngineError(
-                f"OpenVINO cannot take {self._name} for texts of {tokens} tokens: "
-                f"{_first_line(error)}; use a shorter prompt"
+                f"OpenVINO cannot take {self._name} for {named}: {_first_line(error)}; "
+                "use a smaller picture or a shorter prompt, or build the bundle again"
             ) from error
         return OpenVinoBinding(self, call, buffers, tensors)
 
@@ -234,19 +236,6 @@ class OpenVinoEngine:
         """Inputs and outputs; with `plain` without those that are optional."""
         tensors = (*self._inputs, *self._outputs)
         return tuple(one for one in tensors if not (plain and one.name in self._optional))
-
-    def _call(self, tokens: int, *, plain: bool) -> _Call:
-        """The engine compiled for texts of `tokens`, now where it is not yet."""
-        if (tokens, plain) not in self._calls:
-            model = openvino_plain.without_optional(self._model) if plain else self._model
-            if self._reads_texts:
-                model = model.clone()
-                shape = model.input(TEXTS).get_partial_shape()
-                shape[TOKENS_AXIS] = tokens
-                model.reshape({TEXTS: shape})
-            names = [spec.name for spec in self._tensors(plain)]
-            self._calls[tokens, plain] = _Call(self._name, self._compile(model), names)
-        return self._calls[tokens, plain]
 
 
 class _Call:

@@ -26,7 +26,7 @@ import math
 
 import numpy as np
 import onnx
-from onnx import TensorProto
+from onnx import TensorProto, numpy_helper
 
 from sdexport.errors import FolderError
 from sdexport.graph.proto import (
@@ -111,9 +111,11 @@ def denoise_step(unet: onnx.ModelProto, *, slots: int) -> onnx.ModelProto:
     spread = head.node("Tile", mixed, head.lengths(one, branches, head.integers(1, 1, 1)))
     flat = head.node("Reshape", spread, head.lengths(head.integers(-1), picture))
     head.cast(flat, tensor_type(sample), output=names[sample.name])
+    # Times one, not Tile: where lengths are known OpenVINO makes another Tile, without its mark.
+    once = numpy_helper.from_array(np.ones(1, np.float32))
+    ones = head.node("ConstantOfShape", head.lengths(one, branches), value=once)
     column = head.node("Reshape", "timestep", head.integers(-1, 1))
-    times = head.node("Tile", column, head.lengths(one, branches))
-    times = head.node("Reshape", times, head.integers(-1))
+    times = head.node("Reshape", head.node("Mul", column, ones), head.integers(-1))
     head.cast(times, tensor_type(timestep), output=names[timestep.name])
     text = head.lengths(head.integers(-1), head.sizes("text_embeddings", 2, 3))
     text = head.node("Reshape", "text_embeddings", text)
