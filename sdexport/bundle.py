@@ -2,6 +2,7 @@
 
     bundle.json        what was built from what, with digests, fingerprints and measured parity
     text_encoder/      denoise_step/      vae_decoder/      vae_encoder/      the engines
+    text_projection/   time_projection/   what the denoise step takes instead of texts and timesteps
     tokenizer/         scheduler/         as in the checkpoint
     runtime_cache/     what a library compiled for this machine's GPU, not part of what was built
 
@@ -24,8 +25,16 @@ MANIFEST_FILE = "bundle.json"
 RUNTIME_CACHE = "runtime_cache"
 FORMAT = 2
 
-ENGINES = ("text_encoder", "denoise_step", "vae_decoder", "vae_encoder")
-"""The engines of a bundle; the VAE encoder is optional, it is not needed to draw from text."""
+ENGINES = (
+    "text_encoder",
+    "text_projection",
+    "time_projection",
+    "denoise_step",
+    "vae_decoder",
+    "vae_encoder",
+)
+"""The engines of a bundle. The projections go with a step that is split, see
+`graph.split_unet`; the VAE encoder is not needed to draw from text."""
 
 REQUIRED = ("text_encoder", "denoise_step", "vae_decoder")
 

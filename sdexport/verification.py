@@ -17,6 +17,7 @@ import numpy as np
 
 from sdexport import bundle as bundles
 from sdexport.backends.protocol import Array, Engine
+from sdexport.backends.workspace import Course, Shape
 from sdexport.errors import ParityError
 from sdexport.pipeline.load import load_parts
 from sdexport.pipeline.pipeline import Pipeline, PipelineParts
@@ -232,26 +233,27 @@ def _denoise_step(
     weights = np.zeros((1, STATE_SLOTS), np.float32)
     weights[0, 0] = 1.0
     scale = np.array([GUIDANCE], np.float32)
-    inputs = {
-        "state": state,
-        "noise": np.zeros(shape, np.float32),
+    embedded = scale - 1 if parts.embedded_guidance else None
+    constants = {
+        "guidance_rescale": np.zeros(1, np.float32),
+        "mask": np.ones((1, 1, *latent_size), np.float32),
+        "known": np.zeros((1, 2, *shape[1:]), np.float32),
+    } | ({} if embedded is None else {"embedded_guidance": embedded})
+    tables = {
         "timestep": timestep,
         "input_weights": weights,
         "update_weights": update,
         "guidance": scale,
-        "guidance_rescale": np.zeros(1, np.float32),
-        "text_embeddings": embeddings[None].astype(np.float32),
-        "mask": np.ones((1, 1, *latent_size), np.float32),
-        "known": np.zeros((1, 2, *shape[1:]), np.float32),
         "known_weights": np.zeros((1, 2), np.float32),
     }
-    embedded = scale - 1 if parts.embedded_guidance else None
-    if embedded is not None:
-        inputs["embedded_guidance"] = embedded
-    for name in parts.denoise_step.optional:
-        # Without effect here; with them, some engines would be compiled a second time.
-        del inputs[name]
-    ours = _call(parts.denoise_step, inputs, ("next_state", state.shape))[:, 0]
+    device = parts.placed()
+    workspaces = device.workspaces()
+    workspace = workspaces(Shape(1, 2, *latent_size, parts.tokens))
+    workspace.embed(embeddings[None].astype(np.float32))
+    workspace.begin(Course(state, {n: t[None] for n, t in tables.items()}, constants))
+    workspace.advance()
+    ours = workspace.latents().copy()
+    workspaces.close()
     unguided, guided = (
         reference.unet(sample, timestep, embeddings[branch : branch + 1], embedded)
         for branch in (0, 1)

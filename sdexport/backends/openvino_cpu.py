@@ -20,9 +20,9 @@ from sdexport.spec import Precision, TensorSpec
 
 ENGINE_FILE = "engine.xml"
 HINTS = {Precision.FP32: "f32", Precision.BF16: "bf16"}
-FLOAT32_COMPONENTS = ("text_encoder",)
-"""Computed in float32 whatever the bundle's precision: in bfloat16 its rounding would pull every
-step the same way, and it is a five-thousandth of a picture's work."""
+FLOAT32_COMPONENTS = ("text_encoder", "text_projection", "time_projection")
+"""Computed in float32 whatever the bundle's precision: in bfloat16 their rounding would pull every
+step the same way, and they are a five-thousandth of a picture's work."""
 
 DEVICE = "CPU"
 RESULT_SUFFIX = "/sink_port_0"

@@ -41,6 +41,8 @@ class Target:
         typed: an engine computes in the types of its ONNX graph, and its shapes are built in. The
             others take float32 graphs that are open in every dimension.
         gpu: where an NVIDIA GPU is needed: to `run`, to `build and run`, or nowhere.
+        projects: texts and timesteps are projected by engines of their own, once for all
+            evaluations; see `graph.split_unet`.
         runs_with: the distribution that has to be installed to run, where another one with the same
             import name does not do.
     """
@@ -57,6 +59,7 @@ class Target:
     typed: bool = False
     gpu: Literal["", "run", "build and run"] = ""
     runs_with: str = ""
+    projects: bool = False
 
     @property
     def remedy(self) -> str:
@@ -83,6 +86,7 @@ OPENVINO_CPU = Target(
     description="processors, through OpenVINO; fastest where they compute in bfloat16",
     builder="sdexport.backends.openvino_cpu",
     runtime="sdexport.backends.openvino_cpu",
+    projects=True,
 )
 ONNXRUNTIME_CPU = Target(
     name="onnxruntime-cpu",
@@ -93,6 +97,7 @@ ONNXRUNTIME_CPU = Target(
     description="processors, through ONNX Runtime; works everywhere",
     builder="sdexport.backends.onnxruntime_cpu",
     runtime="sdexport.backends.onnxruntime_cpu",
+    projects=True,
 )
 TENSORRT = Target(
     name="tensorrt",

@@ -34,6 +34,8 @@ class Engines:
         tokens, embedding_dim: length and width of the text encoder's output.
         vae_encoder: sample (B, 3, height, width) → latent_parameters (B, 2 · C, h, w); None where
             the bundle has none.
+        text_projection, time_projection: see `graph.projections`; None where the denoise step takes
+            texts and timesteps itself.
     """
 
     text_encoder: Engine
@@ -45,6 +47,8 @@ class Engines:
     tokens: int
     embedding_dim: int
     vae_encoder: Engine | None = None
+    text_projection: Engine | None = None
+    time_projection: Engine | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,9 +253,29 @@ def step_shapes(engines: Engines, shape: Shape) -> dict[str, tuple[int, ...]]:
         "text_embeddings": (batch, shape.branches, shape.tokens, engines.embedding_dim),
         "next_state": state,
     }
-    step = engines.denoise_step
-    there = {spec.name for spec in (*step.inputs, *step.outputs)}
-    return {name: length for name, length in shapes.items() if name in there}
+    found: dict[str, tuple[int, ...]] = {}
+    for spec in (*engines.denoise_step.inputs, *engines.denoise_step.outputs):
+        if spec.name in shapes:
+            found[spec.name] = shapes[spec.name]
+        elif spec.name == TIME_PROJECTION:
+            found[spec.name] = (batch, *_numbers(spec.shape[1:], shape.tokens))
+        elif spec.name.startswith(TEXT_PROJECTION):
+            rows = batch * shape.branches
+            found[spec.name] = (rows, *_numbers(spec.shape[1:], shape.tokens))
+    return found
+
+
+def _numbers(lengths: tuple[int | str, ...], tokens: int) -> tuple[int, ...]:
+    """A projection's dimensions; the open one is that of the tokens."""
+    return tuple(length if isinstance(length, int) else tokens for length in lengths)
+
+
+def projection_shapes(engines: Engines, shape: Shape) -> dict[str, tuple[int, ...]]:
+    """The shapes of the text projection's tensors."""
+    texts = (shape.batch, shape.branches, shape.tokens, engines.embedding_dim)
+    step = step_shapes(engines, shape)
+    projected = {n: length for n, length in step.items() if n.startswith(TEXT_PROJECTION)}
+    return {"text_embeddings": texts, **projected}
 
 
 def picture_shapes(engines: Engines, shape: Shape) -> dict[str, tuple[int, ...]]:
@@ -276,7 +300,10 @@ def encoder_shapes(engines: Engines, shape: Shape) -> dict[str, tuple[int, ...]]
     return {"sample": (shape.batch, 3, height, width), "latent_parameters": parameters}
 
 
-LOOP_INPUTS = ("state", "noise", "text_embeddings")
+TIME_PROJECTION, TEXT_PROJECTION = "time_projection", "text_projection_"
+"""The denoise step's input that the time projection gives, and how those of texts begin."""
+
+LOOP_INPUTS = ("state", "noise", "text_embeddings", TIME_PROJECTION)
 """The denoise step's inputs that a course does not give by name."""
 
 
@@ -301,6 +328,9 @@ def check_course(engines: Engines, course: Course) -> None:
     """
     step = engines.denoise_step
     wanted = {spec.name for spec in step.inputs} - set(LOOP_INPUTS)
+    wanted = {name for name in wanted if not name.startswith(TEXT_PROJECTION)}
+    if engines.time_projection is not None:
+        wanted |= {spec.name for spec in engines.time_projection.inputs}
     given = {*course.tables, *course.constants}
     remedy = "it was built by another version of sdexport: build the bundle again"
     if given - wanted:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,11 +18,22 @@ from sdexport.build.report import Stopwatch
 from sdexport.bundle import EngineRecord
 from sdexport.errors import FolderError
 from sdexport.graph.decode_image import decode_image
-from sdexport.graph.denoise_step import denoise_step
+from sdexport.graph.denoise_step import core_step, denoise_step
 from sdexport.graph.flops import count
-from sdexport.graph.proto import load_graph, save_graph, weights_files
+from sdexport.graph.projections import text_projection, time_projection
+from sdexport.graph.proto import dimensions as dimensions_of
+from sdexport.graph.proto import load_graph, save_graph, take_weights, weights_files
 from sdexport.graph.select_hidden_state import select_hidden_state, skippable_layers
 from sdexport.graph.select_outputs import select_outputs
+from sdexport.graph.split_unet import (
+    PICTURES,
+    ROWS,
+    TEXT_PROJECTION,
+    TIME_PROJECTION,
+    TOKENS,
+    CannotSplitError,
+    split_unet,
+)
 from sdexport.onnx_folder import MODEL_FILE, OnnxFolder
 from sdexport.progress import Progress, stage
 from sdexport.sampling import STATE_SLOTS
@@ -30,11 +41,16 @@ from sdexport.spec import MOST_PIECES, PIXEL_MULTIPLE, Profile, Range
 
 COMPONENT_OF = {
     "text_encoder": "text_encoder",
+    "text_projection": "unet",
+    "time_projection": "unet",
     "denoise_step": "unet",
     "vae_decoder": "vae_decoder",
     "vae_encoder": "vae_encoder",
 }
 """Which component of the ONNX folder an engine is made of."""
+
+PROJECTIONS = ("text_projection", "time_projection")
+"""The engines of a UNet that is split; see `graph.split_unet`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,8 +128,10 @@ def read_dimensions(folder: OnnxFolder) -> Dimensions:
     )
 
 
-def graphs(dimensions: Dimensions) -> Mapping[str, Callable[[onnx.ModelProto], onnx.ModelProto]]:
-    """What each engine's graph is made with, from its component's."""
+def _passes(
+    dimensions: Dimensions,
+) -> Mapping[str, Callable[[onnx.ModelProto], onnx.ModelProto]]:
+    """What the graph of an engine is made with, from its component's."""
     return {
         "text_encoder": lambda model: select_outputs(
             select_hidden_state(model), ("last_hidden_state",)
@@ -127,6 +145,37 @@ def graphs(dimensions: Dimensions) -> Mapping[str, Callable[[onnx.ModelProto], o
         ),
         "vae_encoder": lambda model: select_outputs(model, ("latent_parameters",)),
     }
+
+
+@dataclass(frozen=True, slots=True)
+class Graphs:
+    """The engines' graphs, and why the UNet is in one piece where it was to be split."""
+
+    models: Mapping[str, onnx.ModelProto]
+    whole: str = ""
+
+
+def make_graphs(folder: OnnxFolder, dimensions: Dimensions, engines: Collection[str]) -> Graphs:
+    """The graphs of `engines`; the UNet is split where they are to have projections.
+
+    Raises:
+        FolderError: a model is damaged or of another kind.
+    """
+    passes, whole = _passes(dimensions), ""
+    models: dict[str, onnx.ModelProto] = {}
+    if not set(PROJECTIONS).isdisjoint(engines):
+        try:
+            split = split_unet(load_graph(folder.model("unet")))
+        except CannotSplitError as error:
+            whole = f"in one piece: {error}"
+        else:
+            models["text_projection"] = text_projection(split)
+            models["time_projection"] = time_projection(split)
+            models["denoise_step"] = core_step(split, slots=STATE_SLOTS)
+    for name in engines:
+        if name in passes and name not in models:
+            models[name] = passes[name](load_graph(folder.model(COMPONENT_OF[name])))
+    return Graphs(models, whole)
 
 
 def call_shapes(
@@ -147,6 +196,9 @@ def call_shapes(
     texts, channels = batch * branches * pieces, dimensions.latent_channels
     context = (batch, branches, pieces * dimensions.tokens, dimensions.embedding_dim)
     state = (batch, STATE_SLOTS, channels, h, w)
+    guidance: dict[str, tuple[int, ...]] = {}
+    if dimensions.embedded_guidance:
+        guidance["embedded_guidance"] = (batch,)
     shapes: dict[str, dict[str, tuple[int, ...]]] = {
         "text_encoder": {"input_ids": (texts, dimensions.tokens)}
         | ({"clip_skip": (texts,)} if dimensions.text_layers else {}),
@@ -163,11 +215,28 @@ def call_shapes(
             "known": (batch, 2, channels, h, w),
             "known_weights": (batch, 2),
         }
-        | ({"embedded_guidance": (batch,)} if dimensions.embedded_guidance else {}),
+        | guidance,
+        "text_projection": {"text_embeddings": context},
+        "time_projection": {"timestep": (batch,), **guidance},
         "vae_decoder": {"state": state},
         "vae_encoder": {"sample": (batch, 3, height, width)},
     }
     return shapes[engine]
+
+
+def projected_shapes(
+    model: onnx.ModelProto, dimensions: Dimensions, *, batch: int, branches: int
+) -> dict[str, tuple[int, ...]]:
+    """The shapes of the inputs of a step that are other engines' outputs, for texts of one piece.
+
+    What they are follows from the UNet, and stands in the graph: numbers, and symbols for the rest.
+    """
+    lengths = {PICTURES: batch, ROWS: batch * branches, TOKENS: dimensions.tokens}
+    return {
+        entry.name: tuple(n if isinstance(n, int) else lengths[n] for n in dimensions_of(entry))
+        for entry in model.graph.input
+        if entry.name == TIME_PROJECTION or entry.name.startswith(TEXT_PROJECTION)
+    }
 
 
 def shape_ranges(
@@ -201,27 +270,34 @@ def prepare_graphs(
     folder: OnnxFolder,
     work: Path,
     dimensions: Dimensions,
-    engines: Iterable[str],
+    engines: Collection[str],
     *,
     consume: bool = False,
-) -> None:
+) -> str:
     """Writes the graph of every engine to `work/ENGINE/model.onnx`, its weights beside it.
 
     With `consume`, the folder is a passing one: its weights are moved instead of copied, which
     saves their size on disk and the time to copy gigabytes.
 
+    Returns:
+        Why the UNet was not split although it was to be; empty otherwise.
+
     Raises:
         FolderError: a model is damaged or of another kind.
         StorageError: the place cannot be written.
     """
-    passes = graphs(dimensions)
+    made = make_graphs(folder, dimensions, engines)
     with storage.explained(work):
-        for name in engines:
-            source = folder.model(COMPONENT_OF[name])
-            model = passes[name](load_graph(source))
+        for name, model in made.models.items():
+            source = folder.model(COMPONENT_OF[name]).parent
             (work / name).mkdir(parents=True)
+            if "text_projection" in made.models and COMPONENT_OF[name] == "unet":
+                # Three engines share the file of the UNet's weights: each takes its own.
+                take_weights(model, source, work / name)
+            else:
+                place_weights(model, source, work / name, consume=consume)
             save_graph(model, work / name / MODEL_FILE)
-            place_weights(model, source.parent, work / name, consume=consume)
+    return made.whole
 
 
 def build_engines(
@@ -236,6 +312,8 @@ def build_engines(
 ) -> dict[str, EngineRecord]:
     """Builds the graphs that `prepare_graphs` left in `work`, and says what the engines are.
 
+    Those of `fingerprints` that have no graph there are left out.
+
     What is in `work` is used up.
 
     Raises:
@@ -243,21 +321,23 @@ def build_engines(
         StorageError: the place cannot be written.
     """
     records: dict[str, EngineRecord] = {}
-    with stage(progress, "building engines", len(fingerprints)):
-        for name, fingerprint in fingerprints.items():
+    wanted = {name: one for name, one in fingerprints.items() if (work / name).is_dir()}
+    with stage(progress, "building engines", len(wanted)):
+        for name, fingerprint in wanted.items():
             progress.advance(0, name)
             with stopwatch.stage(f"build {name}"), storage.explained(destination):
-                cost = count(
-                    load_graph(work / name / MODEL_FILE),
-                    call_shapes(
-                        name,
-                        dimensions,
-                        batch=profile.batch.opt,
-                        branches=2,
-                        height=profile.height.opt,
-                        width=profile.width.opt,
-                    ),
+                model = load_graph(work / name / MODEL_FILE)
+                batch = profile.batch.opt
+                usual = call_shapes(
+                    name,
+                    dimensions,
+                    batch=batch,
+                    branches=2,
+                    height=profile.height.opt,
+                    width=profile.width.opt,
                 )
+                usual |= projected_shapes(model, dimensions, batch=batch, branches=2)
+                cost = count(model, usual)
                 output = destination / name
                 output.mkdir()
                 built = targets.build_engine(

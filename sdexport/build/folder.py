@@ -6,13 +6,14 @@ import functools
 import importlib.metadata
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sdexport import bundle as bundles
 from sdexport import half_check, storage
 from sdexport.build.engines import (
     COMPONENT_OF,
+    PROJECTIONS,
     Dimensions,
     build_engines,
     call_shapes,
@@ -133,7 +134,7 @@ def fingerprints_of(
     return {
         engine: storage.digest_of({"source": sources[component]} | settings)
         for engine, component in COMPONENT_OF.items()
-        if component in sources
+        if component in sources and (choice.target.projects or engine not in PROJECTIONS)
     }
 
 
@@ -165,7 +166,11 @@ def reuse(
             found = bundles.open_bundle(destination)
         except FolderError:
             return None
-    if {name: e.fingerprint for name, e in found.manifest.engines.items()} != dict(fingerprints):
+    there = {name: e.fingerprint for name, e in found.manifest.engines.items()}
+    # Where a UNet cannot be split there are no projections, and building again would not help.
+    projected = not set(PROJECTIONS).isdisjoint(there)
+    expected = {n: f for n, f in fingerprints.items() if projected or n not in PROJECTIONS}
+    if there != expected:
         return None
     wanted = _Served(profile or found.manifest.profile, guidance)
     if wanted != _Served(found.manifest.profile, found.manifest.default_guidance):
@@ -196,7 +201,7 @@ def fill_bundle(
     profile = options.profile or dimensions.default_profile()
     work = aside / ".graphs"
     with stopwatch.stage("prepare the graphs"):
-        prepare_graphs(folder, work, dimensions, fingerprints, consume=consume)
+        whole = prepare_graphs(folder, work, dimensions, fingerprints, consume=consume)
     checked = None
     if choice.checked:
         with stopwatch.stage("check half precision"):
@@ -204,6 +209,9 @@ def fill_bundle(
     engines = build_engines(
         work, aside, choice, dimensions, profile, fingerprints, stopwatch, progress
     )
+    if whole:
+        step = engines["denoise_step"]
+        engines["denoise_step"] = replace(step, built={**step.built, "unet": whole})
     shutil.rmtree(work)
     with storage.explained(aside):
         shutil.copytree(folder.tokenizer, aside / "tokenizer")

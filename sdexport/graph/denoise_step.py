@@ -34,10 +34,12 @@ from sdexport.graph.proto import (
     dimensions,
     named,
     opset_of,
+    rename,
     set_aside,
     tensor_type,
     value,
 )
+from sdexport.graph.split_unet import TIME_PROJECTION, SplitUnet
 
 INPUTS = (
     "state",
@@ -103,10 +105,7 @@ def denoise_step(unet: onnx.ModelProto, *, slots: int) -> onnx.ModelProto:
     branches = head.sizes("text_embeddings", 1)
     one = head.integers(1)
     picture = head.sizes("state", 2, 3, 4)
-    # Reshape, not Unsqueeze: OpenVINO rewrites the latter, which loses marks of precision.
-    weights = head.node("Reshape", "input_weights", head.integers(0, -1, 1, 1, 1))
-    weighted = head.node("Mul", "state", weights)
-    mixed = head.node("ReduceSum", weighted, head.integers(1), keepdims=1)
+    mixed = _mixed(head)
     # Tile, not Expand: OpenVINO makes a multiplication of the latter, in bfloat16.
     spread = head.node("Tile", mixed, head.lengths(one, branches, head.integers(1, 1, 1)))
     flat = head.node("Reshape", spread, head.lengths(head.integers(-1), picture))
@@ -123,19 +122,79 @@ def denoise_step(unet: onnx.ModelProto, *, slots: int) -> onnx.ModelProto:
     if condition is not None:
         width = dimensions(condition)[1]
         assert isinstance(width, int), "_condition has seen to it"
-        waves = _guidance_waves(head, width)
+        waves = guidance_waves(head, width)
         waves = head.node("Tile", waves, head.lengths(one, branches))
         waves = head.node("Reshape", waves, head.integers(-1, width))
         head.cast(waves, tensor_type(condition), output=names[condition.name])
 
     tail = Builder(PREFIX + "out/")
-    axis = tail.integers(1)
-    predicted = tail.cast(names[out.name], TensorProto.FLOAT)
     shape = tail.lengths(tail.sizes("text_embeddings", 0, 1), tail.sizes(names[out.name], 1, 2, 3))
-    predicted = tail.node("Reshape", predicted, shape)
-    guided = _guide(tail, predicted, opset_of(unet))
-    shape = tail.lengths(tail.sizes("state", 0), axis, tail.sizes("state", 2, 3, 4))
-    one_slot = shape
+    _add_tail(tail, names[out.name], shape, slots, 1, opset_of(unet))
+    context = ("batch", "branches", tokens if isinstance(tokens, int) else "tokens", dim)
+    shapes = _shapes(slots, channels) | {"text_embeddings": context}
+    ends = [value(name, TensorProto.FLOAT, shapes[name]) for name in inputs]
+    _join(graph, head, tail, ends, value(OUTPUT, TensorProto.FLOAT, shapes["state"]))
+    return model
+
+
+def core_step(split: SplitUnet, *, slots: int) -> onnx.ModelProto:
+    """The step around the core of a UNet that was split; its other parts' results are inputs.
+
+    Inputs: those of `denoise_step`, but instead of timestep and text_embeddings time_projection
+    (B, P) and the text graph's outputs, (branches · B, …) each, all float32.
+    Output: next_state (B, K, C, h, w) float32.
+    """
+    model = onnx.ModelProto()
+    model.CopyFrom(split.core)
+    graph = model.graph
+    given = (TIME_PROJECTION, *split.texts)
+    kept = [_copy(entry) for entry in graph.input if entry.name in given]
+    (sample,) = (_copy(entry) for entry in graph.input if entry.name not in given)
+    out = graph.output[0].name
+    inputs = tuple(name for name in INPUTS if name not in ("timestep", "text_embeddings"))
+    names = set_aside(graph, (*inputs, OUTPUT), PREFIX)
+    rename(graph, {names[name]: name for name in given})
+
+    head = Builder(PREFIX + "in/")
+    mixed = _mixed(head)
+    flat = head.node("Reshape", mixed, head.sizes("state", 0, 2, 3, 4))
+    head.cast(flat, tensor_type(sample), output=names[sample.name])
+
+    tail = Builder(PREFIX + "out/")
+    shape = tail.lengths(tail.integers(-1), tail.sizes("state", 0), tail.sizes(names[out], 1, 2, 3))
+    _add_tail(tail, names[out], shape, slots, 0, opset_of(model))
+    shapes = _shapes(slots, dimensions(sample)[1])
+    ends = [*(value(name, TensorProto.FLOAT, shapes[name]) for name in inputs), *kept]
+    _join(graph, head, tail, ends, value(OUTPUT, TensorProto.FLOAT, shapes["state"]))
+    return model
+
+
+def _mixed(head: Builder) -> str:
+    """The model's input of the state (B, K, C, h, w), (B, 1, C, h, w)."""
+    # Reshape, not Unsqueeze: OpenVINO rewrites the latter, which loses marks of precision.
+    weights = head.node("Reshape", "input_weights", head.integers(0, -1, 1, 1, 1))
+    weighted = head.node("Mul", "state", weights)
+    return head.node("ReduceSum", weighted, head.integers(1), keepdims=1)
+
+
+def _add_tail(
+    tail: Builder, predicted: str, shape: str, slots: int, branch_axis: int, opset: int
+) -> None:
+    """Guidance and the sampler's update, from the UNet's output to the step's.
+
+    Args:
+        tail: takes the nodes.
+        predicted: the UNet's output.
+        shape: with branches and pictures apart, the branches along `branch_axis`: 5 dimensions.
+        slots: K of the state.
+        branch_axis: 0 or 1.
+        opset: of the graph.
+    """
+    predicted = tail.node("Reshape", tail.cast(predicted, TensorProto.FLOAT), shape)
+    guided = _guide(tail, predicted, branch_axis, opset)
+    one_slot = tail.lengths(tail.sizes("state", 0), tail.integers(1), tail.sizes("state", 2, 3, 4))
+    if branch_axis != 1:
+        guided = tail.node("Reshape", guided, one_slot)
     fresh = tail.node("Reshape", "noise", one_slot)
     everything = tail.node("Concat", "state", guided, fresh, axis=1)
     # (B, 1, K + 2, C·h·w) times (B, K, K + 2, 1), summed over the third axis.
@@ -146,47 +205,53 @@ def denoise_step(unet: onnx.ModelProto, *, slots: int) -> onnx.ModelProto:
     updated = tail.node("Reshape", updated, tail.node("Shape", "state"), output=UPDATED)
     _keep_known(tail, updated, one_slot)
 
-    inner = list(graph.node)
-    del graph.node[:]
-    graph.node.extend([*head.nodes, *inner, *tail.nodes])
-    graph.initializer.extend([*head.constants, *tail.constants])
-    state = ("batch", slots, channels, "height", "width")
-    shapes: dict[str, tuple[int | str, ...]] = {
-        "state": state,
+
+def _shapes(slots: int, channels: int | str) -> dict[str, tuple[int | str, ...]]:
+    """The shapes of the step's inputs that do not depend on the UNet's other inputs."""
+    return {
+        "state": ("batch", slots, channels, "height", "width"),
         "noise": ("batch", channels, "height", "width"),
         "timestep": ("batch",),
         "input_weights": ("batch", slots),
         "update_weights": ("batch", slots, slots + 2),
         "guidance": ("batch",),
         "guidance_rescale": ("batch",),
-        "text_embeddings": (
-            "batch",
-            "branches",
-            tokens if isinstance(tokens, int) else "tokens",
-            dim,
-        ),
         "mask": ("batch", 1, "height", "width"),
         "known": ("batch", 2, channels, "height", "width"),
         "known_weights": ("batch", 2),
         EMBEDDED: ("batch",),
     }
-    del graph.input[:], graph.output[:]
-    graph.input.extend(value(name, TensorProto.FLOAT, shapes[name]) for name in inputs)
-    graph.output.append(value(OUTPUT, TensorProto.FLOAT, state))
+
+
+def _join(
+    graph: onnx.GraphProto,
+    head: Builder,
+    tail: Builder,
+    inputs: list[onnx.ValueInfoProto],
+    output: onnx.ValueInfoProto,
+) -> None:
+    """Puts `head` before and `tail` behind the nodes of `graph`, and gives it other ends."""
+    inner = list(graph.node)
+    del graph.node[:], graph.input[:], graph.output[:]
+    graph.node.extend([*head.nodes, *inner, *tail.nodes])
+    graph.initializer.extend([*head.constants, *tail.constants])
+    graph.input.extend(inputs)
+    graph.output.append(output)
     graph.name = "denoise_step"
-    return model
 
 
-def _guide(tail: Builder, predicted: str, opset: int) -> str:
-    """The guided output (B, 1, C, h, w) of the UNet's (B, branches, C, h, w)."""
+def _guide(tail: Builder, predicted: str, branch_axis: int, opset: int) -> str:
+    """The guided output of the UNet's for all branches, which lie along `branch_axis`."""
+    along = tail.integers(branch_axis)
+    pictures = (1, -1) if branch_axis == 0 else (-1, 1)
     axis, start = tail.integers(1), tail.integers(0)
-    first = tail.node("Slice", predicted, start, axis, axis)
-    last = tail.node("Slice", predicted, tail.integers(-1), tail.integers(LAST), axis)
-    scale = tail.node("Reshape", "guidance", tail.integers(-1, 1, 1, 1, 1))
+    first = tail.node("Slice", predicted, start, axis, along)
+    last = tail.node("Slice", predicted, tail.integers(-1), tail.integers(LAST), along)
+    scale = tail.node("Reshape", "guidance", tail.integers(*pictures, 1, 1, 1))
     guided = tail.node("Mul", scale, tail.node("Sub", last, first))
     guided = tail.node("Add", first, guided, output=GUIDED)
     # Both standard deviations at once; what they are divided by cancels in their ratio.
-    both = tail.node("Concat", last, guided, axis=1)
+    both = tail.node("Concat", last, guided, axis=branch_axis)
     numbers = tail.integers(2, 3, 4)
     if opset < AXES_AS_INPUT:
         mean = tail.node("ReduceMean", both, axes=[2, 3, 4], keepdims=1)
@@ -194,12 +259,12 @@ def _guide(tail: Builder, predicted: str, opset: int) -> str:
         mean = tail.node("ReduceMean", both, numbers, keepdims=1)
     centred = tail.node("Sub", both, mean)
     squares = tail.node("ReduceSum", tail.node("Mul", centred, centred), numbers, keepdims=1)
-    text = tail.node("Slice", squares, start, axis, axis)
-    mixed = tail.node("Slice", squares, axis, tail.integers(2), axis)
+    text = tail.node("Slice", squares, start, axis, along)
+    mixed = tail.node("Slice", squares, axis, tail.integers(2), along)
     mixed = tail.node("Max", mixed, tail.constant(TINY, np.float32))
     ratio = tail.node("Sqrt", tail.node("Div", text, mixed))
     unit = tail.constant(1.0, np.float32)
-    share = tail.node("Reshape", "guidance_rescale", tail.integers(-1, 1, 1, 1, 1))
+    share = tail.node("Reshape", "guidance_rescale", tail.integers(*pictures, 1, 1, 1))
     factor = tail.node("Mul", share, tail.node("Sub", ratio, unit))
     return tail.node("Mul", guided, tail.node("Add", factor, unit), output=RESCALED)
 
@@ -220,7 +285,7 @@ def _keep_known(tail: Builder, updated: str, one_slot: str) -> None:
     tail.node("Concat", sample, history, axis=1, output=OUTPUT)
 
 
-def _guidance_waves(head: Builder, width: int) -> str:
+def guidance_waves(head: Builder, width: int) -> str:
     """The embedding (B, `width`) of the guidance scale: diffusers' `get_guidance_scale_embedding`.
 
     Sines, then cosines, of the scale in thousandths along `width` // 2 frequencies from 1 to

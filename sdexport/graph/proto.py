@@ -5,9 +5,11 @@ Large weights stay in the file beside the model, which no function here opens.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import onnx
@@ -19,6 +21,11 @@ from sdexport.errors import FolderError
 
 OLDEST_OPSET = 13
 """From here on ReduceSum takes its axes as an input, which the passes write."""
+
+WEIGHTS_FILE = "model.onnx.data"
+WEIGHTS_ALIGNMENT = 4096
+"""Weights begin at multiples of a page, so that a runtime may map them."""
+COPIED_AT_ONCE = 1 << 24
 
 HALF_TYPES = frozenset({TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE})
 """Element types that are cast to float32 where a tensor leaves or enters an engine."""
@@ -70,6 +77,56 @@ def weights_files(model: onnx.ModelProto) -> tuple[str, ...]:
                 "export the checkpoint again"
             )
     return tuple(sorted(names))
+
+
+def take_weights(model: onnx.ModelProto, source: Path, destination: Path) -> None:
+    """Writes the weights of `model` that lie in files in `source` to one file in `destination`.
+
+    Only those that the model has are taken; it refers to the new file from then on.
+
+    Raises:
+        FolderError: a file is missing, too short, or lies elsewhere.
+        StorageError: the place cannot be written.
+    """
+    weights_files(model)
+    target = destination / WEIGHTS_FILE
+    tensors = [t for t in model.graph.initializer if t.data_location == TensorProto.EXTERNAL]
+    if not tensors:
+        return
+    with storage.explained(target), target.open("wb") as written, ExitStack() as stack:
+        opened: dict[str, BinaryIO] = {}
+        for tensor in tensors:
+            place = {entry.key: entry.value for entry in tensor.external_data}
+            name, length = place["location"], int(place.get("length", 0))
+            if name not in opened:
+                if not (source / name).is_file():
+                    raise FolderError(f"{source / name} is missing; export the checkpoint again")
+                opened[name] = stack.enter_context((source / name).open("rb"))
+            written.write(bytes(-written.tell() % WEIGHTS_ALIGNMENT))
+            offset = written.tell()
+            opened[name].seek(int(place.get("offset", 0)))
+            _copy_bytes(opened[name], written, length or element_bytes(tensor), source / name)
+            del tensor.external_data[:]
+            now = {"location": WEIGHTS_FILE, "offset": offset, "length": written.tell() - offset}
+            for key, entry in now.items():
+                tensor.external_data.add(key=key, value=str(entry))
+
+
+def element_bytes(tensor: TensorProto) -> int:
+    """The size of a tensor's numbers, wherever they lie."""
+    width = int(helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize)
+    return int(math.prod(tensor.dims)) * width
+
+
+def _copy_bytes(source: BinaryIO, target: BinaryIO, length: int, path: Path) -> None:
+    """Copies `length` bytes from where `source`, which is open at `path`, stands."""
+    left = length
+    while left:
+        piece = source.read(min(left, COPIED_AT_ONCE))
+        if not piece:
+            raise FolderError(f"{path} is truncated; export the checkpoint again")
+        target.write(piece)
+        left -= len(piece)
 
 
 def opset_of(model: onnx.ModelProto) -> int:

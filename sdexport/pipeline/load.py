@@ -76,6 +76,9 @@ def load_parts(bundle: Bundle, *, threads: int | None = None, loop: str = AUTO) 
     def engine(name: str) -> Engine:
         return load_engine(target, name, bundle.engine_file(name), manifest.precision, threads)
 
+    def projection(name: str) -> Engine | None:
+        return engine(name) if name in manifest.engines else None
+
     parts = PipelineParts(
         text_encoder=engine("text_encoder"),
         denoise_step=engine("denoise_step"),
@@ -93,6 +96,8 @@ def load_parts(bundle: Bundle, *, threads: int | None = None, loop: str = AUTO) 
         vae_encoder=LateEngine("vae_encoder", partial(engine, "vae_encoder"))
         if limits.takes_images
         else None,
+        text_projection=projection("text_projection"),
+        time_projection=projection("time_projection"),
         text_layers=manifest.text_layers,
         embedded_guidance=manifest.embedded_guidance,
         scaling_factor=manifest.scaling_factor,

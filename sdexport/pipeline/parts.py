@@ -30,6 +30,8 @@ class PipelineParts:
         about: what the images' metadata says of the engines; JSON values.
         latent_scale: pixels a side of a latent.
         device: where the engines run; None is the processor, over numpy memory.
+        text_projection, time_projection: the engines, None where the denoise step takes texts and
+            timesteps itself.
         vae_encoder: the engine, None where pictures are drawn from text alone.
         text_layers, embedded_guidance: see `request.Limits`.
         scaling_factor, shift_factor: a latent is (encoded - shift_factor) * scaling_factor.
@@ -50,6 +52,8 @@ class PipelineParts:
     latent_scale: int = PIXEL_MULTIPLE
     device: Device | None = None
     vae_encoder: Engine | None = None
+    text_projection: Engine | None = None
+    time_projection: Engine | None = None
     text_layers: int = 0
     embedded_guidance: bool = False
     scaling_factor: float = 1.0
@@ -82,6 +86,8 @@ class PipelineParts:
             tokens=self.tokens,
             embedding_dim=self.embedding_dim,
             vae_encoder=self.vae_encoder,
+            text_projection=self.text_projection,
+            time_projection=self.time_projection,
         )
 
     def placed(self) -> Device:

@@ -1,0 +1,67 @@
+"""What a model adds for timesteps: computed before the evaluations, kept for the next picture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from sdexport.backends.protocol import Engine
+from sdexport.backends.workspace import Floats
+
+AT_ONCE = 64
+"""Timesteps of a call: a plan's usual fifty fit, and every call has the same shapes."""
+
+KEPT = 512
+"""Rows that are kept: some samplers' plans; 40 MB for a model of Stable Diffusion 1.5's size."""
+
+
+class TimeProjection:
+    """The engine `time_projection`, and the rows that it gave last."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._inputs = tuple(spec.name for spec in engine.inputs)
+        (output,) = engine.outputs
+        width = output.shape[1]
+        assert isinstance(width, int), "the graph pass gives it a fixed width"
+        shapes: dict[str, tuple[int, ...]] = dict.fromkeys(self._inputs, (AT_ONCE,))
+        self._binding = engine.bind(shapes | {output.name: (AT_ONCE, width)})
+        self._output = output.name
+        self._rows: dict[bytes, Floats] = {}
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """The inputs of a course that it takes: timestep, and embedded_guidance where there is."""
+        return self._inputs
+
+    def table(self, inputs: dict[str, Floats]) -> Floats:
+        """The rows for `inputs`, (N, B) each: (N, B, P) float32.
+
+        Raises:
+            EngineError: the runtime failed.
+        """
+        columns = np.stack([inputs[name] for name in self._inputs], axis=-1)
+        keys = np.ascontiguousarray(columns, np.float32)
+        names = [key.tobytes() for key in keys.reshape(-1, len(self._inputs))]
+        self._compute(dict.fromkeys(names))
+        found = np.stack([self._rows[name] for name in names])
+        return found.reshape(*keys.shape[:2], -1)
+
+    def _compute(self, wanted: dict[bytes, None]) -> None:
+        """Sees to it that there is a row for every one of `wanted`."""
+        missing = [name for name in wanted if name not in self._rows]
+        if len(self._rows) + len(missing) > KEPT:
+            self._rows = {name: row for name, row in self._rows.items() if name in wanted}
+        for first in range(0, len(missing), AT_ONCE):
+            self._call(missing[first : first + AT_ONCE])
+
+    def _call(self, keys: Sequence[bytes]) -> None:
+        columns = np.stack([np.frombuffer(key, np.float32) for key in keys], axis=1)
+        for name, column in zip(self._inputs, columns, strict=True):
+            buffer = self._binding.buffers[name]
+            buffer[: len(column)] = column
+            buffer[len(column) :] = column[0]
+        self._binding.run()
+        rows = self._binding.buffers[self._output]
+        for index, key in enumerate(keys):
+            self._rows[key] = rows[index].copy()
