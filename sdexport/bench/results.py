@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -112,15 +113,15 @@ def notes_of(one: Measured) -> list[str]:
 def _without_paths(text: str) -> str:
     """`text` without this machine's folders, which are nobody's business."""
     places = {
+        str(PACKAGE.parent): ".",
         str(Path.cwd()): ".",
-        str(PACKAGE.parent): "",
         sys.prefix: "PREFIX",
         sys.base_prefix: "PREFIX",
         str(Path.home()): "~",
     }
     for place, shown in sorted(places.items(), key=lambda pair: -len(pair[0])):
         if len(place) > 1:
-            text = text.replace(place + "/", f"{shown}/" if shown else "").replace(place, shown)
+            text = text.replace(place, shown)
     return text
 
 
@@ -147,9 +148,9 @@ def write(results: Mapping[str, Any], folder: Path) -> Path:
 
 
 def _rounded(value: Any) -> Any:
-    """`value` with floats of as many digits as a clock has."""
+    """`value` with floats of as many digits as a clock has; what is no finite number is null."""
     if isinstance(value, float):
-        return float(f"{value:.7g}")
+        return float(f"{value:.7g}") if math.isfinite(value) else None
     if isinstance(value, Mapping):
         return {key: _rounded(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -133,8 +133,8 @@ class Harness:
     def run(self, progress: Progress) -> None:
         """Measures every system; one that fails is left behind, and the rest goes on."""
         baseline, *others = self.measured
-        at_once = self._effort.at_once or len(self.measured)
-        groups = [others[i : i + at_once - 1] for i in range(0, len(others), at_once - 1)] or [[]]
+        beside = (self._effort.at_once or max(2, len(self.measured))) - 1
+        groups = [others[i : i + beside] for i in range(0, len(others), beside)] or [[]]
         with ExitStack() as held:
             self._load(baseline, held, progress)
             for number, members in enumerate(groups):

@@ -299,3 +299,60 @@ def report_bench(
         return
     for file in files:
         print(file)
+
+
+@bench.command("compare")
+def compare_bench(
+    old: Annotated[
+        Path, typer.Argument(metavar="OLD", help="A folder of sdexport bench run, the earlier one.")
+    ],
+    new: Annotated[Path, typer.Argument(metavar="NEW", help="The later one.")],
+    least: Annotated[
+        float,
+        typer.Option(
+            metavar="SHARE",
+            help="The smallest change of speed that counts; two processes of one program differ by "
+            "so much.",
+        ),
+    ] = 0.02,
+    json: Json = False,
+) -> None:
+    """Say what became slower beyond the noise, draws something else, or needs more memory.
+
+    Exit code 1 says that anything did. Both runs must have drawn the same scenario.
+
+    \b
+    Example:
+      sdexport bench compare results/before results/after
+    """
+    from sdexport.bench.compare import compare
+
+    found = compare(old, new, least=least)
+    if json:
+        terminal.print_json(found.as_json())
+    else:
+        columns = ("system", "", "new speed / old", "total before", "after", "what became worse")
+        terminal.print_table(
+            columns,
+            [
+                (
+                    change.name,
+                    change.verdict,
+                    None
+                    if change.speed is None
+                    else f"{change.speed:.3f} ({change.low:.3f} to {change.high:.3f})",
+                    *(terminal.seconds(one) for one in change.stages.get("total", ())),
+                    *([None, None] if "total" not in change.stages else []),
+                    "; ".join(change.worse),
+                )
+                for change in found.changes
+            ],
+            right=columns[2:5],
+        )
+        for caution in found.cautions:
+            terminal.say(f"caution: {caution}")
+        for change in found.changes:
+            for note in change.notes:
+                terminal.say(f"note: {change.name}: {note}")
+    if found.worse:
+        raise typer.Exit(SLOWER)
