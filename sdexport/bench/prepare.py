@@ -52,12 +52,13 @@ def _key(system: System, checkpoint: str) -> str:
     """A hash of what the prepared files depend on; of the checkpoint, files' sizes and times."""
     place = Path(checkpoint)
     files = sorted(file for file in place.rglob("*") if file.is_file()) if place.is_dir() else []
-    beside = sorted(system.adapter.parent.glob("*.py"))
+    place_of_adapter = system.adapter.parent
+    beside = [*sorted(place_of_adapter.glob("*.py")), place_of_adapter.parent / "shared.py"]
     requirements = system.adapter.parent / "requirements.txt"
     return storage.digest_of(
         {
             "options": dict(system.options),
-            "adapter": {file.name: storage.digest(file) for file in beside},
+            "adapter": {file.name: storage.digest(file) for file in beside if file.is_file()},
             "requirements": storage.digest(requirements) if requirements.is_file() else None,
             "checkpoint": checkpoint if not files else str(place.resolve()),
             "files": {

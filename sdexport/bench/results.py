@@ -49,7 +49,7 @@ def _rest(turn: Turn) -> float | None:
     return turn.total - turn.text_encoder - sum(turn.evaluations) - turn.vae_decoder
 
 
-def system_json(one: Measured, baseline: Measured, images: int) -> dict[str, Any]:
+def system_json(one: Measured, baseline: Measured) -> dict[str, Any]:
     """One system as results hold it, without what others say of its pictures and limits."""
     about, system = one.about, one.system
     pairs = None
@@ -92,7 +92,7 @@ def system_json(one: Measured, baseline: Measured, images: int) -> dict[str, Any
         "peak_host_bytes": one.host_bytes,
         "peak_device_bytes": one.device_bytes,
         "energy_joules": joules if joules and None not in joules else None,
-        "summary": summary_of(one.rounds, images),
+        "summary": summary_of(one.rounds, one.images),
         "ratio": None if pairs is None else pairs.as_json(),
         "picture": None,
         "limit": None,

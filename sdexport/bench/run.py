@@ -126,7 +126,8 @@ def run(
         folder.mkdir(parents=True, exist_ok=True)
     with _work_folder(folder) as work:
         machine = facts.machine_facts() | {"load_before": facts.load_average()}
-        ceilings = judging.ceilings(scenario.threads)
+        with stage(progress, "measure the machine's ceilings"):
+            limits = _limits(systems, scenario, "cuda" if machine["gpus"] else "cpu")
         harness = Harness(systems, scenario, effort, work)
         interrupted = False
         with _ended_like_interrupted():
@@ -150,9 +151,9 @@ def run(
             },
             "scenario": scenario.as_json(),
             "machine": machine | {"energy_sources": harness.meter.sources},
-            "ceilings": ceilings,
+            "ceilings": None if limits is None else limits.ceilings,
             "baseline": systems[0].name,
-            "systems": _judged(harness, scenario, work, ceilings),
+            "systems": _judged(harness, judging.Pictures(work, systems[0].name, scenario), limits),
         }
         _put_in_place(work, folder)
         results.write(found, folder)
@@ -163,24 +164,27 @@ def run(
     return found
 
 
+def _limits(systems: Sequence[System], scenario: Scenario, device: str) -> judging.Limits | None:
+    """The limits by the first bundle, whose graphs are counted; None where there is none."""
+    for system in systems:
+        if system.kind == "bundle":
+            return judging.Limits(Path(system.options["bundle"]), scenario, device)
+    return None
+
+
 def _judged(
-    harness: Harness, scenario: Scenario, work: Path, ceilings: Any
+    harness: Harness, pictures: judging.Pictures, limits: judging.Limits | None
 ) -> list[dict[str, Any]]:
     """Every system as results hold it."""
     baseline = harness.measured[0]
     found = []
     for one in harness.measured:
-        value = results.system_json(one, baseline, scenario.images)
-        name = one.system.name
-        value["picture"] = judging.picture_of(work, baseline.system.name, name, scenario)
-        if one.system.kind == "bundle" and value["summary"] is not None:
-            value["limit"] = judging.limit_of(
-                one.system.options["bundle"],
-                scenario,
-                value["summary"],
-                value["precision"],
-                ceilings,
-            )
+        value = results.system_json(one, baseline)
+        value["picture"] = pictures.judge(value["name"], value["precision"])
+        if limits is not None:
+            value["limit"] = limits.reached(value["summary"], value["precision"], value["device"])
+        if limits is not None and limits.problem and one is baseline:
+            value["notes"].append(f"no share of the limit: {limits.problem}")
         found.append(value)
     return found
 

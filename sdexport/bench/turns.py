@@ -79,12 +79,14 @@ class Measured:
 
     Attributes:
         status: `ok`, or how it ended: `crashed`, `hung`, `failed`; `why` says more.
+        images: that it draws in a turn.
         group: which of the groups that were loaded together it was in; the baseline is in all.
         about: what its adapter says of it.
         digests: of the images of every turn but the first, whose images were kept.
     """
 
     system: System
+    images: int
     group: int = 0
     status: str = "ok"
     why: str = ""
@@ -122,7 +124,7 @@ class Harness:
         self, systems: Sequence[System], scenario: Scenario, effort: Effort, folder: Path
     ) -> None:
         """The first of `systems` is the baseline; pictures and latents go into `folder`."""
-        self.measured = [Measured(system) for system in systems]
+        self.measured = [Measured(system, scenario.images) for system in systems]
         self.began = time.perf_counter()
         self.meter = EnergyMeter()
         self._scenario = scenario
