@@ -16,7 +16,7 @@ from typing import Annotated
 import typer
 
 from sdexport import __version__, terminal
-from sdexport.cli import drawing, looking, making, sampling, storing
+from sdexport.cli import benchmarking, drawing, looking, making, sampling, storing
 from sdexport.errors import SdexportError
 
 USER_ERROR = 2
@@ -83,6 +83,7 @@ for _verb in (
 ):
     app.command()(_verb)
 app.add_typer(storing.engines)
+app.add_typer(benchmarking.bench)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

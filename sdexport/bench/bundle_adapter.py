@@ -1,0 +1,129 @@
+"""The adapter of this project's bundles: draws a scenario as `sdexport.load` does for anyone."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sdexport import __version__, storage
+from sdexport.backends.host import physical_cores
+from sdexport.bundle import open_bundle
+from sdexport.pipeline.load import load as load_pipeline
+from sdexport.pipeline.pipeline import Pipeline
+from sdexport.pipeline.request import Request
+from sdexport.pipeline.result import Result
+
+LIBRARIES = {
+    "onnxruntime": ("onnxruntime", "onnxruntime-gpu"),
+    "openvino": ("openvino",),
+    "tensorrt": ("tensorrt", "tensorrt-rtx"),
+}
+"""What a target's name begins with → the distributions that may run it."""
+
+
+class BundleSystem:
+    """A loaded bundle and the requests of one scenario, one for each batch."""
+
+    def __init__(self, scenario: dict[str, Any], options: dict[str, Any]) -> None:
+        self._path = Path(options["bundle"])
+        self._scenario = scenario
+        self._manifest = open_bundle(self._path, check=False).manifest
+        self.pipeline: Pipeline = load_pipeline(
+            self._path, threads=scenario["threads"], loop=options.get("loop", "auto")
+        )
+        self._requests = [
+            request_of(self.pipeline, scenario, first)
+            for first in range(0, len(scenario["seeds"]), scenario["batch"])
+        ]
+
+    def describe(self) -> dict[str, Any]:
+        """The bundle's precision, size and versions, and how it was loaded."""
+        threads, target = self._scenario["threads"], self._manifest.target
+        given = "" if threads is None else f", threads={threads}"
+        return {
+            "precision": str(self._manifest.precision),
+            "device": "cpu" if target.endswith("-cpu") else "cuda",
+            # What the CPU's runtimes take where nothing is said.
+            "threads": physical_cores() if threads is None else threads,
+            "versions": {"sdexport": __version__, "numpy": np.__version__} | _library(target),
+            "setup": [
+                f"target {target}, built with {self._manifest.library}",
+                f'pipe = sdexport.load("{self._path.name}"{given})',
+                "pipe.generate(prompts, seed=seeds, …): Result.timings are the stages",
+            ],
+            "bytes": storage.size_of(self._path),
+            "notes": [],
+        }
+
+    def draw(self) -> dict[str, Any]:
+        """Draws the scenario once, batch by batch."""
+        images: list[NDArray[np.uint8]] = []
+        latents: list[NDArray[np.float32]] = []
+        text, decoder = 0.0, 0.0
+        evaluations: list[float] = []
+        calls = 0
+        for request in self._requests:
+            result = self._draw(request, latents)
+            images += [np.asarray(image) for image in result.images]
+            text += result.timings.text_encoder
+            decoder += result.timings.vae_decoder
+            evaluations += result.timings.evaluations
+            calls += self.pipeline.evaluations(request)
+        return {
+            "images": np.stack(images),
+            "latents": np.concatenate(latents),
+            "text_encoder": text,
+            # A device that runs the whole loop as one piece tells no evaluation's time.
+            "evaluations": evaluations or None,
+            "vae_decoder": decoder,
+            "model_calls": calls,
+        }
+
+    def _draw(self, request: Request, latents: list[NDArray[np.float32]]) -> Result:
+        """What `Pipeline.generate` does, which does not show the latents that it decoded."""
+        result: Result | None = None
+        for step in self.pipeline.steps(request, watched=False):
+            _, last = step.image_range
+            if step.result is not None or (step.index + 1) % request.plan.evaluations == 0:
+                latents.append(step.latents)
+            result = step.result if last == request.images else None
+        assert result is not None, "the last step carries the result"
+        return result
+
+    def close(self) -> None:
+        """Gives the engines back."""
+        self.pipeline.close()
+
+
+def request_of(pipeline: Pipeline, scenario: dict[str, Any], first: int) -> Request:
+    """The request for the images of one batch of `scenario`, from image `first` on."""
+    chosen = slice(first, first + scenario["batch"])
+    return pipeline.request(
+        scenario["prompts"][chosen],
+        negative_prompt=scenario["negative_prompt"],
+        seed=scenario["seeds"][chosen],
+        steps=scenario["steps"],
+        sampler=scenario["sampler"],
+        guidance=scenario["guidance"],
+        size=(scenario["width"], scenario["height"]),
+    )
+
+
+def _library(target: str) -> dict[str, str]:
+    """The version of the library that runs `target`."""
+    found = {}
+    for name in LIBRARIES.get(target.partition("-")[0], ()):
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def load(scenario: dict[str, Any], options: dict[str, Any]) -> BundleSystem:
+    """The bundle `options["bundle"]`, ready to draw `scenario`."""
+    return BundleSystem(scenario, options)

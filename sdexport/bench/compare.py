@@ -1,0 +1,273 @@
+"""Two runs of one scenario: what became slower beyond the noise, drew something else, or grew.
+
+A system is judged by its ratio to the baseline of its own run, which another load or clock of the
+machine does not change. Its own times are judged only where a run has no ratio and the machine is
+the same. A difference counts when it is larger than both intervals together (the root of the sum of
+their squares), and larger than what a single process's luck with memory and clocks makes of equal
+programs, which no run can see in itself.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sdexport.bench import figures, results
+from sdexport.errors import UsageError
+
+LEAST = 0.02
+"""The smallest change of speed that is called one: two processes of one program are this alike."""
+
+GROWTH = 0.05
+GROWTH_BYTES = 32 << 20
+"""Peak memory grew if by more than this share and this many bytes; less is the allocator's."""
+
+VERDICTS = ("same", "close", "different", "unknown")
+"""Of a picture, from best to worst."""
+
+SAME_SCENARIO = (
+    *("prompts", "negative_prompt", "seeds", "width", "height", "batch", "steps", "sampler"),
+    *("guidance", "threads", "checkpoint"),
+)
+SAME_MACHINE = ("processor", "cores", "memory_bytes", "gpus", "system")
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One system in both runs.
+
+    Attributes:
+        speed: new speed by old, 1 is unchanged, with `low` and `high`; None where not told.
+        measured_by: `ratio` (to the baseline) or `time` (its own).
+        verdict: `slower`, `faster` or `unchanged`; `unknown` where there is nothing to compare.
+        stages: p50 of the old and the new run in seconds, by stage.
+        worse: what became worse, one sentence each; empty if nothing did.
+        notes: what else changed.
+    """
+
+    name: str
+    verdict: str = "unknown"
+    measured_by: str | None = None
+    speed: float | None = None
+    low: float | None = None
+    high: float | None = None
+    stages: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    worse: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Two runs.
+
+    Attributes:
+        changes: of every system that both runs have.
+        cautions: what makes the comparison less certain, one sentence each.
+    """
+
+    changes: tuple[Change, ...]
+    cautions: tuple[str, ...]
+
+    @property
+    def worse(self) -> bool:
+        """Whether anything became worse."""
+        return any(change.worse for change in self.changes)
+
+    def as_json(self) -> dict[str, Any]:
+        """The comparison as one JSON object."""
+        return asdict(self) | {"worse": self.worse}
+
+
+def compare(old: Path, new: Path, *, least: float = LEAST) -> Comparison:
+    """The results in `new` against those in `old`; each a folder of a report, or its file.
+
+    Args:
+        least: the smallest change of speed that counts, as a share.
+
+    Raises:
+        FolderError: no results.
+        UsageError: the two are of different scenarios, or have no system in common.
+    """
+    if not 0 <= least < 1:
+        raise UsageError(f"least {least:g} is not possible; a share from 0 to 1 is")
+    before, after = results.read(old), results.read(new)
+    differing = [
+        name
+        for name in SAME_SCENARIO
+        if before["scenario"].get(name) != after["scenario"].get(name)
+    ]
+    if differing:
+        shown = "; ".join(
+            f"{name}: {before['scenario'].get(name)!r} and {after['scenario'].get(name)!r}"
+            for name in differing
+        )
+        raise UsageError(f"the two runs drew different scenarios ({shown}): measure the same again")
+    olds = {one["name"]: one for one in before["systems"]}
+    news = {one["name"]: one for one in after["systems"]}
+    both = [name for name in olds if name in news]
+    if not both:
+        raise UsageError(
+            f"the two runs have no system in common: {', '.join(olds)} and {', '.join(news)}"
+        )
+    moved = [
+        name for name in SAME_MACHINE if before["machine"].get(name) != after["machine"].get(name)
+    ]
+    baseline = after["baseline"] if before["baseline"] == after["baseline"] else None
+    return Comparison(
+        tuple(_change(olds[name], news[name], not moved, name == baseline, least) for name in both),
+        tuple(_cautions(before, after, moved, olds, news)),
+    )
+
+
+def _cautions(
+    before: Mapping[str, Any],
+    after: Mapping[str, Any],
+    moved: list[str],
+    olds: Mapping[str, Any],
+    news: Mapping[str, Any],
+) -> list[str]:
+    said = []
+    if moved:
+        said.append(
+            f"the machines differ ({', '.join(moved)}): times mean nothing, and even a ratio to "
+            "the baseline is the machine's own"
+        )
+    if before["baseline"] != after["baseline"]:
+        said.append(f"the baselines differ: {before['baseline']} and {after['baseline']}")
+    for run, when in ((before, "old"), (after, "new")):
+        if not run.get("complete", True):
+            said.append(f"the {when} run was cut short")
+    for names, others, when in ((olds, news, "old"), (news, olds, "new")):
+        only = [name for name in names if name not in others]
+        if only:
+            said.append(f"only the {when} run has {', '.join(only)}")
+    settings = [run["machine"].get("thread_settings") for run in (before, after)]
+    if settings[0] != settings[1]:
+        said.append(f"the thread settings differ: {settings[0]} and {settings[1]}")
+    own = [_versions(systems, before["baseline"]) for systems in (olds, news)]
+    if own[0] and own[1] and own[0] != own[1]:
+        said.append(
+            "the baseline is another: "
+            + ", ".join(
+                f"{name} {own[0].get(name)} and {own[1].get(name)}"
+                for name in sorted(own[0] | own[1])
+                if own[0].get(name) != own[1].get(name)
+            )
+        )
+    return said
+
+
+def _versions(systems: Mapping[str, Any], name: str) -> dict[str, str]:
+    found: dict[str, str] = systems.get(name, {}).get("versions", {})
+    return found
+
+
+def _change(
+    old: Mapping[str, Any], new: Mapping[str, Any], same_machine: bool, baseline: bool, least: float
+) -> Change:
+    """What became of one system."""
+    worse: list[str] = []
+    notes: list[str] = []
+    if old["status"] == "ok" and new["status"] != "ok":
+        worse.append(f"{new['status']}: {new['why']}")
+    _compare_pictures(old, new, worse)
+    _compare_memory(old, new, worse)
+    if old.get("bytes") != new.get("bytes"):
+        notes.append(f"its files are of {new.get('bytes')} bytes, before {old.get('bytes')}")
+    speed = _speed(old, new, same_machine)
+    stages = _stages(old, new)
+    if speed is None:
+        return Change(new["name"], stages=stages, worse=tuple(worse), notes=tuple(notes))
+    how, change, half = speed
+    alone = _speed_by_time(old, new) if how == "ratio" and same_machine else None
+    if alone is not None and -alone[1] > max(alone[2], -math.log1p(-least)):
+        notes.append(
+            f"its own time rose by {math.expm1(-alone[1]):.1%}; the baseline's is taken out of "
+            "the verdict"
+        )
+    verdict = "unchanged"
+    if abs(change) > max(half, -math.log1p(-least)):
+        verdict = "faster" if change > 0 else "slower"
+    if verdict == "slower":
+        said = (
+            f"slower by {math.expm1(-change):.1%} (by {_percent(-change - half)} to "
+            f"{_percent(-change + half)}), by its {how}"
+        )
+        # The baseline has nothing to be held against: it tells of the machine and its libraries.
+        (notes if baseline else worse).append(said)
+    return Change(
+        new["name"],
+        verdict,
+        how,
+        math.exp(change),
+        math.exp(change - half),
+        math.exp(change + half),
+        stages,
+        tuple(worse),
+        tuple(notes),
+    )
+
+
+def _percent(log: float) -> str:
+    return f"{math.expm1(log):.1%}"
+
+
+def _speed(
+    old: Mapping[str, Any], new: Mapping[str, Any], same_machine: bool
+) -> tuple[str, float, float] | None:
+    """How it was measured, the logarithm of new speed by old, and half of its interval."""
+    if old["ratio"] is not None and new["ratio"] is not None:
+        one, other = old["ratio"], new["ratio"]
+        change = math.log(other["median"] / one["median"])
+        return "ratio", change, math.hypot(_half(one), _half(other))
+    return _speed_by_time(old, new) if same_machine else None
+
+
+def _speed_by_time(
+    old: Mapping[str, Any], new: Mapping[str, Any]
+) -> tuple[str, float, float] | None:
+    """`_speed` by the system's own times."""
+    times = [
+        figures.median_interval([turn["total"] for turn in run["rounds"]]) for run in (old, new)
+    ]
+    if times[0] is None or times[1] is None:
+        return None
+    change = math.log(times[0].median / times[1].median)
+    return "time", change, math.hypot(*(_half(one.as_json()) for one in times if one is not None))
+
+
+def _half(interval: Mapping[str, float]) -> float:
+    return math.log(interval["high"] / interval["low"]) / 2
+
+
+def _compare_pictures(old: Mapping[str, Any], new: Mapping[str, Any], worse: list[str]) -> None:
+    if old["picture"] is None or new["picture"] is None:
+        return
+    before, after = old["picture"]["verdict"], new["picture"]["verdict"]
+    if VERDICTS.index(after) > VERDICTS.index(before):
+        worse.append(f"its pictures are {after}, before {before}: {new['picture']['why']}")
+
+
+def _compare_memory(old: Mapping[str, Any], new: Mapping[str, Any], worse: list[str]) -> None:
+    for where in ("host", "device"):
+        before, after = old[f"peak_{where}_bytes"], new[f"peak_{where}_bytes"]
+        if before is None or after is None:
+            continue
+        if after > before * (1 + GROWTH) and after - before > GROWTH_BYTES:
+            worse.append(
+                f"its peak {where} memory grew from {before / 1e6:,.0f} to {after / 1e6:,.0f} MB"
+            )
+
+
+def _stages(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
+    """p50 in seconds before and after of every stage that both runs tell of."""
+    if old["summary"] is None or new["summary"] is None:
+        return {}
+    return {
+        stage: (old["summary"][stage]["p50"], new["summary"][stage]["p50"])
+        for stage in ("total", *results.STAGES)
+        if old["summary"].get(stage) is not None and new["summary"].get(stage) is not None
+    }

@@ -1,0 +1,151 @@
+"""What a run's figures are worth: are the pictures the baseline's, and what would be possible."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from sdexport.bench.scenario import Scenario
+from sdexport.errors import SdexportError
+
+YARDSTICKS = {"bf16": "diffusers-bf16", "fp16": "diffusers-fp16"}
+"""The system whose pictures show what rounding to a number format does to the baseline's own."""
+
+TARGETS = "targets_*.npz"
+"""What a checkpoint was trained to draw, where it lies beside it; see `recognise`."""
+
+
+def part(name: str) -> Any:
+    """The module of this package `name`, or None where it is not there."""
+    try:
+        return importlib.import_module(f"sdexport.bench.{name}")
+    except ModuleNotFoundError as error:
+        if error.name != f"sdexport.bench.{name}":
+            raise
+        return None
+
+
+class Pictures:
+    """The first pictures and latents of every system, judged against the baseline's.
+
+    Args:
+        folder: `images/NAME/K.png` and `latents/NAME/K.npy` are in it.
+        baseline: its name.
+    """
+
+    def __init__(self, folder: Path, baseline: str, scenario: Scenario) -> None:
+        self._folder = folder
+        self._baseline = baseline
+        self._scenario = scenario
+        self._quality = part("quality")
+        self._targets = _targets(scenario.checkpoint)
+
+    def judge(self, name: str, precision: str | None) -> dict[str, Any] | None:
+        """What results say of the pictures of the system `name`; None if it drew none."""
+        images = self._images(name)
+        if images is None or self._quality is None:
+            return None
+        compared = self._compared(name)
+        if compared is None:
+            verdict, why = "unknown", "the baseline drew no pictures to compare with"
+        else:
+            yardstick = YARDSTICKS.get(precision or "")
+            verdict, why = self._quality.verdict(
+                compared,
+                precision=precision,
+                yardstick=None if yardstick is None else self._compared(yardstick),
+            )
+        recognised = part("recognise") if self._targets is not None else None
+        prompts = self._scenario.prompts
+        return {
+            "verdict": verdict,
+            "why": why,
+            "images": compared or [],
+            "recognised": None
+            if recognised is None
+            else recognised.count(images, prompts, self._targets),
+        }
+
+    def _compared(self, name: str) -> list[dict[str, Any]] | None:
+        """Figures of each picture with its prompt and seed; None where a system drew none."""
+        theirs, own = self._images(self._baseline), self._images(name)
+        if theirs is None or own is None:
+            return None
+        found: Sequence[dict[str, Any]] = self._quality.compare(
+            theirs, own, self._latents(self._baseline), self._latents(name)
+        )
+        scenario = self._scenario
+        return [
+            {"prompt": prompt, "seed": seed, **one}
+            for prompt, seed, one in zip(scenario.prompts, scenario.seeds, found, strict=True)
+        ]
+
+    def _images(self, name: str) -> list[NDArray[np.uint8]] | None:
+        files = self._files("images", name, "png")
+        if files is None:
+            return None
+        found = []
+        for file in files:
+            with Image.open(file) as image:
+                found.append(np.asarray(image.convert("RGB")))
+        return found
+
+    def _latents(self, name: str) -> list[NDArray[np.float32]] | None:
+        files = self._files("latents", name, "npy")
+        return None if files is None else [np.load(file) for file in files]
+
+    def _files(self, kind: str, name: str, suffix: str) -> list[Path] | None:
+        """One file an image; None if one is missing."""
+        folder = self._folder / kind / name
+        files = [folder / f"{index}.{suffix}" for index in range(self._scenario.images)]
+        return files if all(file.is_file() for file in files) else None
+
+
+def _targets(checkpoint: str) -> Any:
+    """What the checkpoint was trained to draw; None where that is not known."""
+    module = part("recognise")
+    files = sorted(Path(checkpoint).resolve().parent.glob(TARGETS))
+    if module is None or not Path(checkpoint).is_dir() or not files:
+        return None
+    return module.read_targets(files[0])
+
+
+class Limits:
+    """What the machine can do at most, and what a scenario's stages need of it.
+
+    Attributes:
+        ceilings: as results hold them; None where they could not be measured.
+        problem: why something is not known, for people; empty where everything is.
+    """
+
+    def __init__(self, bundle: Path, scenario: Scenario, device: str) -> None:
+        """Measures the ceilings now; the costs are those of `bundle`, of the same model."""
+        self.ceilings: Mapping[str, Any] | None = None
+        self.problem = ""
+        self._costs: Any = None
+        self._device = device
+        measuring, self._limits = part("ceilings"), part("limits")
+        if measuring is None or self._limits is None:
+            return
+        try:
+            self.ceilings = measuring.measure(scenario.threads, device)
+            self._costs = self._limits.of_bundle(bundle, scenario.for_adapter())
+        except SdexportError as error:
+            self.problem = str(error)
+
+    def reached(
+        self, summary: Mapping[str, Any] | None, precision: str | None, device: str | None
+    ) -> dict[str, Any] | None:
+        """The share of the possible that a system reached; None where it cannot be told."""
+        if summary is None or precision is None or self._costs is None or device != self._device:
+            return None
+        found: dict[str, Any] | None = self._limits.shares(
+            self._costs, summary, precision, self.ceilings
+        )
+        return found

@@ -1,0 +1,69 @@
+"""What a peer converts or exports before it can be loaded: made once, kept, its time remembered."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from sdexport import storage
+from sdexport.bench.process import SystemFailedError, SystemProcess
+from sdexport.bench.scenario import Scenario
+from sdexport.bench.systems import System
+
+RECORD = "prepared.json"
+
+
+def prepared_for(
+    system: System, scenario: Scenario, timeout: float
+) -> tuple[dict[str, Any], float | None]:
+    """The options that `system` is loaded with, and the seconds that its preparation took.
+
+    What was prepared before is used again when the adapter, its requirements, its options and the
+    checkpoint's files are those it was made of.
+
+    Raises:
+        SystemFailedError: the preparation failed, with the end of what it said.
+    """
+    options = dict(system.options)
+    if system.prepared is None:
+        return options, None
+    folder = system.prepared / f"{system.name}-{_key(system, scenario.checkpoint)[:12]}"
+    if not (folder / RECORD).is_file():
+        with storage.folder_aside(folder) as aside, SystemProcess(system, timeout) as process:
+            content = aside / "content"
+            content.mkdir()
+            try:
+                done = process.ask(
+                    "prepare",
+                    checkpoint=scenario.for_adapter()["checkpoint"],
+                    folder=str(content),
+                    options=options,
+                )
+            except SystemFailedError as error:
+                said = "; ".join(process.stderr_tail()[-3:])
+                raise SystemFailedError(error.status, f"{error.why}; {said}") from error
+            process.quit()
+            storage.write_json(aside / RECORD, {"seconds": done["seconds"]})
+    seconds: Any = storage.read_json(folder / RECORD)["seconds"]
+    return options | {"prepared": str(folder / "content")}, seconds
+
+
+def _key(system: System, checkpoint: str) -> str:
+    """A hash of what the prepared files depend on; of the checkpoint, files' sizes and times."""
+    place = Path(checkpoint)
+    files = sorted(file for file in place.rglob("*") if file.is_file()) if place.is_dir() else []
+    place_of_adapter = system.adapter.parent
+    beside = [*sorted(place_of_adapter.glob("*.py")), place_of_adapter.parent / "shared.py"]
+    requirements = system.adapter.parent / "requirements.txt"
+    return storage.digest_of(
+        {
+            "options": dict(system.options),
+            "adapter": {file.name: storage.digest(file) for file in beside if file.is_file()},
+            "requirements": storage.digest(requirements) if requirements.is_file() else None,
+            "checkpoint": checkpoint if not files else str(place.resolve()),
+            "files": {
+                str(file.relative_to(place)): [file.stat().st_size, file.stat().st_mtime_ns]
+                for file in files
+            },
+        }
+    )

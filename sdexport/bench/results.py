@@ -1,0 +1,178 @@
+"""The document of a run, `results.json`, written and read; see results.schema.json."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from sdexport import storage
+from sdexport.bench import figures
+from sdexport.bench.systems import PACKAGE
+from sdexport.bench.turns import Measured, Turn
+from sdexport.errors import FolderError
+
+SCHEMA = 1
+FILE = "results.json"
+NUMBERS = re.compile(r"\[\s+([-+\d.e,\s]+?)\s+\]")
+STAGES = ("text_encoder", "evaluation", "vae_decoder", "rest")
+
+
+def summary_of(rounds: Sequence[Turn], images: int) -> dict[str, Any] | None:
+    """The distributions of the whole and of each stage, seconds; None without a turn."""
+    total = figures.distribution([turn.total for turn in rounds])
+    if total is None:
+        return None
+    evaluations = [seconds for turn in rounds for seconds in turn.evaluations or ()]
+    return {
+        "total": total,
+        "text_encoder": figures.distribution(_told(turn.text_encoder for turn in rounds)),
+        "evaluation": figures.distribution(evaluations),
+        "vae_decoder": figures.distribution(_told(turn.vae_decoder for turn in rounds)),
+        "rest": figures.distribution(_told(_rest(turn) for turn in rounds)),
+        "images_per_second": images / total["p50"],
+    }
+
+
+def _told(seconds: Any) -> list[float]:
+    return [one for one in seconds if one is not None]
+
+
+def _rest(turn: Turn) -> float | None:
+    """What a turn took beside its stages; None where a stage is not told."""
+    if turn.text_encoder is None or turn.evaluations is None or turn.vae_decoder is None:
+        return None
+    return turn.total - turn.text_encoder - sum(turn.evaluations) - turn.vae_decoder
+
+
+def system_json(one: Measured, baseline: Measured) -> dict[str, Any]:
+    """One system as results hold it, without what others say of its pictures and limits."""
+    about, system = one.about, one.system
+    pairs = None
+    if one is not baseline:
+        pairs = figures.ratio(
+            [(turn.at, turn.total) for turn in baseline.rounds],
+            [(turn.at, turn.total) for turn in one.rounds],
+        )
+    joules = [turn.joules for turn in one.rounds]
+    return {
+        "name": system.name,
+        "title": system.title,
+        "kind": system.kind,
+        "status": one.status,
+        "why": _without_paths(one.why),
+        "stderr_tail": [_without_paths(line) for line in one.stderr_tail],
+        "group": one.group,
+        "precision": about.get("precision"),
+        "device": about.get("device"),
+        "threads": about.get("threads"),
+        "versions": about.get("versions", {}),
+        "setup": [_without_paths(line) for line in about.get("setup", [])],
+        "notes": [_without_paths(line) for line in (*about.get("notes", []), *notes_of(one))],
+        "bytes": about.get("bytes"),
+        "build_seconds": one.build_seconds,
+        "load_seconds": one.load_seconds,
+        "first_seconds": one.first_seconds,
+        "warmup_seconds": one.warmup_seconds,
+        "rounds": [
+            {
+                "at": turn.at,
+                "total": turn.total,
+                "text_encoder": turn.text_encoder,
+                "evaluations": turn.evaluations,
+                "vae_decoder": turn.vae_decoder,
+            }
+            for turn in one.rounds
+        ],
+        "model_calls": one.model_calls,
+        "peak_host_bytes": one.host_bytes,
+        "peak_device_bytes": one.device_bytes,
+        "energy_joules": joules if joules and None not in joules else None,
+        "summary": summary_of(one.rounds, one.images),
+        "ratio": None if pairs is None else pairs.as_json(),
+        "picture": None,
+        "limit": None,
+    }
+
+
+def notes_of(one: Measured) -> list[str]:
+    """What a reader should know of how a system behaved while it was measured."""
+    said = list(one.notes)
+    others = one.digests - {one.digest}
+    if others:
+        said.append(
+            "its pictures differ from turn to turn, by however little; those shown are of the first"
+        )
+    return said
+
+
+def _without_paths(text: str) -> str:
+    """`text` without this machine's folders, which are nobody's business."""
+    places = {
+        str(PACKAGE.parent): ".",
+        str(Path.cwd()): ".",
+        sys.prefix: "PREFIX",
+        sys.base_prefix: "PREFIX",
+        str(Path.home()): "~",
+    }
+    for place, shown in sorted(places.items(), key=lambda pair: -len(pair[0])):
+        if len(place) > 1:
+            text = text.replace(place, shown)
+    return text
+
+
+def shown_command(arguments: Sequence[str]) -> str:
+    """The command line with paths cut to their last part."""
+    shown = [
+        Path(word).name if Path(word).is_absolute() or ".." in Path(word).parts else word
+        for word in arguments
+    ]
+    return " ".join(f'"{word}"' if " " in word or not word else word for word in shown)
+
+
+def write(results: Mapping[str, Any], folder: Path) -> Path:
+    """Writes `results.json` into `folder`, aside and then into place.
+
+    Raises:
+        StorageError: the place cannot be written.
+    """
+    text = json.dumps(_rounded(results), indent=1, ensure_ascii=False, allow_nan=False)
+    # A turn has many numbers: a line for each would be thousands.
+    text = NUMBERS.sub(lambda found: f"[{' '.join(found[1].split())}]", text)
+    storage.write_text(folder / FILE, text + "\n")
+    return folder / FILE
+
+
+def _rounded(value: Any) -> Any:
+    """`value` with floats of as many digits as a clock has; what is no finite number is null."""
+    if isinstance(value, float):
+        return float(f"{value:.7g}") if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _rounded(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_rounded(item) for item in value]
+    return value
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The results in `path`, a folder of a report or the file itself.
+
+    Raises:
+        FolderError: none, damaged, or of another schema.
+    """
+    file = path / FILE if path.is_dir() else path
+    if not file.is_file():
+        raise FolderError(f"no results at {file}; make some with: sdexport bench … --report DIR")
+    found = storage.read_json(file)
+    if found.get("schema") != SCHEMA:
+        raise FolderError(
+            f"{file} has schema {found.get('schema')!r}, this version reads {SCHEMA}; measure again"
+        )
+    missing = [key for key in ("scenario", "machine", "systems", "baseline") if key not in found]
+    if missing:
+        raise FolderError(f"{file} lacks {', '.join(missing)}; measure again")
+    return found

@@ -1,0 +1,239 @@
+"""A whole run: systems measured in turns, pictures judged, results and report written."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import shutil
+import signal
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from sdexport import storage
+from sdexport.bench import facts, judging, results
+from sdexport.bench.scenario import Scenario, make_scenario
+from sdexport.bench.systems import System
+from sdexport.bench.turns import Effort, Harness
+from sdexport.bundle import open_bundle
+from sdexport.errors import CheckpointError, UsageError
+from sdexport.pipeline.load import limits_of
+from sdexport.pipeline.request import make_request
+from sdexport.progress import SILENT, Progress, stage
+from sdexport.sampling import sampler_of_config
+
+KEPT = {"images": "pictures", "latents": "latents"}
+"""What systems draw → the folder of the report that holds it."""
+
+
+def scenario_for(
+    bundle: Path, checkpoint: str, *given: dict[str, Any], prompt: str = "a red apple"
+) -> Scenario:
+    """The scenario of what was given; what is left open is what `bundle` was built for.
+
+    Raises:
+        UsageError: a value cannot be served.
+        FolderError: no bundle.
+    """
+    limits = limits_of(open_bundle(bundle, check=False))
+    width, height = limits.default_size
+    usual = {
+        "prompts": [prompt],
+        "size": f"{width}x{height}",
+        "sampler": sampler_of_config(limits.scheduler_config).name,
+        "guidance": limits.default_guidance,
+    }
+    return make_scenario(checkpoint, usual, *given)
+
+
+def check(systems: Sequence[System], scenario: Scenario) -> None:
+    """Sees to it that every bundle can draw the scenario and was made of such a checkpoint.
+
+    Raises:
+        UsageError: a bundle cannot draw it.
+        CheckpointError: the checkpoint is of another structure than a bundle.
+    """
+    for system in systems:
+        if system.kind != "bundle":
+            continue
+        path = Path(system.options["bundle"])
+        bundle = open_bundle(path, check=False)
+        limits = limits_of(bundle)
+        try:
+            make_request(
+                list(scenario.prompts),
+                limits,
+                seed=list(scenario.seeds),
+                steps=scenario.steps,
+                sampler=scenario.sampler,
+                guidance=scenario.guidance,
+                size=(scenario.width, scenario.height),
+            )
+        except UsageError as error:
+            raise UsageError(f"{path.name} cannot draw this scenario: {error}") from error
+        largest = limits.profile.serving(height=scenario.height, width=scenario.width).batch.max
+        if scenario.batch > largest:
+            raise UsageError(
+                f"{path.name} draws at most {largest} images together, not {scenario.batch}; give "
+                f"--batch {largest} or less, or build it with a larger batch"
+            )
+        _check_checkpoint(path.name, bundle.manifest.embedding_dim, scenario.checkpoint)
+
+
+def _check_checkpoint(name: str, width: int, checkpoint: str) -> None:
+    place = Path(checkpoint)
+    if not place.exists():
+        return  # An id of the hub: diffusers will say.
+    if not (place / "model_index.json").is_file():
+        raise CheckpointError(
+            f"{checkpoint} is no checkpoint: it has no model_index.json; give the diffusers folder "
+            "or hub id that the bundle was made of"
+        )
+    own = storage.read_json(place / "text_encoder" / "config.json").get("hidden_size")
+    if own != width:
+        raise CheckpointError(
+            f"{checkpoint} does not fit the bundle {name}: its text encoder is {own} wide, the "
+            f"bundle's {width}; give the checkpoint that the bundle was made of"
+        )
+
+
+def run(
+    systems: Sequence[System],
+    scenario: Scenario,
+    effort: Effort,
+    folder: Path,
+    *,
+    command: str,
+    progress: Progress = SILENT,
+) -> dict[str, Any]:
+    """Measures `systems` (the baseline first) and writes results and report into `folder`.
+
+    What was measured before Ctrl-C is written as well, and says that it was cut short.
+
+    Returns:
+        What `results.json` holds.
+
+    Raises:
+        UsageError, CheckpointError: the scenario cannot be drawn; nothing was begun.
+        StorageError: `folder` cannot be written.
+        KeyboardInterrupt: after the results were written, if there were any.
+    """
+    check(systems, scenario)
+    with storage.explained(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    with _work_folder(folder) as work:
+        machine = facts.machine_facts() | {"load_before": facts.load_average()}
+        with stage(progress, "measure the machine's ceilings"):
+            limits = _limits(systems, scenario, "cuda" if machine["gpus"] else "cpu")
+        harness = Harness(systems, scenario, effort, work)
+        interrupted = False
+        with _ended_like_interrupted():
+            try:
+                harness.run(progress)
+            except KeyboardInterrupt:
+                interrupted = True
+        if interrupted and not any(one.rounds for one in harness.measured):
+            raise KeyboardInterrupt
+        machine["load_after"] = facts.load_average()
+        found = {
+            "schema": results.SCHEMA,
+            "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "command": command,
+            "complete": not interrupted,
+            "effort": {
+                "rounds": effort.rounds,
+                "seconds": effort.seconds,
+                "at_once": effort.at_once,
+                "timeout": effort.timeout,
+            },
+            "scenario": scenario.as_json(),
+            "machine": machine | {"energy_sources": harness.meter.sources},
+            "ceilings": None if limits is None else limits.ceilings,
+            "baseline": systems[0].name,
+            "systems": _judged(harness, judging.Pictures(work, systems[0].name, scenario), limits),
+        }
+        _put_in_place(work, folder)
+        results.write(found, folder)
+    with stage(progress, "write the report"):
+        write_report(found, folder)
+    if interrupted:
+        raise KeyboardInterrupt
+    return found
+
+
+def _limits(systems: Sequence[System], scenario: Scenario, device: str) -> judging.Limits | None:
+    """The limits by the first bundle, whose graphs are counted; None where there is none."""
+    for system in systems:
+        if system.kind == "bundle":
+            return judging.Limits(Path(system.options["bundle"]), scenario, device)
+    return None
+
+
+def _judged(
+    harness: Harness, pictures: judging.Pictures, limits: judging.Limits | None
+) -> list[dict[str, Any]]:
+    """Every system as results hold it."""
+    baseline = harness.measured[0]
+    found = []
+    for one in harness.measured:
+        value = results.system_json(one, baseline)
+        value["picture"] = pictures.judge(value["name"], value["precision"])
+        if limits is not None:
+            value["limit"] = limits.reached(value["summary"], value["precision"], value["device"])
+        if limits is not None and limits.problem and one is baseline:
+            value["notes"].append(f"no share of the limit: {limits.problem}")
+        found.append(value)
+    return found
+
+
+@contextmanager
+def _work_folder(folder: Path) -> Iterator[Path]:
+    """A folder for what is not finished, removed at the end; so are those of killed runs."""
+    for left in storage.leftovers(folder):
+        shutil.rmtree(left, ignore_errors=True)
+    with storage.explained(folder):
+        work = folder / f".run.{os.getpid()}-{uuid.uuid4().hex[:8]}{storage.ASIDE}"
+        work.mkdir()
+    try:
+        yield work
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _put_in_place(work: Path, folder: Path) -> None:
+    """Pictures and latents of this run in the place of an earlier run's; its results go first."""
+    with storage.explained(folder):
+        (folder / results.FILE).unlink(missing_ok=True)
+        for drawn, kept in KEPT.items():
+            shutil.rmtree(folder / kept, ignore_errors=True)
+            if (work / drawn).is_dir():
+                (work / drawn).rename(folder / kept)
+
+
+def write_report(found: dict[str, Any], folder: Path) -> None:
+    """Writes what people read into `folder`, from results and pictures alone."""
+    for name in ("contact_sheet", "report_markdown", "report_html"):
+        module = judging.part(name)
+        if module is not None:
+            module.write(found, folder)
+
+
+@contextmanager
+def _ended_like_interrupted() -> Iterator[None]:
+    """A request to end (SIGTERM) is taken as Ctrl-C is: children end, what was measured is kept."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    try:
+        before = signal.signal(signal.SIGTERM, interrupt)
+    except ValueError:  # not in the main thread, where no signal arrives
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,196 @@
+"""The systems that can be measured, by the names that are typed: diffusers, bundles, peers."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import sys
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import sdexport
+from sdexport.bundle import is_bundle, open_bundle
+from sdexport.errors import MissingExtraError, UsageError
+
+PACKAGE = Path(sdexport.__file__).parent
+PEERS = Path("benchmarks") / "peers"
+"""Where the short name of a peer is looked up, from the working directory on."""
+
+BASELINE = "diffusers"
+
+DIFFUSERS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
+    BASELINE: ("diffusers eager fp32", {"dtype": "float32"}),
+    "diffusers-bf16": (
+        "diffusers eager bf16, channels last",
+        {"dtype": "bfloat16", "channels_last": True},
+    ),
+    "diffusers-fp16": (
+        "diffusers eager fp16, channels last",
+        {"dtype": "float16", "channels_last": True},
+    ),
+    "diffusers-compile": (
+        "diffusers torch.compile fp32",
+        {"dtype": "float32", "channels_last": True, "compile": True},
+    ),
+    "diffusers-compile-bf16": (
+        "diffusers torch.compile bf16",
+        {"dtype": "bfloat16", "channels_last": True, "compile": True},
+    ),
+}
+"""Name → title and options of the baseline's adapter."""
+
+
+@dataclass(frozen=True, slots=True)
+class System:
+    """One of the measured systems.
+
+    Attributes:
+        name: as the command line and results name it; safe as a file's name.
+        title: for people.
+        kind: `bundle`, `diffusers` or `peer`.
+        adapter: the Python file that runs in the system's process.
+        options: what the adapter is given.
+        python: the interpreter that runs it.
+        prepared: where what the adapter prepares is kept; None where nothing is prepared.
+    """
+
+    name: str
+    title: str
+    kind: str
+    adapter: Path
+    options: Mapping[str, Any] = field(default_factory=dict)
+    python: str = sys.executable
+    prepared: Path | None = None
+
+    def environment(self) -> dict[str, str]:
+        """The environment of its process: its own interpreter's packages, and ours with ours."""
+        kept = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
+        if self.kind != "peer":
+            kept["PYTHONPATH"] = str(PACKAGE.parent)
+        return kept
+
+
+def find_systems(bundles: Sequence[Path], against: Sequence[str]) -> list[System]:
+    """The baseline, then `bundles`, then what `against` names, each once.
+
+    Raises:
+        UsageError: an unknown name, or a peer whose environment was not made.
+        FolderError: a path is no bundle, or a damaged one.
+        MissingExtraError: the baseline cannot run here.
+    """
+    _require_baseline()
+    found = [_diffusers(BASELINE)]
+    for path in bundles:
+        found.append(_bundle(path))
+    for name in against:
+        found += _named(name)
+    return _told_apart(found)
+
+
+def _require_baseline() -> None:
+    missing = [name for name in ("torch", "diffusers") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise MissingExtraError(
+            f"the baseline needs {' and '.join(missing)}, not installed here; "
+            'pip install "sdexport[export]"'
+        )
+
+
+def _named(name: str) -> list[System]:
+    if name in DIFFUSERS:
+        return [_diffusers(name)]
+    path = Path(name)
+    if is_bundle(path):
+        return [_bundle(path)]
+    folder, _, variant = name.partition(":")
+    for place in (Path(folder), PEERS / folder):
+        if (place / "peer.toml").is_file():
+            return _peer(place, variant)
+    known = [*DIFFUSERS, *sorted(file.parent.name for file in PEERS.glob("*/peer.toml"))]
+    raise UsageError(
+        f"no system {name!r}; known are {', '.join(known)}, a bundle's folder, and a folder with "
+        "peer.toml"
+    )
+
+
+def _diffusers(name: str) -> System:
+    title, options = DIFFUSERS[name]
+    return System(name, title, "diffusers", PACKAGE / "export" / "baseline.py", options)
+
+
+def _bundle(path: Path) -> System:
+    manifest = open_bundle(path, check=False).manifest
+    return System(
+        name=safe(path.resolve().name),
+        title=f"sdexport {manifest.target} {manifest.precision}",
+        kind="bundle",
+        adapter=PACKAGE / "bench" / "bundle_adapter.py",
+        options={"bundle": str(path.resolve())},
+    )
+
+
+def _peer(folder: Path, variant: str) -> list[System]:
+    """Every variant of the peer in `folder`, or the one that is named."""
+    about = _about(folder)
+    variants: dict[str, Any] = about.get("variants") or {"": {}}
+    if variant and variant not in variants:
+        raise UsageError(
+            f"the peer {folder.name} has no variant {variant!r}, only {', '.join(variants)}"
+        )
+    python = folder / about.get("python", ".venv/bin/python")
+    if not python.exists():
+        raise UsageError(
+            f"the peer {folder.name} has no environment at {python.parent.parent}; make it with: "
+            f"python benchmarks/peers/setup.py {folder.name}"
+        )
+    adapter = (folder / about.get("adapter", "adapter.py")).resolve()
+    if not adapter.is_file():
+        raise UsageError(f"{folder / 'peer.toml'} names the adapter {adapter.name}, which is none")
+    title = about.get("title", folder.name)
+    return [
+        System(
+            name=safe(f"{folder.name}-{name}" if name else folder.name),
+            title=f"{title} {name}".strip(),
+            kind="peer",
+            adapter=adapter,
+            options=options,
+            # Not resolved: an environment's interpreter is a link, and its place says whose it is.
+            python=str(python.absolute()),
+            prepared=folder.resolve() / ".prepared",
+        )
+        for name, options in variants.items()
+        if variant in ("", name)
+    ]
+
+
+def _about(folder: Path) -> dict[str, Any]:
+    file = folder / "peer.toml"
+    try:
+        return tomllib.loads(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise UsageError(f"cannot read {file}: {error}") from error
+
+
+def safe(name: str) -> str:
+    """`name` with what a file's name cannot hold everywhere replaced."""
+    return re.sub(r"[^\w.+-]+", "-", name).strip("-.") or "system"
+
+
+def _told_apart(systems: Sequence[System]) -> list[System]:
+    """Each system once; different ones of one name with a number."""
+    import dataclasses
+
+    found: list[System] = []
+    for system in systems:
+        if system in found:
+            continue
+        name, number = system.name, 1
+        while any(one.name == name for one in found):
+            number += 1
+            name = f"{system.name}-{number}"
+        found.append(dataclasses.replace(system, name=name))
+    return found

@@ -1,0 +1,240 @@
+"""Systems take turns: loaded, warmed up and timed round by round, whatever becomes of one of them.
+
+At most so many are loaded at a time; the baseline is one of them from the first turn to the last,
+so that every other's turns lie between turns of the baseline.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sdexport.bench.energy import EnergyMeter
+from sdexport.bench.figures import settled
+from sdexport.bench.prepare import prepared_for
+from sdexport.bench.process import SystemFailedError, SystemProcess
+from sdexport.bench.scenario import Scenario
+from sdexport.bench.systems import System
+from sdexport.errors import UsageError
+from sdexport.progress import Progress, stage
+
+MOST_WARMUP = 6
+"""Turns after the first that may be warm-up; what is not warm by then is told of."""
+
+
+@dataclass(frozen=True, slots=True)
+class Effort:
+    """How long is measured.
+
+    Attributes:
+        rounds, seconds: at least so many turns, and so many seconds of them, of every system.
+        at_once: systems that are loaded at a time, the baseline one of them; None: all.
+        timeout: seconds that any one answer may take.
+    """
+
+    rounds: int = 10
+    seconds: float = 10.0
+    at_once: int | None = None
+    timeout: float = 900.0
+
+    def __post_init__(self) -> None:
+        if self.rounds < 1:
+            raise UsageError(f"rounds {self.rounds} is not possible; at least 1 is")
+        if not self.seconds >= 0:
+            raise UsageError(f"seconds {self.seconds:g} is not possible; 0 or more is")
+        if self.at_once is not None and self.at_once < 2:
+            raise UsageError(
+                f"at once {self.at_once} is not possible; the baseline and one other, 2, is the "
+                "least"
+            )
+        if not self.timeout > 0:
+            raise UsageError(f"timeout {self.timeout:g} is not possible; more than 0 seconds is")
+
+
+@dataclass(slots=True)
+class Turn:
+    """One drawing of the scenario: `at` seconds after the run began, `total` seconds long.
+
+    Attributes:
+        text_encoder, vae_decoder: seconds, None where the system does not tell.
+        evaluations: seconds of every call of the model, likewise.
+        joules: that the machine used meanwhile, None where it does not tell.
+    """
+
+    at: float
+    total: float
+    text_encoder: float | None
+    evaluations: list[float] | None
+    vae_decoder: float | None
+    joules: float | None
+
+
+@dataclass(slots=True)
+class Measured:
+    """What is known of one system so far.
+
+    Attributes:
+        status: `ok`, or how it ended: `crashed`, `hung`, `failed`; `why` says more.
+        images: that it draws in a turn.
+        group: which of the groups that were loaded together it was in; the baseline is in all.
+        about: what its adapter says of it.
+        digests: of the images of every turn but the first, whose images were kept.
+    """
+
+    system: System
+    images: int
+    group: int = 0
+    status: str = "ok"
+    why: str = ""
+    stderr_tail: list[str] = field(default_factory=list)
+    about: dict[str, Any] = field(default_factory=dict)
+    build_seconds: float | None = None
+    load_seconds: float | None = None
+    first_seconds: float | None = None
+    warmup_seconds: list[float] = field(default_factory=list)
+    rounds: list[Turn] = field(default_factory=list)
+    model_calls: int | None = None
+    host_bytes: int | None = None
+    device_bytes: int | None = None
+    digest: str | None = None
+    digests: set[str] = field(default_factory=set)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def warm(self) -> bool:
+        """Whether its turns so far have settled."""
+        return self.first_seconds is not None and settled(
+            [self.first_seconds, *self.warmup_seconds]
+        )
+
+    def enough(self, effort: Effort) -> bool:
+        """Whether it was measured as long as was asked for."""
+        total = sum(turn.total for turn in self.rounds)
+        return len(self.rounds) >= effort.rounds and total >= effort.seconds
+
+
+class Harness:
+    """One run: what was measured is in `measured` at any moment, also when the run is cut short."""
+
+    def __init__(
+        self, systems: Sequence[System], scenario: Scenario, effort: Effort, folder: Path
+    ) -> None:
+        """The first of `systems` is the baseline; pictures and latents go into `folder`."""
+        self.measured = [Measured(system, scenario.images) for system in systems]
+        self.began = time.perf_counter()
+        self.meter = EnergyMeter()
+        self._scenario = scenario
+        self._effort = effort
+        self._folder = folder
+        self._running: dict[str, SystemProcess] = {}
+
+    def run(self, progress: Progress) -> None:
+        """Measures every system; one that fails is left behind, and the rest goes on."""
+        baseline, *others = self.measured
+        beside = (self._effort.at_once or max(2, len(self.measured))) - 1
+        groups = [others[i : i + beside] for i in range(0, len(others), beside)] or [[]]
+        with ExitStack() as held:
+            self._load(baseline, held, progress)
+            for number, members in enumerate(groups):
+                with ExitStack() as stack:
+                    for one in members:
+                        one.group = number
+                        self._load(one, stack, progress)
+                    self._measure([baseline, *members], progress)
+                    for one in members:
+                        self._end(one)
+            self._end(baseline)
+
+    def _load(self, one: Measured, stack: ExitStack, progress: Progress) -> None:
+        """Starts, prepares and loads a system and has it draw for the first time."""
+        name = one.system.name
+        with stage(progress, f"load {name}"):
+            try:
+                options, one.build_seconds = prepared_for(
+                    one.system, self._scenario, self._effort.timeout
+                )
+                process = stack.enter_context(SystemProcess(one.system, self._effort.timeout))
+            except SystemFailedError as error:
+                one.status, one.why = error.status, error.why
+                return
+            self._running[name] = process
+            self._guarded(one, lambda: self._begin(one, process, options))
+
+    def _begin(self, one: Measured, process: SystemProcess, options: dict[str, Any]) -> None:
+        loaded = process.ask("load", scenario=self._scenario.for_adapter(), options=options)
+        one.load_seconds, one.about = loaded["seconds"], loaded["about"]
+        places = {}
+        for kind in ("images", "latents"):
+            place = self._folder / kind / one.system.name
+            place.mkdir(parents=True)
+            places[kind] = str(place.resolve())
+        drawn = process.ask("draw", **places)
+        process.rest()
+        one.first_seconds = drawn["seconds"]
+        one.digest, one.model_calls = drawn["digest"], drawn["model_calls"]
+
+    def _measure(self, members: Sequence[Measured], progress: Progress) -> None:
+        """Warm-up, then rounds until every member was measured as long as was asked for."""
+        names = ", ".join(one.system.name for one in members)
+        with stage(progress, f"warm up {names}", MOST_WARMUP):
+            for _ in range(MOST_WARMUP):
+                if all(one.warm for one in members if one.status == "ok"):
+                    break
+                for one in members:
+                    self._turn(one, warmup=True)
+                progress.advance()
+        for one in members:
+            if one.status == "ok" and not one.warm:
+                one.notes.append(f"its times had not settled after {MOST_WARMUP} turns of warm-up")
+        with stage(progress, f"measure {names}", self._effort.rounds):
+            while alive := [one for one in members if one.status == "ok"]:
+                if all(one.enough(self._effort) for one in alive):
+                    break
+                for one in members:
+                    self._turn(one)
+                progress.advance()
+            # The last turns of the others lie between two of the baseline's as well.
+            self._turn(members[0])
+
+    def _turn(self, one: Measured, *, warmup: bool = False) -> None:
+        """One turn of a system that is still there."""
+        if one.status == "ok":
+            self._guarded(one, lambda: self._draw(one, warmup))
+
+    def _draw(self, one: Measured, warmup: bool) -> None:
+        process = self._running[one.system.name]
+        before, at = self.meter.read(), time.perf_counter() - self.began
+        drawn = process.ask("draw")
+        joules = self.meter.between(before, self.meter.read())
+        process.rest()
+        one.digests.add(drawn["digest"])
+        if warmup:
+            one.warmup_seconds.append(drawn["seconds"])
+            return
+        stages = {name: drawn[name] for name in ("text_encoder", "evaluations", "vae_decoder")}
+        one.rounds.append(Turn(at, drawn["seconds"], **stages, joules=joules))
+
+    def _end(self, one: Measured) -> None:
+        """Asks a system for its memory and lets it go."""
+        if one.status == "ok":
+            self._guarded(one, lambda: self._last_words(one))
+
+    def _last_words(self, one: Measured) -> None:
+        process = self._running[one.system.name]
+        memory = process.ask("memory")
+        one.host_bytes, one.device_bytes = memory["host_bytes"], memory["device_bytes"]
+        process.quit()
+
+    def _guarded(self, one: Measured, action: Callable[[], None]) -> None:
+        """Does something with a system; if that fails, it is left behind with the reason."""
+        try:
+            action()
+        except SystemFailedError as error:
+            process = self._running[one.system.name]
+            process.kill()
+            one.status, one.why = error.status, error.why
+            one.stderr_tail = process.stderr_tail()

@@ -1,0 +1,228 @@
+"""One measured system's process: loads an adapter, does what it is told, answers with figures.
+
+    PYTHON worker.py ADAPTER.py
+
+runs in the system's own interpreter, so it needs the standard library and numpy alone. Requests and
+answers are JSON, one a line: requests on what was stdin, answers on what was stdout. Both
+descriptors are private from then on; what libraries print goes to stderr.
+
+    {"do": "prepare", "checkpoint", "folder", "options"}  →  {"seconds"}
+    {"do": "load", "scenario", "options"}                 →  {"seconds", "about": describe()}
+    {"do": "draw", "images": FOLDER?, "latents": FOLDER?} →  {"seconds", stages, "digest"}
+    {"do": "memory"}                                      →  {"host_bytes", "device_bytes"}
+    {"do": "quit"}                                        →  {}
+
+What goes wrong is answered with {"error", "kind"}, its traceback is on stderr. Seconds are those of
+the adapter's call, taken here; digests and files are made after the clock has stopped.
+"""
+
+from __future__ import annotations
+
+import sys
+
+# The folder of this script holds modules of sdexport, which must not stand in for others'.
+if __name__ == "__main__":
+    del sys.path[0]
+
+import ctypes
+import hashlib
+import importlib.util
+import json
+import os
+import signal
+import struct
+import traceback
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from time import perf_counter
+from typing import Any, TextIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+STAGES = ("text_encoder", "evaluations", "vae_decoder", "model_calls")
+"""What an adapter's draw() may say beside the images: seconds of the stages, and a count."""
+
+PARENT_DEATH_SIGNAL = 1
+"""PR_SET_PDEATHSIG of prctl(2)."""
+
+
+class NoPictureError(Exception):
+    """What an adapter gave is not what was asked for."""
+
+
+class Worker:
+    """The adapter of one system, and what was loaded with it."""
+
+    def __init__(self, adapter: Path) -> None:
+        self._adapter = adapter
+        self._module: Any = None
+        self._system: Any = None
+        self._scenario: dict[str, Any] = {}
+
+    def answer(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Does what `request` asks for; whatever the adapter raises goes through."""
+        does: dict[str, Callable[..., dict[str, Any]]] = {
+            "prepare": self._prepare,
+            "load": self._load,
+            "draw": self._draw,
+            "memory": self._memory,
+            "quit": self._quit,
+        }
+        return does[request.pop("do")](**request)
+
+    def _module_of_adapter(self) -> Any:
+        if self._module is None:
+            # Adapters may have files of their own beside them.
+            sys.path.insert(0, str(self._adapter.parent))
+            spec = importlib.util.spec_from_file_location("adapter", self._adapter)
+            if spec is None or spec.loader is None:
+                raise ImportError(f"{self._adapter} is no Python file")
+            self._module = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(self._module)
+        return self._module
+
+    def _prepare(self, checkpoint: str, folder: str, options: dict[str, Any]) -> dict[str, Any]:
+        start = perf_counter()
+        prepare = getattr(self._module_of_adapter(), "prepare", None)
+        if prepare is None:
+            return {"seconds": None}
+        prepare(checkpoint, folder, options)
+        return {"seconds": perf_counter() - start}
+
+    def _load(self, scenario: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
+        start = perf_counter()
+        self._system = self._module_of_adapter().load(scenario, options)
+        seconds = perf_counter() - start
+        self._scenario = scenario
+        return {"seconds": seconds, "about": plain(self._system.describe())}
+
+    def _draw(self, images: str | None = None, latents: str | None = None) -> dict[str, Any]:
+        start = perf_counter()
+        drawn = self._system.draw()
+        seconds = perf_counter() - start
+        pictures = checked(drawn["images"], self._scenario)
+        if images is not None:
+            for index, picture in enumerate(pictures):
+                (Path(images) / f"{index}.png").write_bytes(png(picture))
+        if latents is not None and drawn.get("latents") is not None:
+            for index, latent in enumerate(np.asarray(drawn["latents"], np.float32)):
+                np.save(Path(latents) / f"{index}.npy", latent)
+        told = {name: plain(drawn.get(name)) for name in STAGES}
+        return {
+            "seconds": seconds,
+            "digest": hashlib.sha256(pictures.tobytes()).hexdigest(),
+            **told,
+        }
+
+    def _memory(self) -> dict[str, Any]:
+        device = getattr(self._system, "peak_device_bytes", None)
+        return {"host_bytes": peak_bytes(), "device_bytes": device() if callable(device) else None}
+
+    def _quit(self) -> dict[str, Any]:
+        close = getattr(self._system, "close", None)
+        if callable(close):
+            close()
+        return {}
+
+
+def checked(images: Any, scenario: dict[str, Any]) -> NDArray[np.uint8]:
+    """The images, which are seen to be as many and as large as the scenario says.
+
+    Raises:
+        NoPictureError: they are not.
+    """
+    pictures: NDArray[np.uint8] = np.ascontiguousarray(images)
+    wanted = (len(scenario["seeds"]), scenario["height"], scenario["width"], 3)
+    if pictures.dtype != np.uint8 or pictures.shape != wanted:
+        raise NoPictureError(
+            f"the adapter gave images of {pictures.dtype} {pictures.shape}, not of uint8 {wanted}"
+        )
+    return pictures
+
+
+def png(picture: NDArray[np.uint8]) -> bytes:
+    """A picture (H, W, 3) as a PNG file, https://www.w3.org/TR/png-3/: 8-bit RGB, no filter."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        check = zlib.crc32(kind + content)
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", check)
+
+    height, width, _ = picture.shape
+    head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    rows = np.concatenate([np.zeros((height, 1), np.uint8), picture.reshape(height, -1)], axis=1)
+    body = zlib.compress(rows.tobytes(), 6)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", body) + chunk(b"IEND", b"")
+
+
+def peak_bytes() -> int:
+    """The largest resident size of this process so far: VmHWM, elsewhere getrusage's ru_maxrss."""
+    if sys.platform == "linux":
+        for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    import resource
+
+    largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return largest if sys.platform == "darwin" else largest * 1024
+
+
+def plain(value: Any) -> Any:
+    """`value` as JSON can say it: numbers of numpy become Python's, anything unknown its text."""
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    item = getattr(value, "item", None)
+    return item() if callable(item) else str(value)
+
+
+def die_with_parent() -> None:
+    """Sees to it that this process is killed when the one that started it ends, however it ends.
+
+    Between turns this process is stopped and could not notice by itself. Linux only: elsewhere the
+    end of the requests ends it.
+    """
+    if sys.platform == "linux":
+        parent = os.getppid()
+        ctypes.CDLL(None).prctl(PARENT_DEATH_SIGNAL, signal.SIGKILL, 0, 0, 0)
+        if os.getppid() != parent:  # it ended before the kernel was told
+            os._exit(1)
+
+
+def private_streams() -> tuple[TextIO, TextIO]:
+    """What stdin and stdout were; in their places are nothing and stderr."""
+    requests, answers = os.fdopen(os.dup(0)), os.fdopen(os.dup(1), "w")
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.dup2(2, 1)
+    return requests, answers
+
+
+def main() -> None:
+    die_with_parent()
+    requests, answers = private_streams()
+    worker = Worker(Path(sys.argv[1]))
+    for line in requests:
+        request = json.loads(line)
+        last = request["do"] == "quit"
+        try:
+            answer = worker.answer(request)
+        except Exception as error:
+            traceback.print_exc()
+            sys.stderr.flush()
+            answer = {"error": str(error) or repr(error), "kind": type(error).__name__}
+        answers.write(json.dumps(answer) + "\n")
+        answers.flush()
+        if last:
+            # Libraries' threads and exit handlers are not waited for: everything was answered.
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

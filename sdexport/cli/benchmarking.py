@@ -1,0 +1,358 @@
+"""The verbs that measure: bench run, bench report, bench compare."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import typer.core
+
+from sdexport import terminal
+from sdexport.cli.making import Json
+
+SLOWER = 1
+
+
+class RunsByDefault(typer.core.TyperGroup):
+    """A group whose verb `run` may be left out: sdexport bench BUNDLE is sdexport bench run BUNDLE.
+
+    What is no verb of the group is the first word of a run.
+    """
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Puts `run` before words that begin with none of the verbs."""
+        if args and args[0] not in (*self.commands, "-h", "--help"):
+            args = ["run", *args]
+        return super().parse_args(ctx, args)
+
+
+bench = typer.Typer(
+    name="bench",
+    cls=RunsByDefault,
+    rich_markup_mode=None,
+    no_args_is_help=False,
+    help="""Measure bundles side by side with PyTorch and others.
+
+    Times, memory and pictures. The verb run may be left out.
+
+    \b
+    Example:
+      sdexport bench engines/emoji --checkpoint examples/emoji/checkpoint --report results
+    """,
+)
+
+
+@bench.command("run")
+def run_bench(
+    bundles: Annotated[
+        list[Path], typer.Argument(metavar="BUNDLE", help="Folders of sdexport compile or build.")
+    ],
+    checkpoint: Annotated[
+        str,
+        typer.Option(
+            metavar="CHECKPOINT",
+            help="What they were built from: a diffusers folder or the id of a model on the hub.",
+            show_default=False,
+        ),
+    ],
+    against: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="A further system, may be given several times: diffusers-bf16, diffusers-fp16, "
+            "diffusers-compile, diffusers-compile-bf16, a bundle, or a peer of benchmarks/peers, "
+            "as NAME or NAME:VARIANT. The baseline, diffusers in float32, is always there.",
+            show_default="the baseline alone",
+        ),
+    ] = None,
+    report: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Where results.json, the report and the pictures go. What an earlier run left "
+            "there is replaced.",
+            show_default="thrown away",
+        ),
+    ] = None,
+    scenario: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="A TOML file that says what is drawn, see docs/benchmarks.md. Options given here "
+            "go before it.",
+            show_default="none",
+        ),
+    ] = None,
+    prompt: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="TEXT",
+            help="What to draw; several prompts are drawn in one turn.",
+            show_default="a red apple",
+        ),
+    ] = None,
+    negative_prompt: Annotated[
+        str | None,
+        typer.Option(
+            "--negative-prompt",
+            "-n",
+            metavar="TEXT",
+            help="What to keep away from.",
+            show_default="none",
+        ),
+    ] = None,
+    seed: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", help="The k-th picture has SEED + k, from k = 0.", show_default="0"
+        ),
+    ] = None,
+    size: Annotated[
+        str | None,
+        typer.Option(metavar="WIDTHxHEIGHT", help="In pixels.", show_default="the bundle's"),
+    ] = None,
+    batch: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Pictures that are drawn together.", show_default="1"),
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option(metavar="N", help="Steps of the sampler.", show_default="50")
+    ] = None,
+    sampler: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="One that sdexport samplers lists.",
+            show_default="the checkpoint's",
+        ),
+    ] = None,
+    guidance: Annotated[
+        float | None,
+        typer.Option(metavar="SCALE", help="Guidance scale; no unit.", show_default="the bundle's"),
+    ] = None,
+    threads: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Processor threads of every system.",
+            show_default="each system's own choice",
+        ),
+    ] = None,
+    rounds: Annotated[
+        int, typer.Option(metavar="N", help="At least so many turns of every system.")
+    ] = 10,
+    seconds: Annotated[
+        float,
+        typer.Option(metavar="S", help="At least so many seconds of turns of every system."),
+    ] = 10.0,
+    at_once: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Systems that are loaded at a time, where memory is short; the baseline is "
+            "always one of them.",
+            show_default="all",
+        ),
+    ] = None,
+    timeout: Annotated[
+        float,
+        typer.Option(
+            metavar="S",
+            help="Seconds that loading, or one turn, may take; a system that takes longer is "
+            "ended, and the rest goes on.",
+        ),
+    ] = 900.0,
+    json: Json = False,
+) -> None:
+    """Measure bundles, the baseline and others in turns.
+
+    Every system has a process of its own. Ctrl-C ends them all and keeps what was measured. Needs
+    PyTorch for the baseline: pip install "sdexport[export,bench]".
+
+    \b
+    Example:
+      sdexport bench run engines/emoji --checkpoint examples/emoji/checkpoint \\
+        --scenario benchmarks/scenarios/emoji.toml --against diffusers-bf16 --report results
+    """
+    from sdexport.bench.results import shown_command
+    from sdexport.bench.run import run, scenario_for
+    from sdexport.bench.scenario import read_scenario, with_seed
+    from sdexport.bench.systems import find_systems
+    from sdexport.bench.turns import Effort
+
+    typed = {
+        "prompts": prompt or None,
+        "negative_prompt": negative_prompt,
+        "size": size,
+        "batch": batch,
+        "steps": steps,
+        "sampler": sampler,
+        "guidance": guidance,
+        "threads": threads,
+    }
+    said = {} if scenario is None else read_scenario(scenario)
+    if prompt:
+        # Seeds of a file belong to its prompts.
+        said.pop("seeds", None)
+    systems = find_systems(bundles, against or [])
+    chosen = scenario_for(bundles[0], checkpoint, said, typed)
+    if seed is not None:
+        chosen = with_seed(chosen, seed)
+    effort = Effort(rounds, seconds, at_once, timeout)
+    with ExitStack() as stack:
+        folder = report or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        progress = stack.enter_context(terminal.progress(quiet=json))
+        found = run(
+            systems,
+            chosen,
+            effort,
+            folder,
+            command=f"sdexport {shown_command(sys.argv[1:])}",
+            progress=progress,
+        )
+        stack.pop_all().close()
+    if json:
+        terminal.print_json(found)
+        return
+    _show_results(found)
+    if report is not None:
+        print(f"\n{report}")
+
+
+def _show_results(found: Mapping[str, Any]) -> None:
+    scenario = found["scenario"]
+    terminal.print_facts(
+        [
+            ("scenario", scenario["name"]),
+            ("size", f"{scenario['width']}x{scenario['height']}"),
+            ("images a turn", len(scenario["seeds"])),
+            ("sampler", f"{scenario['sampler']}, {scenario['steps']} steps"),
+            ("guidance", f"{scenario['guidance']:g}"),
+            ("processor", found["machine"]["processor"]),
+        ]
+    )
+    print()
+    columns = (
+        *("system", "precision", "turns", "p50", "p90", "evaluation", "times faster"),
+        *("picture", "peak memory"),
+    )
+    terminal.print_table(columns, [_row(one) for one in found["systems"]], right=columns[2:7])
+    for one in found["systems"]:
+        if one["status"] != "ok":
+            terminal.say(f"warning: {one['name']} {one['status']}: {one['why']}")
+        for note in one["notes"]:
+            terminal.say(f"note: {one['name']}: {note}")
+
+
+def _row(one: Mapping[str, Any]) -> tuple[object, ...]:
+    summary, ratio, picture = one["summary"], one["ratio"], one["picture"]
+    verdict = None if picture is None else picture["verdict"]
+    return (
+        one["name"],
+        one["precision"],
+        len(one["rounds"]),
+        *(
+            None if summary is None else terminal.seconds(summary["total"][key])
+            for key in ("p50", "p90")
+        ),
+        terminal.seconds(summary["evaluation"]["p50"])
+        if summary is not None and summary["evaluation"] is not None
+        else None,
+        _ratio(ratio, verdict),
+        verdict if one["status"] == "ok" else one["status"].upper(),
+        None if one["peak_host_bytes"] is None else terminal.size(one["peak_host_bytes"]),
+    )
+
+
+def _ratio(ratio: Mapping[str, float] | None, verdict: str | None) -> str | None:
+    """The ratio with its interval; none for a system that draws something else."""
+    if ratio is None:
+        return None
+    if verdict in ("different", "unknown"):
+        return "not claimed"
+    return f"{ratio['median']:.2f} ({ratio['low']:.2f} to {ratio['high']:.2f})"
+
+
+@bench.command("report")
+def report_bench(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder of sdexport bench run.")],
+    json: Json = False,
+) -> None:
+    """Write the report again from the results and pictures of an earlier run.
+
+    \b
+    Example:
+      sdexport bench report results
+    """
+    from sdexport.bench.results import read
+    from sdexport.bench.run import write_report
+
+    write_report(read(folder), folder)
+    files = sorted(file for file in folder.glob("report.*") if file.is_file())
+    if json:
+        terminal.print_json({"files": files})
+        return
+    for file in files:
+        print(file)
+
+
+@bench.command("compare")
+def compare_bench(
+    old: Annotated[
+        Path, typer.Argument(metavar="OLD", help="A folder of sdexport bench run, the earlier one.")
+    ],
+    new: Annotated[Path, typer.Argument(metavar="NEW", help="The later one.")],
+    least: Annotated[
+        float,
+        typer.Option(
+            metavar="SHARE",
+            help="The smallest change of speed that counts; two processes of one program differ by "
+            "so much.",
+        ),
+    ] = 0.02,
+    json: Json = False,
+) -> None:
+    """Say what became slower beyond the noise, draws something else, or needs more memory.
+
+    Exit code 1 says that anything did. Both runs must have drawn the same scenario.
+
+    \b
+    Example:
+      sdexport bench compare results/before results/after
+    """
+    from sdexport.bench.compare import compare
+
+    found = compare(old, new, least=least)
+    if json:
+        terminal.print_json(found.as_json())
+    else:
+        columns = ("system", "", "new speed / old", "total before", "after", "what became worse")
+        terminal.print_table(
+            columns,
+            [
+                (
+                    change.name,
+                    change.verdict,
+                    None
+                    if change.speed is None
+                    else f"{change.speed:.3f} ({change.low:.3f} to {change.high:.3f})",
+                    *(terminal.seconds(one) for one in change.stages.get("total", ())),
+                    *([None, None] if "total" not in change.stages else []),
+                    "; ".join(change.worse),
+                )
+                for change in found.changes
+            ],
+            right=columns[2:5],
+        )
+        for caution in found.cautions:
+            terminal.say(f"caution: {caution}")
+        for change in found.changes:
+            for note in change.notes:
+                terminal.say(f"note: {change.name}: {note}")
+    if found.worse:
+        raise typer.Exit(SLOWER)

@@ -1,0 +1,26 @@
+"""Systems that pretend to draw, and short runs of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from sdexport.bench.run import run
+from sdexport.bench.scenario import Scenario
+from sdexport.bench.systems import System
+from sdexport.bench.turns import Effort
+
+ADAPTER = Path(__file__).parent / "adapters" / "pretend.py"
+SCENARIO = Scenario("pretence", "nobody/nothing", ("a", "b"), "", (0, 1), 16, 8, 1, 2, "pndm", 2.5)
+SHORT = Effort(rounds=5, seconds=0, timeout=60)
+
+
+def pretend(name: str, prepared: Path | None = None, **options: Any) -> System:
+    """A system of the adapter `pretend.py`."""
+    return System(name, name, "peer", ADAPTER, options, prepared=prepared)
+
+
+def measure(folder: Path, *systems: System, effort: Effort = SHORT) -> dict[str, dict[str, Any]]:
+    """The results of a run by system, and under "" the whole document."""
+    found = run(systems, SCENARIO, effort, folder, command="sdexport bench")
+    return {"": found} | {one["name"]: one for one in found["systems"]}
