@@ -47,6 +47,8 @@ ALLOWED = {
     "inspection": FOUNDATION | {"bundle", "graph"},
     "recipe": {"errors", "spec", "builder_options"},
     "machine": FOUNDATION | {"backends"},
+    "bench": FOUNDATION
+    | {"bundle", "backends", "pipeline", "sampling", "inspection", "machine", "graph"},
     "terminal": {"errors", "progress", "__init__"},
     "cli": None,
     "__main__": {"cli"},
