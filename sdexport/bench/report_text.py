@@ -24,7 +24,7 @@ def clean(value: object) -> str:
 def _steers(character: str) -> bool:
     category = unicodedata.category(character)
     return (
-        category in ("Cc", "Cs", "Cn")
+        category in ("Cc", "Cs")
         or unicodedata.bidirectional(character) in BIDI
         or character in "\ufffe\uffff"
     )
