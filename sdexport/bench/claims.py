@@ -64,7 +64,7 @@ def problem(results: Results, system: System) -> str | None:
     if calls is not None and expected is not None and calls < expected:
         return f"evaluates the model {calls} times where the baseline does {expected} times"
     if not system.get("ratio"):
-        return "it was never measured beside the baseline"
+        return "too few of its turns lie beside the baseline's for a ratio"
     return None
 
 

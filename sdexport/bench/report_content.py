@@ -152,12 +152,7 @@ def _conditions(results: Results) -> Section:
             {
                 "Python": clean(machine.get("python", NONE)),
                 "libraries": pairs(machine.get("libraries")),
-                "environment": pairs(
-                    {
-                        name: "unset" if value is None else f"= {value}"
-                        for name, value in (machine.get("thread_settings") or {}).items()
-                    }
-                ),
+                "thread settings": _thread_settings(machine.get("thread_settings") or {}),
             },
         ),
     ]
@@ -182,12 +177,21 @@ def _effort(effort: Mapping[str, Any] | None) -> str:
     return text + (f", hung after {effort['timeout']:g} s" if effort.get("timeout") else "")
 
 
+def _thread_settings(settings: Mapping[str, Any]) -> str:
+    said = [
+        f"{clean(name)} is not set" if value is None else f"{clean(name)}={clean(value)}"
+        for name, value in settings.items()
+    ]
+    return ", ".join(said) or "no environment variable sets any"
+
+
 def _machine(machine: Mapping[str, Any]) -> dict[str, str]:
     memory = machine.get("memory_bytes")
     gpus = machine.get("gpus") or []
     return {
         "processor": clean(machine.get("processor", NONE)),
         "cores": str(machine.get("cores", NONE)),
+        "processor threads": number(machine.get("processor_threads")),
         "instruction sets": clean(", ".join(machine.get("flags") or []) or NONE),
         "memory": f"{number(memory / 2**30)} GiB" if memory else NONE,
         "GPUs": ", ".join(claims.gpu_name(one) for one in gpus) or "none",

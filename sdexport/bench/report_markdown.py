@@ -104,12 +104,13 @@ def _block(block: Block, figures: dict[str, str]) -> Sequence[str]:
         case Figure(name, alt, caption):
             return [f"![{escape(alt)}]({figures[name]})", "", f"*{escape(caption)}*"]
         case Table():
-            return _table(block)
+            return table_lines(block)
         case _:
             raise TypeError(f"{type(block).__name__} is no block of a report")
 
 
-def _table(table: Table) -> list[str]:
+def table_lines(table: Table) -> list[str]:
+    """A table as Markdown: its caption, its head and its rows."""
     head = [escape(column.name) for column in table.columns]
     rule = ["---:" if column.number else ":---" for column in table.columns]
     return [

@@ -14,10 +14,20 @@ from xml.etree import ElementTree
 
 import pytest
 
-from sdexport.bench import claims, contact_sheet, plots, report_html, report_markdown, svg
+from sdexport.bench import (
+    claims,
+    contact_sheet,
+    plots,
+    report_html,
+    report_markdown,
+    results_page,
+    svg,
+)
 from sdexport.bench.report_content import report
 from sdexport.bench.report_text import clean, digits, seconds, size
+from sdexport.errors import FolderError, MissingExtraError
 from tests.bench import synthetic
+from tests.conftest import ROOT
 
 HOSTILE = "<script>alert(1)</script>"
 ATTACKS = [
@@ -124,7 +134,7 @@ def test_the_conditions_come_before_the_figures(page: Page) -> None:
         "0.10 / 0.30 / 0.40",
         "2.00 / 1.70 / 1.10",
         "numpy 2.4.6, openvino 2026.4.1",
-        "OMP_NUM_THREADS unset",
+        "OMP_NUM_THREADS is not set, KMP_AFFINITY=granularity=fine",
         "“slice of pizza”",
         "openvino_genai.Text2ImagePipeline(models, 'CPU')",
         "61.30 s",
@@ -438,8 +448,6 @@ def test_importing_the_reports_loads_neither_matplotlib_nor_jinja() -> None:
 def test_a_missing_library_names_the_extra(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, missing: str
 ) -> None:
-    from sdexport.errors import MissingExtraError
-
     for name in [one for one in sys.modules if one.split(".")[0] == missing]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, missing, None)
@@ -467,3 +475,47 @@ def test_figures() -> None:
     assert digits(0) == "0"
     assert size(25_000_000) == "25.0 MB"
     assert size(None) == "–"
+
+
+# The page over several runs
+
+
+def test_the_page_over_runs(tmp_path: Path) -> None:
+    found = synthetic.results()
+    folder = tmp_path / "emoji-cpu"
+    folder.mkdir()
+    (folder / "results.json").write_text(json.dumps(found))
+    report_markdown.write(found, folder)
+    (tmp_path / "no-results").mkdir()
+    assert results_page.find(tmp_path) == [folder]
+    text = results_page.page([folder])
+    assert "[report](emoji-cpu/report.md), [every measurement](emoji-cpu/results.json)" in text
+    assert "| sdexport openvino-cpu bf16 | bf16 | 422.6 | 4.17 | 4.02 to 4.28 | close |" in text
+    assert "| ✗ optimum-onnx | – | – | – | – | crashed |" in text
+    assert "No GPU was used for anything on this page" in text
+    assert "    sdexport bench run engines/emoji-rtx" in text
+
+
+def test_the_page_over_runs_of_gpus_and_of_none(tmp_path: Path) -> None:
+    folder = tmp_path / "gpu"
+    folder.mkdir()
+    (folder / "results.json").write_text(json.dumps(synthetic.results(gpu=True)))
+    text = results_page.page([folder])
+    assert "No GPU was used" not in text
+    assert "A GPU That Does Not Exist" in text
+    assert "None so far." in text
+    assert "No GPU was used for anything on this page" in results_page.page([])
+
+
+def test_results_of_another_schema_are_no_part_of_the_page(tmp_path: Path) -> None:
+    (tmp_path / "results.json").write_text('{"schema": 2}')
+    with pytest.raises(FolderError, match="has schema 2, this version reads 1"):
+        results_page.page([tmp_path])
+
+
+def test_the_commands_for_gpus_are_possible() -> None:
+    """The recipe is there, and what it names as its bundle is what is measured."""
+    recipe = ROOT / "engines" / "emoji-rtx.toml"
+    assert recipe.is_file()
+    assert str(recipe.relative_to(ROOT)) in results_page.GPU_COMMANDS[0]
+    assert "engines/emoji-rtx " in results_page.GPU_COMMANDS[1]
