@@ -41,6 +41,15 @@ def verdict(system: System) -> str:
     return str((system.get("picture") or {}).get("verdict") or "unknown")
 
 
+def working(results: Results) -> list[System]:
+    """The systems with figures, the baseline first and then the fastest first."""
+    found = [one for one in results["systems"] if works(one)]
+    return sorted(
+        found,
+        key=lambda one: (not is_baseline(results, one), one["summary"]["total"]["p50"]),
+    )
+
+
 def problem(results: Results, system: System) -> str | None:
     """Why nothing is claimed for a system; None where its ratio counts.
 

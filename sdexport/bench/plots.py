@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING, Any
 from sdexport.bench import claims, svg
 from sdexport.bench.claims import Results, System
 from sdexport.bench.quality import CLOSE_PSNR, CLOSE_RELATIVE, CLOSE_SSIM
-from sdexport.bench.report_results import STAGES, working
-from sdexport.bench.report_text import digits
+from sdexport.bench.report_text import STAGES, digits
 from sdexport.errors import MissingExtraError
 
 if TYPE_CHECKING:
@@ -30,14 +29,14 @@ WIDTH = 8.0
 ROW, MARGIN = 0.42, 0.85
 """Inches: of a row's height, and of title and axis together."""
 
-KIND_COLOURS = {"bundle": "#0072b2", "diffusers": "#7f7f7f", "peer": "#d55e00"}
+KIND_COLOURS = {"bundle": "#1f83c4", "diffusers": "#7f7f7f", "peer": "#d55e00"}
 STAGE_COLOURS = {
     "text_encoder": "#cc79a7",
-    "evaluation": "#0072b2",
+    "evaluation": "#1f83c4",
     "vae_decoder": "#e69f00",
     "rest": "#7f7f7f",
 }
-"""Okabe and Ito's, which those who see few colours tell apart, on white as well as on black."""
+"""After Okabe and Ito: told apart by those who see few colours, on white as well as on black."""
 
 LABEL_LENGTH = 34
 """Characters of a system's title beside a row; the tables have it in full."""
@@ -141,7 +140,7 @@ def _unit(values: Sequence[float]) -> tuple[float, str]:
 
 def totals(make: Any, results: Results) -> Figure | None:
     """Every round's time: from zero on the left, against the own median on the right."""
-    found = working(results)
+    found = claims.working(results)
     if not found:
         return None
     figure, (whole, spread) = _sheet(make, len(found), 2, width_ratios=(3, 2))
@@ -187,7 +186,7 @@ def totals(make: Any, results: Results) -> Figure | None:
 
 def ratios(make: Any, results: Results) -> Figure | None:
     """The ratios that are claimed, with their intervals; in words where none is."""
-    found = [one for one in working(results) if not claims.is_baseline(results, one)]
+    found = [one for one in claims.working(results) if not claims.is_baseline(results, one)]
     if not found:
         return None
     figure, (axes,) = _sheet(make, len(found))
@@ -224,7 +223,7 @@ def ratios(make: Any, results: Results) -> Figure | None:
 
 def stages(make: Any, results: Results) -> Figure | None:
     """Mean seconds of a drawing, stage by stage."""
-    found = working(results)
+    found = claims.working(results)
     if not found:
         return None
     figure, (axes,) = _sheet(make, len(found) + 0.7)
@@ -287,7 +286,7 @@ def pictures(make: Any, results: Results) -> Figure | None:
     """Every picture's distance from the baseline's by three measures."""
     found = [
         one
-        for one in working(results)
+        for one in claims.working(results)
         if not claims.is_baseline(results, one) and (one.get("picture") or {}).get("images")
     ]
     if not found:
@@ -313,7 +312,7 @@ def pictures(make: Any, results: Results) -> Figure | None:
 
 def limits(make: Any, results: Results) -> Figure | None:
     """The share of the compute ceiling that each stage of each system reached."""
-    found = [one for one in working(results) if one.get("limit")]
+    found = [one for one in claims.working(results) if one.get("limit")]
     bars = [
         (system, stage, cost["share_of_compute"])
         for system in found

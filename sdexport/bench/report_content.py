@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from sdexport.bench import claims, report_results
+from sdexport.bench import claims, report_limits, report_pictures, report_results
 from sdexport.bench.claims import Results, System
 from sdexport.bench.report_blocks import (
     BAD,
@@ -62,8 +62,8 @@ def report(results: Results) -> Report:
             _excluded(results),
             report_results.times(results),
             report_results.resources(results),
-            report_results.pictures(results),
-            report_results.limits(results),
+            report_pictures.section(results),
+            report_limits.section(results),
             _gpu(results),
             _method(results),
         ),

@@ -1,17 +1,15 @@
-"""What was measured, as a report's sections: times, memory, pictures, share of the limit."""
+"""What was measured of time and memory, as a report's sections."""
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable
 
 from sdexport.bench import claims
 from sdexport.bench.claims import Results, System
 from sdexport.bench.report_blocks import (
     BAD,
     BASELINE,
-    CONTACT_SHEET,
     PLAIN,
     Block,
     Column,
@@ -25,7 +23,7 @@ from sdexport.bench.report_blocks import (
 )
 from sdexport.bench.report_text import (
     NONE,
-    amount,
+    STAGES,
     clean,
     number,
     scaled,
@@ -35,26 +33,10 @@ from sdexport.bench.report_text import (
     unit_for,
 )
 
-STAGES = {
-    "text_encoder": "text encoder",
-    "evaluation": "one evaluation",
-    "vae_decoder": "decoder",
-    "rest": "the rest",
-}
-
 KINDS = "Blue: bundles of this project; grey: PyTorch; orange: others."
 
 FEW_ROUNDS = 100
 """Below, the 99th percentile is hardly more than the slowest round."""
-
-
-def working(results: Results) -> list[System]:
-    """The systems with figures, the baseline first and then the fastest first."""
-    found = [one for one in results["systems"] if claims.works(one)]
-    return sorted(
-        found,
-        key=lambda one: (not claims.is_baseline(results, one), one["summary"]["total"]["p50"]),
-    )
 
 
 def _mark(results: Results, system: System) -> str:
@@ -63,9 +45,14 @@ def _mark(results: Results, system: System) -> str:
     return PLAIN if claims.problem(results, system) is None else BAD
 
 
-def _rows(
-    results: Results, systems: Iterable[System], cells: Any, *, marked: bool = True
+def rows(
+    results: Results,
+    systems: Iterable[System],
+    cells: Callable[[System], tuple[str, ...]],
+    *,
+    marked: bool = True,
 ) -> tuple[Row, ...]:
+    """A row a system: its title and its `cells`; marked if it is the baseline or not to count."""
     return tuple(
         Row((claims.title(one), *cells(one)), _mark(results, one) if marked else PLAIN)
         for one in systems
@@ -74,7 +61,7 @@ def _rows(
 
 def times(results: Results) -> Section:
     """The whole image: percentiles, spread, ratio; and each stage of it."""
-    found = working(results)
+    found = claims.working(results)
     factor, unit = unit_for([one["summary"]["total"]["p50"] for one in found])
     small, small_unit = unit_for(
         [(one["summary"].get("evaluation") or {}).get("p50", 0.0) for one in found]
@@ -96,7 +83,7 @@ def times(results: Results) -> Section:
                 Column(f"{_confidence(results)} % interval"),
                 Column("picture", number=False),
             ),
-            _rows(results, found, lambda one: _time_cells(results, one, factor))
+            rows(results, found, lambda one: _time_cells(results, one, factor))
             + tuple(
                 Row((claims.title(one), *(NONE,) * 9, clean(one["status"])), BAD)
                 for one in results["systems"]
@@ -141,7 +128,7 @@ def times(results: Results) -> Section:
                 *(Column(f"{name}, {small_unit}") for name in STAGES.values()),
                 Column("all evaluations, share"),
             ),
-            _rows(results, found, lambda one: _stage_cells(one, small)),
+            rows(results, found, lambda one: _stage_cells(one, small)),
         ),
         Figure(
             "stages",
@@ -225,7 +212,7 @@ def _unclaimed(results: Results) -> list[str]:
 
 def resources(results: Results) -> Section:
     """What each system takes besides time."""
-    found = working(results)
+    found = claims.working(results)
     energy = any(one.get("energy_joules") for one in found)
     columns = [
         Column("system", number=False),
@@ -254,194 +241,9 @@ def resources(results: Results) -> Section:
     table = Table(
         "Memory at its peak over the whole life of each process, loading included",
         tuple(columns),
-        _rows(results, found, cells, marked=False),
+        rows(results, found, cells, marked=False),
     )
     blocks: tuple[Block, ...] = (table,)
     if not energy:
         blocks += (Paragraph("This machine does not tell how much energy it takes."),)
     return Section("Memory and size", blocks)
-
-
-def pictures(results: Results) -> Section:
-    """Whether each system draws what the baseline draws."""
-    compared = [
-        one
-        for one in working(results)
-        if one.get("picture") and not claims.is_baseline(results, one)
-    ]
-    if not compared:
-        return Section("Pictures", (Paragraph("No pictures were compared.", BAD),))
-    blocks: list[Block] = [
-        Paragraph(
-            "Every system's pictures are compared with the baseline's for the same prompts and "
-            "seeds. “Same” is rounding of float32 sums, “close” is what rounding to half precision "
-            "does, and anything beyond is “different”, whatever it looks like. A picture that is "
-            "close need not look worse; it is a neighbour of the baseline's, not a copy."
-        ),
-        Table(
-            "The farthest of each system's pictures from the baseline's",
-            (
-                Column("system", number=False),
-                Column("verdict", number=False),
-                Column("pictures"),
-                Column("PSNR, least"),
-                Column("SSIM, least"),
-                Column("largest difference of 255"),
-                Column("relative, most"),
-                Column("latent cosine, least"),
-                Column("recognised"),
-            ),
-            _rows(results, compared, _picture_cells),
-        ),
-    ]
-    reasons = [
-        f"{claims.title(one)} ({claims.verdict(one)}): {clean(one['picture']['why'])}"
-        for one in compared
-        if one["picture"].get("why")
-    ]
-    if reasons:
-        blocks.append(Points(tuple(reasons)))
-    blocks += [
-        Figure(
-            "pictures",
-            "Points for every picture: PSNR, SSIM and relative difference of each system; the "
-            "figures are in the table above.",
-            "A point is a picture; equal ones have no PSNR. The dashed lines are what “close” "
-            "allows. " + KINDS,
-        ),
-        Figure(
-            CONTACT_SHEET,
-            "The pictures, a row for each prompt and a column for each system, the baseline first; "
-            "below each the amplified difference from the baseline's.",
-            "Baseline first. Below each picture its difference from the baseline's, amplified as "
-            "is written there.",
-        ),
-    ]
-    if captions := results.get("captions"):
-        blocks.append(Paragraph(_captions(captions)))
-    return Section("Pictures", tuple(blocks))
-
-
-def _captions(captions: Any) -> str:
-    if isinstance(captions, Mapping):
-        return "Captions: " + ", ".join(
-            f"{clean(key)} {clean(value)}" for key, value in captions.items()
-        )
-    return f"Captions: {clean(captions)}"
-
-
-def _worst(images: list[Mapping[str, Any]], key: str, pick: Any, pattern: str) -> str:
-    found = [one[key] for one in images if one.get(key) is not None]
-    if not found:
-        return "equal" if key == "psnr" and images else NONE
-    return format(pick(found), pattern)
-
-
-def _picture_cells(system: System) -> tuple[str, ...]:
-    picture = system["picture"]
-    images = picture.get("images") or []
-    recognised = picture.get("recognised")
-    return (
-        claims.verdict(system),
-        str(len(images)),
-        _worst(images, "psnr", min, ".1f") + (" dB" if images else ""),
-        _worst(images, "ssim", min, ".4f"),
-        _worst(images, "largest", max, ".0f"),
-        _worst(images, "relative", max, ".3f"),
-        _worst(images, "latent_cosine", min, ".5f"),
-        f"{recognised['right']} of {recognised['of']}" if recognised else NONE,
-    )
-
-
-def limits(results: Results) -> Section:
-    """How much of the possible each system reached."""
-    ceilings = results.get("ceilings")
-    blocks: list[Block] = []
-    if not ceilings:
-        blocks.append(
-            Paragraph("The machine's ceilings were not measured, so no share of them is known.")
-        )
-    else:
-        rows = [
-            Row(
-                (
-                    f"matrix product, {clean(name)}",
-                    amount(one["flops_per_second"], "FLOP/s"),
-                    clean(one.get("library", NONE)),
-                )
-            )
-            for name, one in (ceilings.get("gemm") or {}).items()
-        ]
-        if memory := ceilings.get("memory"):
-            rows.append(
-                Row(
-                    (
-                        "memory",
-                        amount(memory["bytes_per_second"], "B/s"),
-                        clean(memory.get("how", NONE)),
-                    )
-                )
-            )
-        blocks.append(
-            Table(
-                "The machine's ceilings, measured in the same run",
-                (
-                    Column("ceiling", number=False),
-                    Column("reached"),
-                    Column("measured with", number=False),
-                ),
-                tuple(rows),
-            )
-        )
-    found = [one for one in working(results) if one.get("limit")]
-    if not found:
-        blocks.append(Paragraph("No system's operations were counted."))
-        return Section("Share of the limit", tuple(blocks))
-    stages = [
-        Row(
-            (
-                claims.title(one),
-                STAGES.get(stage, stage),
-                amount(cost.get("flops"), "FLOP"),
-                size(cost.get("bytes")),
-                seconds(cost.get("seconds")),
-                amount(cost.get("flops_per_second"), "FLOP/s"),
-                share(cost.get("share_of_compute")),
-                share(cost.get("share_of_bandwidth")),
-                clean(cost.get("bound") or NONE),
-            )
-        )
-        for one in found
-        for stage, cost in one["limit"]["stages"].items()
-        if cost
-    ]
-    blocks += [
-        Table(
-            "What each stage computes, moves and reaches",
-            (
-                Column("system", number=False),
-                Column("stage", number=False),
-                Column("computes"),
-                Column("moves"),
-                Column("median time"),
-                Column("reached"),
-                Column("of compute"),
-                Column("of memory"),
-                Column("bound by", number=False),
-            ),
-            tuple(stages),
-        ),
-        Paragraph(
-            "Operations and bytes are counted from the engine's graph, attention included; bytes "
-            "are the weights, inputs and outputs that have to be moved at least once. The ceiling "
-            "is the best matrix product of the same precision, so a share above 100 % means that "
-            "the ceiling was measured too low, not that it was broken."
-        ),
-        Figure(
-            "limits",
-            "Bars of the share of the compute ceiling that each stage reached; the figures are in "
-            "the table above.",
-            "Share of the measured compute ceiling of the system's precision.",
-        ),
-    ]
-    return Section("Share of the limit", tuple(blocks))

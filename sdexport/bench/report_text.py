@@ -11,6 +11,15 @@ NONE = "–"
 """Where there is nothing to say."""
 
 
+STAGES = {
+    "text_encoder": "text encoder",
+    "evaluation": "one evaluation",
+    "vae_decoder": "decoder",
+    "rest": "the rest",
+}
+"""What the stages of a drawing are called; `evaluation` is a single one."""
+
+
 def clean(value: object) -> str:
     """`value` as one line of text that shows what it is.
 

@@ -106,7 +106,7 @@ def _links(folder: Path) -> str:
 
 
 def _table(results: Results) -> Table:
-    found = report_results.working(results)
+    found = claims.working(results)
     factor, unit = unit_for([one["summary"]["total"]["p50"] for one in found])
     rows = [
         Row(
