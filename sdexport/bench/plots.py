@@ -35,6 +35,7 @@ STAGE_COLOURS = {
     "evaluation": "#1f83c4",
     "vae_decoder": "#e69f00",
     "rest": "#7f7f7f",
+    "total": "#009e73",
 }
 """After Okabe and Ito: told apart by those who see few colours, on white as well as on black."""
 

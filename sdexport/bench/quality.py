@@ -34,8 +34,6 @@ YARDSTICK = 1.5
 """How many times as far as the baseline's own half precision a system's pictures may be, by the
 median of `relative`: rounding is as far as rounding is, another sampler about twice as far."""
 
-HALVES = ("bf16", "fp16")
-
 FLAT = 1.0
 """Of 255: a reference whose standard deviation is less is one colour, and proves nothing."""
 
@@ -223,38 +221,6 @@ def verdict(
                 "other noise, or lower precision than it says"
             )
     return CLOSE, ""
-
-
-def verdicts(systems: Sequence[Mapping[str, Any]], baseline: str) -> dict[str, tuple[str, str]]:
-    """The verdict of every system of a run, each by its precision and by the run's yardstick.
-
-    Args:
-        systems: as results.json has them, with `picture.images` from `compare` (or no picture).
-        baseline: the name of the one that the others were compared with.
-
-    Returns:
-        `verdict`'s answer by the name of every system that was compared. The yardstick is eager
-        PyTorch in half precision, the first that is among `systems`; it is not held against itself.
-    """
-    compared = {
-        str(one["name"]): (one, one["picture"]["images"])
-        for one in systems
-        if one["name"] != baseline and one.get("picture")
-    }
-    halves = (
-        name
-        for name, (one, images) in compared.items()
-        if one.get("kind") == "diffusers" and one.get("precision") in HALVES and images
-    )
-    standard = next(halves, None)
-    return {
-        name: verdict(
-            images,
-            precision=one.get("precision"),
-            yardstick=compared[standard][1] if standard not in (None, name) else None,
-        )
-        for name, (one, images) in compared.items()
-    }
 
 
 def _name(one: Mapping[str, Any], index: int) -> str:

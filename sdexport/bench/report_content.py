@@ -115,7 +115,7 @@ def _findings(results: Results) -> tuple[Paragraph, ...]:
 def _place(results: Results) -> str:
     machine = results.get("machine") or {}
     cores = machine.get("cores")
-    return clean(machine.get("processor", "unknown processor")) + (
+    return clean(machine.get("processor") or "unknown processor") + (
         f", {cores} cores" if cores else ""
     )
 
@@ -189,8 +189,8 @@ def _machine(machine: Mapping[str, Any]) -> dict[str, str]:
     memory = machine.get("memory_bytes")
     gpus = machine.get("gpus") or []
     return {
-        "processor": clean(machine.get("processor", NONE)),
-        "cores": str(machine.get("cores", NONE)),
+        "processor": clean(machine.get("processor") or NONE),
+        "cores": number(machine.get("cores")),
         "processor threads": number(machine.get("processor_threads")),
         "instruction sets": clean(", ".join(machine.get("flags") or []) or NONE),
         "memory": f"{number(memory / 2**30)} GiB" if memory else NONE,

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from sdexport.bench import claims
 from sdexport.bench.claims import Results
-from sdexport.bench.report_blocks import Block, Column, Figure, Paragraph, Row, Section, Table
+from sdexport.bench.report_blocks import (
+    Block,
+    Column,
+    Figure,
+    Paragraph,
+    Points,
+    Row,
+    Section,
+    Table,
+)
 from sdexport.bench.report_text import NONE, STAGES, amount, clean, seconds, share, size
 
 
@@ -56,7 +65,7 @@ def section(results: Results) -> Section:
         Row(
             (
                 claims.title(one),
-                STAGES.get(stage, stage),
+                STAGES.get(stage, clean(stage)),
                 amount(cost.get("flops"), "FLOP"),
                 size(cost.get("bytes")),
                 seconds(cost.get("seconds")),
@@ -69,6 +78,12 @@ def section(results: Results) -> Section:
         for one in found
         for stage, cost in one["limit"]["stages"].items()
         if cost
+    ]
+    notes = [
+        f"{claims.title(one)}, {STAGES.get(stage, clean(stage))}: {clean(cost['note'])}"
+        for one in found
+        for stage, cost in one["limit"]["stages"].items()
+        if cost and cost.get("note")
     ]
     blocks += [
         Table(
@@ -86,11 +101,12 @@ def section(results: Results) -> Section:
             ),
             tuple(stages),
         ),
+        *([Points(tuple(notes))] if notes else []),
         Paragraph(
-            "Operations and bytes are counted from the engine's graph, attention included; bytes "
-            "are the weights, inputs and outputs that have to be moved at least once. The ceiling "
-            "is the best matrix product of the same precision, so a share above 100 % means that "
-            "the ceiling was measured too low, not that it was broken."
+            "Operations and bytes are counted from the model's graph, attention included; bytes "
+            "are those that have to be moved at least. The ceiling of computing is the best matrix "
+            "product of the same precision. The work is the same for every system: what one "
+            "computes beyond that is its loss."
         ),
         Figure(
             "limits",

@@ -16,6 +16,7 @@ STAGES = {
     "evaluation": "one evaluation",
     "vae_decoder": "decoder",
     "rest": "the rest",
+    "total": "the whole",
 }
 """What the stages of a drawing are called; `evaluation` is a single one."""
 

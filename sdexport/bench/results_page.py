@@ -72,7 +72,7 @@ def _runs(runs: Sequence[tuple[Path, Results]]) -> list[str]:
     for folder, results in runs:
         machine: Mapping[str, Any] = results.get("machine") or {}
         gpus = [claims.gpu_name(one) for one in machine.get("gpus") or []]
-        places = [clean(machine.get("processor", "unknown processor"))]
+        places = [clean(machine.get("processor") or "unknown processor")]
         places += [f"{machine['cores']} cores"] if machine.get("cores") else []
         where = ", ".join([*places, *(gpus if claims.used_gpu(results) else [])])
         day = clean(results.get("created", ""))[:10]

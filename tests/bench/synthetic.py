@@ -214,7 +214,9 @@ def _limit(share: float) -> dict[str, Any]:
         "stages": {
             "text_encoder": stage(1.3e8, 4e6, share * 0.4),
             "evaluation": stage(2.4e9, 3e7, share),
-            "vae_decoder": stage(2.5e9, 2e7, share * 0.9),
+            "vae_decoder": stage(2.5e9, 2e7, share * 0.9)
+            | {"note": "a note on this stage", "bound": None, "share_of_bandwidth": None},
+            "total": stage(2.0e10, 2e8, share * 0.95),
         }
     }
 

@@ -145,6 +145,7 @@ def test_the_conditions_come_before_the_figures(page: Page) -> None:
         "no answer for 120 s while drawing",
         "matrix product, bf16",
         "3 of 3",
+        "a note on this stage",
     ],
 )
 def test_both_reports_say(written: Path, page: Page, said: str) -> None:
