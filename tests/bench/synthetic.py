@@ -67,6 +67,8 @@ def results(*, gpu: bool = False) -> dict[str, Any]:
     return {
         "schema": 1,
         "created": "2026-11-25T03:00:00+00:00",
+        "complete": True,
+        "effort": {"rounds": 10, "seconds": 10.0, "at_once": None, "timeout": 900.0},
         "command": "sdexport bench run emoji-bf16 emoji-fp32 --checkpoint checkpoint --rounds 12",
         "scenario": {
             "name": "made up for a test",
@@ -88,12 +90,12 @@ def results(*, gpu: bool = False) -> dict[str, Any]:
             "cores": 2,
             "flags": ["avx2", "avx512_bf16", "avx512f"],
             "memory_bytes": 24 * 2**30,
-            "gpus": ["A GPU That Does Not Exist"] if gpu else [],
+            "gpus": [{"name": "A GPU That Does Not Exist"}] if gpu else [],
             "load_before": [0.1, 0.3, 0.4],
             "load_after": [2.0, 1.7, 1.1],
             "python": "3.11.9",
             "libraries": {"numpy": "2.4.6", "openvino": "2026.4.1"},
-            "thread_settings": {"OMP_NUM_THREADS": None, "KMP_AFFINITY": "granularity=fine"},
+            "thread_settings": {"OMP_NUM_THREADS": "2", "KMP_AFFINITY": "granularity=fine"},
         },
         "ceilings": {
             "gemm": {
@@ -143,6 +145,7 @@ def _system(
         "kind": kind,
         "status": "ok",
         "why": "",
+        "stderr_tail": [],
         "group": 0,
         "precision": precision,
         "device": "cpu",
@@ -229,6 +232,7 @@ def _broken(name: str, status: str, why: str) -> dict[str, Any]:
         "kind": "peer",
         "status": status,
         "why": why,
+        "stderr_tail": ["the last that was written"],
         "group": 0,
         "precision": None,
         "device": None,
