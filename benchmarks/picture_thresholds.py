@@ -1,0 +1,219 @@
+"""What `sdexport.bench.quality` makes of rounding, and of what is none: its thresholds' data.
+
+Draws with diffusers in float32, which is the baseline, with its bfloat16, with bundles, and with
+something changed: another seed, sampler, number of steps, or the pixels themselves.
+
+    python benchmarks/picture_thresholds.py CHECKPOINT [BUNDLE …] [--output FILE.json]
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import statistics
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from sdexport.bench.quality import compare, verdict
+
+Pictures = NDArray[np.uint8]
+
+LEARNT = ("red apple", "pizza", "snowman", "rose", "cat face", "airplane", "bee", "rocket")
+UNKNOWN = ("a photo of an astronaut riding a horse", "", "portrait of a woman", "city at night")
+PROMPTS = (*LEARNT, *UNKNOWN)
+SEEDS = tuple(range(7, 7 + len(PROMPTS)))
+SIDE, GUIDANCE = 128, 2.5
+
+SCENARIOS: Mapping[str, tuple[str, int]] = {
+    "pndm, 50 steps": ("pndm", 50),
+    "ddim, 20 steps": ("ddim", 20),
+}
+"""The sampler and steps of the baseline. With few steps PNDM amplifies every rounding."""
+
+CHANGED: Mapping[str, tuple[dict[str, Any], ...]] = {
+    "pndm, 50 steps": (
+        {"sampler": "dpmpp-2m"},
+        {"sampler": "ddim"},
+        {"steps": 49},
+        {"steps": 40},
+        {"steps": 25},
+        {"first seed": 107},
+    ),
+    "ddim, 20 steps": ({"sampler": "dpmpp-2m"}, {"sampler": "euler"}, {"first seed": 107}),
+}
+
+
+def pixel_changes(images: Pictures) -> dict[str, Pictures]:
+    """What may happen to pixels alone."""
+    rng = np.random.default_rng(0)
+
+    def clipped(values: NDArray[Any]) -> Pictures:
+        return np.clip(values, 0, 255).astype(np.uint8)
+
+    def jpeg(picture: Pictures) -> Pictures:
+        file = io.BytesIO()
+        Image.fromarray(picture).save(file, "JPEG", quality=75)
+        return np.asarray(Image.open(file))
+
+    return {
+        "2 levels darker": clipped(images.astype(int) - 2),
+        "5 levels darker": clipped(images.astype(int) - 5),
+        "10 levels darker": clipped(images.astype(int) - 10),
+        "moved by a pixel": np.roll(images, 1, axis=2),
+        "JPEG of quality 75": np.stack([jpeg(picture) for picture in images]),
+        "noise of 5 levels added": clipped(images + rng.normal(0, 5, images.shape)),
+        "the next prompt's picture": np.roll(images, -1, axis=0),
+        "noise alone": rng.integers(0, 256, images.shape).astype(np.uint8),
+        "black": np.zeros_like(images),
+    }
+
+
+Draw = Callable[[str, int, int], Pictures]
+
+
+def diffusers_draw(checkpoint: Path, dtype: str) -> Draw:
+    """From sampler, steps and first seed to pictures, through diffusers."""
+    import torch
+    from diffusers import StableDiffusionPipeline
+
+    from sdexport.export.reference import sampler_for
+
+    pipeline = StableDiffusionPipeline.from_pretrained(checkpoint, dtype=getattr(torch, dtype))
+    pipeline.set_progress_bar_config(disable=True)
+    config = pipeline.scheduler.config
+
+    def draw(sampler: str, steps: int, seed: int) -> Pictures:
+        pipeline.scheduler = sampler_for(sampler, config)
+        pictures = [
+            pipeline(
+                prompt,
+                num_inference_steps=steps,
+                guidance_scale=GUIDANCE,
+                height=SIDE,
+                width=SIDE,
+                generator=torch.Generator().manual_seed(seed + index),
+            ).images[0]
+            for index, prompt in enumerate(PROMPTS)
+        ]
+        return np.stack([np.asarray(picture) for picture in pictures])
+
+    return draw
+
+
+def bundle_draw(bundle: Path) -> Draw:
+    """The same through a bundle."""
+    import sdexport
+
+    pipeline = sdexport.load(bundle)
+
+    def draw(sampler: str, steps: int, seed: int) -> Pictures:
+        pictures = [
+            pipeline.generate(
+                prompt,
+                seed=seed + index,
+                steps=steps,
+                sampler=sampler,
+                guidance=GUIDANCE,
+                size=(SIDE, SIDE),
+            ).images[0]
+            for index, prompt in enumerate(PROMPTS)
+        ]
+        return np.stack([np.asarray(picture) for picture in pictures])
+
+    return draw
+
+
+def row(
+    baseline: Pictures, images: Pictures, yardstick: list[dict[str, Any]] | None
+) -> dict[str, Any]:
+    """One line of the table: the farthest and the median picture, and the verdicts."""
+    compared = compare(baseline, images)
+
+    def figures(key: str, worst: Callable[..., float]) -> tuple[float, float]:
+        values = [one[key] if one[key] is not None else 999.0 for one in compared]
+        return worst(values), statistics.median(values)
+
+    psnr, ssim, relative = figures("psnr", min), figures("ssim", min), figures("relative", max)
+    return {
+        "psnr": [round(value, 2) for value in psnr],
+        "ssim": [round(value, 4) for value in ssim],
+        "largest": int(figures("largest", max)[0]),
+        "relative": [round(value, 4) for value in relative],
+        "alone": verdict(compared)[0],
+        "as_fp32": verdict(compared, precision="fp32")[0],
+        "with_yardstick": verdict(compared, yardstick=yardstick)[0],
+    }
+
+
+def measure(checkpoint: Path, bundles: list[Path]) -> dict[str, dict[str, Any]]:
+    """Every line of the table, by scenario and by what was drawn."""
+    full, half = (diffusers_draw(checkpoint, dtype) for dtype in ("float32", "bfloat16"))
+    drawers = {f"bundle {path.name}": bundle_draw(path) for path in bundles}
+    found: dict[str, dict[str, Any]] = {}
+    first = SEEDS[0]
+    for scenario, (sampler, steps) in SCENARIOS.items():
+        baseline = full(sampler, steps, first)
+        rounded = half(sampler, steps, first)
+        yardstick = compare(baseline, rounded)
+        drawn = {"diffusers bfloat16": rounded}
+        drawn |= {name: draw(sampler, steps, first) for name, draw in drawers.items()}
+        for change in CHANGED[scenario]:
+            name = ", ".join(f"{key} {value}" for key, value in change.items())
+            drawn[name] = full(
+                change.get("sampler", sampler),
+                change.get("steps", steps),
+                change.get("first seed", first),
+            )
+        if len(found) == 0:
+            drawn |= pixel_changes(baseline)
+        seeds = drawn.get("first seed 107")
+        found[scenario] = {name: row(baseline, images, yardstick) for name, images in drawn.items()}
+        if seeds is not None:
+            known = slice(0, len(LEARNT))
+            found[scenario]["first seed 107, learnt prompts alone"] = row(
+                baseline[known], seeds[known], yardstick[known]
+            )
+        for name, one in found[scenario].items():
+            print(f"{scenario} | {name} | {one}", flush=True)
+    return found
+
+
+def table(found: Mapping[str, Mapping[str, Any]]) -> str:
+    """The figures as Markdown: the farthest picture, in brackets the median."""
+    lines = []
+    for scenario, rows in found.items():
+        lines += [
+            f"\n**{scenario}**\n",
+            "| | PSNR, dB | SSIM | largest | relative | verdict | as fp32 | with a yardstick |",
+            "|---|---:|---:|---:|---:|---|---|---|",
+        ]
+        for name, one in rows.items():
+            psnr, ssim, relative = one["psnr"], one["ssim"], one["relative"]
+            lines.append(
+                f"| {name} | {psnr[0]:.1f} ({psnr[1]:.1f}) | {ssim[0]:.4f} ({ssim[1]:.4f}) "
+                f"| {one['largest']} | {relative[0]:.3f} ({relative[1]:.3f}) "
+                f"| {one['alone']} | {one['as_fp32']} | {one['with_yardstick']} |"
+            )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("bundles", type=Path, nargs="*", metavar="BUNDLE")
+    parser.add_argument("--output", type=Path, help="write the figures as JSON")
+    options = parser.parse_args()
+    found = measure(options.checkpoint, options.bundles)
+    print(table(found))
+    if options.output is not None:
+        options.output.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,138 @@
+"""Which systems a speed-up may be claimed for, and why not for the others."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from sdexport.bench.report_text import NONE, clean, number
+
+System = Mapping[str, Any]
+Results = Mapping[str, Any]
+
+SAME_PICTURE = ("same", "close")
+
+STATUS_WORDS = {"crashed": "crashed", "hung": "hung", "failed": "could not be set up"}
+
+
+def title(system: System) -> str:
+    """What the system is called in the report."""
+    return clean(system.get("title") or system["name"])
+
+
+def works(system: System) -> bool:
+    """Whether the system drew all that it was asked for."""
+    return system["status"] == "ok" and bool(system.get("rounds")) and bool(system.get("summary"))
+
+
+def baseline(results: Results) -> System | None:
+    """The system that the others are compared with; None where it is not there."""
+    found = (one for one in results["systems"] if one["name"] == results.get("baseline"))
+    return next(found, None)
+
+
+def is_baseline(results: Results, system: System) -> bool:
+    """Whether this is the system that the others are compared with."""
+    return bool(system["name"] == results.get("baseline"))
+
+
+def verdict(system: System) -> str:
+    """same, close, different or unknown."""
+    return str((system.get("picture") or {}).get("verdict") or "unknown")
+
+
+def working(results: Results) -> list[System]:
+    """The systems with figures, the baseline first and then the fastest first."""
+    found = [one for one in results["systems"] if works(one)]
+    return sorted(
+        found,
+        key=lambda one: (not is_baseline(results, one), one["summary"]["total"]["p50"]),
+    )
+
+
+def problem(results: Results, system: System) -> str | None:
+    """Why nothing is claimed for a system; None where its ratio counts.
+
+    The reasons, the gravest first: it does not work; it draws something else, or nobody looked; it
+    evaluates the model less often than the baseline, which pictures need not show.
+    """
+    if not works(system):
+        said = STATUS_WORDS.get(system["status"], "gave no figures")
+        why = clean(system.get("why") or "")
+        return f"{said}: {why}" if why else said
+    if is_baseline(results, system):
+        return None
+    picture = system.get("picture") or {}
+    why = clean(picture.get("why") or "")
+    if verdict(system) == "different":
+        return "draws a different picture" + (f": {why}" if why else "")
+    if verdict(system) not in SAME_PICTURE:
+        return "its picture was not compared" + (f": {why}" if why else "")
+    first = baseline(results)
+    calls, expected = system.get("model_calls"), first.get("model_calls") if first else None
+    if calls is not None and expected is not None and calls < expected:
+        return f"evaluates the model {calls} times where the baseline does {expected} times"
+    if not system.get("ratio"):
+        return "too few of its turns lie beside the baseline's for a ratio"
+    return None
+
+
+def ratio(results: Results, system: System) -> str:
+    """How many times faster than the baseline, with its interval; a dash where none is claimed."""
+    if is_baseline(results, system):
+        return "1 (baseline)"
+    found = system.get("ratio")
+    if not found or problem(results, system) is not None:
+        return "none claimed"
+    text = f"{found['median']:.2f}× ({found['low']:.2f} to {found['high']:.2f})"
+    return text + (", no difference" if found["low"] <= 1 <= found["high"] else "")
+
+
+def ratio_cells(results: Results, system: System) -> tuple[str, str]:
+    """The ratio and its interval for a table's two columns; dashes where none is claimed."""
+    if is_baseline(results, system):
+        return "1", NONE
+    found = system.get("ratio")
+    if not found or problem(results, system) is not None:
+        return NONE, NONE
+    middle = f"{found['median']:.2f}"
+    if found["low"] <= 1 <= found["high"]:
+        middle += " (no difference)"
+    return middle, f"{found['low']:.2f} to {found['high']:.2f}"
+
+
+def fastest(results: Results) -> System | None:
+    """Of the systems that a speed-up is claimed for, the one with the largest ratio above 1."""
+    claimed = [
+        one
+        for one in results["systems"]
+        if not is_baseline(results, one)
+        and problem(results, one) is None
+        and one["ratio"]["low"] > 1
+    ]
+    return max(claimed, key=lambda one: float(one["ratio"]["median"]), default=None)
+
+
+def used_gpu(results: Results) -> bool:
+    """Whether any system ran on a GPU."""
+    return any(one.get("device") == "cuda" and works(one) for one in results["systems"])
+
+
+def gpu_sentence(results: Results) -> str:
+    """What is to be said about GPUs, so that nobody takes one figure for the other."""
+    there = (results.get("machine") or {}).get("gpus") or []
+    if used_gpu(results):
+        return f"GPU: {', '.join(gpu_name(one) for one in there) or 'one whose name is unknown'}."
+    if there:
+        names = ", ".join(gpu_name(one) for one in there)
+        return f"No GPU was used, though there is one ({names}): every figure is the processor's."
+    return "No GPU was used: this machine has none, and every figure is the processor's."
+
+
+def gpu_name(gpu: Any) -> str:
+    """A GPU as results.json has it, a name or facts with a name among them."""
+    if isinstance(gpu, Mapping):
+        memory = gpu.get("memory_bytes")
+        size = f", {number(memory / 2**30)} GiB" if memory else ""
+        return clean(gpu.get("name", gpu)) + size
+    return clean(gpu)

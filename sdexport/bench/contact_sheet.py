@@ -1,0 +1,187 @@
+"""The pictures of all systems side by side, with what is different made visible, as one PNG."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from sdexport import storage
+from sdexport.bench import claims
+from sdexport.bench.claims import Results, System
+from sdexport.bench.report_text import clean
+
+FILE = "contact_sheet.png"
+
+Pictures = NDArray[np.uint8]
+
+AMPLIFIED = 8
+"""Times that differences are multiplied with, from black for none."""
+
+MOST_ROWS = 12
+"""Prompts that are shown; the pictures of all are in the folder."""
+
+LEAST_SIDE, MOST_SIDE = 96, 192
+"""Pixels of a picture's longer side on the sheet; smaller ones are shown several times as large."""
+
+LEAST_STEP = 128
+"""Pixels of a column, for the system's title."""
+
+LABEL, HEAD, GAP, LINE, TEXT = 150, 66, 8, 15, 12
+"""Pixels: of the prompts' column, the systems' row, between pictures, of a line and its text."""
+
+INK, FAINT, FRAME, BAD = "#1a1a1a", "#666666", "#cccccc", "#a02020"
+
+
+def picture_files(folder: Path, system: System, count: int) -> list[Path]:
+    """The files of a system's pictures in a report's folder; none where one is missing."""
+    name = str(system["name"])
+    if name in ("", ".", "..") or Path(name).name != name or "\\" in name or "\0" in name:
+        return []  # no name of a folder: what is elsewhere is not looked at
+    files = [folder / "pictures" / name / f"{index}.png" for index in range(count)]
+    return files if all(file.is_file() for file in files) else []
+
+
+def write(results: Results, folder: Path) -> Path | None:
+    """Writes `contact_sheet.png` into `folder` from the pictures there.
+
+    Returns:
+        The file, or None where the baseline drew nothing; an earlier sheet is then removed.
+
+    Raises:
+        StorageError: the place cannot be written.
+    """
+    file = folder / FILE
+    sheet = draw(results, folder)
+    if sheet is None:
+        with storage.explained(file):
+            file.unlink(missing_ok=True)
+        return None
+    encoded = io.BytesIO()
+    sheet.save(encoded, "PNG", optimize=True)
+    storage.write_bytes(file, encoded.getvalue())
+    return file
+
+
+def draw(results: Results, folder: Path) -> Image.Image | None:
+    """The sheet: a row a prompt, a column a system, the baseline first; None without pictures."""
+    prompts = results["scenario"]["prompts"]
+    count = min(len(prompts), MOST_ROWS)
+    ordered = sorted(results["systems"], key=lambda one: not claims.is_baseline(results, one))
+    columns = [
+        (system, [_opened(file) for file in files[:count]])
+        for system in ordered
+        if (files := picture_files(folder, system, len(prompts)))
+    ]
+    if not columns or not claims.is_baseline(results, columns[0][0]):
+        return None
+    reference = columns[0][1]
+    height, width = reference[0].shape[:2]
+    longest = max(width, height)
+    scale = min(1.0, MOST_SIDE / longest) if longest > LEAST_SIDE else -(-LEAST_SIDE // longest)
+    cell = (max(1, round(width * scale)), max(1, round(height * scale)))
+    step = max(cell[0], LEAST_STEP) + 2 * GAP
+    row_height = 2 * cell[1] + LINE + 2 * GAP
+    left_out = len(prompts) - count
+    sheet = Image.new(
+        "RGB",
+        (LABEL + len(columns) * step + GAP, HEAD + count * row_height + LINE * (left_out > 0)),
+        "white",
+    )
+    canvas, font = ImageDraw.Draw(sheet), _font()
+    for column, (system, images) in enumerate(columns):
+        left = LABEL + column * step
+        _heading(canvas, font, (left, GAP), step - GAP, results, system)
+        measured = (system.get("picture") or {}).get("images") or []
+        for row in range(count):
+            top = HEAD + row * row_height
+            sheet.paste(_small(images[row], cell), (left, top))
+            canvas.rectangle((left - 1, top - 1, left + cell[0], top + cell[1]), outline=FRAME)
+            if column == 0:
+                continue
+            said = f"difference ×{AMPLIFIED}"
+            if row < len(measured) and measured[row].get("ssim") is not None:
+                said = f"diff. ×{AMPLIFIED}, SSIM {measured[row]['ssim']:.3f}"
+            canvas.text((left, top + cell[1] + 1), said, FAINT, font)
+            if images[row].shape == reference[row].shape:
+                shown = _small(_difference(reference[row], images[row]), cell)
+                sheet.paste(shown, (left, top + cell[1] + LINE))
+    seeds = results["scenario"].get("seeds") or [None] * count
+    for row in range(count):
+        top = HEAD + row * row_height
+        lines = _wrapped(clean(prompts[row]), LABEL - 2 * GAP, font, 2 * cell[1] // LINE - 1)
+        for number, line in enumerate([*lines, f"seed {seeds[row]}"]):
+            colour = INK if number < len(lines) else FAINT
+            canvas.text((GAP, top + number * LINE), line, colour, font)
+    if left_out > 0:
+        text = f"and {left_out} more, not shown here"
+        canvas.text((GAP, HEAD + count * row_height - GAP), text, FAINT, font)
+    return sheet
+
+
+def _opened(file: Path) -> Pictures:
+    with Image.open(file) as image:
+        pixels: Pictures = np.asarray(image.convert("RGB"))
+        return pixels
+
+
+def _small(picture: Pictures, cell: tuple[int, int]) -> Image.Image:
+    image = Image.fromarray(picture)
+    larger = cell[0] > image.width
+    return image.resize(cell, Image.Resampling.NEAREST if larger else Image.Resampling.BOX)
+
+
+def _difference(reference: Pictures, image: Pictures) -> Pictures:
+    apart = np.abs(reference.astype(np.int32) - image.astype(np.int32)) * AMPLIFIED
+    return np.minimum(apart, 255).astype(np.uint8)
+
+
+def _heading(
+    canvas: ImageDraw.ImageDraw,
+    font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
+    place: tuple[int, int],
+    width: int,
+    results: Results,
+    system: System,
+) -> None:
+    lines = _wrapped(claims.title(system), width, font, 3)
+    for number, line in enumerate(lines):
+        canvas.text((place[0], place[1] + number * LINE), line, INK, font)
+    said = "baseline" if claims.is_baseline(results, system) else claims.verdict(system)
+    colour = FAINT if said in ("baseline", *claims.SAME_PICTURE) else BAD
+    canvas.text((place[0], place[1] + len(lines) * LINE), said, colour, font)
+
+
+def _wrapped(
+    text: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, most: int
+) -> list[str]:
+    """`text` in at most `most` lines of `width` pixels, the rest as an ellipsis."""
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if not lines[-1] or font.getlength(longer) <= width:
+            lines[-1] = longer
+        else:
+            lines.append(word)
+    if len(lines) > most:
+        lines = [*lines[: most - 1], f"{lines[most - 1]} …"] if most > 0 else []
+    return [_cut(line, width, font) for line in lines]
+
+
+def _cut(line: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
+    if font.getlength(line) <= width:
+        return line
+    while line and font.getlength(line + "…") > width:
+        line = line[:-1]
+    return line + "…"
+
+
+def _font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """DejaVu where the system has it, since it knows more of the world's letters than Pillow's."""
+    try:
+        return ImageFont.truetype("DejaVuSans.ttf", TEXT)
+    except OSError:
+        return ImageFont.load_default(TEXT)

@@ -1,0 +1,122 @@
+"""How many pictures show what their prompt says, for a checkpoint that has learnt its pictures.
+
+A picture is recognised if, of all pictures that the checkpoint was trained on, the one nearest to
+it by RMSE over small thumbnails is the one that its prompt names. That is the measure of
+examples/emoji/evaluate.py. It says that words still make the right pictures, which no comparison
+with the baseline says; it does not say that details are right.
+"""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from sdexport.errors import FolderError
+
+Pictures = NDArray[np.uint8]
+
+THUMBNAILS = "thumbnails"
+CAPTIONS = "captions.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Targets:
+    """What a checkpoint was trained to draw.
+
+    Attributes:
+        captions: one a picture, in lower case.
+        thumbnails: (n, side, side, 3) uint8.
+
+    Raises:
+        FolderError: not as many captions as thumbnails, or these are no pictures.
+    """
+
+    captions: tuple[str, ...]
+    thumbnails: Pictures = field(repr=False)
+
+    def __post_init__(self) -> None:
+        shape = self.thumbnails.shape
+        if len(shape) != 4 or shape[1] != shape[2] or shape[3] != 3:
+            raise FolderError(
+                f"thumbnails are (n, side, side, 3), not {shape}; see examples/emoji/data.py"
+            )
+        if self.thumbnails.dtype != np.uint8:
+            raise FolderError(f"thumbnails are uint8, not {self.thumbnails.dtype}")
+        if len(self.captions) != len(self.thumbnails):
+            raise FolderError(
+                f"{len(self.captions)} captions for {len(self.thumbnails)} thumbnails; "
+                "both files have to be of the same training"
+            )
+
+
+def read_targets(path: Path) -> Targets:
+    """The targets of a `.npz` file with `thumbnails`, and the `captions.json` beside it.
+
+    Raises:
+        FolderError: one of the two is missing or damaged, or they do not belong together.
+    """
+    captions = path.with_name(CAPTIONS)
+    try:
+        # Opened here: of a file that is no archive, numpy would leave closing to chance.
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            thumbnails = arrays[THUMBNAILS]
+        names = [str(entry["caption"]) for entry in json.loads(captions.read_text("utf-8"))]
+    except FileNotFoundError as error:
+        raise FolderError(
+            f"{error.filename} is missing; targets are a .npz file with thumbnails and "
+            f"{CAPTIONS} beside it, as in examples/emoji"
+        ) from None
+    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        raise FolderError(
+            f"{path} or {captions.name} beside it is damaged: {error}; write them again, as "
+            "examples/emoji/data.py does"
+        ) from error
+    return Targets(tuple(name.lower() for name in names), thumbnails)
+
+
+def named(prompt: str, captions: Sequence[str]) -> int | None:
+    """The index of the longest caption that occurs in `prompt` in whole words; None of none."""
+    words = f" {' '.join(prompt.lower().split())} "
+    found = [index for index, caption in enumerate(captions) if f" {caption} " in words]
+    return max(found, key=lambda index: len(captions[index]), default=None)
+
+
+def nearest(image: Pictures, targets: Targets) -> int:
+    """The index of the target whose thumbnail is nearest by RMSE; `image` is (H, W, 3) uint8."""
+    side = targets.thumbnails.shape[1]
+    small = Image.fromarray(image).resize((side, side), Image.Resampling.BOX)
+    apart = targets.thumbnails.astype(np.float64) - np.asarray(small, np.float64)
+    return int(np.square(apart).mean(axis=(1, 2, 3)).argmin())
+
+
+def count(
+    images: Sequence[Pictures] | Pictures, prompts: Sequence[str], targets: Targets
+) -> dict[str, Any]:
+    """How many of the pictures are recognised.
+
+    Args:
+        images: one a prompt, (H, W, 3) uint8.
+        prompts: a caption in words of any kind before and after: `a red apple`.
+
+    Returns:
+        `of`: pictures whose prompt names a target; `right`: those recognised; `wrong`: of the
+        others, `prompt` and what it `looks_like`.
+    """
+    of, wrong = 0, []
+    for image, prompt in zip(images, prompts, strict=True):
+        wanted = named(prompt, targets.captions)
+        if wanted is None:
+            continue
+        of += 1
+        seen = nearest(np.asarray(image), targets)
+        if seen != wanted:
+            wrong.append({"prompt": prompt, "looks_like": targets.captions[seen]})
+    return {"of": of, "right": of - len(wrong), "wrong": wrong}

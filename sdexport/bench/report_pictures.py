@@ -1,0 +1,112 @@
+"""What was seen of the pictures, as a report's section."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from sdexport.bench import claims, report_results
+from sdexport.bench.claims import Results, System
+from sdexport.bench.report_blocks import (
+    BAD,
+    CONTACT_SHEET,
+    Block,
+    Column,
+    Figure,
+    Paragraph,
+    Points,
+    Section,
+    Table,
+)
+from sdexport.bench.report_text import NONE, clean
+
+
+def section(results: Results) -> Section:
+    """Whether each system draws what the baseline draws."""
+    compared = [
+        one
+        for one in claims.working(results)
+        if one.get("picture") and not claims.is_baseline(results, one)
+    ]
+    if not compared:
+        return Section("Pictures", (Paragraph("No pictures were compared.", BAD),))
+    blocks: list[Block] = [
+        Paragraph(
+            "Every system's pictures are compared with the baseline's for the same prompts and "
+            "seeds. “Same” is rounding of float32 sums, “close” is what rounding to half precision "
+            "does, and anything beyond is “different”, whatever it looks like. A picture that is "
+            "close need not look worse; it is a neighbour of the baseline's, not a copy."
+        ),
+        Table(
+            "The farthest of each system's pictures from the baseline's",
+            (
+                Column("system", number=False),
+                Column("verdict", number=False),
+                Column("pictures"),
+                Column("PSNR, least"),
+                Column("SSIM, least"),
+                Column("largest difference of 255"),
+                Column("relative, most"),
+                Column("latent cosine, least"),
+                Column("recognised"),
+            ),
+            report_results.rows(results, compared, _picture_cells),
+        ),
+    ]
+    reasons = [
+        f"{claims.title(one)} ({claims.verdict(one)}): {clean(one['picture']['why'])}"
+        for one in compared
+        if one["picture"].get("why")
+    ]
+    if reasons:
+        blocks.append(Points(tuple(reasons)))
+    blocks += [
+        Figure(
+            "pictures",
+            "Points for every picture: PSNR, SSIM and relative difference of each system; the "
+            "figures are in the table above.",
+            "A point is a picture; equal ones have no PSNR. The dashed lines are what “close” "
+            "allows. " + report_results.KINDS,
+        ),
+        Figure(
+            CONTACT_SHEET,
+            "The pictures, a row for each prompt and a column for each system, the baseline first; "
+            "below each the amplified difference from the baseline's.",
+            "Baseline first. Below each picture its difference from the baseline's, amplified as "
+            "is written there.",
+        ),
+    ]
+    if captions := results.get("captions"):
+        blocks.append(Paragraph(_captions(captions)))
+    return Section("Pictures", tuple(blocks))
+
+
+def _captions(captions: Any) -> str:
+    if isinstance(captions, Mapping):
+        return "Captions: " + ", ".join(
+            f"{clean(key)} {clean(value)}" for key, value in captions.items()
+        )
+    return f"Captions: {clean(captions)}"
+
+
+def _worst(images: list[Mapping[str, Any]], key: str, pick: Any, pattern: str) -> str:
+    found = [one[key] for one in images if one.get(key) is not None]
+    if not found:
+        return "equal" if key == "psnr" and images else NONE
+    return format(pick(found), pattern)
+
+
+def _picture_cells(system: System) -> tuple[str, ...]:
+    picture = system["picture"]
+    images = picture.get("images") or []
+    recognised = picture.get("recognised")
+    return (
+        claims.verdict(system),
+        str(len(images)),
+        _worst(images, "psnr", min, ".1f") + (" dB" if images else ""),
+        _worst(images, "ssim", min, ".4f"),
+        _worst(images, "largest", max, ".0f"),
+        _worst(images, "relative", max, ".3f"),
+        _worst(images, "latent_cosine", min, ".5f"),
+        f"{recognised['right']} of {recognised['of']}" if recognised else NONE,
+    )

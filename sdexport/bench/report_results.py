@@ -1,0 +1,252 @@
+"""What was measured of time and memory, as a report's sections."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterable
+
+from sdexport.bench import claims
+from sdexport.bench.claims import Results, System
+from sdexport.bench.report_blocks import (
+    BAD,
+    BASELINE,
+    PLAIN,
+    Block,
+    Column,
+    Figure,
+    Paragraph,
+    Points,
+    Row,
+    Section,
+    Subheading,
+    Table,
+)
+from sdexport.bench.report_text import (
+    NONE,
+    STAGES,
+    clean,
+    number,
+    scaled,
+    seconds,
+    share,
+    size,
+    unit_for,
+)
+
+DIVIDED = ("text_encoder", "evaluation", "vae_decoder", "rest")
+"""The stages that a drawing is divided into."""
+
+KINDS = "Blue: bundles of this project; grey: PyTorch; orange: others."
+
+FEW_ROUNDS = 100
+"""Below, the 99th percentile is hardly more than the slowest round."""
+
+
+def _mark(results: Results, system: System) -> str:
+    if claims.is_baseline(results, system):
+        return BASELINE
+    return PLAIN if claims.problem(results, system) is None else BAD
+
+
+def rows(
+    results: Results,
+    systems: Iterable[System],
+    cells: Callable[[System], tuple[str, ...]],
+    *,
+    marked: bool = True,
+) -> tuple[Row, ...]:
+    """A row a system: its title and its `cells`; marked if it is the baseline or not to count."""
+    return tuple(
+        Row((claims.title(one), *cells(one)), _mark(results, one) if marked else PLAIN)
+        for one in systems
+    )
+
+
+def times(results: Results) -> Section:
+    """The whole image: percentiles, spread, ratio; and each stage of it."""
+    found = claims.working(results)
+    factor, unit = unit_for([one["summary"]["total"]["p50"] for one in found])
+    small, small_unit = unit_for(
+        [(one["summary"].get("evaluation") or {}).get("p50", 0.0) for one in found]
+    )
+    blocks: list[Block] = [
+        Table(
+            f"Time of one drawing ({drawing(results)}) in the steady state, and the ratio to the "
+            "baseline",
+            (
+                Column("system", number=False),
+                Column("precision", number=False),
+                Column(f"p50, {unit}"),
+                Column(f"p90, {unit}"),
+                Column(f"p99, {unit}"),
+                Column(f"mean, {unit}"),
+                Column("spread"),
+                Column("images/s"),
+                Column("times faster"),
+                Column(f"{_confidence(results)} % interval"),
+                Column("picture", number=False),
+            ),
+            rows(results, found, lambda one: _time_cells(results, one, factor))
+            + tuple(
+                Row((claims.title(one), *(NONE,) * 9, clean(one["status"])), BAD)
+                for one in results["systems"]
+                if not claims.works(one)
+            ),
+        )
+    ]
+    rounds = sorted({len(one["rounds"]) for one in found})
+    if rounds and rounds[-1] < FEW_ROUNDS:
+        counts = " to ".join(map(str, sorted({rounds[0], rounds[-1]})))
+        blocks.append(
+            Paragraph(f"Of no more than {counts} rounds, the p99 is close to the slowest one.")
+        )
+    if drift := _drift(results):
+        blocks.append(Paragraph(drift))
+    unclaimed = _unclaimed(results)
+    if unclaimed:
+        blocks += [Subheading("No speed-up is claimed for"), Points(tuple(unclaimed))]
+    blocks += [
+        Figure(
+            "totals",
+            "A strip of points and a box for each system: "
+            + "; ".join(
+                f"{claims.title(one)} {seconds(one['summary']['total']['p50'])}" for one in found
+            ),
+            "Every round is a point; the box reaches from the first to the third quartile, its "
+            "line is the median. On the right the same rounds as parts of the system's own median.",
+        ),
+        Figure(
+            "ratios",
+            "Ratios to the baseline with their intervals: "
+            + "; ".join(f"{claims.title(one)} {claims.ratio(results, one)}" for one in found),
+            "The baseline's time over the system's, pair by pair: the median and its interval. "
+            "Right of 1 is faster. " + KINDS,
+        ),
+        Subheading("Stages"),
+        Table(
+            "Median time of each stage of one drawing",
+            (
+                Column("system", number=False),
+                Column("evaluations"),
+                *(Column(f"{STAGES[stage]}, {small_unit}") for stage in DIVIDED),
+                Column("all evaluations, share"),
+            ),
+            rows(results, found, lambda one: _stage_cells(one, small)),
+        ),
+        Figure(
+            "stages",
+            "Bars of the mean time of one drawing, divided into text encoder, evaluations, decoder "
+            "and the rest; the figures are in the table of the stages.",
+            "Means, so that the parts add up to the whole. A system that tells only of the whole "
+            "has one undivided bar.",
+        ),
+    ]
+    return Section("Times", tuple(blocks))
+
+
+def drawing(results: Results) -> str:
+    """What one timed drawing is, in words."""
+    scenario = results["scenario"]
+    count = len(scenario.get("seeds") or scenario["prompts"])
+    pictures = "1 picture" if count == 1 else f"{count} pictures"
+    return (
+        f"{pictures} of {scenario['width']}×{scenario['height']} pixels, {scenario['steps']} steps"
+    )
+
+
+def _confidence(results: Results) -> str:
+    found = [one["ratio"] for one in results["systems"] if one.get("ratio")]
+    return f"{found[0].get('confidence', 0.95) * 100:g}" if found else "95"
+
+
+def _time_cells(results: Results, system: System, factor: float) -> tuple[str, ...]:
+    summary = system["summary"]
+    total = summary["total"]
+    return (
+        clean(system.get("precision") or NONE),
+        *(scaled(total[key], factor) for key in ("p50", "p90", "p99", "mean")),
+        share_of(total["stdev"], total["mean"]) if len(system["rounds"]) > 1 else NONE,
+        number(summary.get("images_per_second"), ".3g"),
+        *claims.ratio_cells(results, system),
+        "baseline" if claims.is_baseline(results, system) else claims.verdict(system),
+    )
+
+
+def share_of(part: float | None, whole: float | None) -> str:
+    """A spread in percent of a mean."""
+    return NONE if part is None or not whole else f"{part / whole:.1%}"
+
+
+def _stage_cells(system: System, factor: float) -> tuple[str, ...]:
+    summary = system["summary"]
+    evaluation, calls = summary.get("evaluation"), system.get("model_calls")
+    whole = summary["total"]["mean"]
+    part = evaluation["mean"] * calls / whole if evaluation and calls else None
+    return (
+        number(calls),
+        *(scaled((summary.get(stage) or {}).get("p50"), factor) for stage in DIVIDED),
+        share(part),
+    )
+
+
+def _drift(results: Results) -> str | None:
+    """How the baseline changed from the first third of its rounds to the last."""
+    first = claims.baseline(results)
+    if first is None or not claims.works(first):
+        return None
+    totals = [one["total"] for one in first["rounds"]]
+    third = len(totals) // 3
+    if third == 0:
+        return None
+    change = statistics.median(totals[-third:]) / statistics.median(totals[:third]) - 1
+    return (
+        f"The machine's drift: {change:+.1%} from the baseline's first third of rounds to its last "
+        "(medians). The systems took turns, so it met all of them alike."
+    )
+
+
+def _unclaimed(results: Results) -> list[str]:
+    return [
+        f"{claims.title(one)}: {reason}"
+        for one in results["systems"]
+        if (reason := claims.problem(results, one)) is not None
+    ]
+
+
+def resources(results: Results) -> Section:
+    """What each system takes besides time."""
+    found = claims.working(results)
+    energy = any(one.get("energy_joules") for one in found)
+    columns = [
+        Column("system", number=False),
+        Column("device", number=False),
+        Column("threads"),
+        Column("peak host memory"),
+        Column("peak device memory"),
+        Column("model files"),
+    ]
+
+    def cells(system: System) -> tuple[str, ...]:
+        own = [
+            clean(system.get("device") or NONE),
+            number(system.get("threads")),
+            size(system.get("peak_host_bytes")),
+            size(system.get("peak_device_bytes")),
+            size(system.get("bytes")),
+        ]
+        if energy:
+            joules = system.get("energy_joules")
+            own.append(f"{statistics.median(joules):,.1f} J" if joules else NONE)
+        return tuple(own)
+
+    if energy:
+        columns.append(Column("energy of a drawing"))
+    table = Table(
+        "Memory at its peak over the whole life of each process, loading included",
+        tuple(columns),
+        rows(results, found, cells, marked=False),
+    )
+    blocks: tuple[Block, ...] = (table,)
+    if not energy:
+        blocks += (Paragraph("This machine does not tell how much energy it takes."),)
+    return Section("Memory and size", blocks)

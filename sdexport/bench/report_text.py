@@ -1,0 +1,116 @@
+"""Figures and names as a report's readers see them."""
+
+from __future__ import annotations
+
+import math
+import unicodedata
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+NONE = "–"
+"""Where there is nothing to say."""
+
+
+STAGES = {
+    "text_encoder": "text encoder",
+    "evaluation": "one evaluation",
+    "vae_decoder": "decoder",
+    "rest": "the rest",
+    "total": "the whole",
+}
+"""What the stages of a drawing are called; `evaluation` is a single one."""
+
+
+def clean(value: object) -> str:
+    """`value` as one line of text that shows what it is.
+
+    Line breaks become spaces; what steers a terminal or the direction of writing, and what XML has
+    no place for, becomes the replacement character: prompts and names come from anywhere.
+    """
+    text = " ".join(str(value).split())
+    return "".join("\ufffd" if _steers(character) else character for character in text)
+
+
+def _steers(character: str) -> bool:
+    category = unicodedata.category(character)
+    return (
+        category in ("Cc", "Cs")
+        or unicodedata.bidirectional(character) in BIDI
+        or character in "\ufffe\uffff"
+    )
+
+
+BIDI = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}
+
+
+def seconds(value: float | None) -> str:
+    """A time with four digits, in the unit that suits it."""
+    if value is None:
+        return NONE
+    for limit, factor, unit in ((1e-3, 1e6, "µs"), (1.0, 1e3, "ms")):
+        if value < limit:
+            return f"{digits(value * factor)} {unit}"
+    return f"{digits(value)} s" if value < 600 else f"{value / 60:,.1f} min"
+
+
+def unit_for(values: Sequence[float]) -> tuple[float, str]:
+    """The factor and name of the unit that all of these seconds are shown in, to be compared."""
+    return (1.0, "s") if max(values, default=0.0) >= 10 else (1e3, "ms")
+
+
+def scaled(value: float | None, factor: float) -> str:
+    """A time in the unit of `factor`, without its name."""
+    return NONE if value is None else digits(value * factor)
+
+
+def digits(value: float, count: int = 4) -> str:
+    """`value` with about `count` digits, without an exponent: 0.0421, 31.15, 1,750."""
+    if value == 0 or not math.isfinite(value):
+        return f"{value:g}"
+    after = max(0, count - 1 - math.floor(math.log10(abs(value))))
+    return f"{value:,.{min(after, 6)}f}"
+
+
+def size(value: float | None) -> str:
+    """Bytes in powers of 1,000."""
+    if value is None:
+        return NONE
+    for factor, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if value >= factor:
+            return f"{digits(value / factor, 3)} {unit}"
+    return f"{value:.0f} B"
+
+
+def amount(value: float | None, unit: str) -> str:
+    """A large number with its prefix: 2.41 GFLOP."""
+    if value is None:
+        return NONE
+    for factor, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= factor:
+            return f"{digits(value / factor, 3)} {prefix}{unit}"
+    return f"{digits(value, 3)} {unit}"
+
+
+def share(value: float | None) -> str:
+    """A part of one as a percentage."""
+    return NONE if value is None else f"{value:.0%}"
+
+
+def number(value: float | None, pattern: str = ",.0f") -> str:
+    """`value` by a format, or a dash."""
+    return NONE if value is None else format(value, pattern)
+
+
+def words(items: Sequence[str]) -> str:
+    """a, b and c."""
+    return " and ".join(filter(None, [", ".join(items[:-1]), *items[-1:]]))
+
+
+def pairs(values: Mapping[str, Any] | None) -> str:
+    """`name value` of each, comma between."""
+    return ", ".join(f"{clean(k)} {clean(v)}" for k, v in (values or {}).items()) or NONE
+
+
+def load(values: Sequence[float] | None) -> str:
+    """A machine's load over 1, 5 and 15 minutes."""
+    return " / ".join(f"{value:.2f}" for value in values) if values else "unknown"

@@ -1,0 +1,150 @@
+"""The page over several runs' results, each in a folder of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from sdexport import storage
+from sdexport.bench import claims, contact_sheet, report_html, report_markdown, report_results
+from sdexport.bench.claims import Results
+from sdexport.bench.report_blocks import BAD, BASELINE, PLAIN, Column, Row, Table
+from sdexport.bench.report_markdown import escape, table_lines
+from sdexport.bench.report_text import NONE, clean, scaled, unit_for
+from sdexport.errors import FolderError
+
+SCHEMA = 1
+
+INTRODUCTION = """\
+# Results
+
+Each folder here is one run of `sdexport bench run` with its `results.json`, which holds every
+measurement, and the reports made of it. Read a run's own conditions before its figures: times of
+different machines, or of one machine on different days, are not to be compared with each other.
+This page is made by `python scripts/results_page.py`."""
+
+GPU_COMMANDS = (
+    "sdexport compile --recipe engines/emoji-rtx.toml",
+    "sdexport bench run engines/emoji-rtx --checkpoint examples/emoji/checkpoint "
+    "--scenario benchmarks/scenarios/emoji.toml --against diffusers-fp16 "
+    "--report benchmarks/results/emoji-gpu",
+)
+"""What fills the table of GPUs on a machine that has one."""
+
+COLUMNS = ("system", "precision", "p50", "times faster", "interval", "picture")
+
+
+def find(folder: Path) -> list[Path]:
+    """The folders below `folder` that hold a run's results, by name."""
+    return sorted(file.parent for file in folder.glob("*/results.json"))
+
+
+def page(folders: Sequence[Path]) -> str:
+    """The page over runs as Markdown; links are relative to the folder that holds `folders`.
+
+    Raises:
+        FolderError: a folder holds no results of this schema.
+    """
+    runs = [(folder, _read(folder)) for folder in folders]
+    lines = [INTRODUCTION, "", "## On processors"]
+    lines += _runs([run for run in runs if not claims.used_gpu(run[1])])
+    lines += ["", "## On GPUs"]
+    on_gpus = [run for run in runs if claims.used_gpu(run[1])]
+    lines += _runs(on_gpus) if on_gpus else _no_gpu()
+    return "\n".join(lines) + "\n"
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    file = folder / "results.json"
+    found: dict[str, Any] = dict(storage.read_json(file))
+    if found.get("schema") != SCHEMA:
+        raise FolderError(
+            f"{file} has schema {found.get('schema')!r}, this version reads {SCHEMA}; measure again"
+        )
+    return found
+
+
+def _runs(runs: Sequence[tuple[Path, Results]]) -> list[str]:
+    if not runs:
+        return ["", "None so far."]
+    lines: list[str] = []
+    for folder, results in runs:
+        machine: Mapping[str, Any] = results.get("machine") or {}
+        gpus = [claims.gpu_name(one) for one in machine.get("gpus") or []]
+        places = [clean(machine.get("processor") or "unknown processor")]
+        places += [f"{machine['cores']} cores"] if machine.get("cores") else []
+        where = ", ".join([*places, *(gpus if claims.used_gpu(results) else [])])
+        day = clean(results.get("created", ""))[:10]
+        lines += [
+            "",
+            f"### {escape(clean(results['scenario'].get('name') or folder.name))}",
+            "",
+            escape(f"{report_results.drawing(results)}; {where}; {day}.") + _links(folder),
+            "",
+            *table_lines(_table(results)),
+        ]
+        if (best := claims.fastest(results)) is not None:
+            said = f"Fastest: {claims.title(best)}, {claims.ratio(results, best)} of the baseline."
+            lines += ["", escape(said)]
+    return lines
+
+
+def _links(folder: Path) -> str:
+    names = {
+        report_markdown.FILE: "report",
+        report_html.FILE: "one file to download",
+        contact_sheet.FILE: "pictures",
+        "results.json": "every measurement",
+    }
+    there = [
+        f"[{name}]({folder.name}/{file})"
+        for file, name in names.items()
+        if (folder / file).exists()
+    ]
+    return " " + ", ".join(there)
+
+
+def _table(results: Results) -> Table:
+    found = claims.working(results)
+    factor, unit = unit_for([one["summary"]["total"]["p50"] for one in found])
+    rows = [
+        Row(
+            (
+                claims.title(one),
+                clean(one.get("precision") or NONE),
+                scaled(one["summary"]["total"]["p50"], factor),
+                *claims.ratio_cells(results, one),
+                "baseline" if claims.is_baseline(results, one) else claims.verdict(one),
+            ),
+            BASELINE
+            if claims.is_baseline(results, one)
+            else (PLAIN if claims.problem(results, one) is None else BAD),
+        )
+        for one in found
+    ]
+    rows += [
+        Row((claims.title(one), *(NONE,) * 4, clean(one["status"])), BAD)
+        for one in results["systems"]
+        if not claims.works(one)
+    ]
+    names = [f"{name}, {unit}" if name == "p50" else name for name in COLUMNS]
+    columns = [Column(name, number=name[:3] in ("p50", "tim", "int")) for name in names]
+    return Table("One drawing; ✗: no speed-up is claimed", tuple(columns), tuple(rows))
+
+
+def _no_gpu() -> list[str]:
+    empty = Table(
+        "Not measured: no GPU was used",
+        tuple(Column(name, number=False) for name in COLUMNS),
+        (Row((NONE,) * len(COLUMNS)),),
+    )
+    return [
+        "",
+        "No GPU was used for anything on this page. On a machine that has one, this fills the "
+        "table; `engines/` has recipes for other sizes and GPUs:",
+        "",
+        *(f"    {command}" for command in GPU_COMMANDS),
+        "",
+        *table_lines(empty),
+    ]

@@ -1,0 +1,521 @@
+"""Reports of every kind of result: complete, honest about what failed, and safe to open."""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+
+from sdexport.bench import (
+    claims,
+    contact_sheet,
+    plots,
+    report_html,
+    report_markdown,
+    results_page,
+    svg,
+)
+from sdexport.bench.report_content import report
+from sdexport.bench.report_text import clean, digits, seconds, size
+from sdexport.errors import FolderError, MissingExtraError
+from tests.bench import synthetic
+from tests.conftest import ROOT
+
+HOSTILE = "<script>alert(1)</script>"
+ATTACKS = [
+    HOSTILE,
+    '"><img src=x onerror=alert(1)>',
+    "'; DROP --",
+    "</style></svg><iframe src=//evil.example>",
+    "{{ 7 * 7 }} {% for x in y %}",
+    "$\\frac{a}{b$ $x$ _ ^",
+    "| a | b |\n|---|---|\n# heading\n```\n<b>",
+    "[click](javascript:alert(1)) ![x](http://evil.example/x.png) ftp://evil.net www.evil.net",
+    "\x00\x07\x1b[31mred\u202egnp.exe\u2028\ufffe",
+    "&lt;b&gt; &#60; 日本語 🍎 éà",
+]
+
+
+class Page(HTMLParser):
+    """Collects what a browser would make of a page: elements, attributes and visible text."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.said: list[str] = []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        while self.open and self.open.pop() != tag:
+            pass
+
+    def handle_data(self, data: str) -> None:
+        if "style" not in self.open:
+            self.said.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.said).split())
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.elements if name == tag]
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("report")
+    found = synthetic.results()
+    synthetic.write_pictures(found, folder)
+    for module in (contact_sheet, report_markdown, report_html):
+        module.write(found, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def page(written: Path) -> Page:
+    return Page((written / "report.html").read_text(encoding="utf-8"))
+
+
+def html_of(found: dict[str, Any], folder: Path) -> str:
+    return report_html.write(found, folder).read_text(encoding="utf-8")
+
+
+def markdown_of(found: dict[str, Any], folder: Path) -> str:
+    return report_markdown.write(found, folder).read_text(encoding="utf-8")
+
+
+def of(found: dict[str, Any], name: str) -> dict[str, Any]:
+    return next(one for one in found["systems"] if one["name"] == name)
+
+
+# What it says
+
+
+def test_the_conditions_come_before_the_figures(page: Page) -> None:
+    headings = [one.heading for one in report(synthetic.results()).sections]
+    assert headings == [
+        "Conditions",
+        "How each system was set up",
+        "Kept out of the steady state",
+        "Times",
+        "Memory and size",
+        "Pictures",
+        "Share of the limit",
+        "On a GPU",
+        "How to read this",
+    ]
+    places = [page.text.index(heading) for heading in headings]
+    assert places == sorted(places)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "sdexport bench run emoji-bf16 emoji-fp32 --checkpoint checkpoint --rounds 12",
+        "A Processor That Does Not Exist",
+        "avx2, avx512_bf16, avx512f",
+        "0.10 / 0.30 / 0.40",
+        "2.00 / 1.70 / 1.10",
+        "numpy 2.4.6, openvino 2026.4.1",
+        "OMP_NUM_THREADS=2, KMP_AFFINITY=granularity=fine",
+        "“slice of pizza”",
+        "openvino_genai.Text2ImagePipeline(models, 'CPU')",
+        "61.30 s",
+        "3 pictures of 64×64 pixels, 5 steps",
+        "No GPU was used: this machine has none",
+        "4.17× (4.02 to 4.28)",
+        "ended with signal 11 (SIGSEGV) in round 3",
+        "no answer for 120 s while drawing",
+        "matrix product, bf16",
+        "3 of 3",
+        "a note on this stage",
+    ],
+)
+def test_both_reports_say(written: Path, page: Page, said: str) -> None:
+    assert said in page.text
+    markdown = (written / "report.md").read_text(encoding="utf-8")
+    assert said.replace("_", "") in re.sub(r"[\\_]", "", markdown)
+
+
+def test_nothing_is_claimed_for_what_draws_something_else_or_fails() -> None:
+    found = synthetic.results()
+    claimed = [one["name"] for one in found["systems"] if claims.problem(found, one) is None]
+    assert claimed == ["diffusers", "emoji-bf16", "emoji-fp32", "diffusers-compile"]
+    times = next(one for one in report(found).sections if one.heading == "Times")
+    cells = {row.cells[0]: row.cells for row in times.blocks[0].rows}  # type: ignore[union-attr]
+    assert cells["sdexport openvino-cpu bf16"][8:] == ("4.17", "4.02 to 4.28", "close")
+    assert cells["diffusers, torch.compile"][8:] == (
+        "1.00 (no difference)",
+        "0.98 to 1.03",
+        "same",
+    )
+    assert cells["OpenVINO GenAI (bf16)"][8:] == ("–", "–", "different")
+    assert cells["stable-diffusion.cpp"][8:] == ("–", "–", "unknown")
+    assert cells["optimum-onnx"][8:] == ("–", "–", "crashed")
+    assert cells["optimum-intel-int8"][8:] == ("–", "–", "hung")
+    assert "3.18" not in report_markdown.render(report(found), {})  # GenAI's ratio
+
+
+def test_fewer_evaluations_than_the_baseline_are_found() -> None:
+    found = synthetic.results()
+    of(found, "emoji-bf16")["model_calls"] = synthetic.EVALUATIONS - 1
+    reason = claims.problem(found, of(found, "emoji-bf16"))
+    assert reason == "evaluates the model 5 times where the baseline does 6 times"
+    best = claims.fastest(found)
+    assert best is not None
+    assert best["name"] == "emoji-fp32"
+
+
+def test_a_slower_system_is_not_called_the_fastest() -> None:
+    found = synthetic.results()
+    for one in found["systems"]:
+        if one["ratio"]:
+            one["ratio"] |= {"median": 0.9, "low": 0.85, "high": 1.1}
+    assert claims.fastest(found) is None
+    assert "Nothing is shown to be faster" in report(found).findings[0].text
+
+
+def test_a_baseline_that_fails_leaves_nothing_to_claim(tmp_path: Path) -> None:
+    found = synthetic.results()
+    of(found, "diffusers").update(status="crashed", why="out of memory", rounds=[], summary=None)
+    for one in found["systems"]:
+        one |= {"ratio": None}
+        if one["picture"]:
+            one["picture"] = {"verdict": "unknown", "why": "", "images": [], "recognised": None}
+    assert "The baseline gave no figures" in report(found).findings[0].text
+    assert "nothing is compared with it" in Page(html_of(found, tmp_path)).text
+    assert claims.fastest(found) is None
+
+
+def test_everything_failed(tmp_path: Path) -> None:
+    found = synthetic.results()
+    found["systems"] = [
+        one | {"status": "crashed", "why": "all of it", "rounds": [], "summary": None}
+        for one in found["systems"]
+    ]
+    found["ceilings"] = None
+    assert contact_sheet.write(found, tmp_path) is None
+    assert "crashed: all of it" in Page(html_of(found, tmp_path)).text
+    assert "crashed: all of it" in markdown_of(found, tmp_path)
+    assert plots.draw(found) == {}
+
+
+def test_gpus_are_reported_where_they_were_used() -> None:
+    found = synthetic.results(gpu=True)
+    rendered = report_markdown.render(report(found), {})
+    assert "No GPU was used" not in rendered
+    assert "GPU: A GPU That Does Not Exist." in rendered
+    assert "1.74 GB" in rendered  # device memory
+    assert "9.1 J" in rendered
+
+
+def test_a_gpu_that_was_there_and_not_used_is_said_so() -> None:
+    found = synthetic.results()
+    found["machine"]["gpus"] = [{"name": "A GPU", "memory_bytes": 80 * 2**30}]
+    assert "No GPU was used, though there is one (A GPU, 80 GiB)" in claims.gpu_sentence(found)
+
+
+def test_without_a_gpu_the_table_is_empty_and_the_command_there(page: Page) -> None:
+    assert "GPU times: not measured" in page.text
+    assert (
+        "sdexport bench run BUNDLE --checkpoint checkpoint --against diffusers-fp16 --report DIR"
+        in page.text
+    )
+
+
+def test_a_busy_machine_a_cut_run_and_last_words_are_told() -> None:
+    found = synthetic.results() | {
+        "complete": False,
+        "effort": {"rounds": 10, "seconds": 10.0, "at_once": 3, "timeout": 600.0},
+    }
+    found["machine"]["load_before"] = [1.9, 1.0, 1.0]
+    of(found, "optimum-onnx")["stderr_tail"] = ["Fatal Python error", "", "Segmentation fault"]
+    rendered = report_markdown.render(report(found), {})
+    assert "The run was cut short" in rendered
+    assert "not quiet when the run began: 1.90 processes" in rendered
+    assert "    Segmentation fault" in rendered
+    assert "at least 10 rounds and 10 s of each system, 3 systems loaded at once" in rendered
+
+
+def test_results_that_lack_what_is_optional(tmp_path: Path) -> None:
+    """As written by hand, by an older harness, or after a failure half way."""
+    found = synthetic.results()
+    for one in found["systems"]:
+        for key in (
+            "picture",
+            "limit",
+            "ratio",
+            "energy_joules",
+            "build_seconds",
+            "notes",
+            "setup",
+        ):
+            one.pop(key, None)
+        if one["summary"]:
+            one["summary"] |= {"text_encoder": None, "evaluation": None, "vae_decoder": None}
+            one["summary"] |= {"rest": None}
+    for key in ("captions", "ceilings", "complete", "effort"):
+        found.pop(key, None)
+    found["machine"] = {}
+    found["scenario"].pop("seeds")
+    assert "No pictures were compared" in Page(html_of(found, tmp_path)).text
+    assert "No pictures were compared" in markdown_of(found, tmp_path)
+
+
+def test_what_is_no_result_is_refused() -> None:
+    with pytest.raises(KeyError):
+        report({})
+
+
+# That it is safe and self-contained
+
+
+def attacked(attack: str) -> dict[str, Any]:
+    """Results that hold `attack` at every place that somebody else's text comes from."""
+
+    def replaced(value: Any, key: str = "") -> Any:
+        if isinstance(value, dict):
+            return {
+                (attack if key in ("libraries", "versions", "thread_settings") else name): replaced(
+                    item, name
+                )
+                for name, item in value.items()
+            }
+        if isinstance(value, list):
+            return [replaced(item, key) for item in value]
+        if isinstance(value, str) and key not in ("status", "kind", "verdict", "device", "bound"):
+            return f"{value} {attack}"
+        return value
+
+    found = synthetic.results(gpu=True)
+    result: dict[str, Any] = replaced(found)
+    return result
+
+
+ALLOWED = {
+    *("html", "head", "meta", "title", "style", "body", "header", "main", "nav", "section", "a"),
+    *("h1", "h2", "h3", "p", "ul", "li", "pre", "code", "div", "figure", "figcaption", "img"),
+    *("table", "caption", "thead", "tbody", "tr", "th", "td"),
+    *("svg", "g", "path", "defs", "use", "text", "clippath", "rect", "pattern", "tspan"),
+}
+
+
+@pytest.mark.parametrize("attack", ATTACKS, ids=range(len(ATTACKS)))
+def test_no_name_or_prompt_becomes_markup(page: Page, tmp_path: Path, attack: str) -> None:
+    text = html_of(attacked(attack), tmp_path)
+    hostile = Page(text)
+    assert {tag for tag, _ in hostile.elements} <= ALLOWED
+    for tag in ("style", "meta"):
+        assert hostile.all(tag) == page.all(tag)
+    for tag, attributes in hostile.elements:
+        assert not [name for name in attributes if name.startswith("on")], tag
+        for name in ("href", "src"):
+            if value := attributes.get(name):
+                assert value.startswith(("#", "data:image/png;base64,")), (tag, value)
+    assert clean(attack) in hostile.text  # shown as it is, neither lost nor computed
+    assert not re.search(r"[\x00-\x08\x0b\x0c\x0e-\x1f\u202a-\u202e\u2066-\u2069]", text)
+
+
+@pytest.mark.parametrize("attack", ATTACKS, ids=range(len(ATTACKS)))
+def test_markdown_stays_a_report(attack: str) -> None:
+    figures = dict.fromkeys(("totals", "ratios", "stages", "pictures", "limits"), "plots/x.svg")
+
+    def rendered(attack: str) -> list[str]:
+        return report_markdown.render(report(attacked(attack)), figures).splitlines()
+
+    def outline(lines: list[str]) -> list[str]:
+        """What each line is, and of a table's how many cells it has."""
+        kinds = []
+        for line in lines:
+            if line.startswith("|"):
+                bars = len(re.findall(r"(?<!\\)\|", line))
+                kinds.append(f"{bars} bars")
+            elif line.startswith(("#", "- ", "    ", "![", "*")):
+                kinds.append(line.split(" ", 1)[0][:3])
+        return kinds
+
+    lines = rendered(attack)
+    assert outline(lines) == outline(rendered("harmless"))
+    for line in lines:
+        if line.startswith("    "):
+            continue  # code, where nothing has a meaning
+        assert "<" not in line
+        assert not re.search(r"(?<!\\)\]\((?!plots/)", line)
+        assert not re.search(r"(?i)(https?|ftp):|www\.", line)
+
+
+def test_the_page_needs_nothing_from_elsewhere(written: Path, page: Page) -> None:
+    text = (written / "report.html").read_text(encoding="utf-8")
+    policy = page.all("meta")[1]
+    assert policy["http-equiv"] == "Content-Security-Policy"
+    assert "default-src 'none'" in (policy["content"] or "")
+    assert set(re.findall(r"https?://[^\"' <]+", text)) == {svg.NAMESPACE}
+    assert "url(" not in re.sub(r"url\(#", "", text)
+    assert "@import" not in text
+    assert not page.all("script")
+    assert not page.all("link")
+
+
+def test_the_page_can_be_read_without_seeing_it(page: Page) -> None:
+    assert page.elements[0] == ("html", {"lang": "en"})
+    assert all(one.get("alt") for one in page.all("img"))
+    drawings = page.all("svg")
+    assert len(drawings) == 5
+    assert all(one.get("role") == "img" and one.get("aria-label") for one in drawings)
+    assert all(one.get("scope") in ("col", "row") for one in page.all("th"))
+    assert len(page.all("caption")) == len(page.all("table"))
+    anchors = {one["href"] for one in page.all("a")}
+    ids = [attributes["id"] for _, attributes in page.elements if attributes.get("id")]
+    assert anchors == {f"#{one['id']}" for one in page.all("section")}
+    assert len(ids) == len(set(ids)), "two elements with one id"
+
+
+def test_references_inside_plots_lead_somewhere(page: Page) -> None:
+    ids = {attributes.get("id") for _, attributes in page.elements}
+    used = set()
+    for _, attributes in page.elements:
+        for value in attributes.values():
+            used |= set(re.findall(r"url\(#([^)]+)\)", value or ""))
+        used |= {(attributes.get("href") or "#").removeprefix("#")} - {""}
+    assert used
+    assert used <= ids
+
+
+# Its parts
+
+
+def test_plots_are_the_same_each_time_and_well_formed() -> None:
+    found = synthetic.results()
+    first, second = plots.draw(found), plots.draw(copy.deepcopy(found))
+    assert set(first) == {"totals", "ratios", "stages", "pictures", "limits"}
+    for name, document in first.items():
+        file = svg.for_file(document, "what it shows")
+        assert file == svg.for_file(second[name], "what it shows")
+        root = ElementTree.fromstring(file)
+        assert root[0].text == "what it shows"
+        texts = "".join(root.itertext())
+        assert "sdexport openvino-cpu bf16" in texts
+
+
+def test_plots_show_what_the_results_say() -> None:
+    found = synthetic.results()
+    drawn = {
+        name: "|".join(ElementTree.fromstring(document).itertext())
+        for name, document in plots.draw(found).items()
+    }
+    assert "4.17×" in drawn["ratios"]
+    assert "3.18×" not in drawn["ratios"]
+    assert "no speed-up claimed: draws a different picture" in drawn["ratios"]
+    assert "not divided" in drawn["stages"]
+    assert "91%" in drawn["limits"]
+
+
+def test_plots_ignore_the_users_own_settings() -> None:
+    import matplotlib
+
+    found = synthetic.results()
+    plain = plots.draw(found)
+    with matplotlib.rc_context({"font.size": 30, "svg.fonttype": "path", "axes.grid": False}):
+        assert plots.draw(found) == plain
+        assert matplotlib.rcParams["font.size"] == 30
+
+
+def test_importing_the_reports_loads_neither_matplotlib_nor_jinja() -> None:
+    names = "contact_sheet, plots, quality, recognise, report_html, report_markdown"
+    code = f"import sys; from sdexport.bench import {names}; print(*sorted(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not {"matplotlib", "jinja2", "torch", "onnx"} & set(done.stdout.split())
+
+
+@pytest.mark.parametrize("missing", ["matplotlib", "jinja2"])
+def test_a_missing_library_names_the_extra(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, missing: str
+) -> None:
+    for name in [one for one in sys.modules if one.split(".")[0] == missing]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, missing, None)
+    with pytest.raises(MissingExtraError, match=r"pip install 'sdexport\[bench\]'"):
+        report_html.write(synthetic.results(), tmp_path)
+
+
+def test_results_survive_json() -> None:
+    """What is rendered is what was read back."""
+    found = synthetic.results()
+    assert report(found) == report(json.loads(json.dumps(found)))
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [(None, "–"), (4.2e-5, "42.00 µs"), (0.0311, "31.10 ms"), (1.75, "1.750 s"), (525, "525.0 s")],
+)
+def test_times_have_a_unit_that_suits_them(value: float | None, said: str) -> None:
+    assert seconds(value) == said
+
+
+def test_figures() -> None:
+    assert digits(1750.0) == "1,750"
+    assert digits(0.042123) == "0.04212"
+    assert digits(0) == "0"
+    assert size(25_000_000) == "25.0 MB"
+    assert size(None) == "–"
+
+
+# The page over several runs
+
+
+def test_the_page_over_runs(tmp_path: Path) -> None:
+    found = synthetic.results()
+    folder = tmp_path / "emoji-cpu"
+    folder.mkdir()
+    (folder / "results.json").write_text(json.dumps(found))
+    report_markdown.write(found, folder)
+    (tmp_path / "no-results").mkdir()
+    assert results_page.find(tmp_path) == [folder]
+    text = results_page.page([folder])
+    assert "[report](emoji-cpu/report.md), [every measurement](emoji-cpu/results.json)" in text
+    assert "| sdexport openvino-cpu bf16 | bf16 | 422.6 | 4.17 | 4.02 to 4.28 | close |" in text
+    assert "| ✗ optimum-onnx | – | – | – | – | crashed |" in text
+    assert "No GPU was used for anything on this page" in text
+    assert "    sdexport bench run engines/emoji-rtx" in text
+
+
+def test_the_page_over_runs_of_gpus_and_of_none(tmp_path: Path) -> None:
+    folder = tmp_path / "gpu"
+    folder.mkdir()
+    (folder / "results.json").write_text(json.dumps(synthetic.results(gpu=True)))
+    text = results_page.page([folder])
+    assert "No GPU was used" not in text
+    assert "A GPU That Does Not Exist" in text
+    assert "None so far." in text
+    assert "No GPU was used for anything on this page" in results_page.page([])
+
+
+def test_results_of_another_schema_are_no_part_of_the_page(tmp_path: Path) -> None:
+    (tmp_path / "results.json").write_text('{"schema": 2}')
+    with pytest.raises(FolderError, match="has schema 2, this version reads 1"):
+        results_page.page([tmp_path])
+
+
+def test_the_commands_for_gpus_are_possible() -> None:
+    """The recipe is there, and what it names as its bundle is what is measured."""
+    recipe = ROOT / "engines" / "emoji-rtx.toml"
+    assert recipe.is_file()
+    assert str(recipe.relative_to(ROOT)) in results_page.GPU_COMMANDS[0]
+    assert "engines/emoji-rtx " in results_page.GPU_COMMANDS[1]
