@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from sdexport.backends import targets
 from sdexport.backends.request import EngineRequest, ShapeRange
 from sdexport.build.options import Choice
 from sdexport.build.report import Stopwatch
-from sdexport.bundle import EngineRecord
+from sdexport.bundle import EngineRecord, graph_name
 from sdexport.errors import FolderError
 from sdexport.graph.decode_image import decode_image
 from sdexport.graph.denoise_step import denoise_step
@@ -23,6 +23,7 @@ from sdexport.graph.flops import count
 from sdexport.graph.proto import load_graph, save_graph, weights_files
 from sdexport.graph.select_hidden_state import select_hidden_state, skippable_layers
 from sdexport.graph.select_outputs import select_outputs
+from sdexport.graph.skeleton import Call, shapes_at, skeleton
 from sdexport.onnx_folder import MODEL_FILE, OnnxFolder
 from sdexport.progress import Progress, stage
 from sdexport.sampling import STATE_SLOTS
@@ -247,17 +248,11 @@ def build_engines(
         for name, fingerprint in fingerprints.items():
             progress.advance(0, name)
             with stopwatch.stage(f"build {name}"), storage.explained(destination):
-                cost = count(
-                    load_graph(work / name / MODEL_FILE),
-                    call_shapes(
-                        name,
-                        dimensions,
-                        batch=profile.batch.opt,
-                        branches=2,
-                        height=profile.height.opt,
-                        width=profile.width.opt,
-                    ),
+                graph = keep_graph(
+                    load_graph(work / name / MODEL_FILE), name, dimensions, destination
                 )
+                usual = Call(profile.height.opt, profile.width.opt, profile.batch.opt)
+                cost = count(graph, shapes_at(graph, usual))
                 output = destination / name
                 output.mkdir()
                 built = targets.build_engine(
@@ -282,6 +277,17 @@ def build_engines(
             )
             progress.advance(1, name)
     return records
+
+
+def keep_graph(
+    model: onnx.ModelProto, engine: str, dimensions: Dimensions, bundle: Path
+) -> onnx.ModelProto:
+    """Writes the graph of `engine` without weights into the folder `bundle`, and gives it."""
+    graph = skeleton(model, lambda call: call_shapes(engine, dimensions, **asdict(call)))
+    path = bundle / graph_name(engine)
+    path.parent.mkdir(exist_ok=True)
+    save_graph(graph, path)
+    return graph
 
 
 def place_weights(model: onnx.ModelProto, source: Path, work: Path, *, consume: bool) -> None:
