@@ -45,6 +45,8 @@ ALLOWED = {
     | {"bundle", "backends", "sampling", "graph", "export", "verification"}
     | {"half_check", "pipeline"},
     "inspection": FOUNDATION | {"bundle", "graph"},
+    "bench": FOUNDATION
+    | {"bundle", "backends", "pipeline", "sampling", "inspection", "machine", "graph"},
     "recipe": {"errors", "spec", "builder_options"},
     "machine": FOUNDATION | {"backends"},
     "terminal": {"errors", "progress", "__init__"},
