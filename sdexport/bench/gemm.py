@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from sdexport.backends import onnxruntime_cpu, openvino_cpu
 from sdexport.errors import MissingExtraError
 
-SIZES = (2048, 4096)
-"""Rows, columns and depth of the square matrices; of int8, and of half precision, the smaller is
-enough for a processor and the larger for more of them."""
+SMALL, LARGE, MANY = 2048, (3072, 4096), 8
+"""Rows, columns and depth of the square matrices: the small size, and the larger of two where there
+are at least so many threads to share it."""
 
 HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
 """OpenVINO's names of the number formats; it lists those that a processor has in capitals."""
@@ -54,7 +54,7 @@ def products(threads: int) -> Iterator[Product]:
     Args:
         threads: that each library may use.
     """
-    for size in SIZES:
+    for size in (SMALL, LARGE[threads >= MANY]):
         for part in (_openvino, _onnxruntime):
             try:
                 yield from part(size, threads)

@@ -22,9 +22,10 @@ one call to the next.
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import onnx
 
@@ -73,12 +74,15 @@ def traffic(model: onnx.ModelProto, shapes: Mapping[str, Shape], *, width: int) 
     tensors = infer_tensors(model, shapes)
     graph = model.graph
     stored = {tensor.name for tensor in graph.initializer}
-    picked = _picked(graph, tensors, width)
+    picked = _picked(graph, tensors)
 
     def read(name: str, most: int) -> int:
         """Bytes read of a weight or an input over the whole call."""
-        size = tensors[name].bytes(most)
-        return min(size, picked[name]) if name in picked else size
+        whole = tensors[name]
+        if name not in picked:
+            return whole.bytes(most)
+        part = replace(whole, shape=(picked[name],))
+        return min(whole.bytes(most), part.bytes(most))
 
     inputs = [entry.name for entry in graph.input if entry.name not in stored]
     outputs = [entry.name for entry in graph.output if entry.name in tensors]
@@ -90,17 +94,17 @@ def traffic(model: onnx.ModelProto, shapes: Mapping[str, Shape], *, width: int) 
     )
 
 
-def _picked(graph: onnx.GraphProto, tensors: Mapping[str, Tensor], width: int) -> dict[str, int]:
-    """The bytes that are read of those values of which only picked parts are ever read."""
+def _picked(graph: onnx.GraphProto, tensors: Mapping[str, Tensor]) -> dict[str, int]:
+    """How many elements are read of those values of which only picked parts are ever read."""
     sums: dict[str, int] = defaultdict(int)
     whole = {entry.name for entry in graph.output}
     for node in graph.node:
         for index, name in enumerate(node.input):
             if index == 0 and node.op_type in PICKERS and node.output[0] in tensors:
-                sums[name] += tensors[node.output[0]].bytes(width)
+                sums[name] += math.prod(tensors[node.output[0]].shape)
             elif node.op_type != "Shape":
                 whole.add(name)
-    return {name: size for name, size in sums.items() if name not in whole}
+    return {name: elements for name, elements in sums.items() if name not in whole}
 
 
 def _unfused(
