@@ -9,12 +9,12 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sdexport.bundle import Bundle, open_bundle
-from sdexport.errors import MissingExtraError, UsageError
+from sdexport.costs import NOTHING, WIDTHS, Work, engine_work
+from sdexport.errors import UsageError
 from sdexport.sampling import compile_plan, pipeline_config
 
 TEXT_ENCODER, EVALUATION, VAE_DECODER, TOTAL = "text_encoder", "evaluation", "vae_decoder", "total"
@@ -26,58 +26,6 @@ STAGE_OF: Mapping[str, str] = {
 }
 """In whose time an engine runs. Engines that no drawing from text uses are in none."""
 
-WIDTHS: Mapping[str, int] = {"fp32": 4, "tf32": 4, "fp16": 2, "bf16": 2, "int8": 1}
-"""Bytes of a number, by number format."""
-
-
-@dataclass(frozen=True, slots=True)
-class Work:
-    """What something computes, and moves at least.
-
-    Attributes:
-        flops: operations of convolutions and products, two a multiplication with its addition.
-        ends: bytes of inputs and outputs.
-        weights: bytes of the weights that are read, by the bytes that a number takes.
-        unfused: bytes that operators move which all read from memory and write there, in the
-            bundle's precision; None where they cannot be told.
-    """
-
-    flops: int
-    ends: int
-    weights: Mapping[int, int]
-    unfused: int | None
-
-    def __add__(self, other: Work) -> Work:
-        known = self.unfused is not None and other.unfused is not None
-        return Work(
-            self.flops + other.flops,
-            self.ends + other.ends,
-            {width: self.weights[width] + other.weights[width] for width in self.weights},
-            (self.unfused or 0) + (other.unfused or 0) if known else None,
-        )
-
-    def __mul__(self, times: int) -> Work:
-        return Work(
-            self.flops * times,
-            self.ends * times,
-            {width: size * times for width, size in self.weights.items()},
-            None if self.unfused is None else self.unfused * times,
-        )
-
-    def as_json(self, width: int) -> dict[str, Any]:
-        """As `of_bundle` gives it; `bytes` are those at `width` bytes a number."""
-        return {
-            "flops": self.flops,
-            "bytes": self.ends + self.weights[width],
-            "bytes_at": {
-                name: self.ends + self.weights[each]
-                for name, each in WIDTHS.items()
-                if each in self.weights
-            },
-            "unfused_bytes": self.unfused,
-        }
-
-
 TOO_FAST = (
     "faster than the ceiling: it was measured too low, on a machine that was disturbed, or the "
     "system computes convolutions in fewer operations (Winograd's way); measure again"
@@ -86,8 +34,6 @@ TOO_NEAR = (
     "less time than reading the weights would take: they stay in the processor's cache from one "
     "call to the next"
 )
-
-NOTHING = Work(0, 0, dict.fromkeys(set(WIDTHS.values()), 0), 0)
 
 
 def of_bundle(
@@ -134,7 +80,17 @@ def of_bundle(
         TOTAL: text + all_of(EVALUATION) * calls + decoder,
     }
     width = WIDTHS[str(opened.manifest.precision)]
-    return {stage: work.as_json(width) for stage, work in found.items()}
+    return {stage: _as_json(work, width) for stage, work in found.items()}
+
+
+def _as_json(work: Work, width: int) -> dict[str, Any]:
+    """As `of_bundle` gives it, for a bundle whose numbers take `width` bytes."""
+    return {
+        "flops": work.flops,
+        "bytes": work.moved(width),
+        "bytes_at": {name: work.moved(each) for name, each in WIDTHS.items()},
+        "unfused_bytes": work.unfused,
+    }
 
 
 def _stages(
@@ -149,37 +105,13 @@ def _stages(
 
 
 def _work(bundle: Bundle, engine: str, scenario: Mapping[str, Any], images: int) -> Work:
-    """The work of one call of an engine.
-
-    Raises:
-        FolderError, MissingExtraError, UsageError: as `of_bundle`.
-    """
-    path = bundle.graph_file(engine)
-    try:
-        from sdexport.graph import flops, proto, skeleton, traffic
-    except ModuleNotFoundError as error:
-        raise MissingExtraError(
-            f"counting what engines compute needs {error.name}, which is not installed; "
-            'pip install "sdexport[build]"'
-        ) from None
-    guided = _number(scenario, "guidance") > 1 and not bundle.manifest.embedded_guidance
-    call = skeleton.Call(
-        height=_whole(scenario, "height"),
-        width=_whole(scenario, "width"),
+    """The work of one call of an engine for so many images."""
+    return engine_work(
+        bundle,
+        engine,
+        size=(_whole(scenario, "width"), _whole(scenario, "height")),
         batch=images,
-        branches=2 if guided else 1,
-    )
-    graph = proto.load_graph(path)
-    shapes = skeleton.shapes_at(graph, call)
-    moved = {
-        width: traffic.traffic(graph, shapes, width=width) for width in sorted(set(WIDTHS.values()))
-    }
-    own = moved[WIDTHS[str(bundle.manifest.precision)]]
-    return Work(
-        flops=flops.count(graph, shapes).flops,
-        ends=own.ends,
-        weights={width: one.weights for width, one in moved.items()},
-        unfused=own.unfused,
+        guided=_number(scenario, "guidance") > 1 and not bundle.manifest.embedded_guidance,
     )
 
 

@@ -224,3 +224,49 @@ def test_what_measures_a_gpu_measures_a_processor_too() -> None:
     assert set(found) == {"fp32", "bf16"}
     assert len(found["fp32"]["samples"]) == 3
     assert fastest(value["operations"], value["how"])["bytes_per_second"] > 0
+
+
+def test_a_disturbed_measurement_is_tried_again_and_all_samples_count(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    taken = iter([(0.4, 5.0), (0.01, 9.0), (0.0, 99.0)])
+
+    def attempt(module: str, threads: int | None) -> dict[str, Any]:
+        others, best = next(taken)
+        one = {"precision": "fp32", "library": "a 1", "size": 2, "samples": [best]}
+        return {
+            "device": "cpu",
+            "threads": 2,
+            "found": [one],
+            "operations": {"copy": [best]},
+            "how": "somehow",
+            "others": others,
+        }
+
+    monkeypatch.setattr(ceilings, "_attempt", attempt)
+    value = measure(2)
+    assert value["others"] == [0.4, 0.01]
+    assert value["gemm"]["fp32"]["flops_per_second"] == 9.0
+    assert value["memory"] == {
+        "bytes_per_second": 9.0,
+        "how": "copy; somehow",
+        "operations": {"copy": [5.0, 9.0]},
+    }
+
+
+def test_what_others_take_is_told() -> None:
+    assert ceilings._others((10.0, 100.0, 3.0), (16.0, 120.0, 7.0)) == pytest.approx(0.1)
+    assert ceilings._others(None, (1.0, 2.0, 3.0)) is None
+    used = ceilings._used()
+    if Path("/proc/stat").exists():
+        assert used is not None
+        busy, whole, own = used
+        assert 0 < own < whole
+        assert busy < whole
+
+
+def test_another_system_tells_nothing_of_others(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(ceilings, "STAT", tmp_path / "none")
+    assert ceilings._used() is None

@@ -94,9 +94,7 @@ def test_a_bundle_of_an_earlier_version_has_no_graphs(own_bundle: Path) -> None:
         ({"sampler": "magic"}, "sampler 'magic' is not known"),
     ],
 )
-def test_what_a_scenario_lacks_is_named(
-    bundle: Path, change: dict[str, Any], message: str
-) -> None:
+def test_what_a_scenario_lacks_is_named(bundle: Path, change: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         of_bundle(bundle, SCENARIO | change)
 
