@@ -8,6 +8,7 @@ on processors alone (`measure("cpu")`): no GPU's figures are known from it yet.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -90,7 +91,7 @@ def _products(torch: Any, device: str, size: int) -> Iterator[tuple[str, Callabl
         result = torch.empty(size, size, dtype=dtype, device=device)
         torch.backends.cuda.matmul.allow_tf32 = rounded
         try:
-            yield precision, lambda a=a, b=b, out=result: torch.mm(a, b, out=out)
+            yield precision, functools.partial(torch.mm, a, b, out=result)
         finally:
             torch.backends.cuda.matmul.allow_tf32 = before
 
