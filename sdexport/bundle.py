@@ -4,6 +4,7 @@
     text_encoder/      denoise_step/      vae_decoder/      vae_encoder/      the engines
     text_projection/   time_projection/   what the denoise step takes instead of texts and timesteps
     tokenizer/         scheduler/         as in the checkpoint
+    graphs/            ENGINE.onnx: what each engine computes, without weights, to count costs from
     runtime_cache/     what a library compiled for this machine's GPU, not part of what was built
 
 `bundle.json` carries a digest of itself and of every other file, so that a truncated or altered
@@ -22,6 +23,7 @@ from sdexport.errors import FolderError, UsageError
 from sdexport.spec import Precision, Profile
 
 MANIFEST_FILE = "bundle.json"
+GRAPHS = "graphs"
 RUNTIME_CACHE = "runtime_cache"
 FORMAT = 2
 
@@ -188,6 +190,20 @@ class Bundle:
             )
         return self.path / record.file
 
+    def graph_file(self, engine: str) -> Path:
+        """The graph of `engine` without its weights, which is never loaded to run.
+
+        Raises:
+            FolderError: this bundle has none; those of earlier versions have not.
+        """
+        name = graph_name(engine)
+        if name not in self.manifest.files:
+            raise FolderError(
+                f"{self.path} keeps no graph of {engine!r} ({name}), so what it costs at a size "
+                "cannot be counted; build the bundle again"
+            )
+        return self.path / name
+
     @property
     def runtime_cache(self) -> Path:
         """Where kernels are kept that a library compiled on this machine; no part of the bundle."""
@@ -201,6 +217,11 @@ class Bundle:
     def scheduler_config(self) -> dict[str, object]:
         """The checkpoint's scheduler configuration, as diffusers writes it."""
         return storage.read_json(self.path / "scheduler" / "scheduler_config.json")
+
+
+def graph_name(engine: str) -> str:
+    """Where a bundle keeps the graph of `engine`, relative to the bundle."""
+    return f"{GRAPHS}/{engine}.onnx"
 
 
 def is_bundle(path: Path) -> bool:

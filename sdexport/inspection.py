@@ -14,18 +14,31 @@ from typing import TYPE_CHECKING, Any
 
 from sdexport import storage
 from sdexport.bundle import ENGINES, Bundle, EngineRecord, is_bundle, open_bundle
-from sdexport.errors import FolderError, MissingExtraError
+from sdexport.costs import WIDTHS, engine_work
+from sdexport.errors import FolderError, MissingExtraError, UsageError
 from sdexport.onnx_folder import MODEL_FILE, OnnxFolder, open_folder
 from sdexport.spec import COMPONENTS, TensorSpec
 
 if TYPE_CHECKING:
     import onnx
 
-LATENT_SIDE = 64
-"""Latents a side at which the cost of an ONNX model is counted: 512 pixels, SD 1.x's own size."""
+USUAL_SIZE = (512, 512)
+"""The size in pixels at which the cost of an ONNX model is counted: SD 1.x's own."""
 
 TOKENS = 77
 PIXELS_A_LATENT = 8
+"""In ONNX models, which do not tell; a bundle does."""
+
+WIDEST = 8
+"""Bytes of the widest number: an ONNX file's weights are read as they are."""
+
+
+@dataclass(frozen=True, slots=True)
+class At:
+    """What costs are counted for: (width, height) pixels and pictures; None: what is usual."""
+
+    size: tuple[int, int] | None = None
+    batch: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +51,7 @@ class Part:
         bytes: of its files on disk.
         flops: floating-point operations of one call (a multiplication with its addition is two)
             at `flops_at`, None if they could not be counted.
+        moved: bytes that this call moves at least; None where nobody asked at which size.
         note: why something is not known, else empty.
     """
 
@@ -51,6 +65,7 @@ class Part:
     parameters: int | None = None
     flops: int | None = None
     flops_at: str | None = None
+    moved: int | None = None
     fingerprint: str | None = None
     note: str = ""
 
@@ -79,23 +94,32 @@ class Inspection:
         return value
 
 
-def inspect(path: Path | str) -> Inspection:
+def inspect(
+    path: Path | str, *, size: tuple[int, int] | None = None, batch: int | None = None
+) -> Inspection:
     """Describes the bundle, ONNX folder or single ONNX file at `path`.
 
+    Args:
+        size: (width, height) in pixels to count costs at; None: what a bundle's profile expects,
+            for ONNX 512x512.
+        batch: pictures; None likewise, for ONNX one.
+
     Raises:
-        FolderError: it is none of these, or damaged.
-        MissingExtraError: it is ONNX and `onnx` is not installed.
+        FolderError: it is none of these, or damaged; or a bundle of an earlier version, whose
+            costs are known at its expected size alone.
+        MissingExtraError: it is ONNX, or costs at a size are wanted, and `onnx` is not installed.
+        UsageError: no such size or batch.
     """
-    path = Path(path)
+    path, at = Path(path), At(size, batch)
     if path.is_dir() and is_bundle(path):
-        return _bundle(open_bundle(path, check=False))
+        return _bundle(open_bundle(path, check=False), at)
     if path.is_file() and path.suffix.lower() == ".onnx":
-        part = _onnx(path, path.stem)
+        part = _onnx(path, path.stem, at)
         return Inspection(path, "ONNX file", part.bytes, (part,))
     if path.is_dir() and any((path / name / MODEL_FILE).is_file() for name in COMPONENTS):
-        return _folder(open_folder(path))
+        return _folder(open_folder(path), at)
     if path.is_dir() and (path / MODEL_FILE).is_file():
-        part = _onnx(path / MODEL_FILE, path.name)
+        part = _onnx(path / MODEL_FILE, path.name, at)
         return Inspection(path, "ONNX file", part.bytes, (part,))
     what = "nothing is there" if not path.exists() else "it is none of these"
     raise FolderError(
@@ -104,17 +128,18 @@ def inspect(path: Path | str) -> Inspection:
     )
 
 
-def _folder(folder: OnnxFolder) -> Inspection:
-    parts = tuple(_onnx(folder.model(name), name) for name in folder.components)
+def _folder(folder: OnnxFolder, at: At) -> Inspection:
+    parts = tuple(_onnx(folder.model(name), name, at) for name in folder.components)
     return Inspection(
         folder.path, "ONNX folder", storage.size_of(folder.path), parts, folder.record
     )
 
 
-def _bundle(bundle: Bundle) -> Inspection:
+def _bundle(bundle: Bundle, at: At) -> Inspection:
     manifest = bundle.manifest
     profile = manifest.profile
-    at = f"batch {profile.batch.opt}, {profile.width.opt}x{profile.height.opt} pixels, guided"
+    width, height = size = at.size or (profile.width.opt, profile.height.opt)
+    batch = profile.batch.opt if at.batch is None else at.batch
     parts = []
     for name in sorted(manifest.engines, key=_place):
         engine = manifest.engines[name]
@@ -122,6 +147,10 @@ def _bundle(bundle: Bundle) -> Inspection:
             record.bytes for file, record in manifest.files.items() if file.startswith(f"{name}/")
         ]
         seen = _engine(bundle.path / engine.file, engine, name)
+        flops, moved = engine.flops, None
+        if at != At():
+            work = engine_work(bundle, name, size=size, batch=batch, guided=True)
+            flops, moved = work.flops, work.moved(WIDTHS[str(manifest.precision)])
         parts.append(
             Part(
                 name=name,
@@ -132,8 +161,9 @@ def _bundle(bundle: Bundle) -> Inspection:
                 precision=seen.precision,
                 opset=seen.opset,
                 parameters=engine.parameters,
-                flops=engine.flops,
-                flops_at=at,
+                flops=flops,
+                flops_at=f"batch {batch}, {width}x{height} pixels, guided",
+                moved=moved,
                 fingerprint=engine.fingerprint,
                 note=seen.note,
             )
@@ -157,7 +187,7 @@ def _engine(file: Path, record: EngineRecord, name: str) -> Part:
         if file.suffix == ".xml":
             return _openvino(file, name)
         if file.suffix == ".onnx":
-            return _onnx(file, name, cost=False)
+            return _onnx(file, name, None)
     except MissingExtraError:
         return Part(name, file.name, 0, note="its tensors are shown where onnx is installed")
     return Part(name, file.name, 0, note=f"no description of {file.suffix} files")
@@ -228,7 +258,8 @@ def _port(layer: ElementTree.Element, port: str | None) -> TensorSpec:
     )
 
 
-def _onnx(path: Path, name: str, *, cost: bool = True) -> Part:
+def _onnx(path: Path, name: str, at: At | None) -> Part:
+    """What an ONNX file says of itself, its cost where it is to be counted `at` a size."""
     try:
         import onnx
     except ModuleNotFoundError:
@@ -246,19 +277,20 @@ def _onnx(path: Path, name: str, *, cost: bool = True) -> Part:
     weights = [*model.graph.initializer]
     stored = {tensor.name for tensor in weights}
     inputs = tuple(_spec(value) for value in model.graph.input if value.name not in stored)
-    flops, at, note = _cost(model, inputs, name) if cost else (None, None, "")
+    counted = Part(name, path.name, 0) if at is None else _cost(model, inputs, name, at)
     return Part(
         name=name,
-        file=str(path.name),
+        file=path.name,
         bytes=path.stat().st_size + _external_bytes(path, weights),
         inputs=inputs,
         outputs=tuple(_spec(value) for value in model.graph.output),
         precision=_precision(weights),
         opset=next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), None),
         parameters=sum(_elements(tensor) for tensor in weights if _short(tensor.data_type)),
-        flops=flops,
-        flops_at=at,
-        note=note,
+        flops=counted.flops,
+        flops_at=counted.flops_at,
+        moved=counted.moved,
+        note=counted.note,
     )
 
 
@@ -317,32 +349,50 @@ def _external_bytes(path: Path, weights: list[onnx.TensorProto]) -> int:
     return sum(file.stat().st_size for file in found if file.is_file())
 
 
-def _cost(
-    model: onnx.ModelProto, inputs: tuple[TensorSpec, ...], name: str
-) -> tuple[int | None, str | None, str]:
-    """FLOPs of one call, the size they are for, and why they are not known."""
+def _cost(model: onnx.ModelProto, inputs: tuple[TensorSpec, ...], name: str, at: At) -> Part:
+    """The cost of one call and the size it is for, or why it is not known; nothing else."""
     from sdexport.graph.flops import count
+    from sdexport.graph.traffic import traffic
 
+    width, height = at.size or USUAL_SIZE
+    batch = 1 if at.batch is None else at.batch
+    if min(width, height) < PIXELS_A_LATENT or (width | height) % PIXELS_A_LATENT or batch < 1:
+        raise UsageError(
+            f"{batch} pictures of {width}x{height} pixels cannot be drawn; a batch from 1 on, and "
+            f"sides that are multiples of {PIXELS_A_LATENT} are needed"
+        )
+    latents = (width // PIXELS_A_LATENT, height // PIXELS_A_LATENT)
+    shapes = _shapes(inputs, latents, batch)
     try:
-        flops = count(model, _usual_shapes(inputs)).flops
+        flops = count(model, shapes).flops
+        moved = None if at == At() else traffic(model, shapes, width=WIDEST).least
     except Exception as error:  # Any model may be looked at, also ones that are not ours.
-        return None, None, f"operations were not counted: {error}"
-    at = f"batch 1, {LATENT_SIDE}x{LATENT_SIDE} latents"
+        return Part(name, "", 0, note=f"operations were not counted: {error}")
     # A text encoder knows no picture's size.
-    return flops, "batch 1" if name.startswith("text_encoder") else at, ""
+    where = "" if name.startswith("text_encoder") else f", {latents[0]}x{latents[1]} latents"
+    return Part(name, "", 0, flops=flops, flops_at=f"batch {batch}{where}", moved=moved)
 
 
-def _usual_shapes(inputs: tuple[TensorSpec, ...]) -> dict[str, tuple[int, ...]]:
-    """Numbers for symbols: batch 1, 77 tokens, `LATENT_SIDE` latents or the pixels they stand for.
+def _shapes(
+    inputs: tuple[TensorSpec, ...], latents: tuple[int, int], batch: int
+) -> dict[str, tuple[int, ...]]:
+    """Numbers for symbols: the batch, 77 tokens, (width, height) latents or their pixels.
 
-    By position, not by the symbols' names: every exporter has names of its own.
+    By position, not by the symbols' names: every exporter has names of its own. A single dimension
+    is the batch where it is called as another input's first one is.
     """
+    firsts = {spec.shape[0] for spec in inputs if len(spec.shape) > 1}
+    width, height = latents
     shapes = {}
     for spec in inputs:
         pixels = len(spec.shape) == 4 and spec.shape[1] == 3
-        side = LATENT_SIDE * (PIXELS_A_LATENT if pixels else 1)
-        last = {2: (1, TOKENS), 3: (1, TOKENS, 1), 4: (1, 1, side, side)}
-        usual = last.get(len(spec.shape), (1,) * len(spec.shape))
+        scale = PIXELS_A_LATENT if pixels else 1
+        rows = batch if len(spec.shape) > 1 or set(spec.shape) & firsts else 1
+        usual = {
+            2: (rows, TOKENS),
+            3: (rows, TOKENS, 1),
+            4: (rows, 1, height * scale, width * scale),
+        }.get(len(spec.shape), (rows,) + (1,) * (len(spec.shape) - 1))
         shapes[spec.name] = tuple(
             length if isinstance(length, int) else usual[axis]
             for axis, length in enumerate(spec.shape)

@@ -44,7 +44,10 @@ ALLOWED = {
     "build": FOUNDATION
     | {"bundle", "backends", "sampling", "graph", "export", "verification"}
     | {"half_check", "pipeline"},
-    "inspection": FOUNDATION | {"bundle", "graph"},
+    "costs": FOUNDATION | {"bundle", "graph"},
+    "inspection": FOUNDATION | {"bundle", "graph", "costs"},
+    "bench": FOUNDATION
+    | {"bundle", "backends", "pipeline", "sampling", "inspection", "machine", "graph", "costs"},
     "recipe": {"errors", "spec", "builder_options"},
     "machine": FOUNDATION | {"backends"},
     "bench": FOUNDATION

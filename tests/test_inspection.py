@@ -13,7 +13,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from sdexport import bundle as bundles
-from sdexport.errors import FolderError, MissingExtraError
+from sdexport.errors import FolderError, MissingExtraError, UsageError
 from sdexport.inspection import inspect
 from sdexport.spec import Precision, Profile, TensorSpec
 
@@ -251,3 +251,39 @@ def test_unusual_types_are_shown(tmp_path: Path) -> None:
     (part,) = inspect(tmp_path / "a.onnx").parts
     assert part.inputs == (TensorSpec("x", "int64", ("?", 77)),)
     assert (part.precision, part.parameters) == (None, 0)
+
+
+def test_costs_at_a_size(tiny_bundle: Any) -> None:
+    bundle = tiny_bundle("onnxruntime-cpu")
+    usual, same, large = (
+        {part.name: part for part in inspect(bundle, **options).parts}
+        for options in ({}, {"size": (64, 64)}, {"size": (128, 64), "batch": 3})
+    )
+    for name, part in usual.items():
+        assert part.moved is None
+        assert (same[name].flops, same[name].flops_at) == (part.flops, part.flops_at)
+        assert same[name].moved > 4 * part.parameters * (name != "text_encoder")
+        assert large[name].flops >= 3 * part.flops
+        assert large[name].flops_at == "batch 3, 128x64 pixels, guided"
+    assert usual["text_encoder"].flops * 3 == large["text_encoder"].flops
+    assert usual["denoise_step"].flops * 6 < large["denoise_step"].flops
+    with pytest.raises(UsageError, match="63x64 pixels cannot be drawn"):
+        inspect(bundle, size=(63, 64))
+    with pytest.raises(UsageError, match="0 pictures"):
+        inspect(bundle, batch=0)
+
+
+def test_costs_of_onnx_at_a_size(tmp_path: Path) -> None:
+    write_model(tmp_path / "unet.onnx")
+    (part,) = inspect(tmp_path / "unet.onnx", size=(128, 64), batch=2).parts
+    assert part.flops_at == "batch 2, 16x8 latents"
+    assert part.moved == 2 * 4 * (2 * 4 * 16 * 8) + 4 * 4 + 2 * 8
+    with pytest.raises(UsageError, match="multiples of 8"):
+        inspect(tmp_path / "unet.onnx", size=(100, 64))
+
+
+def test_costs_at_a_size_of_a_bundle_without_graphs(tmp_path: Path) -> None:
+    bundle = write_bundle(tmp_path / "b", ".xml")
+    assert inspect(bundle).parts[0].flops == 10**12
+    with pytest.raises(FolderError, match="build the bundle again"):
+        inspect(bundle, batch=2)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from sdexport.backends import targets
 from sdexport.backends.request import EngineRequest, ShapeRange
 from sdexport.build.options import Choice
 from sdexport.build.report import Stopwatch
-from sdexport.bundle import EngineRecord
+from sdexport.bundle import EngineRecord, graph_name
 from sdexport.errors import FolderError
 from sdexport.graph.decode_image import decode_image
 from sdexport.graph.denoise_step import core_step, denoise_step
@@ -25,6 +25,7 @@ from sdexport.graph.proto import dimensions as dimensions_of
 from sdexport.graph.proto import load_graph, save_graph, take_weights, weights_files
 from sdexport.graph.select_hidden_state import select_hidden_state, skippable_layers
 from sdexport.graph.select_outputs import select_outputs
+from sdexport.graph.skeleton import Call, shapes_at, skeleton
 from sdexport.graph.split_unet import (
     PICTURES,
     ROWS,
@@ -225,13 +226,14 @@ def call_shapes(
 
 
 def projected_shapes(
-    model: onnx.ModelProto, dimensions: Dimensions, *, batch: int, branches: int
+    model: onnx.ModelProto, dimensions: Dimensions, call: Call
 ) -> dict[str, tuple[int, ...]]:
-    """The shapes of the inputs of a step that are other engines' outputs, for texts of one piece.
+    """The shapes of the inputs of a step that are other engines' outputs.
 
     What they are follows from the UNet, and stands in the graph: numbers, and symbols for the rest.
     """
-    lengths = {PICTURES: batch, ROWS: batch * branches, TOKENS: dimensions.tokens}
+    rows, tokens = call.batch * call.branches, call.pieces * dimensions.tokens
+    lengths = {PICTURES: call.batch, ROWS: rows, TOKENS: tokens}
     return {
         entry.name: tuple(n if isinstance(n, int) else lengths[n] for n in dimensions_of(entry))
         for entry in model.graph.input
@@ -326,18 +328,11 @@ def build_engines(
         for name, fingerprint in wanted.items():
             progress.advance(0, name)
             with stopwatch.stage(f"build {name}"), storage.explained(destination):
-                model = load_graph(work / name / MODEL_FILE)
-                batch = profile.batch.opt
-                usual = call_shapes(
-                    name,
-                    dimensions,
-                    batch=batch,
-                    branches=2,
-                    height=profile.height.opt,
-                    width=profile.width.opt,
+                graph = keep_graph(
+                    load_graph(work / name / MODEL_FILE), name, dimensions, destination
                 )
-                usual |= projected_shapes(model, dimensions, batch=batch, branches=2)
-                cost = count(model, usual)
+                usual = Call(profile.height.opt, profile.width.opt, profile.batch.opt)
+                cost = count(graph, shapes_at(graph, usual))
                 output = destination / name
                 output.mkdir()
                 built = targets.build_engine(
@@ -362,6 +357,24 @@ def build_engines(
             )
             progress.advance(1, name)
     return records
+
+
+def keep_graph(
+    model: onnx.ModelProto, engine: str, dimensions: Dimensions, bundle: Path
+) -> onnx.ModelProto:
+    """Writes the graph of `engine` without weights into the folder `bundle`, and gives it."""
+
+    def shapes_of(call: Call) -> dict[str, tuple[int, ...]]:
+        shapes = call_shapes(engine, dimensions, **asdict(call))
+        there = {entry.name for entry in model.graph.input}
+        own = {name: shape for name, shape in shapes.items() if name in there}
+        return own | projected_shapes(model, dimensions, call)
+
+    graph = skeleton(model, shapes_of)
+    path = bundle / graph_name(engine)
+    path.parent.mkdir(exist_ok=True)
+    save_graph(graph, path)
+    return graph
 
 
 def place_weights(model: onnx.ModelProto, source: Path, work: Path, *, consume: bool) -> None:

@@ -156,8 +156,9 @@ def reuse(
 ) -> BuildReport | None:
     """The report on the bundle at `destination` if its engines are the wanted ones, else None.
 
-    A damaged bundle is never reused. Guidance is brought up to date, which no engine's bytes
-    depend on, and so is the profile, which is part of the fingerprints where they do.
+    A damaged bundle is never reused, nor one of an earlier version, which kept no graphs. Guidance
+    is brought up to date, which no engine's bytes depend on, and so is the profile, which is part
+    of the fingerprints where they do.
     """
     if not bundles.is_bundle(destination):
         return None
@@ -171,6 +172,8 @@ def reuse(
     projected = not set(PROJECTIONS).isdisjoint(there)
     expected = {n: f for n, f in fingerprints.items() if projected or n not in PROJECTIONS}
     if there != expected:
+        return None
+    if any(bundles.graph_name(name) not in found.manifest.files for name in fingerprints):
         return None
     wanted = _Served(profile or found.manifest.profile, guidance)
     if wanted != _Served(found.manifest.profile, found.manifest.default_guidance):

@@ -10,7 +10,7 @@ import typer
 
 from sdexport import terminal
 from sdexport.cli.making import Json
-from sdexport.errors import ParityError
+from sdexport.errors import ParityError, UsageError
 
 if TYPE_CHECKING:
     from sdexport.inspection import Inspection
@@ -100,26 +100,46 @@ def inspect(
         Path,
         typer.Argument(metavar="PATH", help="A bundle, an ONNX folder, or a single .onnx file."),
     ],
+    size: Annotated[
+        str | None,
+        typer.Option(
+            metavar="WIDTHxHEIGHT", help="Count costs at this size in pixels.", show_default=False
+        ),
+    ] = None,
+    batch: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Count costs for so many pictures.", show_default=False),
+    ] = None,
     json: Json = False,
 ) -> None:
     """Say what is in a bundle, an ONNX folder or an ONNX file.
 
     Tensors, number formats, opset, size and cost. FLOP counts one call (a multiplication with its
     addition is two): of a bundle at the size its profile expects and with guidance, of ONNX at one
-    picture of 64x64 latents. Nothing is run.
+    picture of 64x64 latents. With --size or --batch it counts at these, and also the bytes that
+    the call moves at least: weights, inputs and outputs. Nothing is run.
 
     \b
     Example:
       sdexport inspect bundles/sd15
+      sdexport inspect bundles/sd15 --size 768x512 --batch 4
       sdexport inspect onnx/sd15/unet/model.onnx --json
     """
     from sdexport.inspection import inspect as look
 
-    found = look(path)
+    found = look(path, size=None if size is None else _pixels(size), batch=batch)
     if json:
         terminal.print_json(found.as_json())
         return
     _show_inspection(found)
+
+
+def _pixels(text: str) -> tuple[int, int]:
+    """(width, height) of WIDTHxHEIGHT."""
+    width, _, height = text.lower().partition("x")
+    if not (width.isdecimal() and height.isdecimal()):
+        raise UsageError(f"size {text!r} is no size; write WIDTHxHEIGHT, for example 512x512")
+    return int(width), int(height)
 
 
 def _show_inspection(found: Inspection) -> None:
@@ -153,7 +173,7 @@ def _show_inspection(found: Inspection) -> None:
         ]
     terminal.print_facts(facts)
     print()
-    columns = ("component", "weights", "opset", "size", "parameters", "FLOP", "at")
+    columns = ("component", "weights", "opset", "size", "parameters", "FLOP", "moves", "at")
     terminal.print_table(
         columns,
         [
@@ -164,11 +184,12 @@ def _show_inspection(found: Inspection) -> None:
                 terminal.size(part.bytes),
                 None if part.parameters is None else terminal.amount(part.parameters),
                 None if part.flops is None else terminal.amount(part.flops),
+                None if part.moved is None else terminal.size(part.moved),
                 part.flops_at,
             )
             for part in found.parts
         ],
-        right=columns[2:6],
+        right=columns[2:7],
     )
     for part in found.parts:
         print(f"\n{part.name}")

@@ -12,9 +12,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import onnx
-from onnx import TensorProto, helper, inliner
+from onnx import TensorProto, helper
 
 from sdexport.errors import UsageError
+from sdexport.graph.proto import without_functions
 from sdexport.graph.shapes import Shape, infer_shapes
 
 FLOATS = frozenset(
@@ -45,8 +46,7 @@ def count(model: onnx.ModelProto, shapes: Mapping[str, Shape]) -> Cost:
     Raises:
         UsageError: a shape is missing, or does not fit the graph.
     """
-    if model.functions:
-        model = inliner.inline_local_functions(model)
+    model = without_functions(model)
     inferred = infer_shapes(model, shapes)
     return Cost(
         flops=sum(_flops(node, inferred) for node in model.graph.node),

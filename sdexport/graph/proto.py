@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import onnx
 from numpy.typing import ArrayLike, DTypeLike
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper, inliner, numpy_helper
 
 from sdexport import storage
 from sdexport.errors import FolderError
@@ -56,6 +56,14 @@ def save_graph(model: onnx.ModelProto, path: Path) -> None:
     """
     with storage.explained(path):
         path.write_bytes(model.SerializeToString())
+
+
+def without_functions(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with its local functions written out where they are called; itself without any."""
+    if not model.functions:
+        return model
+    inlined: onnx.ModelProto = inliner.inline_local_functions(model)
+    return inlined
 
 
 def weights_files(model: onnx.ModelProto) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -35,7 +36,26 @@ def infer_shapes(model: onnx.ModelProto, shapes: Mapping[str, Shape]) -> dict[st
     Raises:
         UsageError: an input's shape is missing or contradicts the graph.
     """
-    return _Walk(model, shapes).shapes()
+    return {name: tensor.shape for name, tensor in infer_tensors(model, shapes).items()}
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """A value's shape, and what one of its elements takes: `element_bytes`, of a float or not."""
+
+    shape: Shape
+    element_bytes: int
+    floating: bool
+
+    def bytes(self, most: int) -> int:
+        """Its size where a float takes at most `most` bytes."""
+        width = min(self.element_bytes, most) if self.floating else self.element_bytes
+        return math.prod(self.shape) * width
+
+
+def infer_tensors(model: onnx.ModelProto, shapes: Mapping[str, Shape]) -> dict[str, Tensor]:
+    """As `infer_shapes`, with the element types."""
+    return _Walk(model, shapes).tensors()
 
 
 class _Walk:
@@ -62,14 +82,18 @@ class _Walk:
         for node in model.graph.node:
             self._visit(node)
 
-    def shapes(self) -> dict[str, Shape]:
+    def tensors(self) -> dict[str, Tensor]:
         """Everything whose shape is known in numbers."""
         found = {}
         for name, kind in self._types.items():
             dims = kind.tensor_type.shape.dim
             known = kind.tensor_type.HasField("shape")
             if known and all(dim.HasField("dim_value") for dim in dims):
-                found[name] = tuple(dim.dim_value for dim in dims)
+                shape = tuple(dim.dim_value for dim in dims)
+                # Where ONNX tells no element type it is a float's, as everywhere else.
+                element = kind.tensor_type.elem_type or onnx.TensorProto.FLOAT
+                dtype = helper.tensor_dtype_to_np_dtype(element)
+                found[name] = Tensor(shape, dtype.itemsize, dtype.kind == "f")
         return found
 
     def _visit(self, node: onnx.NodeProto) -> None:
