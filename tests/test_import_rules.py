@@ -50,8 +50,6 @@ ALLOWED = {
     | {"bundle", "backends", "pipeline", "sampling", "inspection", "machine", "graph", "costs"},
     "recipe": {"errors", "spec", "builder_options"},
     "machine": FOUNDATION | {"backends"},
-    "bench": FOUNDATION
-    | {"bundle", "backends", "pipeline", "sampling", "inspection", "machine", "graph"},
     "terminal": {"errors", "progress", "__init__"},
     "cli": None,
     "__main__": {"cli"},

@@ -136,7 +136,8 @@ def _small(picture: Pictures, cell: tuple[int, int]) -> Image.Image:
 
 def _difference(reference: Pictures, image: Pictures) -> Pictures:
     apart = np.abs(reference.astype(np.int32) - image.astype(np.int32)) * AMPLIFIED
-    return np.minimum(apart, 255).astype(np.uint8)
+    amplified: Pictures = np.minimum(apart, 255).astype(np.uint8)
+    return amplified
 
 
 def _heading(
