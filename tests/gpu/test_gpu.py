@@ -20,11 +20,11 @@ from sdexport.backends import cuda, tensorrt
 from sdexport.backends.targets import Target
 from sdexport.backends.tensorrt_library import library, listening, logger
 from sdexport.backends.workspace import Shape, picture_shapes, step_shapes, text_shapes
-from sdexport.build.engines import graphs, place_weights, read_dimensions
+from sdexport.build.engines import make_graphs, place_weights, read_dimensions
 from sdexport.bundle import ENGINES, open_bundle
 from sdexport.errors import EngineError
 from sdexport.export import export_checkpoint
-from sdexport.graph.proto import load_graph, save_graph
+from sdexport.graph.proto import save_graph
 from sdexport.onnx_folder import open_folder
 from sdexport.pipeline.load import load_parts
 from sdexport.pipeline.parts import PipelineParts
@@ -204,7 +204,8 @@ def test_an_engine_is_refitted_with_its_own_weights(
     export_checkpoint(EMOJI, tmp_path / "onnx", precision=Precision.FP16)
     folder = open_folder(tmp_path / "onnx")
     source = folder.model("vae_decoder")
-    graph = graphs(read_dimensions(folder))["vae_decoder"](load_graph(source))
+    made = make_graphs(folder, read_dimensions(folder), ["vae_decoder"])
+    graph = made.models["vae_decoder"]
     (tmp_path / "graph").mkdir()
     save_graph(graph, tmp_path / "graph" / "model.onnx")
     place_weights(graph, source.parent, tmp_path / "graph", consume=False)
