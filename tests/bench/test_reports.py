@@ -228,8 +228,10 @@ def test_gpus_are_reported_where_they_were_used() -> None:
 
 def test_a_gpu_that_was_there_and_not_used_is_said_so() -> None:
     found = synthetic.results()
-    found["machine"]["gpus"] = [{"name": "A GPU", "memory_bytes": 80 * 2**30}]
-    assert "No GPU was used, though there is one (A GPU, 80 GiB)" in claims.gpu_sentence(found)
+    found["machine"]["gpus"] = [{"name": "A GPU", "capability": "sm90", "bytes": 80 * 2**30}]
+    assert "No GPU was used, though there is one (A GPU, sm90, 80 GiB)" in claims.gpu_sentence(
+        found
+    )
 
 
 def test_without_a_gpu_the_table_is_empty_and_the_command_there(page: Page) -> None:
