@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sdexport.bench import claims, report_results
@@ -18,7 +18,10 @@ from sdexport.bench.report_blocks import (
     Section,
     Table,
 )
-from sdexport.bench.report_text import NONE, clean
+from sdexport.bench.report_text import NONE, clean, some
+
+SHOWN = 12
+"""Pictures that are named of those not recognised."""
 
 
 def section(results: Results) -> Section:
@@ -58,6 +61,11 @@ def section(results: Results) -> Section:
         for one in compared
         if one["picture"].get("why")
     ]
+    reasons += [
+        f"{claims.title(one)}: not recognised are {_wrong(wrong)}"
+        for one in compared
+        if (wrong := (one["picture"].get("recognised") or {}).get("wrong"))
+    ]
     if reasons:
         blocks.append(Points(tuple(reasons)))
     blocks += [
@@ -87,6 +95,14 @@ def _captions(captions: Any) -> str:
             f"{clean(key)} {clean(value)}" for key, value in captions.items()
         )
     return f"Captions: {clean(captions)}"
+
+
+def _wrong(wrong: Sequence[Mapping[str, Any]]) -> str:
+    """Pictures that do not show what they should, and what they show."""
+    return some(
+        [f"“{clean(one['prompt'])}” (looks like {clean(one['looks_like'])})" for one in wrong],
+        SHOWN,
+    )
 
 
 def _worst(images: list[Mapping[str, Any]], key: str, pick: Any, pattern: str) -> str:

@@ -106,6 +106,12 @@ def words(items: Sequence[str]) -> str:
     return " and ".join(filter(None, [", ".join(items[:-1]), *items[-1:]]))
 
 
+def some(items: Sequence[str], most: int, between: str = ", ") -> str:
+    """The first `most` of the items, and how many more there are."""
+    more = len(items) - most
+    return between.join(items[:most]) + (f" and {more} more" if more > 0 else "")
+
+
 def pairs(values: Mapping[str, Any] | None) -> str:
     """`name value` of each, comma between."""
     return ", ".join(f"{clean(k)} {clean(v)}" for k, v in (values or {}).items()) or NONE

@@ -256,6 +256,22 @@ def test_a_busy_machine_a_cut_run_and_last_words_are_told() -> None:
     assert "at least 10 rounds and 10 s of each system, 3 systems loaded at once" in rendered
 
 
+def test_long_scenarios_are_cut_and_what_is_not_recognised_is_named() -> None:
+    found = synthetic.results()
+    found["scenario"] |= {"prompts": [f"prompt {k}" for k in range(256)], "seeds": [*range(256)]}
+    of(found, "emoji-bf16")["picture"]["recognised"] = {
+        "of": 256,
+        "right": 242,
+        "wrong": [{"prompt": f"prompt {k}", "looks_like": "pizza"} for k in range(14)],
+    }
+    rendered = report_markdown.render(report(found), {})
+    assert "“prompt 11” and 244 more" in rendered
+    assert "11 and 244 more" in rendered
+    assert "“prompt 0” (looks like pizza), “prompt 1” (looks" in rendered
+    assert "(looks like pizza) and 2 more" in rendered
+    assert "242 of 256" in rendered
+
+
 def test_results_that_lack_what_is_optional(tmp_path: Path) -> None:
     """As written by hand, by an older harness, or after a failure half way."""
     found = synthetic.results()
