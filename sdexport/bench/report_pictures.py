@@ -31,6 +31,9 @@ def section(results: Results) -> Section:
         for one in claims.working(results)
         if one.get("picture") and not claims.is_baseline(results, one)
     ]
+    first = claims.baseline(results)
+    # What the baseline's own pictures show says what the others' can show at best.
+    own = [first] if first and (first.get("picture") or {}).get("recognised") else []
     if not compared:
         return Section("Pictures", (Paragraph("No pictures were compared.", BAD),))
     blocks: list[Block] = [
@@ -53,7 +56,9 @@ def section(results: Results) -> Section:
                 Column("latent cosine, least"),
                 Column("recognised"),
             ),
-            report_results.rows(results, compared, _picture_cells),
+            report_results.rows(
+                results, [*own, *compared], lambda one: _picture_cells(results, one)
+            ),
         ),
     ]
     reasons = [
@@ -63,7 +68,7 @@ def section(results: Results) -> Section:
     ]
     reasons += [
         f"{claims.title(one)}: not recognised are {_wrong(wrong)}"
-        for one in compared
+        for one in (*own, *compared)
         if (wrong := (one["picture"].get("recognised") or {}).get("wrong"))
     ]
     if reasons:
@@ -112,10 +117,13 @@ def _worst(images: list[Mapping[str, Any]], key: str, pick: Any, pattern: str) -
     return format(pick(found), pattern)
 
 
-def _picture_cells(system: System) -> tuple[str, ...]:
+def _picture_cells(results: Results, system: System) -> tuple[str, ...]:
     picture = system["picture"]
     images = picture.get("images") or []
     recognised = picture.get("recognised")
+    shown = f"{recognised['right']} of {recognised['of']}" if recognised else NONE
+    if claims.is_baseline(results, system):
+        return ("baseline", str(len(images)), *(NONE,) * 5, shown)
     return (
         claims.verdict(system),
         str(len(images)),
@@ -124,5 +132,5 @@ def _picture_cells(system: System) -> tuple[str, ...]:
         _worst(images, "largest", max, ".0f"),
         _worst(images, "relative", max, ".3f"),
         _worst(images, "latent_cosine", min, ".5f"),
-        f"{recognised['right']} of {recognised['of']}" if recognised else NONE,
+        shown,
     )

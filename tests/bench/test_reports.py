@@ -270,6 +270,10 @@ def test_long_scenarios_are_cut_and_what_is_not_recognised_is_named() -> None:
     assert "“prompt 0” (looks like pizza), “prompt 1” (looks" in rendered
     assert "(looks like pizza) and 2 more" in rendered
     assert "242 of 256" in rendered
+    of(found, "diffusers")["picture"]["recognised"] = {"of": 256, "right": 255, "wrong": []}
+    assert "| baseline | 3 | – | – | – | – | – | 255 of 256 |" in report_markdown.render(
+        report(found), {}
+    )
 
 
 def test_results_that_lack_what_is_optional(tmp_path: Path) -> None:
