@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+import jsonschema
 import pytest
 
 from sdexport.bench import (
@@ -299,6 +300,12 @@ def test_results_that_lack_what_is_optional(tmp_path: Path) -> None:
     found["scenario"].pop("seeds")
     assert "No pictures were compared" in Page(html_of(found, tmp_path)).text
     assert "No pictures were compared" in markdown_of(found, tmp_path)
+
+
+@pytest.mark.parametrize("gpu", [False, True])
+def test_what_the_reports_are_tested_with_follows_the_schema(gpu: bool) -> None:
+    schema = json.loads((Path(plots.__file__).parent / "results.schema.json").read_text("utf-8"))
+    jsonschema.Draft202012Validator(schema).validate(synthetic.results(gpu=gpu))
 
 
 def test_what_is_no_result_is_refused() -> None:
