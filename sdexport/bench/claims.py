@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from sdexport.bench.report_text import NONE, clean, number
+from sdexport.bench.report_text import NONE, clean
 
 System = Mapping[str, Any]
 Results = Mapping[str, Any]
@@ -129,10 +129,11 @@ def gpu_sentence(results: Results) -> str:
     return "No GPU was used: this machine has none, and every figure is the processor's."
 
 
-def gpu_name(gpu: Any) -> str:
-    """A GPU as results.json has it, a name or facts with a name among them."""
-    if isinstance(gpu, Mapping):
-        memory = gpu.get("memory_bytes")
-        size = f", {number(memory / 2**30)} GiB" if memory else ""
-        return clean(gpu.get("name", gpu)) + size
-    return clean(gpu)
+def gpu_name(gpu: Mapping[str, Any]) -> str:
+    """A GPU as results.json has it: its name, capability and memory."""
+    said = [clean(gpu.get("name", "GPU"))]
+    if gpu.get("capability"):
+        said.append(clean(gpu["capability"]))
+    if gpu.get("bytes"):
+        said.append(f"{gpu['bytes'] / 2**30:,.0f} GiB")
+    return ", ".join(said)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import statistics
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -39,7 +40,7 @@ STAGE_COLOURS = {
 }
 """After Okabe and Ito: told apart by those who see few colours, on white as well as on black."""
 
-LABEL_LENGTH = 34
+LABEL_LENGTH = 40
 """Characters of a system's title beside a row; the tables have it in full."""
 
 
@@ -80,7 +81,9 @@ def _style() -> Iterator[Any]:
     } | dict.fromkeys(
         ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), svg.TEXT
     )
-    with matplotlib.rc_context():
+    with matplotlib.rc_context(), warnings.catch_warnings():
+        # matplotlib measures texts with its own font; the reader's font is what shows them.
+        warnings.filterwarnings("ignore", r"Glyph .* missing from font", UserWarning)
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(settings)
         yield Figure

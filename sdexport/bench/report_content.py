@@ -30,11 +30,15 @@ from sdexport.bench.report_text import (
     pairs,
     seconds,
     size,
+    some,
     words,
 )
 
 BUSY = 0.3
 """Load of a core in the minute before the run from which the machine was not quiet."""
+
+SHOWN = 12
+"""Of prompts and seeds that are shown; all of them are in results.json."""
 
 LAST_LINES = 12
 """Of what a broken system wrote, that are shown."""
@@ -142,8 +146,8 @@ def _conditions(results: Results) -> Section:
                 else "each system's own default",
                 "negative prompt": clean(scenario.get("negative_prompt") or "none"),
                 "effort": _effort(results.get("effort")),
-                "prompts": " · ".join(f"“{clean(prompt)}”" for prompt in prompts),
-                "seeds": ", ".join(map(str, seeds)),
+                "prompts": some([f"“{clean(prompt)}”" for prompt in prompts], SHOWN, " · "),
+                "seeds": some([str(seed) for seed in seeds], SHOWN),
             },
         ),
         _facts("Machine", _machine(machine)),

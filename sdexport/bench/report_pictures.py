@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sdexport.bench import claims, report_results
@@ -18,7 +18,10 @@ from sdexport.bench.report_blocks import (
     Section,
     Table,
 )
-from sdexport.bench.report_text import NONE, clean
+from sdexport.bench.report_text import NONE, clean, some
+
+SHOWN = 12
+"""Pictures that are named of those not recognised."""
 
 
 def section(results: Results) -> Section:
@@ -28,6 +31,9 @@ def section(results: Results) -> Section:
         for one in claims.working(results)
         if one.get("picture") and not claims.is_baseline(results, one)
     ]
+    first = claims.baseline(results)
+    # What the baseline's own pictures show says what the others' can show at best.
+    own = [first] if first and (first.get("picture") or {}).get("recognised") else []
     if not compared:
         return Section("Pictures", (Paragraph("No pictures were compared.", BAD),))
     blocks: list[Block] = [
@@ -50,13 +56,20 @@ def section(results: Results) -> Section:
                 Column("latent cosine, least"),
                 Column("recognised"),
             ),
-            report_results.rows(results, compared, _picture_cells),
+            report_results.rows(
+                results, [*own, *compared], lambda one: _picture_cells(results, one)
+            ),
         ),
     ]
     reasons = [
         f"{claims.title(one)} ({claims.verdict(one)}): {clean(one['picture']['why'])}"
         for one in compared
         if one["picture"].get("why")
+    ]
+    reasons += [
+        f"{claims.title(one)}: not recognised are {_wrong(wrong)}"
+        for one in (*own, *compared)
+        if (wrong := (one["picture"].get("recognised") or {}).get("wrong"))
     ]
     if reasons:
         blocks.append(Points(tuple(reasons)))
@@ -89,6 +102,14 @@ def _captions(captions: Any) -> str:
     return f"Captions: {clean(captions)}"
 
 
+def _wrong(wrong: Sequence[Mapping[str, Any]]) -> str:
+    """Pictures that do not show what they should, and what they show."""
+    return some(
+        [f"“{clean(one['prompt'])}” (looks like {clean(one['looks_like'])})" for one in wrong],
+        SHOWN,
+    )
+
+
 def _worst(images: list[Mapping[str, Any]], key: str, pick: Any, pattern: str) -> str:
     found = [one[key] for one in images if one.get(key) is not None]
     if not found:
@@ -96,10 +117,13 @@ def _worst(images: list[Mapping[str, Any]], key: str, pick: Any, pattern: str) -
     return format(pick(found), pattern)
 
 
-def _picture_cells(system: System) -> tuple[str, ...]:
+def _picture_cells(results: Results, system: System) -> tuple[str, ...]:
     picture = system["picture"]
     images = picture.get("images") or []
     recognised = picture.get("recognised")
+    shown = f"{recognised['right']} of {recognised['of']}" if recognised else NONE
+    if claims.is_baseline(results, system):
+        return ("baseline", str(len(images)), *(NONE,) * 5, shown)
     return (
         claims.verdict(system),
         str(len(images)),
@@ -108,5 +132,5 @@ def _picture_cells(system: System) -> tuple[str, ...]:
         _worst(images, "largest", max, ".0f"),
         _worst(images, "relative", max, ".3f"),
         _worst(images, "latent_cosine", min, ".5f"),
-        f"{recognised['right']} of {recognised['of']}" if recognised else NONE,
+        shown,
     )

@@ -96,9 +96,8 @@ def times(results: Results) -> Section:
     ]
     rounds = sorted({len(one["rounds"]) for one in found})
     if rounds and rounds[-1] < FEW_ROUNDS:
-        counts = " to ".join(map(str, sorted({rounds[0], rounds[-1]})))
         blocks.append(
-            Paragraph(f"Of no more than {counts} rounds, the p99 is close to the slowest one.")
+            Paragraph(f"Of {rounds[-1]} rounds at most, the p99 is close to the slowest one.")
         )
     if drift := _drift(results):
         blocks.append(Paragraph(drift))
@@ -166,7 +165,7 @@ def _time_cells(results: Results, system: System, factor: float) -> tuple[str, .
         clean(system.get("precision") or NONE),
         *(scaled(total[key], factor) for key in ("p50", "p90", "p99", "mean")),
         share_of(total["stdev"], total["mean"]) if len(system["rounds"]) > 1 else NONE,
-        number(summary.get("images_per_second"), ".3g"),
+        scaled(summary.get("images_per_second"), 1, 3),
         *claims.ratio_cells(results, system),
         "baseline" if claims.is_baseline(results, system) else claims.verdict(system),
     )

@@ -58,9 +58,9 @@ def unit_for(values: Sequence[float]) -> tuple[float, str]:
     return (1.0, "s") if max(values, default=0.0) >= 10 else (1e3, "ms")
 
 
-def scaled(value: float | None, factor: float) -> str:
-    """A time in the unit of `factor`, without its name."""
-    return NONE if value is None else digits(value * factor)
+def scaled(value: float | None, factor: float, count: int = 4) -> str:
+    """A value in the unit of `factor`, without its name, with about `count` digits."""
+    return NONE if value is None else digits(value * factor, count)
 
 
 def digits(value: float, count: int = 4) -> str:
@@ -104,6 +104,12 @@ def number(value: float | None, pattern: str = ",.0f") -> str:
 def words(items: Sequence[str]) -> str:
     """a, b and c."""
     return " and ".join(filter(None, [", ".join(items[:-1]), *items[-1:]]))
+
+
+def some(items: Sequence[str], most: int, between: str = ", ") -> str:
+    """The first `most` of the items, and how many more there are."""
+    more = len(items) - most
+    return between.join(items[:most]) + (f" and {more} more" if more > 0 else "")
 
 
 def pairs(values: Mapping[str, Any] | None) -> str:

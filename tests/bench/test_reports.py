@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+import jsonschema
 import pytest
 
 from sdexport.bench import (
@@ -228,8 +229,10 @@ def test_gpus_are_reported_where_they_were_used() -> None:
 
 def test_a_gpu_that_was_there_and_not_used_is_said_so() -> None:
     found = synthetic.results()
-    found["machine"]["gpus"] = [{"name": "A GPU", "memory_bytes": 80 * 2**30}]
-    assert "No GPU was used, though there is one (A GPU, 80 GiB)" in claims.gpu_sentence(found)
+    found["machine"]["gpus"] = [{"name": "A GPU", "capability": "sm90", "bytes": 80 * 2**30}]
+    assert "No GPU was used, though there is one (A GPU, sm90, 80 GiB)" in claims.gpu_sentence(
+        found
+    )
 
 
 def test_without_a_gpu_the_table_is_empty_and_the_command_there(page: Page) -> None:
@@ -252,6 +255,26 @@ def test_a_busy_machine_a_cut_run_and_last_words_are_told() -> None:
     assert "not quiet when the run began: 1.90 processes" in rendered
     assert "    Segmentation fault" in rendered
     assert "at least 10 rounds and 10 s of each system, 3 systems loaded at once" in rendered
+
+
+def test_long_scenarios_are_cut_and_what_is_not_recognised_is_named() -> None:
+    found = synthetic.results()
+    found["scenario"] |= {"prompts": [f"prompt {k}" for k in range(256)], "seeds": [*range(256)]}
+    of(found, "emoji-bf16")["picture"]["recognised"] = {
+        "of": 256,
+        "right": 242,
+        "wrong": [{"prompt": f"prompt {k}", "looks_like": "pizza"} for k in range(14)],
+    }
+    rendered = report_markdown.render(report(found), {})
+    assert "“prompt 11” and 244 more" in rendered
+    assert "11 and 244 more" in rendered
+    assert "“prompt 0” (looks like pizza), “prompt 1” (looks" in rendered
+    assert "(looks like pizza) and 2 more" in rendered
+    assert "242 of 256" in rendered
+    of(found, "diffusers")["picture"]["recognised"] = {"of": 256, "right": 255, "wrong": []}
+    assert "| baseline | 3 | – | – | – | – | – | 255 of 256 |" in report_markdown.render(
+        report(found), {}
+    )
 
 
 def test_results_that_lack_what_is_optional(tmp_path: Path) -> None:
@@ -277,6 +300,12 @@ def test_results_that_lack_what_is_optional(tmp_path: Path) -> None:
     found["scenario"].pop("seeds")
     assert "No pictures were compared" in Page(html_of(found, tmp_path)).text
     assert "No pictures were compared" in markdown_of(found, tmp_path)
+
+
+@pytest.mark.parametrize("gpu", [False, True])
+def test_what_the_reports_are_tested_with_follows_the_schema(gpu: bool) -> None:
+    schema = json.loads((Path(plots.__file__).parent / "results.schema.json").read_text("utf-8"))
+    jsonschema.Draft202012Validator(schema).validate(synthetic.results(gpu=gpu))
 
 
 def test_what_is_no_result_is_refused() -> None:
