@@ -84,9 +84,8 @@ def make(name: str) -> None:
             run(*pip, "uninstall", "--yes", "--quiet", package, cwd=folder)
     for module in settings["imports"]:
         if not imports(python, module):
-            raise SetupError(
-                f"installed, but `import {module}` fails; see why with: {python} -c 'import {module}'"
-            )
+            why = f"{python} -c 'import {module}'"
+            raise SetupError(f"installed, but `import {module}` fails; see why with: {why}")
 
 
 def main() -> None:
