@@ -34,6 +34,7 @@ SAMPLERS: dict[str, tuple[str, dict[str, Any]]] = {
     "dpmpp-3m": ("DPMSolverMultistepScheduler", {**MULTISTEP, "solver_order": 3}),
     "unipc": ("UniPCMultistepScheduler", {"solver_type": "bh2", **PLAIN_SIGMAS}),
     "deis": ("DEISMultistepScheduler", PLAIN_SIGMAS),
+    "lcm": ("LCMScheduler", {}),
 }
 """A scenario's sampler → diffusers' scheduler, and what is changed of the checkpoint's settings."""
 

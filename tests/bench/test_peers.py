@@ -174,6 +174,8 @@ def shared() -> ModuleType:
     return module(PEERS / "shared.py")
 
 
+# diffusers hands a tensor of torch to np.array.
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 @pytest.mark.parametrize("spacing", ["leading", "linspace", "trailing"])
 @pytest.mark.parametrize("steps", [1, 4, 30])
 @pytest.mark.parametrize(
@@ -195,7 +197,8 @@ def test_noise_levels_for_stable_diffusion_cpp_are_those_of_diffusers(
     )
     theirs = getattr(diffusers, scheduler).from_config(config)
     theirs.set_timesteps(steps)
-    np.testing.assert_allclose(ours, theirs.sigmas.numpy(), rtol=1e-5)
+    # Theirs are of float32, where 1 - 0.99915 has four digits fewer.
+    np.testing.assert_allclose(ours, theirs.sigmas.numpy(), rtol=1e-4)
 
 
 def test_a_size_that_is_not_compiled_in_is_refused(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ sys.path.append(str(Path(__file__).parent.parent))
 
 from shared import readable_copy, threads_of
 
-SAMPLERS = {"euler": "euler", "heun": "heun", "dpm2": "dpm2", "dpmpp-2m": "dpm++2m"}
+SAMPLERS = {"euler": "euler", "dpmpp-2m": "dpm++2m"}
 """A scenario's sampler → its sampling method. The noise levels are handed over, diffusers'."""
 
 MODEL = "model.gguf"
@@ -211,6 +211,8 @@ def noise_levels(folder: Path, sampler: str, steps: int) -> list[float]:
         timesteps = (np.arange(count) * (trained // count))[::-1][:steps] + offset
     elif spacing == "linspace":
         timesteps = np.linspace(0, trained - 1, count)[::-1][:steps]
+        if sampler == "dpmpp-2m":
+            timesteps = np.round(timesteps)
     else:
         timesteps = np.round(np.arange(trained, 0, -trained / steps)) - 1
     return [*np.interp(timesteps, np.arange(trained), sigmas).tolist(), 0.0]
