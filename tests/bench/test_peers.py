@@ -176,21 +176,23 @@ def shared() -> ModuleType:
 
 # diffusers hands a tensor of torch to np.array.
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
-@pytest.mark.parametrize("spacing", ["leading", "linspace", "trailing"])
+@pytest.mark.parametrize("spacing", [None, "leading", "linspace", "trailing"])
 @pytest.mark.parametrize("steps", [1, 4, 30])
 @pytest.mark.parametrize(
     ("sampler", "scheduler"),
     [("euler", "EulerDiscreteScheduler"), ("dpmpp-2m", "DPMSolverMultistepScheduler")],
 )
 def test_noise_levels_for_stable_diffusion_cpp_are_those_of_diffusers(
-    tmp_path: Path, spacing: str, steps: int, sampler: str, scheduler: str
+    tmp_path: Path, spacing: str | None, steps: int, sampler: str, scheduler: str
 ) -> None:
     import diffusers
 
     config = {
         **{"num_train_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012},
-        **{"beta_schedule": "scaled_linear", "timestep_spacing": spacing, "steps_offset": 1},
+        **{"beta_schedule": "scaled_linear", "steps_offset": 1},
     }
+    if spacing is not None:
+        config["timestep_spacing"] = spacing
     (tmp_path / "scheduler_config.json").write_text(json.dumps(config))
     ours = module(PEERS / "stable-diffusion-cpp" / "adapter.py").noise_levels(
         tmp_path, sampler, steps

@@ -130,8 +130,8 @@ class System:
             "notes": [
                 "its tokenizer is CLIP's, compiled in: with a checkpoint that has another "
                 "vocabulary only the empty prompt means the same",
-                "it starts from noise times sigma, diffusers' Euler (leading timesteps) from noise "
-                "times sqrt(sigma² + 1): few steps differ visibly, many do not",
+                "it starts from noise times sigma; with leading timesteps diffusers starts from noise "
+                "times sqrt(sigma² + 1)",
                 "guidance is two evaluations of one image each; the seconds here are of both, a "
                 "step; text encoder and decoder are what its log says, to 10 ms",
                 "images of a batch are drawn one after another; it hands out no latents",
@@ -204,7 +204,8 @@ def noise_levels(folder: Path, sampler: str, steps: int) -> list[float]:
         )
     product = np.cumprod(1 - betas)
     sigmas = np.sqrt((1 - product) / product)
-    spacing, offset = config.get("timestep_spacing", "leading"), config.get("steps_offset", 0)
+    # Where the checkpoint does not say, both classes have this spacing of their own.
+    spacing, offset = config.get("timestep_spacing", "linspace"), config.get("steps_offset", 0)
     # The multistep solver divides by one more: its last timestep is not the first of all.
     count = steps + 1 if sampler == "dpmpp-2m" else steps
     if spacing == "leading":
