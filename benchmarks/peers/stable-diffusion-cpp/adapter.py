@@ -130,8 +130,8 @@ class System:
             "notes": [
                 "its tokenizer is CLIP's, compiled in: with a checkpoint that has another "
                 "vocabulary only the empty prompt means the same",
-                "it starts from noise times sigma; with leading timesteps diffusers starts from noise "
-                "times sqrt(sigma² + 1)",
+                "it starts from noise times sigma; with leading timesteps diffusers "
+                "starts from noise times sqrt(sigma² + 1)",
                 "guidance is two evaluations of one image each; the seconds here are of both, a "
                 "step; text encoder and decoder are what its log says, to 10 ms",
                 "images of a batch are drawn one after another; it hands out no latents",
