@@ -1,0 +1,138 @@
+"""The adapter of optimum-onnx: diffusers' pipeline with its models in ONNX Runtime, float32.
+
+Set up as https://huggingface.co/docs/diffusers/optimization/onnx says: the checkpoint is exported
+once by `optimum-cli export onnx`, `ORTStableDiffusionPipeline.from_pretrained` loads the folder.
+ONNX Runtime's own defaults are its fastest for a processor (all graph optimisations, sequential
+execution, a thread for every core): https://onnxruntime.ai/docs/performance/tune-performance/threading.html
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import os
+import sys
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+sys.path.append(str(Path(__file__).parent.parent))
+
+from shared import diffusers_sampler, optimum_export, threads_of
+
+# Whatever a library would look up on the hub is in the checkpoint.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+
+PARTS = ("text_encoder", "unet", "vae_decoder")
+
+
+def prepare(checkpoint: str, folder: str, options: dict[str, Any]) -> None:
+    """Exports `checkpoint` to ONNX in `folder` with the command that the documentation names."""
+    optimum_export("onnx", checkpoint, folder, "--dtype", "fp32")
+
+
+class System:
+    """The pipeline, ready to draw one scenario."""
+
+    def __init__(self, scenario: dict[str, Any], options: dict[str, Any]) -> None:
+        import onnxruntime
+        import torch
+        from optimum.onnxruntime import ORTStableDiffusionPipeline
+
+        self._scenario = scenario
+        self._folder = Path(options["prepared"])
+        self._torch = torch
+        self._threads = threads_of(scenario)
+        session = onnxruntime.SessionOptions()
+        session.intra_op_num_threads = self._threads
+        # Scheduler and image processing are torch's.
+        torch.set_num_threads(self._threads)
+        self._pipeline = ORTStableDiffusionPipeline.from_pretrained(
+            self._folder,
+            export=False,
+            provider="CPUExecutionProvider",
+            session_options=session,
+            safety_checker=None,
+            requires_safety_checker=False,
+        )
+        self._pipeline.set_progress_bar_config(disable=True)
+        name, changes = diffusers_sampler(scenario["sampler"])
+        scheduler = getattr(importlib.import_module("diffusers"), name)
+        self._pipeline.scheduler = scheduler.from_config(self._pipeline.scheduler.config, **changes)
+        self._taken: dict[str, list[float]] = {part: [] for part in PARTS}
+        self._decoded: list[Any] = []
+        for part in PARTS:
+            model = getattr(self._pipeline, part)
+            model.forward = self._timed(part, model.forward)
+
+    def _timed(self, part: str, forward: Any) -> Any:
+        def timed(*arguments: Any, **named: Any) -> Any:
+            if part == "vae_decoder":
+                self._decoded.append(arguments[0] if arguments else named["latent_sample"])
+            start = perf_counter()
+            result = forward(*arguments, **named)
+            self._taken[part].append(perf_counter() - start)
+            return result
+
+        return timed
+
+    def describe(self) -> dict[str, Any]:
+        names = ("optimum-onnx", "optimum", "onnxruntime", "onnx", "diffusers", "torch")
+        return {
+            "precision": "fp32",
+            "device": "cpu",
+            "threads": self._threads,
+            "versions": {name: importlib.metadata.version(name) for name in names},
+            "setup": [
+                "optimum-cli export onnx --model CHECKPOINT --task text-to-image --dtype fp32 "
+                "FOLDER",
+                "ORTStableDiffusionPipeline.from_pretrained(FOLDER, "
+                'provider="CPUExecutionProvider")',
+                f"SessionOptions: intra_op_num_threads={self._threads}, else ONNX Runtime's "
+                "defaults; shapes stay dynamic, as exported",
+            ],
+            "bytes": sum(
+                file.stat().st_size
+                for part in PARTS
+                for file in (self._folder / part).glob("model.onnx*")
+            ),
+            "notes": [],
+        }
+
+    def draw(self) -> dict[str, Any]:
+        import numpy as np
+
+        scenario, torch, images = self._scenario, self._torch, []
+        self._decoded.clear()
+        for taken in self._taken.values():
+            taken.clear()
+        for first in range(0, len(scenario["seeds"]), scenario["batch"]):
+            chosen = slice(first, first + scenario["batch"])
+            prompts, seeds = scenario["prompts"][chosen], scenario["seeds"][chosen]
+            drawn = self._pipeline(
+                prompt=prompts,
+                negative_prompt=[scenario["negative_prompt"]] * len(prompts),
+                width=scenario["width"],
+                height=scenario["height"],
+                num_inference_steps=scenario["steps"],
+                guidance_scale=scenario["guidance"],
+                generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],
+            )
+            images += [np.asarray(image) for image in drawn.images]
+        scale = self._pipeline.vae_decoder.config.scaling_factor
+        return {
+            "images": np.stack(images),
+            "latents": torch.cat(self._decoded).float().numpy() * scale,
+            "text_encoder": sum(self._taken["text_encoder"]),
+            "evaluations": list(self._taken["unet"]),
+            "vae_decoder": sum(self._taken["vae_decoder"]),
+            "model_calls": len(self._taken["unet"]),
+        }
+
+
+def load(scenario: dict[str, Any], options: dict[str, Any]) -> System:
+    """The exported pipeline, ready to draw `scenario`."""
+    diffusers_sampler(scenario["sampler"])
+    return System(scenario, options)
