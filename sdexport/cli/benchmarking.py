@@ -177,7 +177,7 @@ def run_bench(
     \b
     Example:
       sdexport bench run engines/emoji --checkpoint examples/emoji/checkpoint \\
-        --scenario benchmarks/scenarios/emoji.toml --against diffusers-bf16 --report results
+        --scenario benchmarks/scenarios/emoji.toml --report results
     """
     from sdexport.bench.results import shown_command
     from sdexport.bench.run import run, scenario_for
