@@ -111,15 +111,15 @@ def run(
 ) -> dict[str, Any]:
     """Measures `systems` (the baseline first) and writes results and report into `folder`.
 
-    What was measured before Ctrl-C is written as well, and says that it was cut short.
+    What was measured before Ctrl-C is written as well.
 
     Returns:
-        What `results.json` holds.
+        What `results.json` holds; `complete` is False where the run was cut short.
 
     Raises:
         UsageError, CheckpointError: the scenario cannot be drawn; nothing was begun.
         StorageError: `folder` cannot be written.
-        KeyboardInterrupt: after the results were written, if there were any.
+        KeyboardInterrupt: before anything was measured.
     """
     check(systems, scenario)
     with storage.explained(folder):
@@ -159,8 +159,6 @@ def run(
         results.write(found, folder)
     with stage(progress, "write the report"):
         write_report(found, folder)
-    if interrupted:
-        raise KeyboardInterrupt
     return found
 
 

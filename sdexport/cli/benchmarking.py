@@ -16,6 +16,9 @@ from sdexport import terminal
 from sdexport.cli.making import Json
 
 SLOWER = 1
+INTERRUPTED = 130
+BUSY = 0.5
+"""Load average by core from which a machine counts as busy before a run."""
 
 
 class RunsByDefault(typer.core.TyperGroup):
@@ -218,10 +221,12 @@ def run_bench(
         stack.pop_all().close()
     if json:
         terminal.print_json(found)
-        return
-    _show_results(found)
-    if report is not None:
-        print(f"\n{report}")
+    else:
+        _show_results(found)
+        if report is not None:
+            print(f"\n{report}")
+    if not found["complete"]:
+        raise typer.Exit(INTERRUPTED)
 
 
 def _show_results(found: Mapping[str, Any]) -> None:
@@ -242,6 +247,11 @@ def _show_results(found: Mapping[str, Any]) -> None:
         *("picture", "peak memory"),
     )
     terminal.print_table(columns, [_row(one) for one in found["systems"]], right=columns[2:7])
+    load, cores = found["machine"]["load_before"], found["machine"]["cores"]
+    if load is not None and load[0] > BUSY * (cores or 1):
+        terminal.say(
+            f"caution: the machine was busy before the run (load {load[0]:g} on {cores} cores)"
+        )
     for one in found["systems"]:
         if one["status"] != "ok":
             terminal.say(f"warning: {one['name']} {one['status']}: {one['why']}")

@@ -106,6 +106,19 @@ def test_a_run_as_json_is_the_document(
     assert ended.err == ""
 
 
+def test_a_run_that_was_cut_short_is_shown_and_ends_with_130(
+    run: Run, bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    short = document(diffusers=1.0, emoji=0.25) | {"complete": False}
+    short["machine"]["load_before"] = [5.0, 5.0, 5.0]
+    monkeypatch.setattr(runs, "run", lambda *_, **__: short)
+    ended = run("bench", bundle, "--checkpoint", "a/b")
+    assert ended.code == 130
+    assert "emoji" in ended.out
+    assert "interrupted" in ended.err
+    assert "busy before the run (load 5 on 2 cores)" in ended.err
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
