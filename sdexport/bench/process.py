@@ -18,6 +18,9 @@ from sdexport.bench.systems import System
 
 WORKER = Path(__file__).parent / "worker.py"
 TAIL_LINES = 20
+LOOK = 1.0
+"""Seconds after which it is seen whether a process that does not answer is still there."""
+
 GRACE = 5.0
 """Seconds that a process has to end after it was told to."""
 
@@ -98,12 +101,16 @@ class SystemProcess:
         assert self._process.stdout is not None
         while b"\n" not in self._read:
             left = ends - time.monotonic()
-            if left <= 0 or not self._selector.select(left):
+            if left <= 0:
                 self.kill()
                 raise SystemFailedError(
                     "hung", f"{do}: no answer within {self._timeout:g} s; its processes were killed"
                 )
-            piece = os.read(self._process.stdout.fileno(), 1 << 16)
+            if not self._selector.select(min(left, LOOK)) and self._process.poll() is None:
+                continue
+            # A child that was forked may hold the answers open after its parent's end.
+            there = self._selector.select(0)
+            piece = os.read(self._process.stdout.fileno(), 1 << 16) if there else b""
             if not piece:
                 raise SystemFailedError("crashed", f"{do}: {self._how_it_ended()}")
             self._read += piece

@@ -149,6 +149,7 @@ def test_no_folder_of_this_machine_is_in_the_results(tmp_path: Path) -> None:
         ({"goes": "raise", "turn": 0}, "failed", "load: ValueError: the model is made of cheese"),
         ({"goes": "raise", "turn": 4}, "failed", "draw: ValueError"),
         ({"goes": "exit", "turn": 1}, "crashed", "draw: the process ended with exit code 3"),
+        ({"goes": "forked", "turn": 2}, "crashed", "draw: the process ended with exit code 4"),
         ({"goes": "killed", "turn": 5}, "crashed", "draw: the process was ended by SIGSEGV"),
         ({"goes": "small"}, "failed", "not of uint8 (2, 8, 16, 3)"),
     ],

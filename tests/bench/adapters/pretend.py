@@ -68,6 +68,10 @@ class Pretend:
             raise ValueError("the model is made of cheese")
         if kind == "exit":
             os._exit(3)
+        if kind == "forked":
+            if os.fork() == 0:
+                time.sleep(FOREVER)
+            os._exit(4)
         if kind == "killed":
             os.kill(os.getpid(), signal.SIGSEGV)
         if kind == "hang":
