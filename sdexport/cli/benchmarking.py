@@ -183,7 +183,7 @@ def run_bench(
         --scenario benchmarks/scenarios/emoji.toml --report results
     """
     from sdexport.bench.results import shown_command
-    from sdexport.bench.run import run, scenario_for
+    from sdexport.bench.run import require_report_libraries, run, scenario_for, write_report
     from sdexport.bench.scenario import read_scenario, with_seed
     from sdexport.bench.systems import find_systems
     from sdexport.bench.turns import Effort
@@ -207,6 +207,8 @@ def run_bench(
     if seed is not None:
         chosen = with_seed(chosen, seed)
     effort = Effort(rounds, seconds, at_once, timeout)
+    if report is not None:
+        require_report_libraries()
     with ExitStack() as stack:
         folder = report or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         progress = stack.enter_context(terminal.progress(quiet=json))
@@ -218,7 +220,8 @@ def run_bench(
             command=f"sdexport {shown_command(sys.argv[1:])}",
             progress=progress,
         )
-        stack.pop_all().close()
+        if report is not None:
+            write_report(found, folder)
     if json:
         terminal.print_json(found)
     else:
@@ -300,8 +303,9 @@ def report_bench(
       sdexport bench report results
     """
     from sdexport.bench.results import read
-    from sdexport.bench.run import write_report
+    from sdexport.bench.run import require_report_libraries, write_report
 
+    require_report_libraries()
     write_report(read(folder), folder)
     files = sorted(file for file in folder.glob("report.*") if file.is_file())
     if json:

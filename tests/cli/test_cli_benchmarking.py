@@ -44,6 +44,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
         return value
 
     monkeypatch.setattr(runs, "run", double)
+    monkeypatch.setattr(runs, "write_report", lambda found, folder: asked.append((folder,)))
     return asked
 
 
@@ -57,7 +58,8 @@ def test_a_run_is_asked_for_and_shown(
         "--seconds", 0.5, "--at-once", 2, "--timeout", 9, "--report", tmp_path / "report",
     )  # fmt: skip
     assert ended.code == 0
-    ((found, scenario, effort, folder),) = measured
+    (found, scenario, effort, folder), reported = measured
+    assert reported == (tmp_path / "report",)
     assert [one.name for one in found] == ["diffusers", "bundle", "diffusers-bf16"]
     assert scenario == Scenario(
         "scenario", "some/checkpoint", ("a", "b"), "", (7, 8), 128, 64, 2, 3, "ddim", 4.0, 1

@@ -47,7 +47,7 @@ class Pretend:
         if self.turn == 1:
             time.sleep(self.options.get("cold", 0))
         shape = (len(self.scenario["seeds"]), self.scenario["height"], self.scenario["width"], 3)
-        images = np.zeros(shape, np.uint8) + np.arange(shape[2], dtype=np.uint8)[:, None]
+        images = np.zeros(shape, np.uint8) + 10 * np.arange(shape[2], dtype=np.uint8)[:, None]
         if self.options.get("noise"):
             images = np.random.default_rng(self.turn).integers(0, 256, shape).astype(np.uint8)
         if self.options.get("goes") == "small":
