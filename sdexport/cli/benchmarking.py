@@ -233,6 +233,8 @@ def run_bench(
 
 
 def _show_results(found: Mapping[str, Any]) -> None:
+    from sdexport.bench import claims
+
     scenario = found["scenario"]
     terminal.print_facts(
         [
@@ -249,46 +251,39 @@ def _show_results(found: Mapping[str, Any]) -> None:
         *("system", "precision", "turns", "p50", "p90", "evaluation", "times faster"),
         *("picture", "peak memory"),
     )
-    terminal.print_table(columns, [_row(one) for one in found["systems"]], right=columns[2:7])
+    terminal.print_table(
+        columns, [_row(found, one) for one in found["systems"]], right=columns[2:7]
+    )
     load, cores = found["machine"]["load_before"], found["machine"]["cores"]
     if load is not None and load[0] > BUSY * (cores or 1):
         terminal.say(
             f"caution: the machine was busy before the run (load {load[0]:g} on {cores} cores)"
         )
     for one in found["systems"]:
-        if one["status"] != "ok":
-            terminal.say(f"warning: {one['name']} {one['status']}: {one['why']}")
+        if (problem := claims.problem(found, one)) is not None:
+            terminal.say(f"warning: nothing is claimed for {one['name']}: {problem}")
         for note in one["notes"]:
             terminal.say(f"note: {one['name']}: {note}")
 
 
-def _row(one: Mapping[str, Any]) -> tuple[object, ...]:
-    summary, ratio, picture = one["summary"], one["ratio"], one["picture"]
-    verdict = None if picture is None else picture["verdict"]
+def _row(found: Mapping[str, Any], one: Mapping[str, Any]) -> tuple[object, ...]:
+    from sdexport.bench import claims
+
+    summary = one["summary"]
+    shown = [None, None, None]
+    if summary is not None:
+        times = (summary["total"]["p50"], summary["total"]["p90"])
+        each = None if summary["evaluation"] is None else summary["evaluation"]["p50"]
+        shown = [None if time is None else terminal.seconds(time) for time in (*times, each)]
     return (
         one["name"],
         one["precision"],
         len(one["rounds"]),
-        *(
-            None if summary is None else terminal.seconds(summary["total"][key])
-            for key in ("p50", "p90")
-        ),
-        terminal.seconds(summary["evaluation"]["p50"])
-        if summary is not None and summary["evaluation"] is not None
-        else None,
-        _ratio(ratio, verdict),
-        verdict if one["status"] == "ok" else one["status"].upper(),
+        *shown,
+        claims.ratio(found, one),
+        claims.verdict(one) if one["status"] == "ok" else one["status"].upper(),
         None if one["peak_host_bytes"] is None else terminal.size(one["peak_host_bytes"]),
     )
-
-
-def _ratio(ratio: Mapping[str, float] | None, verdict: str | None) -> str | None:
-    """The ratio with its interval; none for a system that draws something else."""
-    if ratio is None:
-        return None
-    if verdict in ("different", "unknown"):
-        return "not claimed"
-    return f"{ratio['median']:.2f} ({ratio['low']:.2f} to {ratio['high']:.2f})"
 
 
 @bench.command("report")

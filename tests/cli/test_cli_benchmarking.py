@@ -66,11 +66,11 @@ def test_a_run_is_asked_for_and_shown(
     )
     assert effort == Effort(3, 0.5, 2, 9)
     assert folder == tmp_path / "report"
-    assert "4.00 (3.95 to 4.05)" in ended.out
+    assert "4.00× (3.95 to 4.05)" in ended.out
     # The one that draws something else is fast, and nothing is claimed for it.
-    assert "not claimed" in ended.out
-    assert "10.00" not in ended.out
-    assert "warning: noise crashed: out of cheese" in ended.err
+    assert "none claimed" in ended.out
+    assert "10.0" not in ended.out
+    assert "nothing is claimed for noise: crashed: out of cheese" in ended.err
 
 
 def test_run_may_be_left_out_and_the_bundle_fills_in(

@@ -43,6 +43,9 @@ class Pretend:
         self.turn += 1
         if self.turn == self.options.get("turn"):
             self._go_wrong()
+        if "pids" in self.options:
+            with Path(f"{self.options['pids']}-turns").open("a") as file:
+                file.write(".")
         time.sleep(self.options.get("seconds", 0.002))
         if self.turn == 1:
             time.sleep(self.options.get("cold", 0))
