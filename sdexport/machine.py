@@ -211,6 +211,7 @@ def _verbs(
         "build": build or builder,
         "generate": draw,
         "verify": export or draw,
+        "bench": export or draw,
         "inspect": build and f"bundles only; ONNX files: {build}",
         "samplers": "",
         "doctor": "",

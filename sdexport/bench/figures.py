@@ -113,6 +113,21 @@ def ratio(
     )
 
 
+def trend(logs: Floats) -> float | None:
+    """By which factor pairs grew from their first third to their last; None if by chance.
+
+    Args:
+        logs: of `paired_logs`. What grows became faster against the baseline, which says that its
+            warm-up had not ended.
+    """
+    third = len(logs) // 3
+    if third < FEWEST:
+        return None
+    change = float(np.median(logs[-third:]) - np.median(logs[:third]))
+    chance = math.hypot(half_width(logs[-third:]), half_width(logs[:third]))
+    return math.exp(change) if abs(change) > max(chance, math.log1p(SETTLED)) else None
+
+
 def median_interval(samples: Sequence[float]) -> Interval | None:
     """The median of times in order with its interval; None of fewer than `FEWEST`."""
     if len(samples) < FEWEST:

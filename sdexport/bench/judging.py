@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,24 +10,15 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from sdexport.bench import ceilings, limits, quality, recognise
 from sdexport.bench.scenario import Scenario
 from sdexport.errors import SdexportError
 
-YARDSTICKS = {"bf16": "diffusers-bf16", "fp16": "diffusers-fp16"}
-"""The system whose pictures show what rounding to a number format does to the baseline's own."""
+YARDSTICKS = {"fp16": ("diffusers-fp16", "diffusers-bf16"), "bf16": ("diffusers-bf16",)}
+"""The systems whose pictures show what rounding to a number format, or a coarser one, does."""
 
 TARGETS = "targets_*.npz"
 """What a checkpoint was trained to draw, where it lies beside it; see `recognise`."""
-
-
-def part(name: str) -> Any:
-    """The module of this package `name`, or None where it is not there."""
-    try:
-        return importlib.import_module(f"sdexport.bench.{name}")
-    except ModuleNotFoundError as error:
-        if error.name != f"sdexport.bench.{name}":
-            raise
-        return None
 
 
 class Pictures:
@@ -43,33 +33,28 @@ class Pictures:
         self._folder = folder
         self._baseline = baseline
         self._scenario = scenario
-        self._quality = part("quality")
         self._targets = _targets(scenario.checkpoint)
 
     def judge(self, name: str, precision: str | None) -> dict[str, Any] | None:
         """What results say of the pictures of the system `name`; None if it drew none."""
         images = self._images(name)
-        if images is None or self._quality is None:
+        if images is None:
             return None
         compared = self._compared(name)
         if compared is None:
             verdict, why = "unknown", "the baseline drew no pictures to compare with"
         else:
-            yardstick = YARDSTICKS.get(precision or "")
-            verdict, why = self._quality.verdict(
-                compared,
-                precision=precision,
-                yardstick=None if yardstick is None else self._compared(yardstick),
-            )
-        recognised = part("recognise") if self._targets is not None else None
+            found = (self._compared(one) for one in YARDSTICKS.get(precision or "", ()))
+            yardstick = next((one for one in found if one is not None), None)
+            verdict, why = quality.verdict(compared, precision=precision, yardstick=yardstick)
         prompts = self._scenario.prompts
         return {
             "verdict": verdict,
             "why": why,
             "images": compared or [],
             "recognised": None
-            if recognised is None
-            else recognised.count(images, prompts, self._targets),
+            if self._targets is None
+            else recognise.count(images, prompts, self._targets),
         }
 
     def _compared(self, name: str) -> list[dict[str, Any]] | None:
@@ -77,9 +62,7 @@ class Pictures:
         theirs, own = self._images(self._baseline), self._images(name)
         if theirs is None or own is None:
             return None
-        found: Sequence[dict[str, Any]] = self._quality.compare(
-            theirs, own, self._latents(self._baseline), self._latents(name)
-        )
+        found = quality.compare(theirs, own, self._latents(self._baseline), self._latents(name))
         scenario = self._scenario
         return [
             {"prompt": prompt, "seed": seed, **one}
@@ -107,13 +90,10 @@ class Pictures:
         return files if all(file.is_file() for file in files) else None
 
 
-def _targets(checkpoint: str) -> Any:
+def _targets(checkpoint: str) -> recognise.Targets | None:
     """What the checkpoint was trained to draw; None where that is not known."""
-    module = part("recognise")
     files = sorted(Path(checkpoint).resolve().parent.glob(TARGETS))
-    if module is None or not Path(checkpoint).is_dir() or not files:
-        return None
-    return module.read_targets(files[0])
+    return recognise.read_targets(files[0]) if Path(checkpoint).is_dir() and files else None
 
 
 class Limits:
@@ -130,12 +110,9 @@ class Limits:
         self.problem = ""
         self._costs: Any = None
         self._device = device
-        measuring, self._limits = part("ceilings"), part("limits")
-        if measuring is None or self._limits is None:
-            return
         try:
-            self.ceilings = measuring.measure(scenario.threads, device)
-            self._costs = self._limits.of_bundle(bundle, scenario.for_adapter())
+            self.ceilings = ceilings.measure(scenario.threads, device)
+            self._costs = limits.of_bundle(bundle, scenario.for_adapter())
         except SdexportError as error:
             self.problem = str(error)
 
@@ -145,7 +122,4 @@ class Limits:
         """The share of the possible that a system reached; None where it cannot be told."""
         if summary is None or precision is None or self._costs is None or device != self._device:
             return None
-        found: dict[str, Any] | None = self._limits.shares(
-            self._costs, summary, precision, self.ceilings
-        )
-        return found
+        return limits.shares(self._costs, summary, precision, self.ceilings)

@@ -17,7 +17,16 @@ from typing import IO, Any, Self
 from sdexport.bench.systems import System
 
 WORKER = Path(__file__).parent / "worker.py"
+GUARD = 'read -r line; [ "$line" = ended ] || kill -KILL "-$0"'
+"""Waits for the end of the harness, however it ends, and kills the process group that is named.
+
+The kernel ends the worker then, but not what it had started, which may be stopped just now.
+"""
+
 TAIL_LINES = 20
+LOOK = 1.0
+"""Seconds after which it is seen whether a process that does not answer is still there."""
+
 GRACE = 5.0
 """Seconds that a process has to end after it was told to."""
 
@@ -61,6 +70,11 @@ class SystemProcess:
             raise SystemFailedError(
                 "failed", f"{system.python} cannot be started: {error.strerror}"
             ) from error
+        self._guard = subprocess.Popen(
+            ["/bin/sh", "-c", GUARD, str(self._process.pid)],
+            stdin=subprocess.PIPE,
+            start_new_session=True,
+        )
         self._selector = selectors.DefaultSelector()
         assert self._process.stdout is not None
         self._selector.register(self._process.stdout, selectors.EVENT_READ)
@@ -98,12 +112,16 @@ class SystemProcess:
         assert self._process.stdout is not None
         while b"\n" not in self._read:
             left = ends - time.monotonic()
-            if left <= 0 or not self._selector.select(left):
+            if left <= 0:
                 self.kill()
                 raise SystemFailedError(
                     "hung", f"{do}: no answer within {self._timeout:g} s; its processes were killed"
                 )
-            piece = os.read(self._process.stdout.fileno(), 1 << 16)
+            if not self._selector.select(min(left, LOOK)) and self._process.poll() is None:
+                continue
+            # A child that was forked may hold the answers open after its parent's end.
+            there = self._selector.select(0)
+            piece = os.read(self._process.stdout.fileno(), 1 << 16) if there else b""
             if not piece:
                 raise SystemFailedError("crashed", f"{do}: {self._how_it_ended()}")
             self._read += piece
@@ -136,6 +154,7 @@ class SystemProcess:
         if not self._killed:  # once: afterwards the number may be another group's
             self._signal(signal.SIGKILL)
             self._killed = True
+            self._guard.communicate(b"ended\n")
         self._process.wait()
 
     def _signal(self, number: signal.Signals) -> None:

@@ -52,12 +52,17 @@ def _rest(turn: Turn) -> float | None:
 def system_json(one: Measured, baseline: Measured) -> dict[str, Any]:
     """One system as results hold it, without what others say of its pictures and limits."""
     about, system = one.about, one.system
+    notes = [*about.get("notes", []), *notes_of(one)]
     pairs = None
     if one is not baseline:
-        pairs = figures.ratio(
-            [(turn.at, turn.total) for turn in baseline.rounds],
-            [(turn.at, turn.total) for turn in one.rounds],
-        )
+        turns = [[(turn.at, turn.total) for turn in each.rounds] for each in (baseline, one)]
+        pairs = figures.ratio(*turns)
+        drift = figures.trend(figures.paired_logs(*turns))
+        if drift is not None:
+            notes.append(
+                f"against the baseline it became {drift:.2f} times as fast from its first third of "
+                "rounds to its last: measure longer"
+            )
     joules = [turn.joules for turn in one.rounds]
     return {
         "name": system.name,
@@ -72,7 +77,7 @@ def system_json(one: Measured, baseline: Measured) -> dict[str, Any]:
         "threads": about.get("threads"),
         "versions": about.get("versions", {}),
         "setup": [_without_paths(line) for line in about.get("setup", [])],
-        "notes": [_without_paths(line) for line in (*about.get("notes", []), *notes_of(one))],
+        "notes": [_without_paths(line) for line in notes],
         "bytes": about.get("bytes"),
         "build_seconds": one.build_seconds,
         "load_seconds": one.load_seconds,

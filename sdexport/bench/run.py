@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import importlib.util
 import os
 import shutil
 import signal
@@ -14,12 +15,19 @@ from types import FrameType
 from typing import Any
 
 from sdexport import storage
-from sdexport.bench import facts, judging, results
+from sdexport.bench import (
+    contact_sheet,
+    facts,
+    judging,
+    report_html,
+    report_markdown,
+    results,
+)
 from sdexport.bench.scenario import Scenario, make_scenario
 from sdexport.bench.systems import System
 from sdexport.bench.turns import Effort, Harness
 from sdexport.bundle import open_bundle
-from sdexport.errors import CheckpointError, UsageError
+from sdexport.errors import CheckpointError, MissingExtraError, UsageError
 from sdexport.pipeline.load import limits_of
 from sdexport.pipeline.request import make_request
 from sdexport.progress import SILENT, Progress, stage
@@ -109,17 +117,17 @@ def run(
     command: str,
     progress: Progress = SILENT,
 ) -> dict[str, Any]:
-    """Measures `systems` (the baseline first) and writes results and report into `folder`.
+    """Measures `systems` (the baseline first) and writes results and pictures into `folder`.
 
-    What was measured before Ctrl-C is written as well, and says that it was cut short.
+    What was measured before Ctrl-C is written as well.
 
     Returns:
-        What `results.json` holds.
+        What `results.json` holds; `complete` is False where the run was cut short.
 
     Raises:
         UsageError, CheckpointError: the scenario cannot be drawn; nothing was begun.
         StorageError: `folder` cannot be written.
-        KeyboardInterrupt: after the results were written, if there were any.
+        KeyboardInterrupt: before anything was measured.
     """
     check(systems, scenario)
     with storage.explained(folder):
@@ -157,10 +165,6 @@ def run(
         }
         _put_in_place(work, folder)
         results.write(found, folder)
-    with stage(progress, "write the report"):
-        write_report(found, folder)
-    if interrupted:
-        raise KeyboardInterrupt
     return found
 
 
@@ -214,11 +218,28 @@ def _put_in_place(work: Path, folder: Path) -> None:
 
 
 def write_report(found: dict[str, Any], folder: Path) -> None:
-    """Writes what people read into `folder`, from results and pictures alone."""
-    for name in ("contact_sheet", "report_markdown", "report_html"):
-        module = judging.part(name)
-        if module is not None:
-            module.write(found, folder)
+    """Writes what people read into `folder`, from results and pictures alone.
+
+    Raises:
+        MissingExtraError: a library that reports need is not installed.
+        StorageError: the place cannot be written.
+    """
+    for writer in (contact_sheet, report_markdown, report_html):
+        writer.write(found, folder)
+
+
+def require_report_libraries() -> None:
+    """Says what reports need before anything is measured for one.
+
+    Raises:
+        MissingExtraError: names the libraries and the extra that brings them.
+    """
+    missing = [name for name in ("jinja2", "matplotlib") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise MissingExtraError(
+            f"reports need {' and '.join(missing)}, not installed here; "
+            'pip install "sdexport[bench]"'
+        )
 
 
 @contextmanager

@@ -98,7 +98,11 @@ class Scenario:
     def as_json(self) -> dict[str, Any]:
         """The scenario as results hold it: of the checkpoint the name alone."""
         place = Path(self.checkpoint)
-        name = place.resolve().name if place.exists() else self.checkpoint
+        if not place.exists():
+            return self.for_adapter()
+        parts = place.resolve().parts
+        # A folder that is called "checkpoint" says nothing without the one that it is in.
+        name = "/".join(parts[-2:] if parts[-1] == "checkpoint" else parts[-1:])
         return self.for_adapter() | {"checkpoint": name}
 
 

@@ -16,6 +16,9 @@ from sdexport import terminal
 from sdexport.cli.making import Json
 
 SLOWER = 1
+INTERRUPTED = 130
+BUSY = 0.5
+"""Load average by core from which a machine counts as busy before a run."""
 
 
 class RunsByDefault(typer.core.TyperGroup):
@@ -177,10 +180,10 @@ def run_bench(
     \b
     Example:
       sdexport bench run engines/emoji --checkpoint examples/emoji/checkpoint \\
-        --scenario benchmarks/scenarios/emoji.toml --against diffusers-bf16 --report results
+        --scenario benchmarks/scenarios/emoji.toml --report results
     """
     from sdexport.bench.results import shown_command
-    from sdexport.bench.run import run, scenario_for
+    from sdexport.bench.run import require_report_libraries, run, scenario_for, write_report
     from sdexport.bench.scenario import read_scenario, with_seed
     from sdexport.bench.systems import find_systems
     from sdexport.bench.turns import Effort
@@ -204,6 +207,8 @@ def run_bench(
     if seed is not None:
         chosen = with_seed(chosen, seed)
     effort = Effort(rounds, seconds, at_once, timeout)
+    if report is not None:
+        require_report_libraries()
     with ExitStack() as stack:
         folder = report or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         progress = stack.enter_context(terminal.progress(quiet=json))
@@ -215,16 +220,21 @@ def run_bench(
             command=f"sdexport {shown_command(sys.argv[1:])}",
             progress=progress,
         )
-        stack.pop_all().close()
+        if report is not None:
+            write_report(found, folder)
     if json:
         terminal.print_json(found)
-        return
-    _show_results(found)
-    if report is not None:
-        print(f"\n{report}")
+    else:
+        _show_results(found)
+        if report is not None:
+            print(f"\n{report}")
+    if not found["complete"]:
+        raise typer.Exit(INTERRUPTED)
 
 
 def _show_results(found: Mapping[str, Any]) -> None:
+    from sdexport.bench import claims
+
     scenario = found["scenario"]
     terminal.print_facts(
         [
@@ -241,41 +251,39 @@ def _show_results(found: Mapping[str, Any]) -> None:
         *("system", "precision", "turns", "p50", "p90", "evaluation", "times faster"),
         *("picture", "peak memory"),
     )
-    terminal.print_table(columns, [_row(one) for one in found["systems"]], right=columns[2:7])
+    terminal.print_table(
+        columns, [_row(found, one) for one in found["systems"]], right=columns[2:7]
+    )
+    load, cores = found["machine"]["load_before"], found["machine"]["cores"]
+    if load is not None and load[0] > BUSY * (cores or 1):
+        terminal.say(
+            f"caution: the machine was busy before the run (load {load[0]:g} on {cores} cores)"
+        )
     for one in found["systems"]:
-        if one["status"] != "ok":
-            terminal.say(f"warning: {one['name']} {one['status']}: {one['why']}")
+        if (problem := claims.problem(found, one)) is not None:
+            terminal.say(f"warning: nothing is claimed for {one['name']}: {problem}")
         for note in one["notes"]:
             terminal.say(f"note: {one['name']}: {note}")
 
 
-def _row(one: Mapping[str, Any]) -> tuple[object, ...]:
-    summary, ratio, picture = one["summary"], one["ratio"], one["picture"]
-    verdict = None if picture is None else picture["verdict"]
+def _row(found: Mapping[str, Any], one: Mapping[str, Any]) -> tuple[object, ...]:
+    from sdexport.bench import claims
+
+    summary = one["summary"]
+    shown = [None, None, None]
+    if summary is not None:
+        times = (summary["total"]["p50"], summary["total"]["p90"])
+        each = None if summary["evaluation"] is None else summary["evaluation"]["p50"]
+        shown = [None if time is None else terminal.seconds(time) for time in (*times, each)]
     return (
         one["name"],
         one["precision"],
         len(one["rounds"]),
-        *(
-            None if summary is None else terminal.seconds(summary["total"][key])
-            for key in ("p50", "p90")
-        ),
-        terminal.seconds(summary["evaluation"]["p50"])
-        if summary is not None and summary["evaluation"] is not None
-        else None,
-        _ratio(ratio, verdict),
-        verdict if one["status"] == "ok" else one["status"].upper(),
+        *shown,
+        claims.ratio(found, one),
+        claims.verdict(one) if one["status"] == "ok" else one["status"].upper(),
         None if one["peak_host_bytes"] is None else terminal.size(one["peak_host_bytes"]),
     )
-
-
-def _ratio(ratio: Mapping[str, float] | None, verdict: str | None) -> str | None:
-    """The ratio with its interval; none for a system that draws something else."""
-    if ratio is None:
-        return None
-    if verdict in ("different", "unknown"):
-        return "not claimed"
-    return f"{ratio['median']:.2f} ({ratio['low']:.2f} to {ratio['high']:.2f})"
 
 
 @bench.command("report")
@@ -290,8 +298,9 @@ def report_bench(
       sdexport bench report results
     """
     from sdexport.bench.results import read
-    from sdexport.bench.run import write_report
+    from sdexport.bench.run import require_report_libraries, write_report
 
+    require_report_libraries()
     write_report(read(folder), folder)
     files = sorted(file for file in folder.glob("report.*") if file.is_file())
     if json:

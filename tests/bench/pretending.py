@@ -11,7 +11,7 @@ from sdexport.bench.systems import System
 from sdexport.bench.turns import Effort
 
 ADAPTER = Path(__file__).parent / "adapters" / "pretend.py"
-SCENARIO = Scenario("pretence", "nobody/nothing", ("a", "b"), "", (0, 1), 16, 8, 1, 2, "pndm", 2.5)
+SCENARIO = Scenario("pretence", "nobody/nothing", ("a", "b"), "", (0, 1), 24, 16, 1, 2, "pndm", 2.5)
 SHORT = Effort(rounds=5, seconds=0, timeout=60)
 
 

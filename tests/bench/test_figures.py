@@ -100,6 +100,16 @@ def test_turns_without_a_baseline_around_them_have_no_pair() -> None:
     assert figures.ratio(baseline, []) is None
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_system_that_still_gets_faster_is_seen(kind: str) -> None:
+    steady = [figures.paired_logs(*turns(Machine(kind, seed), 30, 1.0, 1.0)) for seed in range(20)]
+    assert sum(figures.trend(logs) is not None for logs in steady) <= 1
+    warming = [logs + np.linspace(-0.3, 0, len(logs)) for logs in steady]
+    found = [figures.trend(logs) for logs in warming]
+    assert sum(factor is not None and 1.05 < factor < 1.5 for factor in found) >= 14
+    assert figures.trend(np.zeros(9)) is None
+
+
 def test_few_pairs_make_a_wide_interval() -> None:
     """Four pairs of 1 % noise are not known to 1 %: what is estimated is itself uncertain."""
     few, many = (figures.ratio(*turns(Machine("noisy", 1), rounds, 1.0, 1.0)) for rounds in (4, 40))

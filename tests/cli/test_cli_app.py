@@ -18,6 +18,7 @@ Run = Callable[..., Ran]
 VERBS = (
     *("compile", "export", "build", "generate", "verify", "inspect", "samplers", "doctor"),
     "engines",
+    "bench",
 )
 
 
@@ -50,7 +51,13 @@ def test_help_lists_every_verb_whole(run: Run) -> None:
     assert not [line for line in commands if line.endswith("...")]
 
 
-@pytest.mark.parametrize("verb", [*VERBS[:-1], "engines list", "engines prune"])
+@pytest.mark.parametrize(
+    "verb",
+    [
+        *VERBS[:-2],
+        *("engines list", "engines prune", "bench run", "bench report", "bench compare"),
+    ],
+)
 def test_help_of_a_verb_teaches(run: Run, verb: str) -> None:
     ended = run(*verb.split(), "--help")
     assert ended.code == 0

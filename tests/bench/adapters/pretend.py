@@ -43,11 +43,14 @@ class Pretend:
         self.turn += 1
         if self.turn == self.options.get("turn"):
             self._go_wrong()
+        if "pids" in self.options:
+            with Path(f"{self.options['pids']}-turns").open("a") as file:
+                file.write(".")
         time.sleep(self.options.get("seconds", 0.002))
         if self.turn == 1:
             time.sleep(self.options.get("cold", 0))
         shape = (len(self.scenario["seeds"]), self.scenario["height"], self.scenario["width"], 3)
-        images = np.zeros(shape, np.uint8) + np.arange(shape[2], dtype=np.uint8)[:, None]
+        images = np.zeros(shape, np.uint8) + 10 * np.arange(shape[2], dtype=np.uint8)[:, None]
         if self.options.get("noise"):
             images = np.random.default_rng(self.turn).integers(0, 256, shape).astype(np.uint8)
         if self.options.get("goes") == "small":
@@ -68,6 +71,10 @@ class Pretend:
             raise ValueError("the model is made of cheese")
         if kind == "exit":
             os._exit(3)
+        if kind == "forked":
+            if os.fork() == 0:
+                time.sleep(FOREVER)
+            os._exit(4)
         if kind == "killed":
             os.kill(os.getpid(), signal.SIGSEGV)
         if kind == "hang":

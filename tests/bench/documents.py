@@ -1,0 +1,78 @@
+"""Results that were made up: systems of known times."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from sdexport.bench.results import system_json
+from sdexport.bench.systems import System
+from sdexport.bench.turns import Measured, Turn
+from tests.bench.pretending import ADAPTER
+
+MACHINE: dict[str, Any] = {
+    "system": "Linux",
+    "processor": "a processor",
+    "cores": 2,
+    "flags": [],
+    "memory_bytes": 1 << 30,
+    "gpus": [],
+    "load_before": [0.1, 0.1, 0.1],
+    "load_after": [1.0, 1.0, 1.0],
+    "python": "3.11",
+    "libraries": {},
+    "thread_settings": {},
+}
+ROUNDS = 12
+NOISE = 0.005
+
+
+def document(*, noise: float = 0.0, **seconds: float) -> dict[str, Any]:
+    """Results of systems by name that take `seconds` a turn; the first is the baseline."""
+    names = dict(seconds) | ({"noise": noise} if noise else {})
+    random = np.random.default_rng(0)
+    measured = [
+        Measured(System(name, name, "bundle", ADAPTER), 1, load_seconds=1.0, first_seconds=2.0)
+        for name in names
+    ]
+    now = 0.0
+    for number in range(ROUNDS + 1):
+        for one, taken in zip(measured, names.values(), strict=True):
+            if number == ROUNDS and one is not measured[0]:
+                continue
+            total = taken * float(np.exp(NOISE * random.standard_normal()))
+            stages = (total * 0.01, [total * 0.018] * 50, total * 0.05)
+            one.rounds.append(Turn(now, total, *stages, joules=None))
+            now += total
+    for one in measured:
+        one.host_bytes, one.model_calls = 10**9, 50
+        one.about = {"precision": "fp32", "device": "cpu", "threads": 2, "versions": {"it": "1"}}
+    systems = [system_json(one, measured[0]) for one in measured]
+    for one in systems:
+        one["picture"] = {"verdict": "same", "why": "", "images": [], "recognised": None}
+    return {
+        "schema": 1,
+        "created": "2026-01-01T00:00:00+00:00",
+        "command": "sdexport bench",
+        "complete": True,
+        "effort": {"rounds": 10, "seconds": 10.0, "at_once": None, "timeout": 900.0},
+        "scenario": {
+            "name": "made up",
+            "checkpoint": "none",
+            "prompts": ["a red apple"],
+            "negative_prompt": "",
+            "seeds": [0],
+            "width": 64,
+            "height": 64,
+            "batch": 1,
+            "steps": 50,
+            "sampler": "pndm",
+            "guidance": 2.5,
+            "threads": None,
+        },
+        "machine": dict(MACHINE),
+        "ceilings": None,
+        "baseline": systems[0]["name"],
+        "systems": systems,
+    }
