@@ -146,7 +146,7 @@ def verify(
         theirs = reference.text_encoder(tokens)
         comparisons.append(_engine("text_encoder", ours, theirs, tolerance))
         progress.advance(1, "denoise_step")
-        comparisons.append(_denoise_step(parts, reference, theirs, (h, w), tolerance))
+        comparisons.append(_denoise_step(parts, reference, theirs, (h, w), batch, tolerance))
         progress.advance(1, "vae_decoder")
         comparisons.append(_vae_decoder(parts, reference, (h, w), tolerance))
         if parts.vae_encoder is not None:
@@ -220,9 +220,14 @@ def _denoise_step(
     reference: Any,
     embeddings: Array,
     latent_size: tuple[int, int],
+    batch: int,
     tolerance: Tolerance,
 ) -> Comparison:
-    """The guided model output of one step that hands it through: slot 0 becomes the output."""
+    """The guided model output of one step that hands it through: slot 0 becomes the output.
+
+    The step is called for as many images as the pictures are drawn with, all the same: for another
+    shape, some engines would be compiled and held a second time.
+    """
     shape = (1, parts.latent_channels, *latent_size)
     sample = TorchNoise(SEED).randn(shape)
     timestep = np.array([500.0], np.float32)
@@ -246,11 +251,15 @@ def _denoise_step(
         "guidance": scale,
         "known_weights": np.zeros((1, 2), np.float32),
     }
-    device = parts.placed()
-    workspaces = device.workspaces()
-    workspace = workspaces(Shape(1, 2, *latent_size, parts.tokens))
-    workspace.embed(embeddings[None].astype(np.float32))
-    workspace.begin(Course(state, {n: t[None] for n, t in tables.items()}, constants))
+    course = Course(
+        np.repeat(state, batch, axis=0),
+        {name: np.repeat(table, batch, axis=0)[None] for name, table in tables.items()},
+        {name: np.repeat(array, batch, axis=0) for name, array in constants.items()},
+    )
+    workspaces = parts.placed().workspaces()
+    workspace = workspaces(Shape(batch, 2, *latent_size, parts.tokens))
+    workspace.embed(np.repeat(embeddings[None].astype(np.float32), batch, axis=0))
+    workspace.begin(course)
     workspace.advance()
     ours = workspace.latents().copy()
     workspaces.close()
