@@ -270,7 +270,7 @@ def _row(found: Mapping[str, Any], one: Mapping[str, Any]) -> tuple[object, ...]
     from sdexport.bench import claims
 
     summary = one["summary"]
-    shown = [None, None, None]
+    shown: list[str | None] = [None, None, None]
     if summary is not None:
         times = (summary["total"]["p50"], summary["total"]["p90"])
         each = None if summary["evaluation"] is None else summary["evaluation"]["p50"]
