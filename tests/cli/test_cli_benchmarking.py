@@ -176,6 +176,9 @@ def test_a_checkpoint_that_does_not_fit_is_refused(run: Run, bundle: Path, tmp_p
     ended = run("bench", bundle, "--checkpoint", tmp_path)
     assert ended.code == 2
     assert "no model_index.json" in ended.err
+    ended = run("bench", bundle, "--checkpoint", "one/two/three")
+    assert ended.code == 2
+    assert "no checkpoint at one/two/three" in ended.err
     other = make_tiny_checkpoint(tmp_path / "tiny")
     ended = run("bench", bundle, "--checkpoint", other)
     assert ended.code == 2
