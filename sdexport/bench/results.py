@@ -61,7 +61,7 @@ def system_json(one: Measured, baseline: Measured) -> dict[str, Any]:
         if drift is not None:
             notes.append(
                 f"against the baseline it became {drift:.2f} times as fast from its first third of "
-                "rounds to its last: measure longer"
+                "rounds to its last: measure longer, on a machine with less to do"
             )
     joules = [turn.joules for turn in one.rounds]
     return {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import importlib.util
 import os
+import re
 import shutil
 import signal
 import uuid
@@ -32,6 +33,8 @@ from sdexport.pipeline.load import limits_of
 from sdexport.pipeline.request import make_request
 from sdexport.progress import SILENT, Progress, stage
 from sdexport.sampling import sampler_of_config
+
+HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 
 KEPT = {"images": "pictures", "latents": "latents"}
 """What systems draw → the folder of the report that holds it."""
@@ -94,7 +97,12 @@ def check(systems: Sequence[System], scenario: Scenario) -> None:
 def _check_checkpoint(name: str, width: int, checkpoint: str) -> None:
     place = Path(checkpoint)
     if not place.exists():
-        return  # An id of the hub: diffusers will say.
+        if HUB_ID.fullmatch(checkpoint):
+            return  # diffusers will say.
+        raise CheckpointError(
+            f"no checkpoint at {checkpoint}; give the diffusers folder or hub id that the bundle "
+            "was made of"
+        )
     if not (place / "model_index.json").is_file():
         raise CheckpointError(
             f"{checkpoint} is no checkpoint: it has no model_index.json; give the diffusers folder "

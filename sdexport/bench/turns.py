@@ -150,14 +150,17 @@ class Harness:
             self._end(baseline)
 
     def _load(self, one: Measured, stack: ExitStack, progress: Progress) -> None:
-        """Starts, prepares and loads a system and has it draw for the first time."""
-        name = one.system.name
+        """Prepares, starts and loads a system and has it draw for the first time."""
+        name, timeout = one.system.name, self._effort.timeout
+        try:
+            with stage(progress, f"prepare {name}"):
+                options, one.build_seconds = prepared_for(one.system, self._scenario, timeout)
+        except SystemFailedError as error:
+            one.status, one.why = error.status, error.why
+            return
         with stage(progress, f"load {name}"):
             try:
-                options, one.build_seconds = prepared_for(
-                    one.system, self._scenario, self._effort.timeout
-                )
-                process = stack.enter_context(SystemProcess(one.system, self._effort.timeout))
+                process = stack.enter_context(SystemProcess(one.system, timeout))
             except SystemFailedError as error:
                 one.status, one.why = error.status, error.why
                 return
@@ -176,6 +179,7 @@ class Harness:
         process.rest()
         one.first_seconds = drawn["seconds"]
         one.digest, one.model_calls = drawn["digest"], drawn["model_calls"]
+        one.host_bytes, one.device_bytes = drawn["host_bytes"], drawn["device_bytes"]
 
     def _measure(self, members: Sequence[Measured], progress: Progress) -> None:
         """Warm-up, then rounds until every member was measured as long as was asked for."""
@@ -212,6 +216,7 @@ class Harness:
         joules = self.meter.between(before, self.meter.read())
         process.rest()
         one.digests.add(drawn["digest"])
+        one.host_bytes, one.device_bytes = drawn["host_bytes"], drawn["device_bytes"]
         if warmup:
             one.warmup_seconds.append(drawn["seconds"])
             return
@@ -219,15 +224,9 @@ class Harness:
         one.rounds.append(Turn(at, drawn["seconds"], **stages, joules=joules))
 
     def _end(self, one: Measured) -> None:
-        """Asks a system for its memory and lets it go."""
+        """Lets a system go, and its memory with it."""
         if one.status == "ok":
-            self._guarded(one, lambda: self._last_words(one))
-
-    def _last_words(self, one: Measured) -> None:
-        process = self._running[one.system.name]
-        memory = process.ask("memory")
-        one.host_bytes, one.device_bytes = memory["host_bytes"], memory["device_bytes"]
-        process.quit()
+            self._running[one.system.name].quit()
 
     def _guarded(self, one: Measured, action: Callable[[], None]) -> None:
         """Does something with a system; if that fails, it is left behind with the reason."""

@@ -8,8 +8,7 @@ descriptors are private from then on; what libraries print goes to stderr.
 
     {"do": "prepare", "checkpoint", "folder", "options"}  →  {"seconds"}
     {"do": "load", "scenario", "options"}                 →  {"seconds", "about": describe()}
-    {"do": "draw", "images": FOLDER?, "latents": FOLDER?} →  {"seconds", stages, "digest"}
-    {"do": "memory"}                                      →  {"host_bytes", "device_bytes"}
+    {"do": "draw", "images": FOLDER?, "latents": FOLDER?} →  {"seconds", stages, digest, memory}
     {"do": "quit"}                                        →  {}
 
 What goes wrong is answered with {"error", "kind"}, its traceback is on stderr. Seconds are those of
@@ -67,7 +66,6 @@ class Worker:
             "prepare": self._prepare,
             "load": self._load,
             "draw": self._draw,
-            "memory": self._memory,
             "quit": self._quit,
         }
         return does[request.pop("do")](**request)
@@ -110,15 +108,14 @@ class Worker:
             for index, latent in enumerate(np.asarray(drawn["latents"], np.float32)):
                 np.save(Path(latents) / f"{index}.npy", latent)
         told = {name: plain(drawn.get(name)) for name in STAGES}
+        device = getattr(self._system, "peak_device_bytes", None)
         return {
             "seconds": seconds,
             "digest": hashlib.sha256(pictures.tobytes()).hexdigest(),
+            "host_bytes": peak_bytes(),
+            "device_bytes": device() if callable(device) else None,
             **told,
         }
-
-    def _memory(self) -> dict[str, Any]:
-        device = getattr(self._system, "peak_device_bytes", None)
-        return {"host_bytes": peak_bytes(), "device_bytes": device() if callable(device) else None}
 
     def _quit(self) -> dict[str, Any]:
         close = getattr(self._system, "close", None)

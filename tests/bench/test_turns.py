@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -309,21 +310,33 @@ sys.exit(0 if run(systems, SCENARIO, effort, folder, command="")["complete"] els
 """
 
 
-def begin(folder: Path, pids: Path) -> subprocess.Popen[bytes]:
-    """A run that would take hours, with all of its systems loaded."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", RUN, str(folder), str(pids)], cwd=ROOT, stderr=subprocess.DEVNULL
-    )
-    deadline = time.monotonic() + 60
-    while not pids.exists() or len(pids.read_text().splitlines()) < 2:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    return process
+Begin = Callable[[Path, Path], subprocess.Popen[bytes]]
+
+
+@pytest.fixture
+def begin() -> Iterator[Begin]:
+    """Begins a run that would take hours, and waits until all of its systems are loaded."""
+    begun: list[subprocess.Popen[bytes]] = []
+
+    def call(folder: Path, pids: Path) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-c", RUN, str(folder), str(pids)]
+        process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
+        begun.append(process)
+        deadline = time.monotonic() + 60
+        while not pids.exists() or len(pids.read_text().splitlines()) < 2:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        return process
+
+    yield call
+    for process in begun:
+        process.kill()
+        process.wait()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_run_that_is_cut_short_keeps_what_it_measured(
-    tmp_path: Path, number: signal.Signals
+    tmp_path: Path, begin: Begin, number: signal.Signals
 ) -> None:
     process = begin(tmp_path / "report", tmp_path / "pids")
     deadline = time.monotonic() + 60
@@ -339,13 +352,16 @@ def test_a_run_that_is_cut_short_keeps_what_it_measured(
     jsonschema.validate(document, SCHEMA)
     assert document["complete"] is False
     assert all(one["rounds"] for one in document["systems"])
+    assert all(one["peak_host_bytes"] > 1e6 for one in document["systems"])
     assert (tmp_path / "report" / "pictures" / "other" / "0.png").is_file()
     left = [path for path in (tmp_path / "report").iterdir() if path.name.startswith(".")]
     assert not left
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells children of a parent's end")
-def test_a_run_that_is_killed_leaves_no_process_and_no_results(tmp_path: Path) -> None:
+def test_a_run_that_is_killed_leaves_no_process_and_no_results(
+    tmp_path: Path, begin: Begin
+) -> None:
     process = begin(tmp_path / "report", tmp_path / "pids")
     process.kill()
     process.wait()

@@ -14,7 +14,6 @@ from sdexport.bench import run as runs
 from sdexport.bench.scenario import Scenario
 from sdexport.bench.turns import Effort
 from tests.bench.documents import document
-from tests.checkpoints import make_tiny_checkpoint
 from tests.cli.doubles import Ran
 
 Run = Callable[..., Ran]
@@ -176,7 +175,13 @@ def test_a_checkpoint_that_does_not_fit_is_refused(run: Run, bundle: Path, tmp_p
     ended = run("bench", bundle, "--checkpoint", tmp_path)
     assert ended.code == 2
     assert "no model_index.json" in ended.err
-    other = make_tiny_checkpoint(tmp_path / "tiny")
+    ended = run("bench", bundle, "--checkpoint", "one/two/three")
+    assert ended.code == 2
+    assert "no checkpoint at one/two/three" in ended.err
+    other = tmp_path / "other"
+    (other / "text_encoder").mkdir(parents=True)
+    (other / "model_index.json").write_text("{}")
+    (other / "text_encoder" / "config.json").write_text('{"hidden_size": 32}')
     ended = run("bench", bundle, "--checkpoint", other)
     assert ended.code == 2
     assert "text encoder is 32 wide, the bundle's 8" in ended.err
