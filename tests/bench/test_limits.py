@@ -47,12 +47,13 @@ def test_work_follows_the_scenario(bundle: Path) -> None:
     )
 
 
-def test_without_guidance_half_of_the_model_is_left(bundle: Path) -> None:
+def test_without_guidance_more_than_half_of_the_model_is_left(bundle: Path) -> None:
     with_, without = (
         of_bundle(bundle, SCENARIO | {"guidance": guidance})["evaluation"]["flops"]
         for guidance in (7.5, 1.0)
     )
-    assert with_ == 2 * without
+    # What comes before the first attention to a text is computed once for both branches.
+    assert without < with_ < 2 * without
 
 
 def test_weights_are_read_once_for_a_batch(bundle: Path) -> None:
