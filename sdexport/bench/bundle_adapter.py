@@ -25,8 +25,13 @@ LIBRARIES = {
 """What a target's name begins with → the distributions that may run it."""
 
 
+TIMES_ARE_KEPT = (
+    "what the model adds for each timestep is computed with the first drawing and kept for the next"
+)
+
+
 class BundleSystem:
-    """A loaded bundle and the requests of one scenario, one for each batch."""
+    """A loaded bundle that draws one scenario."""
 
     def __init__(self, scenario: dict[str, Any], options: dict[str, Any]) -> None:
         self._path = Path(options["bundle"])
@@ -35,10 +40,6 @@ class BundleSystem:
         self.pipeline: Pipeline = load_pipeline(
             self._path, threads=scenario["threads"], loop=options.get("loop", "auto")
         )
-        self._requests = [
-            request_of(self.pipeline, scenario, first)
-            for first in range(0, len(scenario["seeds"]), scenario["batch"])
-        ]
 
     def describe(self) -> dict[str, Any]:
         """The bundle's precision, size and versions, and how it was loaded."""
@@ -56,7 +57,7 @@ class BundleSystem:
                 "pipe.generate(prompts, seed=seeds, …): Result.timings are the stages",
             ],
             "bytes": storage.size_of(self._path),
-            "notes": [],
+            "notes": [TIMES_ARE_KEPT] if "time_projection" in self._manifest.engines else [],
         }
 
     def draw(self) -> dict[str, Any]:
@@ -66,13 +67,14 @@ class BundleSystem:
         text, decoder = 0.0, 0.0
         evaluations: list[float] = []
         calls = 0
-        for request in self._requests:
-            result = self._draw(request, latents)
+        for first in range(0, len(self._scenario["seeds"]), self._scenario["batch"]):
+            request = request_of(self.pipeline, self._scenario, first)
+            result, called = self._draw(request, latents)
             images += [np.asarray(image) for image in result.images]
             text += result.timings.text_encoder
             decoder += result.timings.vae_decoder
             evaluations += result.timings.evaluations
-            calls += self.pipeline.evaluations(request)
+            calls += called
         return {
             "images": np.stack(images),
             "latents": np.concatenate(latents),
@@ -83,16 +85,22 @@ class BundleSystem:
             "model_calls": calls,
         }
 
-    def _draw(self, request: Request, latents: list[NDArray[np.float32]]) -> Result:
-        """What `Pipeline.generate` does, which does not show the latents that it decoded."""
+    def _draw(self, request: Request, latents: list[NDArray[np.float32]]) -> tuple[Result, int]:
+        """What `Pipeline.generate` does, which does not show the latents that it decoded.
+
+        Returns:
+            The result, and how often the model was evaluated.
+        """
         result: Result | None = None
+        calls = 0
         for step in self.pipeline.steps(request, watched=False):
+            calls = step.index + 1
             _, last = step.image_range
             if step.result is not None or (step.index + 1) % request.plan.evaluations == 0:
                 latents.append(step.latents)
             result = step.result if last == request.images else None
         assert result is not None, "the last step carries the result"
-        return result
+        return result, calls
 
     def close(self) -> None:
         """Gives the engines back."""

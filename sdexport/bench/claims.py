@@ -70,7 +70,9 @@ def problem(results: Results, system: System) -> str | None:
         return "its picture was not compared" + (f": {why}" if why else "")
     first = baseline(results)
     calls, expected = system.get("model_calls"), first.get("model_calls") if first else None
-    if calls is not None and expected is not None and calls < expected:
+    if calls is None:
+        return "it does not tell how often it evaluates the model"
+    if expected is not None and calls < expected:
         return f"evaluates the model {calls} times where the baseline does {expected} times"
     if not system.get("ratio"):
         return "too few of its turns lie beside the baseline's for a ratio"

@@ -110,7 +110,7 @@ def notes_of(one: Measured) -> list[str]:
     others = one.digests - {one.digest}
     if others:
         said.append(
-            "its pictures differ from turn to turn, by however little; those shown are of the first"
+            "its pictures differ from turn to turn, by however little; those shown are of the last"
         )
     return said
 

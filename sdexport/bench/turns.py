@@ -19,7 +19,7 @@ from sdexport.bench.prepare import prepared_for
 from sdexport.bench.process import SystemFailedError, SystemProcess
 from sdexport.bench.scenario import Scenario
 from sdexport.bench.systems import System
-from sdexport.errors import UsageError
+from sdexport.errors import SdexportError, UsageError
 from sdexport.progress import Progress, stage
 
 MOST_WARMUP = 6
@@ -82,7 +82,7 @@ class Measured:
         images: that it draws in a turn.
         group: which of the groups that were loaded together it was in; the baseline is in all.
         about: what its adapter says of it.
-        digests: of the images of every turn but the first, whose images were kept.
+        digests: of the images of every turn but the first; the last one's are kept.
     """
 
     system: System
@@ -131,6 +131,7 @@ class Harness:
         self._effort = effort
         self._folder = folder
         self._running: dict[str, SystemProcess] = {}
+        self._places: dict[str, dict[str, str]] = {}
 
     def run(self, progress: Progress) -> None:
         """Measures every system; one that fails is left behind, and the rest goes on."""
@@ -158,6 +159,9 @@ class Harness:
         except SystemFailedError as error:
             one.status, one.why = error.status, error.why
             return
+        except (SdexportError, OSError) as error:
+            one.status, one.why = "failed", f"its preparation could not be kept: {error}"
+            return
         with stage(progress, f"load {name}"):
             try:
                 process = stack.enter_context(SystemProcess(one.system, timeout))
@@ -170,7 +174,7 @@ class Harness:
     def _begin(self, one: Measured, process: SystemProcess, options: dict[str, Any]) -> None:
         loaded = process.ask("load", scenario=self._scenario.for_adapter(), options=options)
         one.load_seconds, one.about = loaded["seconds"], loaded["about"]
-        places = {}
+        places = self._places[one.system.name] = {}
         for kind in ("images", "latents"):
             place = self._folder / kind / one.system.name
             place.mkdir(parents=True)
@@ -212,7 +216,8 @@ class Harness:
     def _draw(self, one: Measured, warmup: bool) -> None:
         process = self._running[one.system.name]
         before, at = self.meter.read(), time.perf_counter() - self.began
-        drawn = process.ask("draw")
+        # The pictures that are judged are those of the last turn.
+        drawn = process.ask("draw", **self._places[one.system.name])
         joules = self.meter.between(before, self.meter.read())
         process.rest()
         one.digests.add(drawn["digest"])
