@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -256,13 +257,12 @@ def _denoise_step(
         {name: np.repeat(table, batch, axis=0)[None] for name, table in tables.items()},
         {name: np.repeat(array, batch, axis=0) for name, array in constants.items()},
     )
-    workspaces = parts.placed().workspaces()
-    workspace = workspaces(Shape(batch, 2, *latent_size, parts.tokens))
-    workspace.embed(np.repeat(embeddings[None].astype(np.float32), batch, axis=0))
-    workspace.begin(course)
-    workspace.advance()
-    ours = workspace.latents().copy()
-    workspaces.close()
+    with closing(parts.placed().workspaces()) as workspaces:
+        workspace = workspaces(Shape(batch, 2, *latent_size, parts.tokens))
+        workspace.embed(np.repeat(embeddings[None].astype(np.float32), batch, axis=0))
+        workspace.begin(course)
+        workspace.advance()
+        ours = workspace.latents().copy()
     unguided, guided = (
         reference.unet(sample, timestep, embeddings[branch : branch + 1], embedded)
         for branch in (0, 1)

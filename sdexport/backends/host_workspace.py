@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sdexport.backends.protocol import Array, Binding
-from sdexport.backends.time_projection import TimeProjection
+from sdexport.backends.time_projection import TimeProjection, TimeTable
 from sdexport.backends.workspace import (
     TEXT_PROJECTION,
     TIME_PROJECTION,
@@ -115,7 +115,7 @@ class HostWorkspace:
         self._vae_encoder: Binding | None = None
         self._bound: _Loop | None = None
         # What is written before each evaluation: a buffer, and a table of what goes into it.
-        self._rows: tuple[tuple[Array, Array], ...] = ()
+        self._rows: tuple[tuple[Array, Array | TimeTable], ...] = ()
         self._run: tuple[Callable[[], None], ...] = ()
         self._done = 0
         self._encoding = self._projecting = self._denoise = self._decoding = 0.0
@@ -140,16 +140,16 @@ class HostWorkspace:
         if "clip_skip" in buffers:
             skipped: NDArray[Any] = buffers["clip_skip"]
             skipped[...] = 0 if clip_skip is None else clip_skip.repeat(len(skipped) // len(ids))
-        self._text_encoder.run()
         self._projected = False
+        self._text_encoder.run()
         self._encoding = perf_counter() - started
 
     def embeddings(self) -> Floats:
         return self._embeddings
 
     def embed(self, embeddings: Floats) -> None:
-        self._embeddings[...] = embeddings
         self._projected = False
+        self._embeddings[...] = embeddings
 
     def encode_images(self, pixels: Floats) -> Floats:
         if self._vae_encoder is None:
@@ -174,7 +174,9 @@ class HostWorkspace:
         for name, array in course.constants.items():
             if name in inputs:
                 inputs[name][...] = array
-        tables = {name: table for name, table in course.tables.items() if name in inputs}
+        tables: dict[str, Array | TimeTable] = {
+            name: table for name, table in course.tables.items() if name in inputs
+        }
         if self._times is not None:
             tables[TIME_PROJECTION] = self._times.table(_per_evaluation(course, self._times.inputs))
         if course.noise is None:

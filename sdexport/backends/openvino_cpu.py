@@ -191,7 +191,8 @@ class OpenVinoEngine:
             names = [spec.name for spec in self._tensors(plain)]
             return _Call(name, compile_model(one), names)
 
-        self._compilations = Compilations(model, weights, make)
+        inputs = [spec.name for spec in self._inputs]
+        self._compilations = Compilations(model, inputs, weights, make)
 
     @property
     def name(self) -> str:

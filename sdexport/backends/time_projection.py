@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sdexport.backends.protocol import Engine
 from sdexport.backends.workspace import Floats
@@ -14,6 +16,22 @@ AT_ONCE = 64
 
 KEPT = 512
 """Rows that are kept: some samplers' plans; 40 MB for a model of Stable Diffusion 1.5's size."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TimeTable:
+    """The rows (B, P) of each of N evaluations, those that are alike kept once.
+
+    Attributes:
+        rows: (U, P) float32, the different ones.
+        places: (N, B), which of them each is.
+    """
+
+    rows: Floats
+    places: NDArray[np.int64]
+
+    def __getitem__(self, evaluation: int) -> Floats:
+        return self.rows[self.places[evaluation]]
 
 
 class TimeProjection:
@@ -34,8 +52,8 @@ class TimeProjection:
         """The inputs of a course that it takes: timestep, and embedded_guidance where there is."""
         return self._inputs
 
-    def table(self, inputs: dict[str, Floats]) -> Floats:
-        """The rows for `inputs`, (N, B) each: (N, B, P) float32.
+    def table(self, inputs: Mapping[str, Floats]) -> TimeTable:
+        """The rows for `inputs`, (N, B) each.
 
         Raises:
             EngineError: the runtime failed.
@@ -43,11 +61,12 @@ class TimeProjection:
         columns = np.stack([inputs[name] for name in self._inputs], axis=-1)
         keys = np.ascontiguousarray(columns, np.float32)
         names = [key.tobytes() for key in keys.reshape(-1, len(self._inputs))]
-        self._compute(dict.fromkeys(names))
-        found = np.stack([self._rows[name] for name in names])
-        return found.reshape(*keys.shape[:2], -1)
+        order = {name: place for place, name in enumerate(dict.fromkeys(names))}
+        self._compute(order)
+        places = np.array([order[name] for name in names]).reshape(keys.shape[:2])
+        return TimeTable(np.stack([self._rows[name] for name in order]), places)
 
-    def _compute(self, wanted: dict[bytes, None]) -> None:
+    def _compute(self, wanted: Mapping[bytes, int]) -> None:
         """Sees to it that there is a row for every one of `wanted`."""
         missing = [name for name in wanted if name not in self._rows]
         if len(self._rows) + len(missing) > KEPT:

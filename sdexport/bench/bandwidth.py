@@ -1,4 +1,4 @@
-"""The host's memory bandwidth: copying, adding and reading arrays much larger than any cache.
+"""The host's memory bandwidth: copying, adding and reading arrays larger than usual caches.
 
 As in McCalpin's STREAM every thread has arrays of its own, and the bytes counted are those that the
 operation names: a read and a write for the copy, two reads and a write for the triad. (What the
@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float32]
 
 ARRAY_BYTES = 2**28
-"""Of all threads' parts of one array together, at least; a server's last cache has up to 2**30."""
+"""Of all threads' parts of one array together. The largest servers' last cache holds more, and
+there the figure would be that cache's."""
 
 PIECE = 2**14
 """Elements that the triad takes at a time, so that its product stays in the innermost cache."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from typing import Any
 
 from sdexport.machine import diagnose
@@ -25,6 +26,16 @@ THREAD_SETTINGS = (
     "CUDA_VISIBLE_DEVICES",
 )
 """Environment variables that speed depends on."""
+
+
+BUSY = 0.5
+"""Load average by core from which a machine counts as busy before a run."""
+
+
+def is_busy(machine: Mapping[str, Any]) -> bool:
+    """Whether a machine was busy before a run, as far as its facts tell."""
+    load, cores = machine.get("load_before"), machine.get("cores")
+    return bool(load and cores and load[0] > BUSY * cores)
 
 
 def load_average() -> list[float] | None:

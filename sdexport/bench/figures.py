@@ -161,7 +161,7 @@ def block_length(values: Floats) -> int:
     """Neighbours that are resampled together: as many as are alike, at least the cube root.
 
     After Politis and White, Econometric Reviews 23 (2004): twice the lag from which on the
-    correlations of neighbours are no more than chance, and at most a third of the values.
+    correlations of neighbours are no more than chance, and at most a quarter of the values.
     """
     count = len(values)
     least = max(2, math.ceil(math.cbrt(count)))

@@ -117,9 +117,17 @@ class Limits:
             self.problem = str(error)
 
     def reached(
-        self, summary: Mapping[str, Any] | None, precision: str | None, device: str | None
+        self, system: Mapping[str, Any], baseline: Mapping[str, Any]
     ) -> dict[str, Any] | None:
-        """The share of the possible that a system reached; None where it cannot be told."""
-        if summary is None or precision is None or self._costs is None or device != self._device:
+        """The share of the possible that a system reached; None where it cannot be told.
+
+        Nor is it told of a system that evaluates the model less often than the baseline: it does
+        less than the work that is counted.
+        """
+        summary, precision, calls = system["summary"], system["precision"], system["model_calls"]
+        if summary is None or precision is None or self._costs is None:
             return None
-        return limits.shares(self._costs, summary, precision, self.ceilings)
+        if system["device"] != self._device or (calls or 0) < (baseline["model_calls"] or 0):
+            return None
+        costs = self._costs if not calls else limits.at_calls(self._costs, calls)
+        return limits.shares(costs, summary, precision, self.ceilings)

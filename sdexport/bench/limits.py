@@ -25,7 +25,8 @@ STAGE_OF: Mapping[str, str] = {
     "denoise_step": EVALUATION,
     "vae_decoder": VAE_DECODER,
 }
-"""In whose time an engine runs. Engines that no drawing from text uses are in none."""
+"""In whose time an engine runs. In none: engines that no drawing from text uses, and the projection
+of timesteps, whose rows are kept from one drawing to the next."""
 
 TOO_FAST = (
     "faster than the ceiling: it was measured too low, on a machine that was disturbed, or the "
@@ -84,6 +85,26 @@ def of_bundle(
     return {stage: _as_json(work, width) for stage, work in found.items()}
 
 
+def at_calls(costs: Mapping[str, Mapping[str, Any]], calls: int) -> dict[str, dict[str, Any]]:
+    """`costs` of `of_bundle` where the model is called `calls` times in a drawing.
+
+    A system that evaluates the images of a batch one after another calls it more often, for less.
+    """
+    total, found = costs[TOTAL], {name: dict(cost) for name, cost in costs.items()}
+
+    def each(key: str) -> int | None:
+        parts = [total[key], costs[TEXT_ENCODER][key], costs[VAE_DECODER][key]]
+        return None if None in parts else (parts[0] - parts[1] - parts[2]) // calls
+
+    found[EVALUATION] |= {key: each(key) for key in ("flops", "bytes", "unfused_bytes")}
+    found[EVALUATION]["bytes_at"] = {
+        name: (moved - costs[TEXT_ENCODER]["bytes_at"][name] - costs[VAE_DECODER]["bytes_at"][name])
+        // calls
+        for name, moved in total["bytes_at"].items()
+    }
+    return found
+
+
 def _as_json(work: Work, width: int) -> dict[str, Any]:
     """As `of_bundle` gives it, for a bundle whose numbers take `width` bytes."""
     return {
@@ -140,7 +161,7 @@ def shares(
     Returns:
         `stages`: by stage `flops`, `bytes` (at least, at this precision), `seconds` (p50),
         `flops_per_second`, `share_of_compute`, `share_of_bandwidth` and `bound`: which of both
-        ceilings would end the stage sooner, `compute` or `memory`. A share whose ceiling was not
+        ceilings needs the longer time, `compute` or `memory`. A share whose ceiling was not
         measured is None, and so is `bound` then; `note` says what is not as it should be, where
         something is not. None without ceilings.
     """

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from sdexport.bench import claims, report_limits, report_pictures, report_results
+from sdexport.bench import claims, report_limits, report_pictures, report_results, versus
 from sdexport.bench.claims import Results, System
+from sdexport.bench.facts import is_busy
 from sdexport.bench.report_blocks import (
     BAD,
     GOOD,
@@ -33,9 +34,6 @@ from sdexport.bench.report_text import (
     some,
     words,
 )
-
-BUSY = 0.3
-"""Load of a core in the minute before the run from which the machine was not quiet."""
 
 SHOWN = 12
 """Of prompts and seeds that are shown; all of them are in results.json."""
@@ -95,6 +93,7 @@ def _findings(results: Results) -> tuple[Paragraph, ...]:
         )
     else:
         found.append(Paragraph(f"Nothing is shown to be faster than {claims.title(first)}."))
+    found += [_against_peer(one) for one in versus.comparisons(results)]
     broken = [one for one in results["systems"] if not claims.works(one)]
     if broken:
         found.append(
@@ -114,6 +113,18 @@ def _findings(results: Results) -> tuple[Paragraph, ...]:
         found.append(Paragraph(f"Timed, but no speed-up is claimed for: {words(other)}.", BAD))
     found.append(Paragraph(claims.gpu_sentence(results)))
     return tuple(found)
+
+
+def _against_peer(found: versus.Comparison) -> Paragraph:
+    ratio = found.ratio
+    text = f"{ratio.median:.2f}× ({ratio.low:.2f} to {ratio.high:.2f})"
+    said = f"{claims.title(found.ours)} is {text} as fast as the fastest other in its precision, "
+    said += claims.title(found.theirs)
+    if ratio.low > 1:
+        return Paragraph(f"{said}.", GOOD)
+    if ratio.high < 1:
+        return Paragraph(f"{said}: slower.", BAD)
+    return Paragraph(f"{said}: no difference is shown.")
 
 
 def _place(results: Results) -> str:
@@ -160,8 +171,8 @@ def _conditions(results: Results) -> Section:
             },
         ),
     ]
-    before, cores = machine.get("load_before"), machine.get("cores")
-    if before and cores and before[0] > BUSY * cores:
+    if is_busy(machine):
+        before, cores = machine["load_before"], machine["cores"]
         blocks.append(
             Paragraph(
                 f"The machine was not quiet when the run began: {before[0]:.2f} processes wanted "

@@ -89,17 +89,7 @@ def section(results: Results) -> Section:
             "is written there.",
         ),
     ]
-    if captions := results.get("captions"):
-        blocks.append(Paragraph(_captions(captions)))
     return Section("Pictures", tuple(blocks))
-
-
-def _captions(captions: Any) -> str:
-    if isinstance(captions, Mapping):
-        return "Captions: " + ", ".join(
-            f"{clean(key)} {clean(value)}" for key, value in captions.items()
-        )
-    return f"Captions: {clean(captions)}"
 
 
 def _wrong(wrong: Sequence[Mapping[str, Any]]) -> str:

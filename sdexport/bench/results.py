@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import math
 import re
+import shlex
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,8 @@ from sdexport.errors import FolderError
 
 SCHEMA = 1
 FILE = "results.json"
-NUMBERS = re.compile(r"\[\s+([-+\d.e,\s]+?)\s+\]")
+NUMBERS = re.compile(r"\[\n\s*([-+\d.e,\s]+?)\n\s*\]")
+"""A list of numbers as it is written indented; no text holds a line's end as it is."""
 STAGES = ("text_encoder", "evaluation", "vae_decoder", "rest")
 
 
@@ -123,6 +126,7 @@ def _without_paths(text: str) -> str:
         sys.prefix: "PREFIX",
         sys.base_prefix: "PREFIX",
         str(Path.home()): "~",
+        tempfile.gettempdir(): "TEMP",
     }
     for place, shown in sorted(places.items(), key=lambda pair: -len(pair[0])):
         if len(place) > 1:
@@ -132,11 +136,14 @@ def _without_paths(text: str) -> str:
 
 def shown_command(arguments: Sequence[str]) -> str:
     """The command line with paths cut to their last part."""
-    shown = [
-        Path(word).name if Path(word).is_absolute() or ".." in Path(word).parts else word
-        for word in arguments
-    ]
-    return " ".join(f'"{word}"' if " " in word or not word else word for word in shown)
+
+    def shown(word: str) -> str:
+        option, equals, value = word.partition("=")
+        if word.startswith("-") and equals:
+            return f"{option}={shown(value)}"
+        return Path(word).name if Path(word).is_absolute() or ".." in Path(word).parts else word
+
+    return shlex.join(map(shown, arguments))
 
 
 def write(results: Mapping[str, Any], folder: Path) -> Path:

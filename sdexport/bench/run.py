@@ -140,17 +140,17 @@ def run(
     check(systems, scenario)
     with storage.explained(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    with _work_folder(folder) as work:
+    with _ended_like_interrupted(), _work_folder(folder) as work:
+        pictures = judging.Pictures(work, systems[0].name, scenario)
         machine = facts.machine_facts() | {"load_before": facts.load_average()}
         with stage(progress, "measure the machine's ceilings"):
             limits = _limits(systems, scenario, "cuda" if machine["gpus"] else "cpu")
         harness = Harness(systems, scenario, effort, work)
         interrupted = False
-        with _ended_like_interrupted():
-            try:
-                harness.run(progress)
-            except KeyboardInterrupt:
-                interrupted = True
+        try:
+            harness.run(progress)
+        except KeyboardInterrupt:
+            interrupted = True
         if interrupted and not any(one.rounds for one in harness.measured):
             raise KeyboardInterrupt
         machine["load_after"] = facts.load_average()
@@ -169,7 +169,7 @@ def run(
             "machine": machine | {"energy_sources": harness.meter.sources},
             "ceilings": None if limits is None else limits.ceilings,
             "baseline": systems[0].name,
-            "systems": _judged(harness, judging.Pictures(work, systems[0].name, scenario), limits),
+            "systems": _judged(harness, pictures, limits),
         }
         _put_in_place(work, folder)
         results.write(found, folder)
@@ -194,7 +194,7 @@ def _judged(
         value = results.system_json(one, baseline)
         value["picture"] = pictures.judge(value["name"], value["precision"])
         if limits is not None:
-            value["limit"] = limits.reached(value["summary"], value["precision"], value["device"])
+            value["limit"] = limits.reached(value, found[0] if found else value)
         if limits is not None and limits.problem and one is baseline:
             value["notes"].append(f"no share of the limit: {limits.problem}")
         found.append(value)

@@ -73,7 +73,7 @@ class Worker:
     def _module_of_adapter(self) -> Any:
         if self._module is None:
             # Adapters may have files of their own beside them.
-            sys.path.insert(0, str(self._adapter.parent))
+            sys.path.append(str(self._adapter.parent))
             spec = importlib.util.spec_from_file_location("adapter", self._adapter)
             if spec is None or spec.loader is None:
                 raise ImportError(f"{self._adapter} is no Python file")

@@ -153,7 +153,7 @@ class Graphs:
     """The engines' graphs, and why the UNet is in one piece where it was to be split."""
 
     models: Mapping[str, onnx.ModelProto]
-    whole: str = ""
+    unsplit_because: str = ""
 
 
 def make_graphs(folder: OnnxFolder, dimensions: Dimensions, engines: Collection[str]) -> Graphs:
@@ -162,13 +162,13 @@ def make_graphs(folder: OnnxFolder, dimensions: Dimensions, engines: Collection[
     Raises:
         FolderError: a model is damaged or of another kind.
     """
-    passes, whole = _passes(dimensions), ""
+    passes, because = _passes(dimensions), ""
     models: dict[str, onnx.ModelProto] = {}
     if not set(PROJECTIONS).isdisjoint(engines):
         try:
             split = split_unet(load_graph(folder.model("unet")))
         except CannotSplitError as error:
-            whole = f"in one piece: {error}"
+            because = f"in one piece: {error}"
         else:
             models["text_projection"] = text_projection(split)
             models["time_projection"] = time_projection(split)
@@ -176,7 +176,7 @@ def make_graphs(folder: OnnxFolder, dimensions: Dimensions, engines: Collection[
     for name in engines:
         if name in passes and name not in models:
             models[name] = passes[name](load_graph(folder.model(COMPONENT_OF[name])))
-    return Graphs(models, whole)
+    return Graphs(models, because)
 
 
 def call_shapes(
@@ -278,8 +278,8 @@ def prepare_graphs(
 ) -> str:
     """Writes the graph of every engine to `work/ENGINE/model.onnx`, its weights beside it.
 
-    With `consume`, the folder is a passing one: its weights are moved instead of copied, which
-    saves their size on disk and the time to copy gigabytes.
+    With `consume`, the folder is a passing one: its weights are moved instead of copied, or removed
+    once they are, which saves their size on disk.
 
     Returns:
         Why the UNet was not split although it was to be; empty otherwise.
@@ -299,7 +299,11 @@ def prepare_graphs(
             else:
                 place_weights(model, source, work / name, consume=consume)
             save_graph(model, work / name / MODEL_FILE)
-    return made.whole
+        if consume and "text_projection" in made.models:
+            unet = folder.model("unet")
+            for name in weights_files(load_graph(unet)):
+                (unet.parent / name).unlink()
+    return made.unsplit_because
 
 
 def build_engines(

@@ -173,7 +173,7 @@ def reuse(
     expected = {n: f for n, f in fingerprints.items() if projected or n not in PROJECTIONS}
     if there != expected:
         return None
-    if any(bundles.graph_name(name) not in found.manifest.files for name in fingerprints):
+    if any(bundles.graph_name(name) not in found.manifest.files for name in expected):
         return None
     wanted = _Served(profile or found.manifest.profile, guidance)
     if wanted != _Served(found.manifest.profile, found.manifest.default_guidance):
@@ -204,7 +204,7 @@ def fill_bundle(
     profile = options.profile or dimensions.default_profile()
     work = aside / ".graphs"
     with stopwatch.stage("prepare the graphs"):
-        whole = prepare_graphs(folder, work, dimensions, fingerprints, consume=consume)
+        because = prepare_graphs(folder, work, dimensions, fingerprints, consume=consume)
     checked = None
     if choice.checked:
         with stopwatch.stage("check half precision"):
@@ -212,9 +212,9 @@ def fill_bundle(
     engines = build_engines(
         work, aside, choice, dimensions, profile, fingerprints, stopwatch, progress
     )
-    if whole:
+    if because:
         step = engines["denoise_step"]
-        engines["denoise_step"] = replace(step, built={**step.built, "unet": whole})
+        engines["denoise_step"] = replace(step, built={**step.built, "unet": because})
     shutil.rmtree(work)
     with storage.explained(aside):
         shutil.copytree(folder.tokenizer, aside / "tokenizer")
@@ -286,6 +286,13 @@ def _sides(size: tuple[int, int]) -> tuple[Range, Range]:
     return Range(height, height, height), Range(width, width, width)
 
 
+def _unsplit(manifest: Manifest) -> tuple[str, ...]:
+    """Why the UNet is in one piece although the target has projections; nothing where it is not."""
+    step = manifest.engines.get("denoise_step")
+    why = None if step is None else step.built.get("unet")
+    return () if why is None else (f"denoise step {why}; it computes texts and timesteps anew",)
+
+
 def finished(bundle: Bundle, choice: Choice, stopwatch: Stopwatch, *, reused: bool) -> BuildReport:
     """The report on a bundle that stands."""
     manifest = bundle.manifest
@@ -293,7 +300,7 @@ def finished(bundle: Bundle, choice: Choice, stopwatch: Stopwatch, *, reused: bo
         bundle=bundle.path,
         target=manifest.target,
         precision=str(manifest.precision),
-        reasons=choice.reasons,
+        reasons=(*choice.reasons, *_unsplit(manifest)),
         reused=reused,
         fingerprint=manifest.fingerprint,
         bytes=storage.size_of(bundle.path),

@@ -17,8 +17,6 @@ from sdexport.cli.making import Json
 
 SLOWER = 1
 INTERRUPTED = 130
-BUSY = 0.5
-"""Load average by core from which a machine counts as busy before a run."""
 
 
 class RunsByDefault(typer.core.TyperGroup):
@@ -233,7 +231,7 @@ def run_bench(
 
 
 def _show_results(found: Mapping[str, Any]) -> None:
-    from sdexport.bench import claims
+    from sdexport.bench import claims, facts
 
     scenario = found["scenario"]
     terminal.print_facts(
@@ -254,10 +252,10 @@ def _show_results(found: Mapping[str, Any]) -> None:
     terminal.print_table(
         columns, [_row(found, one) for one in found["systems"]], right=columns[2:7]
     )
-    load, cores = found["machine"]["load_before"], found["machine"]["cores"]
-    if load is not None and load[0] > BUSY * (cores or 1):
+    if facts.is_busy(machine := found["machine"]):
         terminal.say(
-            f"caution: the machine was busy before the run (load {load[0]:g} on {cores} cores)"
+            f"caution: the machine was busy before the run (load {machine['load_before'][0]:g} on "
+            f"{machine['cores']} cores)"
         )
     for one in found["systems"]:
         if (problem := claims.problem(found, one)) is not None:

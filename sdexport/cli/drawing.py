@@ -316,6 +316,7 @@ def _print_result(result: Result, files: Sequence[Path]) -> None:
                 f"{terminal.seconds(each)})",
             ),
             ("VAE decoder", terminal.seconds(timings.vae_decoder)),
+            ("engines made ready", terminal.seconds(timings.rest)),
             ("total", terminal.seconds(timings.total)),
         ]
     )

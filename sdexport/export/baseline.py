@@ -116,7 +116,10 @@ class DiffusersSystem:
         if self._channels_last:
             setup.append("unet and vae .to(memory_format=torch.channels_last)")
         if self._compiled:
-            setup.append("torch.compile(…, fullgraph=True) of unet.forward and vae.decode")
+            setup.append(
+                "torch.compile(…, fullgraph=True) of unet.forward and vae.decode, mode left as it "
+                "is: max-autotune chooses among GPU kernels"
+            )
         return {
             "precision": SHORT[self._dtype],
             "device": "cuda" if self._cuda else "cpu",
@@ -184,12 +187,19 @@ def _load(scenario: dict[str, Any], dtype: Any) -> Any:
 
 
 def _bytes(checkpoint: Path) -> int | None:
-    """The size of the weights' files; None for a checkpoint of the hub."""
+    """The size of the weights' files that are read; None where they cannot be told.
+
+    That is for a checkpoint of the hub, one without safetensors, and one that has a variant of its
+    weights (`model.fp16.safetensors`) beside them.
+    """
     if not checkpoint.is_dir():
         return None
-    parts = ("text_encoder", "unet", "vae")
-    files = [file for part in parts for file in (checkpoint / part).glob("*.safetensors")]
-    return sum(file.stat().st_size for file in files)
+    files = [
+        [*(checkpoint / part).glob("*.safetensors")] for part in ("text_encoder", "unet", "vae")
+    ]
+    if any(len(found) != 1 for found in files):
+        return None
+    return sum(found[0].stat().st_size for found in files)
 
 
 def load(scenario: dict[str, Any], options: dict[str, Any]) -> DiffusersSystem:

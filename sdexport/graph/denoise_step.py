@@ -31,6 +31,7 @@ from onnx import TensorProto, numpy_helper
 from sdexport.errors import FolderError
 from sdexport.graph.proto import (
     Builder,
+    copy_of,
     dimensions,
     named,
     opset_of,
@@ -148,8 +149,8 @@ def core_step(split: SplitUnet, *, slots: int) -> onnx.ModelProto:
     model.CopyFrom(split.core)
     graph = model.graph
     given = (TIME_PROJECTION, *split.texts)
-    kept = [_copy(entry) for entry in graph.input if entry.name in given]
-    (sample,) = (_copy(entry) for entry in graph.input if entry.name not in given)
+    kept = [copy_of(entry) for entry in graph.input if entry.name in given]
+    (sample,) = (copy_of(entry) for entry in graph.input if entry.name not in given)
     out = graph.output[0].name
     inputs = tuple(name for name in INPUTS if name not in ("timestep", "text_embeddings"))
     names = set_aside(graph, (*inputs, OUTPUT), PREFIX)
@@ -326,7 +327,7 @@ def _ends(graph: onnx.GraphProto) -> list[onnx.ValueInfoProto]:
                 f"the UNet's {entry.name} has the shape {list(shape)}; {rank} dimensions, the "
                 "first of them dynamic, are needed: export the checkpoint again"
             )
-    return [_copy(entry) for entry in found]
+    return [copy_of(entry) for entry in found]
 
 
 def _condition(graph: onnx.GraphProto) -> onnx.ValueInfoProto | None:
@@ -343,11 +344,5 @@ def _condition(graph: onnx.GraphProto) -> onnx.ValueInfoProto | None:
                     f"the UNet's {entry.name} has the shape {list(shape)}; a batch and a fixed "
                     "width of at least 4 are needed: export the checkpoint again"
                 )
-            return _copy(entry)
+            return copy_of(entry)
     return None
-
-
-def _copy(entry: onnx.ValueInfoProto) -> onnx.ValueInfoProto:
-    copy = onnx.ValueInfoProto()
-    copy.CopyFrom(entry)
-    return copy

@@ -13,7 +13,16 @@ import onnx
 from onnx import TensorProto
 
 from sdexport.graph.denoise_step import EMBEDDED, PREFIX, UNET_CONDITION, guidance_waves
-from sdexport.graph.proto import Builder, dimensions, rename, set_aside, tensor_type, value
+from sdexport.graph.proto import (
+    Builder,
+    copy_of,
+    dimensions,
+    rename,
+    set_aside,
+    set_free,
+    tensor_type,
+    value,
+)
 from sdexport.graph.split_unet import SplitUnet
 
 TEXTS = "text_embeddings"
@@ -23,6 +32,7 @@ def text_projection(split: SplitUnet) -> onnx.ModelProto:
     """Keys and values of every attention to texts, the rows of the first branch first."""
     model = onnx.ModelProto()
     model.CopyFrom(split.text)
+    set_free(model.graph, (TEXTS,), PREFIX)
     (entry,) = model.graph.input
     head = Builder(PREFIX + "in/")
     tokens, dim = dimensions(entry)[1:]
@@ -37,8 +47,8 @@ def time_projection(split: SplitUnet) -> onnx.ModelProto:
     """What every block adds for a timestep, in one row."""
     model = onnx.ModelProto()
     model.CopyFrom(split.time)
-    entries = {entry.name: _copy(entry) for entry in model.graph.input}
-    (output,) = (_copy(entry) for entry in model.graph.output)
+    entries = {entry.name: copy_of(entry) for entry in model.graph.input}
+    (output,) = (copy_of(entry) for entry in model.graph.output)
     names = set_aside(model.graph, ("timestep", EMBEDDED), PREFIX)
     rename(model.graph, {names[output.name]: output.name})
     head = Builder(PREFIX + "in/")
@@ -66,9 +76,3 @@ def _with_head(
     graph.input.extend(inputs)
     graph.name = name
     return model
-
-
-def _copy(entry: onnx.ValueInfoProto) -> onnx.ValueInfoProto:
-    copy = onnx.ValueInfoProto()
-    copy.CopyFrom(entry)
-    return copy

@@ -268,6 +268,13 @@ def value(name: str, dtype: int, shape: Sequence[int | str]) -> onnx.ValueInfoPr
     return helper.make_tensor_value_info(name, dtype, list(shape))
 
 
+def copy_of(entry: onnx.ValueInfoProto) -> onnx.ValueInfoProto:
+    """The same input or output, to put into another graph."""
+    copy = onnx.ValueInfoProto()
+    copy.CopyFrom(entry)
+    return copy
+
+
 class Builder:
     """Nodes and constants under one prefix, in the order in which they are computed.
 

@@ -28,6 +28,7 @@ from sdexport.errors import UsageError
 from sdexport.graph.proto import (
     Builder,
     dimensions,
+    opset_of,
     subgraphs,
     tensor_type,
     value,
@@ -47,6 +48,10 @@ ROWS, PICTURES, TOKENS = "rows", "batch", "tokens"
 
 TRIAL_ROWS, TRIAL_SIDE, TRIAL_TOKENS = 3, 32, (77, 154)
 """The lengths with which shapes are inferred, to see which dimension is which."""
+
+
+SHAPE_OF_A_PART = 15
+"""From this opset on Shape can give a part of a shape."""
 
 
 class Place(Enum):
@@ -110,9 +115,14 @@ class _Seen:
         self.weights = {tensor.name: tensor for tensor in unet.graph.initializer}
         inputs = [entry for entry in unet.graph.input if entry.name not in self.weights]
         self.inputs = {entry.name: entry for entry in inputs}
+        if len(unet.graph.output) != 1:
+            raise CannotSplitError("it has several outputs")
         (self.output,) = unet.graph.output
-        if any(name.startswith((PREFIX, TEXT_PROJECTION)) for name in values_of(unet.graph)):
-            raise CannotSplitError(f"it has values that are called {PREFIX}…")
+        if opset_of(unet) < SHAPE_OF_A_PART:
+            raise CannotSplitError(f"its opset is older than {SHAPE_OF_A_PART}")
+        taken = (PREFIX, TEXT_PROJECTION, TIME_PROJECTION)
+        if any(name.startswith(taken) for name in values_of(unet.graph)):
+            raise CannotSplitError(f"it has values that are called {', '.join(taken)}")
         self.places = self._placed()
         self._few, self._many = (self._inferred(tokens) for tokens in TRIAL_TOKENS)
         if self.places[self.output.name] is not Place.ROW:
@@ -173,7 +183,9 @@ class _Seen:
 
     def symbols(self, name: str) -> tuple[int | str, ...]:
         """The dimensions of a value of the text graph; those that grow with a text are symbols."""
-        pairs = zip(self.rest(name), self._many[name][1:], strict=True)
+        pairs = list(zip(self.rest(name), self._many[name][1:], strict=True))
+        if any(pair != TRIAL_TOKENS for pair in pairs if pair[0] != pair[1]):
+            raise CannotSplitError(f"{name} grows with a text otherwise than its tokens do")
         return (ROWS, *(few if few == many else TOKENS for few, many in pairs))
 
 

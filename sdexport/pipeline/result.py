@@ -29,7 +29,8 @@ class Timings:
     """Seconds that a request took; a caller's time between steps is not counted.
 
     Attributes:
-        total: from the first token to the last image, with the binding of buffers.
+        total: from the first token to the last image; with what a size that is drawn for the first
+            time takes: buffers, and with some runtimes an engine compiled for it.
         text_encoder, denoise, vae_decoder: the stages, over all batches.
         evaluations: the engine call of every evaluation, in order; what `denoise` has beyond their
             sum is the loop: weights written, noise drawn. Empty where a device ran the loop as one
@@ -41,6 +42,11 @@ class Timings:
     denoise: float
     vae_decoder: float
     evaluations: tuple[float, ...]
+
+    @property
+    def rest(self) -> float:
+        """What lies between the stages: buffers bound and engines compiled."""
+        return self.total - self.text_encoder - self.denoise - self.vae_decoder
 
     def as_json(self) -> dict[str, Any]:
         """The timings as JSON values."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,7 +12,9 @@ import pytest
 
 from sdexport.backends.host_workspace import HostDevice
 from sdexport.backends.workspace import Course, Shape, Workspace, text_shapes
+from sdexport.bundle import open_bundle
 from sdexport.errors import EngineError
+from sdexport.pipeline.load import load_parts
 from sdexport.pipeline.rows import Row, course_of, step_inputs
 from sdexport.pipeline.tokenizer import PromptTokenizer
 from sdexport.sampling import STATE_SLOTS, compile_plan
@@ -51,6 +55,43 @@ def finish(workspace: Workspace, given: Course) -> np.ndarray[Any, Any]:
     while workspace.advance() < given.evaluations:
         pass
     return workspace.latents().copy()
+
+
+def projected(
+    workspace: Workspace, embeddings: np.ndarray[Any, Any], given: Course
+) -> np.ndarray[Any, Any]:
+    """The latents of a course with these embeddings."""
+    workspace.embed(embeddings)
+    workspace.begin(given)
+    while workspace.advance() < given.evaluations:
+        pass
+    return workspace.latents().copy()
+
+
+@pytest.mark.parametrize("target", ["onnxruntime-cpu", "openvino-cpu"])
+def test_texts_are_projected_anew_when_they_change(
+    target: str, tiny_bundle: Callable[[str], Path]
+) -> None:
+    """A workspace that drew other texts before draws what a new one draws, with and without
+    guidance, whichever course it went."""
+    parts = load_parts(open_bundle(tiny_bundle(target), check=False))
+    assert parts.text_projection is not None
+    workspaces = parts.placed().workspaces()
+    random = np.random.default_rng(0)
+    for branches in (1, 2):
+        shape = Shape(2, branches, 4, 4, parts.tokens)
+        texts = (2, branches, parts.tokens, parts.embedding_dim)
+        first, second = random.standard_normal((2, *texts)).astype(np.float32)
+        used = workspaces(shape)
+        plan = course(["ddim", "euler-a"], [7.5, 2])
+        before = projected(used, first, plan)
+        after = projected(used, second, plan)
+        fresh = projected(parts.placed().workspaces()(shape), second, plan)
+        assert np.abs(before - after).max() > 1e-3
+        np.testing.assert_array_equal(after, fresh)
+        # Rows are not mixed up: each picture has its own texts.
+        swapped = projected(used, second[::-1].copy(), course(["euler-a", "ddim"], [2, 7.5]))
+        assert np.abs(swapped - after).max() > 1e-3
 
 
 def test_rows_follow_samplers_of_their_own(fakes: Fakes, tokenizer: PromptTokenizer) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from sdexport.backends.protocol import Array
-from sdexport.backends.time_projection import AT_ONCE, KEPT, TimeProjection
+from sdexport.backends.time_projection import AT_ONCE, KEPT, TimeProjection, TimeTable
 from sdexport.spec import TensorSpec
 
 WIDTH = 3
@@ -53,6 +53,11 @@ class Engine:
         return self.bound[-1]
 
 
+def whole(table: TimeTable) -> Array:
+    """Every evaluation's rows: (N, B, P)."""
+    return np.stack([table[index] for index in range(len(table.places))])
+
+
 def wanted(total: Array) -> Array:
     return total[..., None] * np.array([2, 3, 4], np.float32)
 
@@ -62,7 +67,7 @@ def test_every_evaluation_has_its_row(evaluations: int) -> None:
     engine = Engine()
     projection = TimeProjection(engine)
     times = np.random.default_rng(0).uniform(0, 999, (evaluations, 2)).astype(np.float32)
-    found = projection.table({"timestep": times})
+    found = whole(projection.table({"timestep": times}))
     assert found.shape == (evaluations, 2, WIDTH)
     np.testing.assert_array_equal(found, wanted(times))
     assert engine.bound[0].calls == -(-2 * evaluations // AT_ONCE)
@@ -73,7 +78,7 @@ def test_the_next_picture_computes_nothing() -> None:
     projection = TimeProjection(engine)
     times = np.arange(50, dtype=np.float32)[:, None]
     projection.table({"timestep": times})
-    again = projection.table({"timestep": np.concatenate([times[30:], times[:5]], axis=1 - 1)})
+    again = whole(projection.table({"timestep": np.concatenate([times[30:], times[:5]])}))
     np.testing.assert_array_equal(again[:, 0], wanted(np.r_[30:50, 0:5].astype(np.float32)))
     assert engine.bound[0].calls == 1
 
@@ -82,10 +87,11 @@ def test_what_is_kept_is_bounded_and_stays_right() -> None:
     projection = TimeProjection(Engine())
     for first in range(0, 4 * KEPT, 100):
         times = np.arange(first, first + 100, dtype=np.float32)[:, None]
-        np.testing.assert_array_equal(projection.table({"timestep": times}), wanted(times))
+        found = whole(projection.table({"timestep": times}))
+        np.testing.assert_array_equal(found, wanted(times))
         assert len(projection._rows) <= KEPT
     many = np.arange(2 * KEPT, dtype=np.float32)[:, None]
-    np.testing.assert_array_equal(projection.table({"timestep": many}), wanted(many))
+    np.testing.assert_array_equal(whole(projection.table({"timestep": many})), wanted(many))
 
 
 def test_guidance_belongs_to_the_key() -> None:
@@ -95,5 +101,6 @@ def test_guidance_belongs_to_the_key() -> None:
     times = np.full((4, 1), 7, np.float32)
     for scale in (1.0, 2.0):
         guidance = np.broadcast_to(np.float32(scale), times.shape)
-        found = projection.table({"timestep": times, "embedded_guidance": guidance})
+        found = whole(projection.table({"timestep": times, "embedded_guidance": guidance}))
+        assert found.shape == (4, 1, WIDTH)
         np.testing.assert_array_equal(found, wanted(times + scale))

@@ -127,6 +127,15 @@ def test_two_levels_everywhere_is_not_same() -> None:
     assert judged(shifted(2))[0] == "close"
 
 
+def test_float32_may_be_cut_off_where_others_round() -> None:
+    """One level darker in half of the pixels: 51 dB, which another level would not be excused."""
+    cut = photo().astype(int)
+    cut[:, ::2] -= 1
+    cut = np.clip(cut, 0, 255).astype(np.uint8)
+    assert judged(cut, precision="fp32") == ("close", "")
+    assert judged(shifted(-2), precision="fp32")[0] == "different"
+
+
 def test_small_smooth_errors_are_close() -> None:
     assert judged(rounded(2.0)) == ("close", "")
     assert judged(rounded(2.0), precision="bf16") == ("close", "")

@@ -294,7 +294,7 @@ def test_results_that_lack_what_is_optional(tmp_path: Path) -> None:
         if one["summary"]:
             one["summary"] |= {"text_encoder": None, "evaluation": None, "vae_decoder": None}
             one["summary"] |= {"rest": None}
-    for key in ("captions", "ceilings", "complete", "effort"):
+    for key in ("ceilings", "complete", "effort"):
         found.pop(key, None)
     found["machine"] = {}
     found["scenario"].pop("seeds")

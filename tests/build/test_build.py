@@ -20,6 +20,7 @@ from sdexport.build import BuildOptions, build_folder, compile_checkpoint
 from sdexport.build import engines as build_engines_module
 from sdexport.build import options as options_module
 from sdexport.errors import FolderError, ParityError, StorageError, UsageError
+from sdexport.graph.split_unet import CannotSplitError
 from sdexport.spec import Precision, Profile, Range
 from tests.conftest import TINY_PROFILE
 
@@ -46,6 +47,35 @@ def test_equal_is_reused(own_bundle: Path, tiny_onnx: Path) -> None:
     assert report.reused
     after = (own_bundle / "denoise_step" / "engine.onnx").stat()
     assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+
+
+@pytest.mark.parametrize("target", ["onnxruntime-cpu", "openvino-cpu"])
+def test_a_unet_that_cannot_be_split_is_built_whole(
+    target: str,
+    tiny_onnx: Path,
+    tiny_bundle: Callable[[str], Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It draws the same picture, says why it is whole, and is reused like any other."""
+
+    def refuse(unet: object) -> None:
+        raise CannotSplitError("it is of another kind")
+
+    monkeypatch.setattr(build_engines_module, "split_unet", refuse)
+    options = dataclasses.replace(OPTIONS, target=target)
+    report = build_folder(tiny_onnx, tmp_path / "whole", options)
+    assert any("in one piece: it is of another kind" in reason for reason in report.reasons)
+    manifest = bundles.open_bundle(tmp_path / "whole").manifest
+    assert set(manifest.engines) == set(bundles.ENGINES) - {"text_projection", "time_projection"}
+    again = build_folder(tiny_onnx, tmp_path / "whole", options)
+    assert again.reused
+    assert again.reasons == report.reasons
+    request: dict[str, Any] = {"steps": 3, "seed": 4, "guidance": 4.0, "count": 2}
+    whole = sdexport.load(tmp_path / "whole").generate("a dog", **request)
+    split = sdexport.load(tiny_bundle(target)).generate("a dog", **request)
+    for one, other in zip(whole.images, split.images, strict=True):
+        assert np.abs(np.asarray(one).astype(int) - np.asarray(other)).max() <= 1
 
 
 def test_profile_and_guidance_are_updated_on_reuse(own_bundle: Path, tiny_onnx: Path) -> None:

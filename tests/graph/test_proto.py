@@ -10,7 +10,13 @@ import pytest
 
 from sdexport.errors import FolderError
 from sdexport.graph.denoise_step import denoise_step
-from sdexport.graph.proto import load_graph, save_graph
+from sdexport.graph.proto import (
+    WEIGHTS_ALIGNMENT,
+    WEIGHTS_FILE,
+    load_graph,
+    save_graph,
+    take_weights,
+)
 from tests.graph.models import unet
 
 
@@ -42,3 +48,60 @@ def test_what_is_no_model(tmp_path: Path, content: bytes) -> None:
 def test_missing(tmp_path: Path) -> None:
     with pytest.raises(FolderError, match="cannot read .*nothing.onnx: No such file"):
         load_graph(tmp_path / "nothing.onnx")
+
+
+def scattered(folder: Path) -> onnx.ModelProto:
+    """A model with two weights at odd places of a file, and one that it does not have."""
+    first, second = np.arange(6, dtype=np.float32), np.arange(2000, dtype=np.float16)
+    file = folder / "all.bin"
+    file.write_bytes(b"xyz" + first.tobytes() + b"!" * 5000 + second.tobytes())
+    made = unet()
+    for name, content, offset in (("first", first, 3), ("second", second, 3 + 24 + 5000)):
+        tensor = onnx.TensorProto(
+            name=name,
+            dims=content.shape,
+            data_type=onnx.helper.np_dtype_to_tensor_dtype(content.dtype),
+            data_location=onnx.TensorProto.EXTERNAL,
+        )
+        entries = {"location": file.name, "offset": offset, "length": content.nbytes}
+        if name == "second":
+            del entries["length"]  # Optional: it follows from the tensor.
+        for key, entry in entries.items():
+            tensor.external_data.add(key=key, value=str(entry))
+        made.graph.initializer.append(tensor)
+    return made
+
+
+def test_weights_are_taken_alone_and_aligned(tmp_path: Path) -> None:
+    made = scattered(tmp_path)
+    (tmp_path / "own").mkdir()
+    take_weights(made, tmp_path, tmp_path / "own")
+    save_graph(made, tmp_path / "own" / "model.onnx")
+    read = onnx.load(tmp_path / "own" / "model.onnx")
+    found = {t.name: onnx.numpy_helper.to_array(t) for t in read.graph.initializer}
+    np.testing.assert_array_equal(found["first"], np.arange(6))
+    np.testing.assert_array_equal(found["second"], np.arange(2000))
+    assert (tmp_path / "own" / WEIGHTS_FILE).stat().st_size == WEIGHTS_ALIGNMENT + 4000
+    for tensor in made.graph.initializer:
+        places = {entry.key: entry.value for entry in tensor.external_data}
+        assert int(places.get("offset", 0)) % WEIGHTS_ALIGNMENT == 0
+
+
+def test_weights_that_cannot_be_taken(tmp_path: Path) -> None:
+    (tmp_path / "own").mkdir()
+    elsewhere = scattered(tmp_path)
+    elsewhere.graph.initializer[-1].external_data[0].value = "../all.bin"
+    with pytest.raises(FolderError, match="only files beside the model"):
+        take_weights(elsewhere, tmp_path, tmp_path / "own")
+    made = scattered(tmp_path)
+    (tmp_path / "all.bin").write_bytes(bytes(100))
+    with pytest.raises(FolderError, match=r"all\.bin is truncated"):
+        take_weights(made, tmp_path, tmp_path / "own")
+    (tmp_path / "all.bin").unlink()
+    with pytest.raises(FolderError, match=r"all\.bin is missing"):
+        take_weights(made, tmp_path, tmp_path / "own")
+
+
+def test_a_model_that_holds_its_weights_has_none_to_take(tmp_path: Path) -> None:
+    take_weights(unet(), tmp_path, tmp_path)
+    assert not (tmp_path / WEIGHTS_FILE).exists()

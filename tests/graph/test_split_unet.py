@@ -210,3 +210,43 @@ def test_a_graph_in_a_node_is_left_alone() -> None:
     )
     with pytest.raises(CannotSplitError, match="graph of its own"):
         split_unet(made)
+
+
+def test_older_opsets_and_more_outputs_stay_in_one_piece() -> None:
+    with pytest.raises(CannotSplitError, match="opset is older than 15"):
+        split_unet(unet(opset=14))
+    two = unet()
+    two.graph.output.append(helper.make_tensor_value_info("guided", FLOAT, None))
+    with pytest.raises(CannotSplitError, match="several outputs"):
+        split_unet(two)
+
+
+def test_a_value_that_grows_otherwise_than_its_text() -> None:
+    """Tokens and channels in one dimension: no backend could tell its length."""
+    made = unet(tokens="tokens")
+    flat = helper.make_node("Reshape", ["encoder_hidden_states", "row"], ["flat"])
+    mean = helper.make_node("ReduceMean", ["flat", "last"], ["one"], keepdims=1)
+    tall = helper.make_node("Reshape", ["one", "column"], ["tall"])
+    added = helper.make_node("Add", ["guided", "tall"], ["out_sample"])
+    wide = helper.make_node("Mul", ["flat", "zero"], ["wide"])
+    summed = helper.make_node("ReduceSum", ["touched", "last"], ["nothing"], keepdims=1)
+    touched = helper.make_node("Mul", ["wide", "pixel"], ["touched"])
+    pixel = helper.make_node("ReduceMean", ["sample", "places"], ["first"], keepdims=1)
+    flatten = helper.make_node("Reshape", ["first", "row"], ["pixel"])
+    zeroed = helper.make_node("Reshape", ["nothing", "column"], ["still"])
+    final = helper.make_node("Add", ["mixed", "still"], ["out_sample"])
+    added.output[0] = "mixed"
+    del made.graph.node[-1]
+    made.graph.node.extend(
+        [flat, mean, tall, added, wide, pixel, flatten, touched, summed, zeroed, final]
+    )
+    for name, content in {
+        "row": np.array([0, -1]),
+        "last": np.array([1]),
+        "zero": np.array(0, np.float32),
+        "places": np.array([1, 2, 3]),
+    }.items():
+        made.graph.initializer.append(onnx.numpy_helper.from_array(content, name))
+    onnx.checker.check_model(made)
+    with pytest.raises(CannotSplitError, match="otherwise than its tokens"):
+        split_unet(made)
