@@ -1,4 +1,4 @@
-"""Bundles against the fastest peer of the same precision, pair by pair or by way of the baseline."""
+"""Bundles against the fastest peer of their precision, pair by pair or by way of the baseline."""
 
 from __future__ import annotations
 
@@ -37,10 +37,8 @@ def system(name: str, kind: str, precision: str, ratio: float, group: int = 0) -
 
 
 def results(*systems: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "baseline": "baseline",
-        "systems": [system("baseline", "diffusers", "fp32", 1), *systems],
-    }
+    baseline = system("baseline", "diffusers", "fp32", 1)
+    return {"baseline": "baseline", "systems": [baseline, *systems]}
 
 
 def test_pair_by_pair_where_both_took_turns() -> None:
