@@ -11,7 +11,7 @@ from sdexport import bundle as bundles
 from sdexport import storage
 from sdexport.backends import targets
 from sdexport.build import folder as folders
-from sdexport.build.engines import profile_around
+from sdexport.build.dimensions import profile_around
 from sdexport.build.options import BuildOptions, decide
 from sdexport.build.report import BuildReport, Stopwatch
 from sdexport.onnx_folder import open_folder

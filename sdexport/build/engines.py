@@ -6,39 +6,31 @@ import shutil
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import onnx
 
 from sdexport import storage
 from sdexport.backends import targets
-from sdexport.backends.request import EngineRequest, ShapeRange
+from sdexport.backends.request import EngineRequest
+from sdexport.build.dimensions import Dimensions
 from sdexport.build.options import Choice
 from sdexport.build.report import Stopwatch
+from sdexport.build.shapes import call_shapes, projected_shapes, shape_ranges
 from sdexport.bundle import EngineRecord, graph_name
 from sdexport.errors import FolderError
 from sdexport.graph.decode_image import decode_image
 from sdexport.graph.denoise_step import core_step, denoise_step
 from sdexport.graph.flops import count
 from sdexport.graph.projections import text_projection, time_projection
-from sdexport.graph.proto import dimensions as dimensions_of
 from sdexport.graph.proto import load_graph, save_graph, take_weights, weights_files
-from sdexport.graph.select_hidden_state import select_hidden_state, skippable_layers
+from sdexport.graph.select_hidden_state import select_hidden_state
 from sdexport.graph.select_outputs import select_outputs
 from sdexport.graph.skeleton import Call, shapes_at, skeleton
-from sdexport.graph.split_unet import (
-    PICTURES,
-    ROWS,
-    TEXT_PROJECTION,
-    TIME_PROJECTION,
-    TOKENS,
-    CannotSplitError,
-    split_unet,
-)
+from sdexport.graph.split_unet import CannotSplitError, split_unet
 from sdexport.onnx_folder import MODEL_FILE, OnnxFolder
 from sdexport.progress import Progress, stage
 from sdexport.sampling import STATE_SLOTS
-from sdexport.spec import MOST_PIECES, PIXEL_MULTIPLE, Profile, Range
+from sdexport.spec import Profile
 
 COMPONENT_OF = {
     "text_encoder": "text_encoder",
@@ -52,81 +44,6 @@ COMPONENT_OF = {
 
 PROJECTIONS = ("text_projection", "time_projection")
 """The engines of a UNet that is split; see `graph.split_unet`."""
-
-
-@dataclass(frozen=True, slots=True)
-class Dimensions:
-    """The sizes of a model that the pipeline has to know, read from its configurations.
-
-    Attributes:
-        text_layers: of the text encoder, as many as can be left out; 0 where its export has none.
-        embedded_guidance: the UNet takes the guidance scale as an embedding.
-    """
-
-    latent_channels: int
-    latent_scale: int
-    scaling_factor: float
-    shift_factor: float
-    tokens: int
-    embedding_dim: int
-    native_pixels: int
-    text_layers: int = 0
-    embedded_guidance: bool = False
-
-    def default_profile(self) -> Profile:
-        """The profile that is built where nobody asks for one."""
-        return profile_around(self.native_pixels)
-
-
-def profile_around(native: int) -> Profile:
-    """One to four pictures of half, the whole and double `native`, a model's own size in pixels."""
-    half = max(PIXEL_MULTIPLE, native // 2 // PIXEL_MULTIPLE * PIXEL_MULTIPLE)
-    side = Range(half, native, native * 2)
-    return Profile(batch=Range(1, 1, 4), height=side, width=side)
-
-
-def read_dimensions(folder: OnnxFolder) -> Dimensions:
-    """The dimensions of the model in `folder`.
-
-    Raises:
-        FolderError: a configuration is missing or lacks a value.
-    """
-    unet = storage.read_json(folder.config("unet"))
-    vae = storage.read_json(folder.config("vae_decoder"))
-    text = storage.read_json(folder.config("text_encoder"))
-    if isinstance(text.get("text_config"), dict):
-        text = text["text_config"]  # type: ignore[assignment]  # checked in the line above
-
-    def number(config: Mapping[str, Any], component: str, key: str) -> Any:
-        value = config.get(key)
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise FolderError(
-                f"{folder.config(component)} has no usable {key!r} ({value!r}); "
-                "export the checkpoint again"
-            )
-        return value
-
-    channels = vae.get("block_out_channels")
-    if not isinstance(channels, list) or not channels:
-        raise FolderError(
-            f"{folder.config('vae_decoder')} has no usable 'block_out_channels' ({channels!r}); "
-            "export the checkpoint again"
-        )
-    scale = 2 ** (len(channels) - 1)
-    sample = unet.get("sample_size")
-    native = (sample if isinstance(sample, int) and sample > 0 else 64) * scale
-    shift = vae.get("shift_factor")
-    return Dimensions(
-        latent_channels=number(vae, "vae_decoder", "latent_channels"),
-        latent_scale=scale,
-        scaling_factor=number(vae, "vae_decoder", "scaling_factor"),
-        shift_factor=float(shift) if isinstance(shift, int | float) else 0.0,
-        tokens=number(text, "text_encoder", "max_position_embeddings"),
-        embedding_dim=number(text, "text_encoder", "hidden_size"),
-        native_pixels=native,
-        text_layers=skippable_layers(load_graph(folder.model("text_encoder"))),
-        embedded_guidance=unet.get("time_cond_proj_dim") is not None,
-    )
 
 
 def _passes(
@@ -177,95 +94,6 @@ def make_graphs(folder: OnnxFolder, dimensions: Dimensions, engines: Collection[
         if name in passes and name not in models:
             models[name] = passes[name](load_graph(folder.model(COMPONENT_OF[name])))
     return Graphs(models, because)
-
-
-def call_shapes(
-    engine: str,
-    dimensions: Dimensions,
-    *,
-    batch: int,
-    branches: int,
-    height: int,
-    width: int,
-    pieces: int = 1,
-) -> dict[str, tuple[int, ...]]:
-    """The inputs' shapes of one call of `engine`; height and width in pixels.
-
-    `pieces` are those of every prompt, at most `spec.MOST_PIECES`.
-    """
-    h, w = height // dimensions.latent_scale, width // dimensions.latent_scale
-    texts, channels = batch * branches * pieces, dimensions.latent_channels
-    context = (batch, branches, pieces * dimensions.tokens, dimensions.embedding_dim)
-    state = (batch, STATE_SLOTS, channels, h, w)
-    guidance: dict[str, tuple[int, ...]] = {}
-    if dimensions.embedded_guidance:
-        guidance["embedded_guidance"] = (batch,)
-    shapes: dict[str, dict[str, tuple[int, ...]]] = {
-        "text_encoder": {"input_ids": (texts, dimensions.tokens)}
-        | ({"clip_skip": (texts,)} if dimensions.text_layers else {}),
-        "denoise_step": {
-            "state": state,
-            "noise": (batch, channels, h, w),
-            "timestep": (batch,),
-            "input_weights": (batch, STATE_SLOTS),
-            "update_weights": (batch, STATE_SLOTS, STATE_SLOTS + 2),
-            "guidance": (batch,),
-            "guidance_rescale": (batch,),
-            "text_embeddings": context,
-            "mask": (batch, 1, h, w),
-            "known": (batch, 2, channels, h, w),
-            "known_weights": (batch, 2),
-        }
-        | guidance,
-        "text_projection": {"text_embeddings": context},
-        "time_projection": {"timestep": (batch,), **guidance},
-        "vae_decoder": {"state": state},
-        "vae_encoder": {"sample": (batch, 3, height, width)},
-    }
-    return shapes[engine]
-
-
-def projected_shapes(
-    model: onnx.ModelProto, dimensions: Dimensions, call: Call
-) -> dict[str, tuple[int, ...]]:
-    """The shapes of the inputs of a step that are other engines' outputs.
-
-    What they are follows from the UNet, and stands in the graph: numbers, and symbols for the rest.
-    """
-    rows, tokens = call.batch * call.branches, call.pieces * dimensions.tokens
-    lengths = {PICTURES: call.batch, ROWS: rows, TOKENS: tokens}
-    return {
-        entry.name: tuple(n if isinstance(n, int) else lengths[n] for n in dimensions_of(entry))
-        for entry in model.graph.input
-        if entry.name == TIME_PROJECTION or entry.name.startswith(TEXT_PROJECTION)
-    }
-
-
-def shape_ranges(
-    engine: str, dimensions: Dimensions, profile: Profile
-) -> tuple[dict[str, ShapeRange], ...]:
-    """The ranges of the inputs of `engine`, one set for every profile: with and without guidance.
-
-    The usual call is the guided one with prompts of one piece; the largest has `MOST_PIECES`.
-    """
-
-    def at(which: str, branches: int, one: Profile, pieces: int = 1) -> dict[str, tuple[int, ...]]:
-        batch, height, width = (getattr(r, which) for r in (one.batch, one.height, one.width))
-        return call_shapes(
-            engine,
-            dimensions,
-            batch=batch,
-            branches=branches,
-            height=height,
-            width=width,
-            pieces=pieces,
-        )
-
-    sets = []
-    for one in profile.all:
-        least, usual, most = at("min", 1, one), at("opt", 2, one), at("max", 2, one, MOST_PIECES)
-        sets.append({name: ShapeRange(least[name], usual[name], most[name]) for name in least})
-    return tuple(sets)
 
 
 def prepare_graphs(

@@ -11,17 +11,11 @@ from pathlib import Path
 
 from sdexport import bundle as bundles
 from sdexport import half_check, storage
-from sdexport.build.engines import (
-    COMPONENT_OF,
-    PROJECTIONS,
-    Dimensions,
-    build_engines,
-    call_shapes,
-    prepare_graphs,
-    read_dimensions,
-)
+from sdexport.build.dimensions import Dimensions, read_dimensions
+from sdexport.build.engines import COMPONENT_OF, PROJECTIONS, build_engines, prepare_graphs
 from sdexport.build.options import BuildOptions, Choice, decide
 from sdexport.build.report import BuildReport, Stopwatch
+from sdexport.build.shapes import call_shapes
 from sdexport.bundle import Bundle, Manifest
 from sdexport.errors import FolderError, MissingExtraError, UsageError
 from sdexport.graph.flops import count

@@ -20,7 +20,8 @@ from sdexport.backends import cuda, tensorrt
 from sdexport.backends.targets import Target
 from sdexport.backends.tensorrt_library import library, listening, logger
 from sdexport.backends.workspace import Shape, picture_shapes, step_shapes, text_shapes
-from sdexport.build.engines import make_graphs, place_weights, read_dimensions
+from sdexport.build.dimensions import read_dimensions
+from sdexport.build.engines import make_graphs, place_weights
 from sdexport.bundle import ENGINES, open_bundle
 from sdexport.errors import EngineError
 from sdexport.export import export_checkpoint

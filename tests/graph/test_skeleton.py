@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import helper, numpy_helper
 
-from sdexport.build.engines import Dimensions, call_shapes
+from sdexport.build.dimensions import Dimensions
+from sdexport.build.shapes import call_shapes
 from sdexport.errors import FolderError
 from sdexport.graph.denoise_step import denoise_step
 from sdexport.graph.flops import count
