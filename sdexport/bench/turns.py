@@ -131,6 +131,7 @@ class Harness:
         self._effort = effort
         self._folder = folder
         self._running: dict[str, SystemProcess] = {}
+        self._options: dict[str, dict[str, Any]] = {}
         self._places: dict[str, dict[str, str]] = {}
 
     def run(self, progress: Progress) -> None:
@@ -138,6 +139,9 @@ class Harness:
         baseline, *others = self.measured
         beside = (self._effort.at_once or max(2, len(self.measured))) - 1
         groups = [others[i : i + beside] for i in range(0, len(others), beside)] or [[]]
+        for one in self.measured:
+            # Before anything is loaded: an export takes as much memory as there may be.
+            self._prepare(one, progress)
         with ExitStack() as held:
             self._load(baseline, held, progress)
             for number, members in enumerate(groups):
@@ -150,18 +154,24 @@ class Harness:
                         self._end(one)
             self._end(baseline)
 
-    def _load(self, one: Measured, stack: ExitStack, progress: Progress) -> None:
-        """Prepares, starts and loads a system and has it draw for the first time."""
+    def _prepare(self, one: Measured, progress: Progress) -> None:
+        """Has a system convert or export what it is loaded from, where it is not there yet."""
         name, timeout = one.system.name, self._effort.timeout
         try:
             with stage(progress, f"prepare {name}"):
                 options, one.build_seconds = prepared_for(one.system, self._scenario, timeout)
+            self._options[name] = options
         except SystemFailedError as error:
             one.status, one.why = error.status, error.why
-            return
         except (SdexportError, OSError) as error:
             one.status, one.why = "failed", f"its preparation could not be kept: {error}"
+
+    def _load(self, one: Measured, stack: ExitStack, progress: Progress) -> None:
+        """Starts and loads a system and has it draw for the first time."""
+        if one.status != "ok":
             return
+        name, timeout = one.system.name, self._effort.timeout
+        options = self._options[name]
         with stage(progress, f"load {name}"):
             try:
                 process = stack.enter_context(SystemProcess(one.system, timeout))

@@ -164,7 +164,7 @@ def run_bench(
         float,
         typer.Option(
             metavar="S",
-            help="Seconds that loading, or one turn, may take; a system that takes longer is "
+            help="Seconds that preparing, loading or one turn may take; a system that takes longer is "
             "ended, and the rest goes on.",
         ),
     ] = 900.0,
