@@ -164,8 +164,8 @@ def run_bench(
         float,
         typer.Option(
             metavar="S",
-            help="Seconds that preparing, loading or one turn may take; a system that takes longer is "
-            "ended, and the rest goes on.",
+            help="Seconds that preparing, loading or one turn may take; a system that takes longer "
+            "is ended, and the rest goes on.",
         ),
     ] = 900.0,
     json: Json = False,
