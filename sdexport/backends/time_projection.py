@@ -31,7 +31,8 @@ class TimeTable:
     places: NDArray[np.int64]
 
     def __getitem__(self, evaluation: int) -> Floats:
-        return self.rows[self.places[evaluation]]
+        rows: Floats = self.rows[self.places[evaluation]]
+        return rows
 
 
 class TimeProjection:

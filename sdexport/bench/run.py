@@ -189,7 +189,7 @@ def _judged(
 ) -> list[dict[str, Any]]:
     """Every system as results hold it."""
     baseline = harness.measured[0]
-    found = []
+    found: list[dict[str, Any]] = []
     for one in harness.measured:
         value = results.system_json(one, baseline)
         value["picture"] = pictures.judge(value["name"], value["precision"])

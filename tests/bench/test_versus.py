@@ -24,6 +24,7 @@ def system(name: str, kind: str, precision: str, ratio: float, group: int = 0) -
         "precision": precision,
         "device": "cpu",
         "model_calls": 51,
+        "summary": {"total": {"p50": 2 / ratio}},
         "rounds": [{"at": 10.0 * n + place, "total": 2 / ratio} for n in range(10)],
         "ratio": {
             "median": ratio,

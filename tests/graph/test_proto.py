@@ -97,6 +97,7 @@ def test_weights_that_cannot_be_taken(tmp_path: Path) -> None:
     (tmp_path / "all.bin").write_bytes(bytes(100))
     with pytest.raises(FolderError, match=r"all\.bin is truncated"):
         take_weights(made, tmp_path, tmp_path / "own")
+    made = scattered(tmp_path)
     (tmp_path / "all.bin").unlink()
     with pytest.raises(FolderError, match=r"all\.bin is missing"):
         take_weights(made, tmp_path, tmp_path / "own")
