@@ -99,7 +99,7 @@ def _findings(results: Results) -> tuple[Paragraph, ...]:
         found.append(
             Paragraph(
                 "Without figures: "
-                + words([f"{claims.title(one)} ({clean(one['status'])})" for one in broken])
+                + words([f"{claims.title(one)} ({report_results.ended(one)})" for one in broken])
                 + ".",
                 BAD,
             )

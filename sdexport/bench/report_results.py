@@ -249,3 +249,8 @@ def resources(results: Results) -> Section:
     if not energy:
         blocks += (Paragraph("This machine does not tell how much energy it takes."),)
     return Section("Memory and size", blocks)
+
+
+def ended(system: System) -> str:
+    """How a system without figures ended; one that is well was not reached."""
+    return "not reached" if system["status"] == "ok" else clean(system["status"])

@@ -124,7 +124,7 @@ def _table(results: Results) -> Table:
         for one in found
     ]
     rows += [
-        Row((claims.title(one), *(NONE,) * 4, clean(one["status"])), BAD)
+        Row((claims.title(one), *(NONE,) * 4, report_results.ended(one)), BAD)
         for one in results["systems"]
         if not claims.works(one)
     ]

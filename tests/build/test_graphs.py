@@ -40,7 +40,8 @@ def test_every_engine_has_one(tiny_bundle: Callable[[str], Path], target: str) -
         cost = count(graph, shapes_at(graph, usual))
         assert (cost.flops, cost.parameters) == (engine.flops, engine.parameters)
         half = count(graph, shapes_at(graph, Call(32, 64)))
-        assert name == "text_encoder" or half.flops < cost.flops
+        # Texts and timesteps are the same at any size.
+        assert name.startswith(("text", "time")) or half.flops < cost.flops
 
 
 def test_a_bundle_without_is_built_again(own_bundle: Path, tiny_onnx: Path) -> None:

@@ -17,6 +17,11 @@ from pathlib import Path
 
 import pytest
 
+from sdexport.build import BuildOptions, build_folder, engines
+from sdexport.graph.split_unet import CannotSplitError
+from sdexport.spec import Precision
+from tests.conftest import EMOJI_PROFILE, TINY_PROFILE
+
 HERE = Path(__file__).parent
 COMPILER = shutil.which(os.environ.get("CC", "cc"))
 
@@ -95,30 +100,50 @@ def world(library: Path, bundle: Path, **more: str) -> dict[str, str]:
 Bundles = Callable[[str], Path]
 
 
-def bundle_for(which: str, emoji_bundle: Bundles, tiny_bundle: Bundles) -> Path:
-    return (emoji_bundle if which == EMOJI else tiny_bundle)("onnxruntime-cpu")
+@pytest.fixture(scope="module")
+def whole_bundle(
+    tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> Bundles:
+    """A bundle of graphs as the targets on GPUs have them: the denoise step in one piece."""
+    made: dict[str, Path] = {}
+
+    def refuse(unet: object) -> None:
+        raise CannotSplitError("it stands for a step on a GPU")
+
+    def bundle(which: str) -> Path:
+        if which not in made:
+            source = request.getfixturevalue("emoji_onnx" if which == EMOJI else "tiny_onnx")
+            profile = EMOJI_PROFILE if which == EMOJI else TINY_PROFILE
+            made[which] = tmp_path_factory.mktemp("whole") / which
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(engines, "split_unet", refuse)
+                options = BuildOptions("onnxruntime-cpu", Precision.FP32, profile)
+                build_folder(source, made[which], options)
+        return made[which]
+
+    return bundle
 
 
 @pytest.mark.parametrize("file", FILES)
-def test_inside(file: str, library: Path, emoji_bundle: Bundles, tiny_bundle: Bundles) -> None:
-    run_inside(file, library, bundle_for(FILES[file], emoji_bundle, tiny_bundle))
+def test_inside(file: str, library: Path, whole_bundle: Bundles) -> None:
+    run_inside(file, library, whole_bundle(FILES[file]))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("file", ["inside_counts.py", "inside_faults.py"])
-def test_thousands_inside(file: str, library: Path, tiny_bundle: Bundles, tmp_path: Path) -> None:
+def test_thousands_inside(file: str, library: Path, whole_bundle: Bundles, tmp_path: Path) -> None:
     figures = tmp_path / "figures.jsonl"
-    run_inside(file, library, tiny_bundle("onnxruntime-cpu"), "-m", "slow", figures=figures)
+    run_inside(file, library, whole_bundle(TINY), "-m", "slow", figures=figures)
     print(figures.read_text(encoding="utf-8"))
 
 
 @pytest.mark.slow
-def test_the_tests_for_a_gpu_run(library: Path, emoji_bundle: Bundles, tmp_path: Path) -> None:
+def test_the_tests_for_a_gpu_run(library: Path, whole_bundle: Bundles, tmp_path: Path) -> None:
     """`tests/gpu` over the stand-in and the double, so that they are right before a GPU is there.
 
     Left out is what the double has not: a refit, and half precision to hold against PyTorch's.
     """
-    bundle = emoji_bundle("onnxruntime-cpu")
+    bundle = whole_bundle(EMOJI)
     made, figures = tmp_path / "bundle", tmp_path / "figures.jsonl"
     command = [sys.executable, "-m", "tests.standin.world", str(made)]
     subprocess.run(command, check=True, env=world(library, bundle), cwd=HERE.parent.parent)
