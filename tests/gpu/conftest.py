@@ -68,13 +68,23 @@ def built(folder: Path, target: targets.Target) -> Callable[..., Path]:
 
 @pytest.fixture(scope="session")
 def onnx_bundle(folder: Path) -> Path:
-    """The same checkpoint for ONNX Runtime on the processor, in float32."""
+    """The same checkpoint for ONNX Runtime on the processor, in float32.
+
+    Its step is in one piece, as on a GPU: engine is held against engine.
+    """
     from sdexport import BuildOptions
     from sdexport import compile as compile_
+    from sdexport.build import engines
+    from sdexport.graph.split_unet import CannotSplitError
+
+    def refuse(unet: object) -> None:
+        raise CannotSplitError("it is held against a step on a GPU")
 
     path = folder / "onnxruntime-cpu"
     options = BuildOptions("onnxruntime-cpu", Precision.FP32, EMOJI_PROFILE, guidance=2.5)
-    compile_(EMOJI, path, options, verify=False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engines, "split_unet", refuse)
+        compile_(EMOJI, path, options, verify=False)
     return path
 
 
