@@ -20,9 +20,10 @@ from sdexport.spec import Precision, TensorSpec
 
 ENGINE_FILE = "engine.xml"
 HINTS = {Precision.FP32: "f32", Precision.BF16: "bf16"}
-FLOAT32_COMPONENTS = ("text_encoder", "text_projection", "time_projection")
+FLOAT32_COMPONENTS = ("text_encoder", "text_projection")
 """Computed in float32 whatever the bundle's precision: in bfloat16 their rounding would pull every
-step the same way, and they are a five-thousandth of a picture's work."""
+step the same way, and they are a five-thousandth of a picture's work. Not the time projection: with
+it in float32 one of the 256 emoji moved by 0.0066, without it none by more than 0.0016."""
 
 DEVICE = "CPU"
 RESULT_SUFFIX = "/sink_port_0"
