@@ -8,9 +8,12 @@ from pathlib import Path
 
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 from models import scheduler
+from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel, CLIPTokenizer
 
 MACHINE_KEYS = ("_name_or_path", "name_or_path")
+PREFIX = "text_model."
+"""What the names of a CLIP text encoder's weights begin with in every published checkpoint."""
 
 
 def write(
@@ -37,6 +40,7 @@ def write(
     aside = output.with_name(output.name + ".part")
     shutil.rmtree(aside, ignore_errors=True)
     pipeline.save_pretrained(aside)
+    _with_published_names(aside / "text_encoder" / "model.safetensors")
     # The library's copy of the tokenizer lacks vocab.json and merges.txt.
     shutil.rmtree(aside / "tokenizer")
     shutil.copytree(tokenizer, aside / "tokenizer")
@@ -48,3 +52,12 @@ def write(
     aside.replace(output)
     size = sum(path.stat().st_size for path in output.rglob("*") if path.is_file())
     print(f"wrote {output.name}, {size / 1e6:.1f} MB", flush=True)
+
+
+def _with_published_names(weights: Path) -> None:
+    """Give a text encoder's weights the names that all versions of transformers read.
+
+    From 5.6 on it leaves the prefix out when it saves, and older ones find nothing then.
+    """
+    named = {PREFIX + name.removeprefix(PREFIX): it for name, it in load_file(weights).items()}
+    save_file(named, weights, metadata={"format": "pt"})

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import importlib.metadata
+import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from sdexport import storage
 from sdexport.errors import CheckpointError
 from sdexport.export.checkpoint import FOLDER_OF, Checkpoint
 from sdexport.export.silence import quiet_loading
@@ -69,7 +73,7 @@ def load_folder(checkpoint: Checkpoint, folder: str, dtype: torch.dtype = torch.
             raise CheckpointError(
                 f"{path} cannot be loaded: {reason}; download the checkpoint again"
             ) from error
-        _check_loaded(str(path), info)
+        _check_loaded(path, info)
     return cast(model, dtype)
 
 
@@ -79,7 +83,7 @@ def cast(model: Any, dtype: torch.dtype) -> Any:
         return model.to(dtype).eval().requires_grad_(False)
 
 
-def _check_loaded(path: str, info: Mapping[str, Any]) -> None:
+def _check_loaded(path: Path, info: Mapping[str, Any]) -> None:
     """Weights that a file lacks would be random numbers: refused."""
     for key, meaning in (("missing_keys", "lacks"), ("mismatched_keys", "has in another shape")):
         names = [str(name[0] if isinstance(name, tuple) else name) for name in info.get(key) or ()]
@@ -87,8 +91,30 @@ def _check_loaded(path: str, info: Mapping[str, Any]) -> None:
             raise CheckpointError(
                 f"the weights in {path} do not fit config.json: it {meaning} "
                 f"{', '.join(sorted(names)[:3])}{' …' if len(names) > 3 else ''} "
-                f"({len(names)} in all); download the checkpoint again"
+                f"({len(names)} in all); {_remedy(path)}"
             )
+
+
+def _remedy(folder: Path) -> str:
+    """What helps where weights have names that the model does not know.
+
+    transformers changed those of text encoders with 5.6; it reads older names, and older versions
+    do not read the newer ones.
+    """
+    saved = str(storage.read_json(folder / "config.json").get("transformers_version", ""))
+    installed = importlib.metadata.version("transformers")
+    if _release(saved) > _release(installed):
+        return (
+            f"it was saved with transformers {saved} and {installed} is installed, which may not "
+            "know its names: pip install --upgrade transformers"
+        )
+    return "download the checkpoint again"
+
+
+def _release(version: str) -> tuple[int, ...]:
+    """Major and minor number of a version; empty where it is none."""
+    found = re.match(r"(\d+)\.(\d+)", version)
+    return tuple(map(int, found.groups())) if found else ()
 
 
 def config_of(model: Any) -> dict[str, Any]:

@@ -34,6 +34,7 @@ def module(file: Path) -> ModuleType:
     assert spec.loader is not None
     loaded = importlib.util.module_from_spec(spec)
     before = list(sys.path)
+    sys.path.append(str(PEERS))
     try:
         spec.loader.exec_module(loaded)
     finally:
@@ -172,6 +173,59 @@ def test_parts_that_are_not_there_are_taken_out_of_the_index(tmp_path: Path) -> 
 
 def shared() -> ModuleType:
     return module(PEERS / "shared.py")
+
+
+@pytest.mark.parametrize("name", sorted(shared().SAMPLERS))
+def test_peers_get_the_baselines_scheduler(name: str) -> None:
+    import diffusers
+
+    from sdexport.export.reference import sampler_for
+
+    config = {
+        **{"num_train_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012},
+        **{"beta_schedule": "scaled_linear", "steps_offset": 1, "use_karras_sigmas": True},
+    }
+    kind, changes = shared().diffusers_sampler(name)
+    theirs, baselines = (
+        getattr(diffusers, kind).from_config(config, **changes),
+        sampler_for(name, config),
+    )
+    assert type(theirs) is type(baselines)
+    for one in (theirs, baselines):
+        one.set_timesteps(7)
+    assert theirs.timesteps.tolist() == baselines.timesteps.tolist()
+    ours = {key: value for key, value in theirs.config.items() if not key.startswith("_")}
+    assert ours == {
+        key: value for key, value in baselines.config.items() if not key.startswith("_")
+    }
+
+
+def test_a_timed_pipeline_draws_what_the_baseline_draws(tiny_checkpoint: Path) -> None:
+    from diffusers import StableDiffusionPipeline
+
+    from sdexport.export import baseline
+
+    scenario = {
+        "checkpoint": str(tiny_checkpoint),
+        "prompts": ["a dog", "a cat", "a bird"],
+        "negative_prompt": "",
+        **{"seeds": [3, 5, 7], "width": 64, "height": 64, "batch": 2, "threads": None},
+        **{"steps": 3, "sampler": "euler", "guidance": 4.0},
+    }
+    pipeline = StableDiffusionPipeline.from_pretrained(
+        tiny_checkpoint, safety_checker=None, requires_safety_checker=False
+    )
+    timed = module(PEERS / "pipelines.py").TimedPipeline(pipeline, scenario, ("vae", "decode"))
+    expected = baseline.load(scenario, {"dtype": "float32"}).draw()
+    for _ in range(2):  # nothing of the first drawing is counted again
+        images, latents, taken = timed.draw()
+        assert (images == expected["images"]).all()
+        assert (latents == expected["latents"]).all()
+        # Two batches; a call of the text encoder for each branch.
+        assert {stage: len(calls) for stage, calls in taken.items()} == {
+            **{"text_encoder": 4, "unet": 2 * 3, "vae_decoder": 2}
+        }
+        assert all(seconds > 0 for calls in taken.values() for seconds in calls)
 
 
 # diffusers hands a tensor of torch to np.array.

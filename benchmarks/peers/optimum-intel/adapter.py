@@ -9,12 +9,10 @@ https://docs.openvino.ai/2026/openvino-workflow/running-inference/optimize-infer
 
 from __future__ import annotations
 
-import importlib
 import importlib.metadata
 import os
 import sys
 from pathlib import Path
-from time import perf_counter
 from typing import Any
 
 sys.path.append(str(Path(__file__).parent.parent))
@@ -27,7 +25,6 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
 
 PARTS = ("text_encoder", "unet", "vae_decoder")
-
 
 HINTS = {"bfloat16": "bf16", "float32": "f32"}
 SHORT = {"bfloat16": "bf16", "float32": "fp32"}
@@ -46,11 +43,11 @@ class System:
     def __init__(self, scenario: dict[str, Any], options: dict[str, Any]) -> None:
         import torch
         from optimum.intel import OVStableDiffusionPipeline
+        from pipelines import TimedPipeline
 
         self._scenario = scenario
         self._dtype = options["dtype"]
         self._folder = Path(options["prepared"])
-        self._torch = torch
         self._threads = threads_of(scenario)
         # Scheduler and image processing are torch's.
         torch.set_num_threads(self._threads)
@@ -59,7 +56,7 @@ class System:
             "INFERENCE_PRECISION_HINT": HINTS[self._dtype],
             "INFERENCE_NUM_THREADS": self._threads,
         }
-        self._pipeline = OVStableDiffusionPipeline.from_pretrained(
+        pipeline = OVStableDiffusionPipeline.from_pretrained(
             self._folder,
             compile=False,
             ov_config=self._hints,
@@ -69,38 +66,9 @@ class System:
         # A last batch of fewer images would not fit shapes that are fixed.
         self._static = len(scenario["seeds"]) % scenario["batch"] == 0
         if self._static:
-            self._reshape(scenario["batch"], scenario["height"], scenario["width"])
-        self._pipeline.compile()
-        self._pipeline.set_progress_bar_config(disable=True)
-        name, changes = diffusers_sampler(scenario["sampler"])
-        scheduler = getattr(importlib.import_module("diffusers"), name)
-        self._pipeline.scheduler = scheduler.from_config(self._pipeline.scheduler.config, **changes)
-        self._taken: dict[str, list[float]] = {part: [] for part in PARTS}
-        self._decoded: list[Any] = []
-        for part in PARTS:
-            model = getattr(self._pipeline, part)
-            model.forward = self._timed(part, model.forward)
-
-    def _reshape(self, batch: int, height: int, width: int) -> None:
-        """Fixes the shapes of all models."""
-        self._pipeline.reshape(batch, height, width, num_images_per_prompt=1)
-        if batch > 1:
-            # reshape() fixes the decoder to the images of one prompt, however many prompts.
-            decoder = self._pipeline.vae_decoder.model
-            shape = decoder.input(0).get_partial_shape()
-            shape[0] = batch
-            decoder.reshape(shape)
-
-    def _timed(self, part: str, forward: Any) -> Any:
-        def timed(*arguments: Any, **named: Any) -> Any:
-            if part == "vae_decoder":
-                self._decoded.append(arguments[0] if arguments else named["latent_sample"])
-            start = perf_counter()
-            result = forward(*arguments, **named)
-            self._taken[part].append(perf_counter() - start)
-            return result
-
-        return timed
+            reshape(pipeline, scenario["batch"], scenario["height"], scenario["width"])
+        pipeline.compile()
+        self._pipeline = TimedPipeline(pipeline, scenario)
 
     def describe(self) -> dict[str, Any]:
         names = ("optimum-intel", "optimum", "openvino", "nncf", "diffusers", "torch")
@@ -130,34 +98,26 @@ class System:
         }
 
     def draw(self) -> dict[str, Any]:
-        import numpy as np
-
-        scenario, torch, images = self._scenario, self._torch, []
-        self._decoded.clear()
-        for taken in self._taken.values():
-            taken.clear()
-        for first in range(0, len(scenario["seeds"]), scenario["batch"]):
-            chosen = slice(first, first + scenario["batch"])
-            prompts, seeds = scenario["prompts"][chosen], scenario["seeds"][chosen]
-            drawn = self._pipeline(
-                prompt=prompts,
-                negative_prompt=[scenario["negative_prompt"]] * len(prompts),
-                width=scenario["width"],
-                height=scenario["height"],
-                num_inference_steps=scenario["steps"],
-                guidance_scale=scenario["guidance"],
-                generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],
-            )
-            images += [np.asarray(image) for image in drawn.images]
-        scale = self._pipeline.vae_decoder.config.scaling_factor
+        images, latents, taken = self._pipeline.draw()
         return {
-            "images": np.stack(images),
-            "latents": torch.cat(self._decoded).float().numpy() * scale,
-            "text_encoder": sum(self._taken["text_encoder"]),
-            "evaluations": list(self._taken["unet"]),
-            "vae_decoder": sum(self._taken["vae_decoder"]),
-            "model_calls": len(self._taken["unet"]),
+            "images": images,
+            "latents": latents,
+            "text_encoder": sum(taken["text_encoder"]),
+            "evaluations": taken["unet"],
+            "vae_decoder": sum(taken["vae_decoder"]),
+            "model_calls": len(taken["unet"]),
         }
+
+
+def reshape(pipeline: Any, batch: int, height: int, width: int) -> None:
+    """Fixes the shapes of all models."""
+    pipeline.reshape(batch, height, width, num_images_per_prompt=1)
+    if batch > 1:
+        # reshape() fixes the decoder to the images of one prompt, however many prompts.
+        decoder = pipeline.vae_decoder.model
+        shape = decoder.input(0).get_partial_shape()
+        shape[0] = batch
+        decoder.reshape(shape)
 
 
 def load(scenario: dict[str, Any], options: dict[str, Any]) -> System:

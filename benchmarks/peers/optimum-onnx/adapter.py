@@ -8,12 +8,10 @@ execution, a thread for every core): https://onnxruntime.ai/docs/performance/tun
 
 from __future__ import annotations
 
-import importlib
 import importlib.metadata
 import os
 import sys
 from pathlib import Path
-from time import perf_counter
 from typing import Any
 
 sys.path.append(str(Path(__file__).parent.parent))
@@ -40,16 +38,15 @@ class System:
         import onnxruntime
         import torch
         from optimum.onnxruntime import ORTStableDiffusionPipeline
+        from pipelines import TimedPipeline
 
-        self._scenario = scenario
         self._folder = Path(options["prepared"])
-        self._torch = torch
         self._threads = threads_of(scenario)
         session = onnxruntime.SessionOptions()
         session.intra_op_num_threads = self._threads
         # Scheduler and image processing are torch's.
         torch.set_num_threads(self._threads)
-        self._pipeline = ORTStableDiffusionPipeline.from_pretrained(
+        pipeline = ORTStableDiffusionPipeline.from_pretrained(
             self._folder,
             export=False,
             provider="CPUExecutionProvider",
@@ -57,26 +54,7 @@ class System:
             safety_checker=None,
             requires_safety_checker=False,
         )
-        self._pipeline.set_progress_bar_config(disable=True)
-        name, changes = diffusers_sampler(scenario["sampler"])
-        scheduler = getattr(importlib.import_module("diffusers"), name)
-        self._pipeline.scheduler = scheduler.from_config(self._pipeline.scheduler.config, **changes)
-        self._taken: dict[str, list[float]] = {part: [] for part in PARTS}
-        self._decoded: list[Any] = []
-        for part in PARTS:
-            model = getattr(self._pipeline, part)
-            model.forward = self._timed(part, model.forward)
-
-    def _timed(self, part: str, forward: Any) -> Any:
-        def timed(*arguments: Any, **named: Any) -> Any:
-            if part == "vae_decoder":
-                self._decoded.append(arguments[0] if arguments else named["latent_sample"])
-            start = perf_counter()
-            result = forward(*arguments, **named)
-            self._taken[part].append(perf_counter() - start)
-            return result
-
-        return timed
+        self._pipeline = TimedPipeline(pipeline, scenario)
 
     def describe(self) -> dict[str, Any]:
         names = ("optimum-onnx", "optimum", "onnxruntime", "onnx", "diffusers", "torch")
@@ -102,33 +80,14 @@ class System:
         }
 
     def draw(self) -> dict[str, Any]:
-        import numpy as np
-
-        scenario, torch, images = self._scenario, self._torch, []
-        self._decoded.clear()
-        for taken in self._taken.values():
-            taken.clear()
-        for first in range(0, len(scenario["seeds"]), scenario["batch"]):
-            chosen = slice(first, first + scenario["batch"])
-            prompts, seeds = scenario["prompts"][chosen], scenario["seeds"][chosen]
-            drawn = self._pipeline(
-                prompt=prompts,
-                negative_prompt=[scenario["negative_prompt"]] * len(prompts),
-                width=scenario["width"],
-                height=scenario["height"],
-                num_inference_steps=scenario["steps"],
-                guidance_scale=scenario["guidance"],
-                generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],
-            )
-            images += [np.asarray(image) for image in drawn.images]
-        scale = self._pipeline.vae_decoder.config.scaling_factor
+        images, latents, taken = self._pipeline.draw()
         return {
-            "images": np.stack(images),
-            "latents": torch.cat(self._decoded).float().numpy() * scale,
-            "text_encoder": sum(self._taken["text_encoder"]),
-            "evaluations": list(self._taken["unet"]),
-            "vae_decoder": sum(self._taken["vae_decoder"]),
-            "model_calls": len(self._taken["unet"]),
+            "images": images,
+            "latents": latents,
+            "text_encoder": sum(taken["text_encoder"]),
+            "evaluations": taken["unet"],
+            "vae_decoder": sum(taken["vae_decoder"]),
+            "model_calls": len(taken["unet"]),
         }
 
 

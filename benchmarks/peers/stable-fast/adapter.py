@@ -7,7 +7,6 @@ never been run.
 
 from __future__ import annotations
 
-import importlib
 import importlib.metadata
 import os
 import sys
@@ -28,11 +27,12 @@ class System:
     def __init__(self, scenario: dict[str, Any], options: dict[str, Any]) -> None:
         import torch
         from diffusers import StableDiffusionPipeline
+        from pipelines import TimedPipeline
         from sfast.compilers.diffusion_pipeline_compiler import CompilationConfig, compile
 
         if not torch.cuda.is_available():
             raise RuntimeError("stable-fast needs an NVIDIA GPU; PyTorch finds none here")
-        self._torch, self._scenario = torch, scenario
+        self._torch = torch
         torch.backends.cuda.matmul.allow_tf32 = True
         with tempfile.TemporaryDirectory() as aside:
             pipeline = StableDiffusionPipeline.from_pretrained(
@@ -42,39 +42,14 @@ class System:
                 feature_extractor=None,
                 requires_safety_checker=False,
             )
-        name, changes = diffusers_sampler(scenario["sampler"])
-        scheduler = getattr(importlib.import_module("diffusers"), name)
-        pipeline.scheduler = scheduler.from_config(pipeline.scheduler.config, **changes)
-        pipeline.set_progress_bar_config(disable=True)
         pipeline.to("cuda")
         config = CompilationConfig.Default()
         config.enable_xformers = True
         config.enable_triton = True
         config.enable_cuda_graph = True
-        self._pipeline = compile(pipeline, config)
-        self._marks: dict[str, list[tuple[Any, Any]]] = {}
-        self._decoded: list[Any] = []
-        # Around what the compiler has put in the models' places, so nothing of it is disturbed.
-        for part, name in (("text_encoder", "forward"), ("unet", "forward"), ("vae", "decode")):
-            model = getattr(self._pipeline, part)
-            setattr(model, name, self._timed(part, getattr(model, name)))
-
-    def _timed(self, part: str, call: Any) -> Any:
-        def mark() -> Any:
-            event = self._torch.cuda.Event(enable_timing=True)
-            event.record()
-            return event
-
-        def timed(*arguments: Any, **named: Any) -> Any:
-            if part == "vae":
-                # A CUDA graph's buffers are written again: kept is a copy.
-                self._decoded.append(arguments[0].detach().clone())
-            start = mark()
-            result = call(*arguments, **named)
-            self._marks.setdefault(part, []).append((start, mark()))
-            return result
-
-        return timed
+        # Timed around what the compiler has put in the models' places, so nothing is disturbed.
+        compiled = compile(pipeline, config)
+        self._pipeline = TimedPipeline(compiled, scenario, ("vae", "decode"), cuda=True)
 
     def describe(self) -> dict[str, Any]:
         names = ("stable-fast", "torch", "diffusers", "xformers", "triton")
@@ -94,37 +69,13 @@ class System:
         }
 
     def draw(self) -> dict[str, Any]:
-        import numpy as np
-
-        scenario, torch, images = self._scenario, self._torch, []
-        self._decoded.clear()
-        self._marks.clear()
-        for first in range(0, len(scenario["seeds"]), scenario["batch"]):
-            chosen = slice(first, first + scenario["batch"])
-            prompts, seeds = scenario["prompts"][chosen], scenario["seeds"][chosen]
-            drawn = self._pipeline(
-                prompt=prompts,
-                negative_prompt=[scenario["negative_prompt"]] * len(prompts),
-                width=scenario["width"],
-                height=scenario["height"],
-                num_inference_steps=scenario["steps"],
-                guidance_scale=scenario["guidance"],
-                generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],
-            )
-            images += [np.asarray(image) for image in drawn.images]
-        torch.cuda.synchronize()
-        taken = {
-            part: [start.elapsed_time(end) / 1e3 for start, end in marks]
-            for part, marks in self._marks.items()
-        }
-        scale = self._pipeline.vae.config.scaling_factor
-        latents = torch.cat(self._decoded).float().cpu().numpy() * scale
+        images, latents, taken = self._pipeline.draw()
         return {
-            "images": np.stack(images),
+            "images": images,
             "latents": latents,
             "text_encoder": sum(taken["text_encoder"]),
             "evaluations": taken["unet"],
-            "vae_decoder": sum(taken["vae"]),
+            "vae_decoder": sum(taken["vae_decoder"]),
             "model_calls": len(taken["unet"]),
         }
 
