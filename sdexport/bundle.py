@@ -13,7 +13,7 @@ bundle is refused when it is opened.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -105,6 +105,8 @@ class Manifest:
         built_with: versions of this project and of what it used.
         builder: the builder options, the compute capabilities among them.
         half_check: what running the half-precision graphs on the CPU showed, or None.
+        stages: of the build that made the engines: `name`, `seconds`, `peak_bytes`; empty in
+            bundles of versions that did not note them.
     """
 
     name: str
@@ -125,6 +127,7 @@ class Manifest:
     built_with: Mapping[str, str] = field(default_factory=dict)
     builder: Mapping[str, object] = field(default_factory=dict)
     half_check: Mapping[str, object] | None = None
+    stages: Sequence[Mapping[str, Any]] = ()
     text_layers: int = 0
     embedded_guidance: bool = False
     scaling_factor: float = 1.0
@@ -144,6 +147,7 @@ class Manifest:
             "built_with": dict(self.built_with),
             "builder": dict(self.builder),
             "half_check": self.half_check,
+            "stages": [dict(stage) for stage in self.stages],
             "precision": str(self.precision),
             "profile": self.profile.as_json(),
             "default_size": list(self.default_size),
@@ -161,6 +165,7 @@ class Manifest:
             **{name: value[name] for name in (*_PLAIN, "export", "built_with")},
             builder=value.get("builder", {}),
             half_check=value.get("half_check"),
+            stages=value.get("stages", ()),
             precision=Precision(value["precision"]),
             profile=Profile.from_json(value["profile"]),
             default_size=(width, height),

@@ -1,17 +1,11 @@
-"""What several adapters need: diffusers' samplers, and checkpoints that older libraries can read.
+"""What adapters take from a scenario: diffusers' sampler, and the number of threads.
 
 Standard library only: it runs in the environment of whichever peer imports it.
 """
 
 from __future__ import annotations
 
-import json
 import os
-import shutil
-import struct
-import subprocess
-import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -38,11 +32,6 @@ SAMPLERS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 """A scenario's sampler → diffusers' scheduler, and what is changed of the checkpoint's settings."""
 
-PREFIX = "text_model."
-"""What the names of a CLIP text encoder's weights began with until transformers 5.6."""
-
-WEIGHTS = Path("text_encoder") / "model.safetensors"
-
 
 def diffusers_sampler(name: str) -> tuple[str, dict[str, Any]]:
     """diffusers' scheduler of a scenario's sampler, and the settings that are changed.
@@ -58,84 +47,21 @@ def diffusers_sampler(name: str) -> tuple[str, dict[str, Any]]:
 
 
 def threads_of(scenario: dict[str, Any]) -> int:
-    """The threads that the scenario asks for, else one for every core this process may use."""
+    """The threads that the scenario asks for, else one for every physical core.
+
+    That is what OpenVINO, ONNX Runtime and PyTorch take by themselves.
+    """
     threads: int | None = scenario["threads"]
-    return threads if threads is not None else len(os.sched_getaffinity(0))
+    return threads if threads is not None else physical_cores()
 
 
-def optimum_export(format: str, checkpoint: str, folder: str, *arguments: str) -> None:
-    """Exports `checkpoint` to `folder` with the command of optimum's documentation.
-
-    Args:
-        format: `onnx` or `openvino`.
-        arguments: further ones of `optimum-cli export`.
-
-    Raises:
-        RuntimeError: it failed; what it said is on stderr.
-    """
-    with tempfile.TemporaryDirectory() as aside:
-        command = [sys.executable, "-m", "optimum.commands.optimum_cli", "export", format]
-        command += ["--model", readable_copy(checkpoint, Path(aside) / "checkpoint")]
-        command += ["--task", "text-to-image", *arguments, folder]
-        status = subprocess.run(command, check=False, stdin=subprocess.DEVNULL).returncode
-    if status:
-        raise RuntimeError(f"optimum-cli export {format} of {checkpoint} ended with {status}")
-
-
-def readable_copy(checkpoint: str, folder: Path) -> str:
-    """A checkpoint as the libraries that the peers pin can read it.
-
-    Two things stop them. Newer versions of transformers save a CLIP text encoder without the prefix
-    `text_model.` that every published Stable Diffusion has: older ones find none of its weights
-    then and go on **with random ones**, after a warning, so that the picture is of something else.
-    And model_index.json may name parts that are not there, such as the safety checker. A checkpoint
-    with either is copied to `folder`, what is not changed as links. Others, and ids of the hub, are
-    left as they are.
-
-    Returns:
-        the folder or id that the peer is to read.
-    """
-    source = Path(checkpoint)
-    if not source.is_dir():
-        return checkpoint
-    index = json.loads((source / "model_index.json").read_text("utf-8"))
-    parts = {name for name, value in index.items() if isinstance(value, list) and value[0]}
-    absent = {name for name in parts if not (source / name).is_dir()}
-    weights = source / WEIGHTS
-    renamed = weights.is_file() and not any(name.startswith(PREFIX) for name in header(weights))
-    if not absent and not renamed:
-        return checkpoint
-    for file in source.rglob("*"):
-        if file.is_file():
-            copy = folder / file.relative_to(source)
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            copy.symlink_to(file.resolve())
-    if absent:
-        index |= {name: [None, None] for name in absent}
-        (folder / "model_index.json").unlink()
-        (folder / "model_index.json").write_text(json.dumps(index, indent=2), "utf-8")
-    if renamed:
-        (folder / WEIGHTS).unlink()
-        _rename(weights, folder / WEIGHTS)
-    return str(folder)
-
-
-def header(file: Path) -> dict[str, Any]:
-    """Name → type, shape and place of the tensors of a safetensors file."""
-    with file.open("rb") as opened:
-        (length,) = struct.unpack("<Q", opened.read(8))
-        content: dict[str, Any] = json.loads(opened.read(length))
-    return content
-
-
-def _rename(file: Path, copy: Path) -> None:
-    """Copies a safetensors file with `PREFIX` before every name; its data stay as they are."""
-    names = header(file)
-    renamed = {name if name == "__metadata__" else PREFIX + name: at for name, at in names.items()}
-    text = json.dumps(renamed, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    with file.open("rb") as source, copy.open("wb") as target:
-        (length,) = struct.unpack("<Q", source.read(8))
-        source.seek(8 + length)
-        target.write(struct.pack("<Q", len(text)) + text)
-        shutil.copyfileobj(source, target, 1 << 20)
+def physical_cores() -> int:
+    """Physical cores that this process may use; logical ones where Linux does not tell."""
+    allowed = os.sched_getaffinity(0)
+    cores = set()
+    for block in Path("/proc/cpuinfo").read_text("utf-8", "replace").split("\n\n"):
+        said = {key.strip(): value.strip() for key, _, value in
+                (line.partition(":") for line in block.splitlines())}  # fmt: skip
+        if "core id" in said and int(said["processor"]) in allowed:
+            cores.add((said.get("physical id"), said["core id"]))
+    return len(cores) or len(allowed)

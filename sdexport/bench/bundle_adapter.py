@@ -57,6 +57,7 @@ class BundleSystem:
                 "pipe.generate(prompts, seed=seeds, …): Result.timings are the stages",
             ],
             "bytes": storage.size_of(self._path),
+            "build_seconds": sum(one["seconds"] for one in self._manifest.stages) or None,
             "notes": [TIMES_ARE_KEPT] if "time_projection" in self._manifest.engines else [],
         }
 
@@ -64,7 +65,7 @@ class BundleSystem:
         """Draws the scenario once, batch by batch."""
         images: list[NDArray[np.uint8]] = []
         latents: list[NDArray[np.float32]] = []
-        text, decoder = 0.0, 0.0
+        text, denoise, decoder = 0.0, 0.0, 0.0
         evaluations: list[float] = []
         calls = 0
         for first in range(0, len(self._scenario["seeds"]), self._scenario["batch"]):
@@ -72,6 +73,7 @@ class BundleSystem:
             result, called = self._draw(request, latents)
             images += [np.asarray(image) for image in result.images]
             text += result.timings.text_encoder
+            denoise += result.timings.denoise
             decoder += result.timings.vae_decoder
             evaluations += result.timings.evaluations
             calls += called
@@ -81,6 +83,7 @@ class BundleSystem:
             "text_encoder": text,
             # A device that runs the whole loop as one piece tells no evaluation's time.
             "evaluations": evaluations or None,
+            "denoise": denoise,
             "vae_decoder": decoder,
             "model_calls": calls,
         }

@@ -69,9 +69,10 @@ def measure(threads: int | None = None, device: str = "cpu") -> dict[str, Any]:
         )
     module = "sdexport.bench.ceilings" if device == "cpu" else "sdexport.export.ceilings"
     start = time.perf_counter()
-    attempts = [_attempt(module, threads if device == "cpu" else None)]
+    given = threads if device == "cpu" else None
+    attempts = [_attempt(module, given)]
     while _disturbed(attempts[-1]) and len(attempts) < ATTEMPTS:
-        attempts.append(_attempt(module, threads))
+        attempts.append(_attempt(module, given))
     return {
         "device": attempts[0]["device"],
         "threads": attempts[0].get("threads"),

@@ -12,7 +12,7 @@ Results = Mapping[str, Any]
 
 SAME_PICTURE = ("same", "close")
 
-STATUS_WORDS = {"crashed": "crashed", "hung": "hung", "failed": "could not be set up"}
+STATUS_WORDS = {"crashed": "crashed", "hung": "hung", "failed": "failed"}
 
 
 def title(system: System) -> str:
@@ -57,26 +57,47 @@ def problem(results: Results, system: System) -> str | None:
     evaluates the model less often than the baseline, which pictures need not show.
     """
     if not works(system):
-        said = STATUS_WORDS.get(system["status"], "gave no figures")
-        why = clean(system.get("why") or "")
-        return f"{said}: {why}" if why else said
+        return _ended(system)
     if is_baseline(results, system):
         return None
+    first = baseline(results)
+    if first is None:
+        return "there is no baseline to compare with"
+    if not works(first):
+        return f"the baseline did not finish: it {_ended(first)}"
     picture = system.get("picture") or {}
     why = clean(picture.get("why") or "")
     if verdict(system) == "different":
         return "draws a different picture" + (f": {why}" if why else "")
     if verdict(system) not in SAME_PICTURE:
         return "its picture was not compared" + (f": {why}" if why else "")
-    first = baseline(results)
-    calls, expected = system.get("model_calls"), first.get("model_calls") if first else None
-    if calls is None:
+    if system.get("model_calls") is None:
         return "it does not tell how often it evaluates the model"
-    if expected is not None and calls < expected:
-        return f"evaluates the model {calls} times where the baseline does {expected} times"
+    if evaluates_less(system, first):
+        return (
+            f"evaluates the model {evaluations_of(system):g} times for a picture where the "
+            f"baseline does {evaluations_of(first):g} times"
+        )
     if not system.get("ratio"):
         return "too few of its turns lie beside the baseline's for a ratio"
     return None
+
+
+def _ended(system: System) -> str:
+    """How a system that does not work came to its end, with the reason."""
+    said = STATUS_WORDS.get(system["status"], "gave no figures")
+    why = clean(system.get("why") or "")
+    return f"{said}: {why}" if why else said
+
+
+def evaluations_of(system: System) -> float:
+    """How often the model is evaluated for one batch of pictures; 0 where that is not told."""
+    return (system.get("model_calls") or 0) / (system.get("batches") or 1)
+
+
+def evaluates_less(system: System, baseline: System) -> bool:
+    """Whether a system evaluates the model less often for a picture than the baseline."""
+    return evaluations_of(system) < evaluations_of(baseline)
 
 
 def ratio(results: Results, system: System) -> str:

@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from sdexport.bench import ceilings, limits, quality, recognise
+from sdexport.bench import ceilings, claims, limits, quality, recognise
 from sdexport.bench.scenario import Scenario
+from sdexport.bench.turns import FIRST
 from sdexport.errors import SdexportError
 
 YARDSTICKS = {"fp16": ("diffusers-fp16", "diffusers-bf16"), "bf16": ("diffusers-bf16",)}
@@ -22,15 +23,16 @@ TARGETS = "targets_*.npz"
 
 
 class Pictures:
-    """The first pictures and latents of every system, judged against the baseline's.
+    """The last pictures and latents of every system, judged against the baseline's.
 
     Args:
-        folder: `images/NAME/K.png` and `latents/NAME/K.npy` are in it.
+        folder: `pictures/NAME/K.png` and `latents/NAME/K.npy` are in it.
+        work: under its `first/` are those of the first turn.
         baseline: its name.
     """
 
-    def __init__(self, folder: Path, baseline: str, scenario: Scenario) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, work: Path, baseline: str, scenario: Scenario) -> None:
+        self._last, self._first = folder, work / FIRST
         self._baseline = baseline
         self._scenario = scenario
         self._targets = _targets(scenario.checkpoint)
@@ -44,9 +46,13 @@ class Pictures:
         if compared is None:
             verdict, why = "unknown", "the baseline drew no pictures to compare with"
         else:
-            found = (self._compared(one) for one in YARDSTICKS.get(precision or "", ()))
-            yardstick = next((one for one in found if one is not None), None)
-            verdict, why = quality.verdict(compared, precision=precision, yardstick=yardstick)
+            verdict, why = self._verdict(compared, precision)
+            first = self._compared(name, self._first)
+            if first is not None and first != compared and verdict != "different":
+                # What is claimed for all turns must hold of the first as well.
+                before, because = self._verdict(first, precision)
+                if quality.worse(before, verdict):
+                    verdict, why = before, f"in its first turn: {because}"
         prompts = self._scenario.prompts
         return {
             "verdict": verdict,
@@ -57,20 +63,30 @@ class Pictures:
             else recognise.count(images, prompts, self._targets),
         }
 
-    def _compared(self, name: str) -> list[dict[str, Any]] | None:
-        """Figures of each picture with its prompt and seed; None where a system drew none."""
-        theirs, own = self._images(self._baseline), self._images(name)
+    def _verdict(self, compared: list[dict[str, Any]], precision: str | None) -> tuple[str, str]:
+        found = (self._compared(one) for one in YARDSTICKS.get(precision or "", ()))
+        yardstick = next((one for one in found if one is not None), None)
+        return quality.verdict(compared, precision=precision, yardstick=yardstick)
+
+    def _compared(self, name: str, turn: Path | None = None) -> list[dict[str, Any]] | None:
+        """Figures of each picture with its prompt and seed; None where a system drew none.
+
+        Args:
+            turn: the folder of the turn that `name` is judged by; None is the last.
+        """
+        theirs, own = self._images(self._baseline), self._images(name, turn)
         if theirs is None or own is None:
             return None
-        found = quality.compare(theirs, own, self._latents(self._baseline), self._latents(name))
+        latents = self._latents(name, turn)
+        found = quality.compare(theirs, own, self._latents(self._baseline), latents)
         scenario = self._scenario
         return [
             {"prompt": prompt, "seed": seed, **one}
             for prompt, seed, one in zip(scenario.prompts, scenario.seeds, found, strict=True)
         ]
 
-    def _images(self, name: str) -> list[NDArray[np.uint8]] | None:
-        files = self._files("images", name, "png")
+    def _images(self, name: str, turn: Path | None = None) -> list[NDArray[np.uint8]] | None:
+        files = self._files(turn, "pictures", name, "png")
         if files is None:
             return None
         found = []
@@ -79,13 +95,13 @@ class Pictures:
                 found.append(np.asarray(image.convert("RGB")))
         return found
 
-    def _latents(self, name: str) -> list[NDArray[np.float32]] | None:
-        files = self._files("latents", name, "npy")
+    def _latents(self, name: str, turn: Path | None = None) -> list[NDArray[np.float32]] | None:
+        files = self._files(turn, "latents", name, "npy")
         return None if files is None else [np.load(file) for file in files]
 
-    def _files(self, kind: str, name: str, suffix: str) -> list[Path] | None:
+    def _files(self, turn: Path | None, kind: str, name: str, suffix: str) -> list[Path] | None:
         """One file an image; None if one is missing."""
-        folder = self._folder / kind / name
+        folder = (turn or self._last) / kind / name
         files = [folder / f"{index}.{suffix}" for index in range(self._scenario.images)]
         return files if all(file.is_file() for file in files) else None
 
@@ -127,7 +143,7 @@ class Limits:
         summary, precision, calls = system["summary"], system["precision"], system["model_calls"]
         if summary is None or precision is None or self._costs is None:
             return None
-        if system["device"] != self._device or (calls or 0) < (baseline["model_calls"] or 0):
+        if system["device"] != self._device or claims.evaluates_less(system, baseline):
             return None
         costs = self._costs if not calls else limits.at_calls(self._costs, calls)
         return limits.shares(costs, summary, precision, self.ceilings)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ from sdexport.bench.scenario import Scenario
 from sdexport.bench.systems import System
 
 RECORD = "prepared.json"
+KEY = 12
+"""Digits of a hash in a folder's name."""
 
 
 def prepared_for(
@@ -27,7 +30,7 @@ def prepared_for(
     options = dict(system.options)
     if system.prepared is None:
         return options, None
-    folder = system.prepared / f"{system.name}-{_key(system, scenario.checkpoint)[:12]}"
+    folder = system.prepared / f"{system.name}-{_key(system, scenario.checkpoint)[:KEY]}"
     if not (folder / RECORD).is_file():
         with storage.folder_aside(folder) as aside, SystemProcess(system, timeout) as process:
             content = aside / "content"
@@ -43,9 +46,20 @@ def prepared_for(
                 said = "; ".join(process.stderr_tail()[-3:])
                 raise SystemFailedError(error.status, f"{error.why}; {said}") from error
             process.quit()
-            storage.write_json(aside / RECORD, {"seconds": done["seconds"]})
+            made_of = scenario.for_adapter()["checkpoint"]
+            storage.write_json(aside / RECORD, {"seconds": done["seconds"], "checkpoint": made_of})
+        _remove_earlier(system, folder, made_of)
     seconds: Any = storage.read_json(folder / RECORD)["seconds"]
     return options | {"prepared": str(folder / "content")}, seconds
+
+
+def _remove_earlier(system: System, folder: Path, checkpoint: str) -> None:
+    """Removes what was prepared from the same checkpoint with another adapter or other files."""
+    for other in folder.parent.glob(f"{system.name}-{'?' * KEY}"):
+        if other == folder or not (other / RECORD).is_file():
+            continue
+        if storage.read_json(other / RECORD).get("checkpoint") == checkpoint:
+            shutil.rmtree(other, ignore_errors=True)
 
 
 def _key(system: System, checkpoint: str) -> str:
@@ -53,7 +67,7 @@ def _key(system: System, checkpoint: str) -> str:
     place = Path(checkpoint)
     files = sorted(file for file in place.rglob("*") if file.is_file()) if place.is_dir() else []
     place_of_adapter = system.adapter.parent
-    beside = [*sorted(place_of_adapter.glob("*.py")), place_of_adapter.parent / "shared.py"]
+    beside = [*sorted(place_of_adapter.glob("*.py")), place_of_adapter.parent / "exports.py"]
     requirements = system.adapter.parent / "requirements.txt"
     return storage.digest_of(
         {

@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 Pictures = NDArray[np.uint8]
 Floats = NDArray[np.floating[Any]]
 
-SAME, CLOSE, DIFFERENT, UNKNOWN = "same", "close", "different", "unknown"
+SAME, CLOSE, UNKNOWN, DIFFERENT = VERDICTS = ("same", "close", "unknown", "different")
+"""From what may be claimed most for to what may be claimed least for."""
 
 SAME_LARGEST, SAME_PSNR = 2, 60.0
 """Of 255, and dB: what another order of float32 sums does. 60 dB is a quarter of one level on the
@@ -226,6 +227,11 @@ def verdict(
                 "other noise, or lower precision than it says"
             )
     return CLOSE, ""
+
+
+def worse(one: str, other: str) -> bool:
+    """Whether the verdict `one` allows less to be claimed than `other`."""
+    return VERDICTS.index(one) > VERDICTS.index(other)
 
 
 def _name(one: Mapping[str, Any], index: int) -> str:

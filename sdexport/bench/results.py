@@ -25,20 +25,34 @@ NUMBERS = re.compile(r"\[\n\s*([-+\d.e,\s]+?)\n\s*\]")
 STAGES = ("text_encoder", "evaluation", "vae_decoder", "rest")
 
 
-def summary_of(rounds: Sequence[Turn], images: int) -> dict[str, Any] | None:
-    """The distributions of the whole and of each stage, seconds; None without a turn."""
+def summary_of(rounds: Sequence[Turn], images: int, calls: int | None) -> dict[str, Any] | None:
+    """The distributions of the whole and of each stage, seconds; None without a turn.
+
+    Args:
+        images, calls: pictures, and evaluations of the model, of a turn.
+    """
     total = figures.distribution([turn.total for turn in rounds])
     if total is None:
         return None
-    evaluations = [seconds for turn in rounds for seconds in turn.evaluations or ()]
     return {
         "total": total,
         "text_encoder": figures.distribution(_told(turn.text_encoder for turn in rounds)),
-        "evaluation": figures.distribution(evaluations),
+        "evaluation": figures.distribution(_evaluations(rounds, calls)),
         "vae_decoder": figures.distribution(_told(turn.vae_decoder for turn in rounds)),
         "rest": figures.distribution(_told(_rest(turn) for turn in rounds)),
         "images_per_second": images / total["p50"],
     }
+
+
+def _evaluations(rounds: Sequence[Turn], calls: int | None) -> list[float]:
+    """Seconds of every evaluation; of turns that tell of all together alone, their mean."""
+    found: list[float] = []
+    for turn in rounds:
+        if turn.evaluations is not None:
+            found += turn.evaluations
+        elif turn.denoise is not None and calls:
+            found.append(turn.denoise / calls)
+    return found
 
 
 def _told(seconds: Any) -> list[float]:
@@ -47,9 +61,10 @@ def _told(seconds: Any) -> list[float]:
 
 def _rest(turn: Turn) -> float | None:
     """What a turn took beside its stages; None where a stage is not told."""
-    if turn.text_encoder is None or turn.evaluations is None or turn.vae_decoder is None:
+    denoise = turn.denoise if turn.evaluations is None else sum(turn.evaluations)
+    if turn.text_encoder is None or denoise is None or turn.vae_decoder is None:
         return None
-    return turn.total - turn.text_encoder - sum(turn.evaluations) - turn.vae_decoder
+    return turn.total - turn.text_encoder - denoise - turn.vae_decoder
 
 
 def system_json(one: Measured, baseline: Measured) -> dict[str, Any]:
@@ -66,6 +81,8 @@ def system_json(one: Measured, baseline: Measured) -> dict[str, Any]:
                 f"against the baseline it became {drift:.2f} times as fast from its first third of "
                 "rounds to its last: measure longer, on a machine with less to do"
             )
+    if one.rounds and one.rounds[-1].evaluations is None and one.rounds[-1].denoise is not None:
+        notes.append("it tells the time of all evaluations together: theirs is the mean of a turn")
     joules = [turn.joules for turn in one.rounds]
     return {
         "name": system.name,
@@ -82,7 +99,9 @@ def system_json(one: Measured, baseline: Measured) -> dict[str, Any]:
         "setup": [_without_paths(line) for line in about.get("setup", [])],
         "notes": [_without_paths(line) for line in notes],
         "bytes": about.get("bytes"),
-        "build_seconds": one.build_seconds,
+        "build_seconds": (
+            about.get("build_seconds") if one.build_seconds is None else one.build_seconds
+        ),
         "load_seconds": one.load_seconds,
         "first_seconds": one.first_seconds,
         "warmup_seconds": one.warmup_seconds,
@@ -92,15 +111,17 @@ def system_json(one: Measured, baseline: Measured) -> dict[str, Any]:
                 "total": turn.total,
                 "text_encoder": turn.text_encoder,
                 "evaluations": turn.evaluations,
+                "denoise": turn.denoise,
                 "vae_decoder": turn.vae_decoder,
             }
             for turn in one.rounds
         ],
         "model_calls": one.model_calls,
+        "batches": one.batches,
         "peak_host_bytes": one.host_bytes,
         "peak_device_bytes": one.device_bytes,
         "energy_joules": joules if joules and None not in joules else None,
-        "summary": summary_of(one.rounds, one.images),
+        "summary": summary_of(one.rounds, one.images, one.model_calls),
         "ratio": None if pairs is None else pairs.as_json(),
         "picture": None,
         "limit": None,
@@ -113,7 +134,7 @@ def notes_of(one: Measured) -> list[str]:
     others = one.digests - {one.digest}
     if others:
         said.append(
-            "its pictures differ from turn to turn, by however little; those shown are of the last"
+            "its pictures differ from turn to turn: first and last are judged, the last are shown"
         )
     return said
 

@@ -26,7 +26,7 @@ from sdexport.bench import (
 )
 from sdexport.bench.scenario import Scenario, make_scenario
 from sdexport.bench.systems import System
-from sdexport.bench.turns import Effort, Harness
+from sdexport.bench.turns import DRAWN, Effort, Harness
 from sdexport.bundle import open_bundle
 from sdexport.errors import CheckpointError, MissingExtraError, UsageError
 from sdexport.pipeline.load import limits_of
@@ -35,9 +35,6 @@ from sdexport.progress import SILENT, Progress, stage
 from sdexport.sampling import sampler_of_config
 
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
-
-KEPT = {"images": "pictures", "latents": "latents"}
-"""What systems draw → the folder of the report that holds it."""
 
 
 def scenario_for(
@@ -141,10 +138,9 @@ def run(
     with storage.explained(folder):
         folder.mkdir(parents=True, exist_ok=True)
     with _ended_like_interrupted(), _work_folder(folder) as work:
-        pictures = judging.Pictures(work, systems[0].name, scenario)
         machine = facts.machine_facts() | {"load_before": facts.load_average()}
         with stage(progress, "measure the machine's ceilings"):
-            limits = _limits(systems, scenario, "cuda" if machine["gpus"] else "cpu")
+            limits = _limits(systems, scenario)
         harness = Harness(systems, scenario, effort, work)
         interrupted = False
         try:
@@ -158,7 +154,7 @@ def run(
             "schema": results.SCHEMA,
             "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "command": command,
-            "complete": not interrupted,
+            "complete": False,
             "effort": {
                 "rounds": effort.rounds,
                 "seconds": effort.seconds,
@@ -168,37 +164,38 @@ def run(
             "scenario": scenario.as_json(),
             "machine": machine | {"energy_sources": harness.meter.sources},
             "ceilings": None if limits is None else limits.ceilings,
+            "ceilings_problem": "" if limits is None else limits.problem,
             "baseline": systems[0].name,
-            "systems": _judged(harness, pictures, limits),
+            "systems": [results.system_json(one, harness.measured[0]) for one in harness.measured],
         }
+        # What took hours is kept before it is judged: that may be cut short as well.
         _put_in_place(work, folder)
+        results.write(found, folder)
+        with stage(progress, "judge the pictures"):
+            _judge(found, judging.Pictures(folder, work, systems[0].name, scenario), limits)
+        found["complete"] = not interrupted
         results.write(found, folder)
     return found
 
 
-def _limits(systems: Sequence[System], scenario: Scenario, device: str) -> judging.Limits | None:
+def _limits(systems: Sequence[System], scenario: Scenario) -> judging.Limits | None:
     """The limits by the first bundle, whose graphs are counted; None where there is none."""
     for system in systems:
         if system.kind == "bundle":
-            return judging.Limits(Path(system.options["bundle"]), scenario, device)
+            path = Path(system.options["bundle"])
+            target = open_bundle(path, check=False).manifest.target
+            return judging.Limits(path, scenario, "cpu" if target.endswith("-cpu") else "cuda")
     return None
 
 
-def _judged(
-    harness: Harness, pictures: judging.Pictures, limits: judging.Limits | None
-) -> list[dict[str, Any]]:
-    """Every system as results hold it."""
-    baseline = harness.measured[0]
-    found: list[dict[str, Any]] = []
-    for one in harness.measured:
-        value = results.system_json(one, baseline)
+def _judge(
+    found: dict[str, Any], pictures: judging.Pictures, limits: judging.Limits | None
+) -> None:
+    """Says of every system what its pictures and its times are worth."""
+    for value in found["systems"]:
         value["picture"] = pictures.judge(value["name"], value["precision"])
         if limits is not None:
-            value["limit"] = limits.reached(value, found[0] if found else value)
-        if limits is not None and limits.problem and one is baseline:
-            value["notes"].append(f"no share of the limit: {limits.problem}")
-        found.append(value)
-    return found
+            value["limit"] = limits.reached(value, found["systems"][0])
 
 
 @contextmanager
@@ -219,10 +216,10 @@ def _put_in_place(work: Path, folder: Path) -> None:
     """Pictures and latents of this run in the place of an earlier run's; its results go first."""
     with storage.explained(folder):
         (folder / results.FILE).unlink(missing_ok=True)
-        for drawn, kept in KEPT.items():
+        for kept in DRAWN.values():
             shutil.rmtree(folder / kept, ignore_errors=True)
-            if (work / drawn).is_dir():
-                (work / drawn).rename(folder / kept)
+            if (work / kept).is_dir():
+                (work / kept).rename(folder / kept)
 
 
 def write_report(found: dict[str, Any], folder: Path) -> None:

@@ -24,6 +24,10 @@ BASELINE = "diffusers"
 
 DIFFUSERS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     BASELINE: ("diffusers eager fp32", {"dtype": "float32"}),
+    "diffusers-channels-last": (
+        "diffusers eager fp32, channels last",
+        {"dtype": "float32", "channels_last": True},
+    ),
     "diffusers-bf16": (
         "diffusers eager bf16, channels last",
         {"dtype": "bfloat16", "channels_last": True},
@@ -33,11 +37,11 @@ DIFFUSERS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
         {"dtype": "float16", "channels_last": True},
     ),
     "diffusers-compile": (
-        "diffusers torch.compile fp32",
+        "diffusers torch.compile fp32, channels last",
         {"dtype": "float32", "channels_last": True, "compile": True},
     ),
     "diffusers-compile-bf16": (
-        "diffusers torch.compile bf16",
+        "diffusers torch.compile bf16, channels last",
         {"dtype": "bfloat16", "channels_last": True, "compile": True},
     ),
 }
@@ -185,9 +189,7 @@ def _told_apart(systems: Sequence[System]) -> list[System]:
     import dataclasses
 
     found: list[System] = []
-    for system in systems:
-        if system in found:
-            continue
+    for system in (one for index, one in enumerate(systems) if one not in systems[:index]):
         name, number = system.name, 1
         while any(one.name == name for one in found):
             number += 1

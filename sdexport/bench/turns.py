@@ -1,11 +1,14 @@
 """Systems take turns: loaded, warmed up and timed round by round, whatever becomes of one of them.
 
 At most so many are loaded at a time; the baseline is one of them from the first turn to the last,
-so that every other's turns lie between turns of the baseline.
+so that every other's turns lie between turns of the baseline. Within a round the others come in an
+order that is drawn anew: what a system leaves behind (a warm processor, a full cache) would else be
+found by the same one every time.
 """
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -21,6 +24,12 @@ from sdexport.bench.scenario import Scenario
 from sdexport.bench.systems import System
 from sdexport.errors import SdexportError, UsageError
 from sdexport.progress import Progress, stage
+
+DRAWN = {"images": "pictures", "latents": "latents"}
+"""What systems draw → the folder, of a run and of its report, that holds it."""
+
+FIRST = "first"
+"""The folder of the first pictures, which are judged beside the last where they differ."""
 
 MOST_WARMUP = 6
 """Turns after the first that may be warm-up; what is not warm by then is told of."""
@@ -60,7 +69,8 @@ class Turn:
     """One drawing of the scenario: `at` seconds after the run began, `total` seconds long.
 
     Attributes:
-        text_encoder, vae_decoder: seconds, None where the system does not tell.
+        text_encoder, denoise, vae_decoder: seconds, None where the system does not tell; between
+            the first and the last lies `denoise`, which is asked of those that tell no more.
         evaluations: seconds of every call of the model, likewise.
         joules: that the machine used meanwhile, None where it does not tell.
     """
@@ -71,6 +81,7 @@ class Turn:
     evaluations: list[float] | None
     vae_decoder: float | None
     joules: float | None
+    denoise: float | None = None
 
 
 @dataclass(slots=True)
@@ -82,6 +93,8 @@ class Measured:
         images: that it draws in a turn.
         group: which of the groups that were loaded together it was in; the baseline is in all.
         about: what its adapter says of it.
+        warm: its turns have settled, at some time.
+        model_calls, batches: of one drawing.
         digests: of the images of every turn but the first; the last one's are kept.
     """
 
@@ -97,19 +110,14 @@ class Measured:
     first_seconds: float | None = None
     warmup_seconds: list[float] = field(default_factory=list)
     rounds: list[Turn] = field(default_factory=list)
+    warm: bool = False
     model_calls: int | None = None
+    batches: int | None = None
     host_bytes: int | None = None
     device_bytes: int | None = None
     digest: str | None = None
     digests: set[str] = field(default_factory=set)
     notes: list[str] = field(default_factory=list)
-
-    @property
-    def warm(self) -> bool:
-        """Whether its turns so far have settled."""
-        return self.first_seconds is not None and settled(
-            [self.first_seconds, *self.warmup_seconds]
-        )
 
     def enough(self, effort: Effort) -> bool:
         """Whether it was measured as long as was asked for."""
@@ -133,6 +141,8 @@ class Harness:
         self._running: dict[str, SystemProcess] = {}
         self._options: dict[str, dict[str, Any]] = {}
         self._places: dict[str, dict[str, str]] = {}
+        # Always the same order of the same systems: a run can be repeated.
+        self._chance = random.Random(0)
 
     def run(self, progress: Progress) -> None:
         """Measures every system; one that fails is left behind, and the rest goes on."""
@@ -184,16 +194,30 @@ class Harness:
     def _begin(self, one: Measured, process: SystemProcess, options: dict[str, Any]) -> None:
         loaded = process.ask("load", scenario=self._scenario.for_adapter(), options=options)
         one.load_seconds, one.about = loaded["seconds"], loaded["about"]
-        places = self._places[one.system.name] = {}
-        for kind in ("images", "latents"):
-            place = self._folder / kind / one.system.name
-            place.mkdir(parents=True)
-            places[kind] = str(place.resolve())
-        drawn = process.ask("draw", **places)
+        first = self._places_of(one, self._folder / FIRST)
+        self._places[one.system.name] = self._places_of(one, self._folder)
+        drawn = process.ask("draw", **first)
         process.rest()
         one.first_seconds = drawn["seconds"]
-        one.digest, one.model_calls = drawn["digest"], drawn["model_calls"]
+        one.digest = drawn["digest"]
+        one.model_calls = drawn["model_calls"]
+        one.batches = drawn["batches"] or -(-self._scenario.images // self._scenario.batch)
         one.host_bytes, one.device_bytes = drawn["host_bytes"], drawn["device_bytes"]
+
+    def _places_of(self, one: Measured, folder: Path) -> dict[str, str]:
+        """Where a system's pictures and latents go, which are made here."""
+        places = {}
+        for kind, kept in DRAWN.items():
+            place = folder / kept / one.system.name
+            place.mkdir(parents=True)
+            places[kind] = str(place.resolve())
+        return places
+
+    def _round(self, members: Sequence[Measured], *, warmup: bool = False) -> None:
+        """A turn of the baseline, then one of each other."""
+        baseline, *others = members
+        for one in (baseline, *self._chance.sample(others, len(others))):
+            self._turn(one, warmup=warmup)
 
     def _measure(self, members: Sequence[Measured], progress: Progress) -> None:
         """Warm-up, then rounds until every member was measured as long as was asked for."""
@@ -202,18 +226,17 @@ class Harness:
             for _ in range(MOST_WARMUP):
                 if all(one.warm for one in members if one.status == "ok"):
                     break
-                for one in members:
-                    self._turn(one, warmup=True)
+                self._round(members, warmup=True)
                 progress.advance()
+        unsettled = f"its times had not settled after {MOST_WARMUP} turns of warm-up"
         for one in members:
-            if one.status == "ok" and not one.warm:
-                one.notes.append(f"its times had not settled after {MOST_WARMUP} turns of warm-up")
+            if one.status == "ok" and not one.warm and unsettled not in one.notes:
+                one.notes.append(unsettled)
         with stage(progress, f"measure {names}", self._effort.rounds):
             while alive := [one for one in members if one.status == "ok"]:
                 if all(one.enough(self._effort) for one in alive):
                     break
-                for one in members:
-                    self._turn(one)
+                self._round(members)
                 progress.advance()
             # The last turns of the others lie between two of the baseline's as well.
             self._turn(members[0])
@@ -234,8 +257,12 @@ class Harness:
         one.host_bytes, one.device_bytes = drawn["host_bytes"], drawn["device_bytes"]
         if warmup:
             one.warmup_seconds.append(drawn["seconds"])
+            turns = [] if one.first_seconds is None else [one.first_seconds]
+            one.warm = one.warm or settled([*turns, *one.warmup_seconds])
             return
-        stages = {name: drawn[name] for name in ("text_encoder", "evaluations", "vae_decoder")}
+        stages = {
+            name: drawn[name] for name in ("text_encoder", "evaluations", "denoise", "vae_decoder")
+        }
         one.rounds.append(Turn(at, drawn["seconds"], **stages, joules=joules))
 
     def _end(self, one: Measured) -> None:

@@ -40,14 +40,16 @@ from typing import Any, TextIO
 import numpy as np
 from numpy.typing import NDArray
 
-STAGES = ("text_encoder", "evaluations", "vae_decoder", "model_calls")
-"""What an adapter's draw() may say beside the images: seconds of the stages, and a count."""
+SECONDS = ("text_encoder", "denoise", "vae_decoder")
+COUNTS = ("model_calls", "batches")
+"""What an adapter's draw() may say beside images and the seconds of every evaluation: seconds of
+stages, and how often the model was called, and for how many batches."""
 
 PARENT_DEATH_SIGNAL = 1
 """PR_SET_PDEATHSIG of prctl(2)."""
 
 
-class NoPictureError(Exception):
+class AdapterError(Exception):
     """What an adapter gave is not what was asked for."""
 
 
@@ -94,7 +96,7 @@ class Worker:
         self._system = self._module_of_adapter().load(scenario, options)
         seconds = perf_counter() - start
         self._scenario = scenario
-        return {"seconds": seconds, "about": plain(self._system.describe())}
+        return {"seconds": seconds, "about": described(plain(self._system.describe()))}
 
     def _draw(self, images: str | None = None, latents: str | None = None) -> dict[str, Any]:
         start = perf_counter()
@@ -107,7 +109,7 @@ class Worker:
         if latents is not None and drawn.get("latents") is not None:
             for index, latent in enumerate(np.asarray(drawn["latents"], np.float32)):
                 np.save(Path(latents) / f"{index}.npy", latent)
-        told = {name: plain(drawn.get(name)) for name in STAGES}
+        told = timed({name: plain(drawn.get(name)) for name in (*SECONDS, "evaluations", *COUNTS)})
         device = getattr(self._system, "peak_device_bytes", None)
         return {
             "seconds": seconds,
@@ -128,15 +130,56 @@ def checked(images: Any, scenario: dict[str, Any]) -> NDArray[np.uint8]:
     """The images, which are seen to be as many and as large as the scenario says.
 
     Raises:
-        NoPictureError: they are not.
+        AdapterError: they are not.
     """
     pictures: NDArray[np.uint8] = np.ascontiguousarray(images)
     wanted = (len(scenario["seeds"]), scenario["height"], scenario["width"], 3)
     if pictures.dtype != np.uint8 or pictures.shape != wanted:
-        raise NoPictureError(
+        raise AdapterError(
             f"the adapter gave images of {pictures.dtype} {pictures.shape}, not of uint8 {wanted}"
         )
     return pictures
+
+
+def described(about: Any) -> dict[str, Any]:
+    """What an adapter says of its system, which is seen to be of the kinds that results hold.
+
+    Raises:
+        AdapterError: it is not.
+    """
+    if not isinstance(about, dict):
+        raise AdapterError(f"describe() gave {about!r}, not a dictionary")
+    kinds: dict[str, Any] = {"precision": str, "device": str, "threads": int, "bytes": int}
+    for name, kind in (kinds | {"build_seconds": int | float}).items():
+        if about.get(name) is not None and not isinstance(about[name], kind):
+            raise AdapterError(f"describe() gave the {name} {about[name]!r}")
+    for name in ("setup", "notes"):
+        lines = about.get(name, [])
+        if not isinstance(lines, list) or not all(isinstance(line, str) for line in lines):
+            raise AdapterError(f"describe() gave the {name} {lines!r}, not a list of texts")
+    versions = about.get("versions", {})
+    if not isinstance(versions, dict) or not all(isinstance(v, str) for v in versions.values()):
+        raise AdapterError(f"describe() gave the versions {versions!r}, not a text for each name")
+    return about
+
+
+def timed(told: dict[str, Any]) -> dict[str, Any]:
+    """What an adapter says of one drawing, which is seen to be numbers or nothing.
+
+    Raises:
+        AdapterError: it is not.
+    """
+    numbers = {name: told[name] for name in (*SECONDS, *COUNTS)}
+    if told["evaluations"] is not None:
+        if not isinstance(told["evaluations"], list):
+            raise AdapterError(f"draw() gave the evaluations {told['evaluations']!r}, not a list")
+        numbers |= {f"evaluation {index}": one for index, one in enumerate(told["evaluations"])}
+    for name, value in numbers.items():
+        if value is None and not name.startswith("evaluation "):
+            continue
+        if not isinstance(value, int if name in COUNTS else int | float) or not 0 <= value < 1e9:
+            raise AdapterError(f"draw() gave the {name} {value!r}")
+    return told
 
 
 def png(picture: NDArray[np.uint8]) -> bytes:

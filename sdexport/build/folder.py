@@ -6,7 +6,7 @@ import functools
 import importlib.metadata
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from sdexport import bundle as bundles
@@ -242,6 +242,7 @@ def fill_bundle(
         },
         builder=choice.builder.as_json(),
         half_check=checked,
+        stages=[asdict(one) for one in stopwatch.stages],
     )
 
 

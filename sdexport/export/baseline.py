@@ -23,6 +23,10 @@ from sdexport.export.silence import quiet_loading
 SHORT = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 STAGES = ("text_encoder", "evaluations", "vae_decoder")
 
+FROZEN = {"freezing": True}
+"""What torch.compile is told on a processor: weights do not change, so that they can be laid out as
+oneDNN's kernels want them. It is off by default, since training needs them to change."""
+
 
 class Stopwatch:
     """Seconds of every call of the functions that it was put around, by stage."""
@@ -78,6 +82,7 @@ class DiffusersSystem:
         self._channels_last: bool = options.get("channels_last", False)
         self._compiled: bool = options.get("compile", False)
         self._cuda = torch.cuda.is_available()
+        self._options = {} if self._cuda else FROZEN
         if scenario["threads"] is not None:
             torch.set_num_threads(scenario["threads"])
         self.pipeline = _load(scenario, getattr(torch, self._dtype))
@@ -95,8 +100,10 @@ class DiffusersSystem:
         unet, vae, text = self.pipeline.unet, self.pipeline.vae, self.pipeline.text_encoder
         forward, decode = unet.forward, vae.decode
         if self._compiled:
-            forward = torch.compile(forward, fullgraph=True)
-            decode = torch.compile(decode, fullgraph=True)
+            forward, decode = (
+                torch.compile(call, fullgraph=True, options=self._options)
+                for call in (forward, decode)
+            )
         unet.forward = self._watch.around("evaluations", forward)
         vae.decode = self._watch.around("vae_decoder", decode, self._remember)
         text.forward = self._watch.around("text_encoder", text.forward)
@@ -117,8 +124,8 @@ class DiffusersSystem:
             setup.append("unet and vae .to(memory_format=torch.channels_last)")
         if self._compiled:
             setup.append(
-                "torch.compile(…, fullgraph=True) of unet.forward and vae.decode, mode left as it "
-                "is: max-autotune chooses among GPU kernels"
+                f"torch.compile(…, fullgraph=True, options={self._options}) of unet.forward and "
+                "vae.decode"
             )
         return {
             "precision": SHORT[self._dtype],

@@ -82,7 +82,7 @@ def test_an_adapter_keeps_the_contract(name: str) -> None:
     assert keys_returned(methods["describe"]) == {
         *("precision", "device", "threads", "versions", "setup", "bytes", "notes")
     }
-    assert keys_returned(methods["draw"]) == {
+    assert keys_returned(methods["draw"]) - {"batches"} == {
         *("images", "latents", "text_encoder", "evaluations", "vae_decoder", "model_calls")
     }
 
@@ -143,7 +143,7 @@ def test_weights_get_the_names_that_older_libraries_know(tmp_path: Path) -> None
     from safetensors.numpy import load_file
 
     source = checkpoint(tmp_path / "new", "")
-    copy = Path(shared().readable_copy(str(source), tmp_path / "copy"))
+    copy = Path(exports().readable_copy(str(source), tmp_path / "copy"))
     assert copy == tmp_path / "copy"
     weights = load_file(copy / "text_encoder" / "model.safetensors")
     assert list(weights) == ["text_model.final_layer_norm.bias"]
@@ -156,8 +156,8 @@ def test_weights_get_the_names_that_older_libraries_know(tmp_path: Path) -> None
 
 def test_a_checkpoint_of_the_usual_names_is_read_as_it_is(tmp_path: Path) -> None:
     source = checkpoint(tmp_path / "usual", "text_model.")
-    assert shared().readable_copy(str(source), tmp_path / "copy") == str(source)
-    assert shared().readable_copy("someone/a-model", tmp_path / "copy") == "someone/a-model"
+    assert exports().readable_copy(str(source), tmp_path / "copy") == str(source)
+    assert exports().readable_copy("someone/a-model", tmp_path / "copy") == "someone/a-model"
     assert not (tmp_path / "copy").exists()
 
 
@@ -166,7 +166,7 @@ def test_parts_that_are_not_there_are_taken_out_of_the_index(tmp_path: Path) -> 
     index = json.loads((source / "model_index.json").read_text())
     index["safety_checker"] = ["stable_diffusion", "StableDiffusionSafetyChecker"]
     (source / "model_index.json").write_text(json.dumps(index))
-    copy = Path(shared().readable_copy(str(source), tmp_path / "copy"))
+    copy = Path(exports().readable_copy(str(source), tmp_path / "copy"))
     assert json.loads((copy / "model_index.json").read_text())["safety_checker"] == [None, None]
     assert json.loads((source / "model_index.json").read_text()) == index
 
@@ -175,6 +175,19 @@ def shared() -> ModuleType:
     return module(PEERS / "shared.py")
 
 
+def exports() -> ModuleType:
+    return module(PEERS / "exports.py")
+
+
+def test_peers_take_a_thread_for_every_physical_core() -> None:
+    from sdexport.backends.host import physical_cores
+
+    assert shared().threads_of({"threads": None}) == physical_cores()
+    assert shared().threads_of({"threads": 7}) == 7
+
+
+# diffusers hands a tensor of torch to numpy.
+@pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning")
 @pytest.mark.parametrize("name", sorted(shared().SAMPLERS))
 def test_peers_get_the_baselines_scheduler(name: str) -> None:
     import diffusers
@@ -210,10 +223,13 @@ def test_a_timed_pipeline_draws_what_the_baseline_draws(tiny_checkpoint: Path) -
         "prompts": ["a dog", "a cat", "a bird"],
         "negative_prompt": "",
         **{"seeds": [3, 5, 7], "width": 64, "height": 64, "batch": 2, "threads": None},
-        **{"steps": 3, "sampler": "euler", "guidance": 4.0},
+        **{"steps": 3, "sampler": "ddim", "guidance": 4.0},
     }
     pipeline = StableDiffusionPipeline.from_pretrained(
-        tiny_checkpoint, safety_checker=None, requires_safety_checker=False
+        tiny_checkpoint,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
     )
     timed = module(PEERS / "pipelines.py").TimedPipeline(pipeline, scenario, ("vae", "decode"))
     expected = baseline.load(scenario, {"dtype": "float32"}).draw()

@@ -178,10 +178,16 @@ def test_fewer_evaluations_than_the_baseline_are_found() -> None:
     found = synthetic.results()
     of(found, "emoji-bf16")["model_calls"] = synthetic.EVALUATIONS - 1
     reason = claims.problem(found, of(found, "emoji-bf16"))
-    assert reason == "evaluates the model 5 times where the baseline does 6 times"
+    assert reason == "evaluates the model 5 times for a picture where the baseline does 6 times"
     best = claims.fastest(found)
     assert best is not None
     assert best["name"] == "emoji-fp32"
+    # One that draws a batch's pictures one by one calls the model as often for each of them.
+    slow = of(found, "emoji-bf16")
+    slow |= {"model_calls": 2 * synthetic.EVALUATIONS - 2, "batches": 2}
+    assert "evaluates the model 5 times" in (claims.problem(found, slow) or "")
+    slow["model_calls"] = 2 * synthetic.EVALUATIONS
+    assert claims.problem(found, slow) is None
 
 
 def test_a_slower_system_is_not_called_the_fastest() -> None:

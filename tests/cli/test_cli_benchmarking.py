@@ -123,7 +123,7 @@ def test_a_run_that_was_cut_short_is_shown_and_ends_with_130(
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--against", "nonsense"], "known are diffusers, diffusers-bf16"),
+        (["--against", "nonsense"], "known are diffusers, diffusers-channels-last"),
         (["--size", "big"], "write WIDTHxHEIGHT"),
         (["--size", "129x64"], "multiples of 8"),
         (["--size", "1024x1024"], "cannot draw this scenario"),

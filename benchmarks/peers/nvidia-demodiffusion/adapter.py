@@ -17,7 +17,7 @@ from typing import Any
 
 sys.path.append(str(Path(__file__).parent.parent))
 
-from shared import readable_copy
+from exports import readable_copy
 
 SOURCE = Path(__file__).parent / "source" / "demo" / "Diffusion"
 SAMPLERS = {

@@ -24,7 +24,8 @@ from typing import Any
 
 sys.path.append(str(Path(__file__).parent.parent))
 
-from shared import optimum_export, threads_of
+from exports import optimum_export
+from shared import threads_of
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -124,7 +125,7 @@ class System:
         import numpy as np
 
         scenario, images = self._scenario, []
-        text_encoder, vae_decoder, evaluations = 0.0, 0.0, []
+        text_encoder, vae_decoder, evaluations, batches = 0.0, 0.0, [], 0
         # It refuses a negative prompt where there is no guidance.
         guided = scenario["guidance"] > 1
         negative = {"negative_prompt": scenario["negative_prompt"]} if guided else {}
@@ -141,6 +142,7 @@ class System:
                 **negative,
             )
             images.append(np.array(drawn.data))
+            batches += 1
             told = self._pipeline.get_performance_metrics()
             text_encoder += sum(told.get_text_encoder_infer_duration().values()) / 1e3
             vae_decoder += told.get_vae_decoder_infer_duration() / 1e3
@@ -152,6 +154,7 @@ class System:
             "evaluations": evaluations,
             "vae_decoder": vae_decoder,
             "model_calls": len(evaluations),
+            "batches": batches,
         }
 
 

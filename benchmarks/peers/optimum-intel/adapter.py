@@ -17,7 +17,8 @@ from typing import Any
 
 sys.path.append(str(Path(__file__).parent.parent))
 
-from shared import diffusers_sampler, optimum_export, threads_of
+from exports import optimum_export
+from shared import diffusers_sampler, threads_of
 
 # Whatever a library would look up on the hub is in the checkpoint.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -63,8 +64,10 @@ class System:
             safety_checker=None,
             requires_safety_checker=False,
         )
-        # A last batch of fewer images would not fit shapes that are fixed.
-        self._static = len(scenario["seeds"]) % scenario["batch"] == 0
+        # A last batch of fewer images would not fit shapes that are fixed, nor a UNet without
+        # guidance, since reshape() takes it to be called with both branches.
+        full = len(scenario["seeds"]) % scenario["batch"] == 0
+        self._static = full and scenario["guidance"] > 1
         if self._static:
             reshape(pipeline, scenario["batch"], scenario["height"], scenario["width"])
         pipeline.compile()
@@ -86,7 +89,7 @@ class System:
                 f"ov_config={self._hints})",
                 f"pipeline.reshape({shapes}, num_images_per_prompt=1)"
                 if self._static
-                else "shapes left dynamic, since the last batch has fewer images",
+                else "shapes left dynamic: a last batch of fewer images, or no guidance",
                 "pipeline.compile()",
             ],
             "bytes": sum(

@@ -16,7 +16,8 @@ from typing import Any
 
 sys.path.append(str(Path(__file__).parent.parent))
 
-from shared import diffusers_sampler, optimum_export, threads_of
+from exports import optimum_export
+from shared import diffusers_sampler, threads_of
 
 # Whatever a library would look up on the hub is in the checkpoint.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")

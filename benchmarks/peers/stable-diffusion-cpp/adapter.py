@@ -27,7 +27,8 @@ import numpy as np
 
 sys.path.append(str(Path(__file__).parent.parent))
 
-from shared import readable_copy, threads_of
+from exports import readable_copy
+from shared import threads_of
 
 SAMPLERS = {"euler": "euler", "dpmpp-2m": "dpm++2m"}
 """A scenario's sampler → its sampling method. The noise levels are handed over, diffusers'."""
@@ -168,6 +169,7 @@ class System:
             "evaluations": evaluations or None,
             "vae_decoder": self._seconds["vae_decoder"],
             "model_calls": len(evaluations) or None,
+            "batches": len(images),
         }
 
     def close(self) -> None:

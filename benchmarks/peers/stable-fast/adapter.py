@@ -16,7 +16,8 @@ from typing import Any
 
 sys.path.append(str(Path(__file__).parent.parent))
 
-from shared import diffusers_sampler, readable_copy
+from exports import readable_copy
+from shared import diffusers_sampler
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
