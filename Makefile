@@ -35,14 +35,16 @@ check: $(INSTALLED)       ## Lint, types, import rules, drift of the generated d
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python scripts/cli_docs.py --check
+	$(BIN)/python scripts/results_page.py --check
 	$(BIN)/python -m pytest -q tests/test_import_rules.py
 
 format: $(INSTALLED)      ## Put the code into shape
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-docs: $(INSTALLED)        ## Generate docs/cli.md from the command line's help
+docs: $(INSTALLED)        ## Generate docs/cli.md from the command line's help, and the page over results
 	$(BIN)/python scripts/cli_docs.py
+	$(BIN)/python scripts/results_page.py
 
 clean:           ## Remove what was built, the environment included
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis quickstart.png

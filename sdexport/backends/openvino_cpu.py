@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -194,6 +195,7 @@ class OpenVinoEngine:
 
         inputs = [spec.name for spec in self._inputs]
         self._compilations = Compilations(model, inputs, weights, make)
+        self._compiling = threading.Lock()
 
     @property
     def name(self) -> str:
@@ -225,7 +227,8 @@ class OpenVinoEngine:
         buffers = host_buffers(self._name, self._tensors(plain), shapes, shared)
         tensors = {name: Tensor(buffer, shared_memory=True) for name, buffer in buffers.items()}
         try:
-            call = self._compilations.call(shapes, plain=plain)
+            with self._compiling:
+                call = self._compilations.call(shapes, plain=plain)
         except Exception as error:
             named = ", ".join(f"{spec.name} {shapes[spec.name]}" for spec in self._tensors(plain))
             raise EngineError(
@@ -241,13 +244,15 @@ class OpenVinoEngine:
 
 
 class _Call:
-    """A compiled model with its infer request."""
+    """A compiled model with its infer request, which computes for one caller at a time."""
 
     def __init__(self, name: str, compiled: Any, names: Sequence[str]) -> None:
         self._name = name
         self._ports = dict(zip(names, (*compiled.inputs, *compiled.outputs), strict=True))
         self._request = compiled.create_infer_request()
         self._set: dict[str, Any] = {}
+        # An engine may be in several pipelines, and they in several threads.
+        self._turn = threading.Lock()
 
     def run(self, tensors: Mapping[str, Any]) -> None:
         """Computes on `tensors`, one for every input and output.
@@ -255,19 +260,20 @@ class _Call:
         Raises:
             EngineError: OpenVINO failed.
         """
-        try:
-            for name, tensor in tensors.items():
-                if self._set.get(name) is not tensor:
-                    self._request.set_tensor(self._ports[name], tensor)
-                    self._set[name] = tensor
-            self._request.start_async()
-            self._request.wait()
-        except Exception as error:
-            self._set.clear()
-            raise EngineError(
-                f"{self._name} failed in OpenVINO: {_first_line(error)}; try a smaller picture "
-                "or batch, or build the bundle again"
-            ) from error
+        with self._turn:
+            try:
+                for name, tensor in tensors.items():
+                    if self._set.get(name) is not tensor:
+                        self._request.set_tensor(self._ports[name], tensor)
+                        self._set[name] = tensor
+                self._request.start_async()
+                self._request.wait()
+            except Exception as error:
+                self._set.clear()
+                raise EngineError(
+                    f"{self._name} failed in OpenVINO: {_first_line(error)}; try a smaller "
+                    "picture or batch, or build the bundle again"
+                ) from error
 
 
 class OpenVinoBinding:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from sdexport.backends.protocol import Engine
+from sdexport.backends.protocol import Binding, Engine
 from sdexport.backends.workspace import Floats
 
 AT_ONCE = 64
@@ -43,9 +43,9 @@ class TimeProjection:
         (output,) = engine.outputs
         width = output.shape[1]
         assert isinstance(width, int), "the graph pass gives it a fixed width"
-        shapes: dict[str, tuple[int, ...]] = dict.fromkeys(self._inputs, (AT_ONCE,))
-        self._binding = engine.bind(shapes | {output.name: (AT_ONCE, width)})
-        self._output = output.name
+        self._engine, self._output, self._width = engine, output.name, width
+        # Bound with the first table: some runtimes compile an engine for it.
+        self._bound: Binding | None = None
         self._rows: dict[bytes, Floats] = {}
 
     @property
@@ -65,7 +65,17 @@ class TimeProjection:
         order = {name: place for place, name in enumerate(dict.fromkeys(names))}
         self._compute(order)
         places = np.array([order[name] for name in names]).reshape(keys.shape[:2])
-        return TimeTable(np.stack([self._rows[name] for name in order]), places)
+        rows = np.stack([self._rows[name] for name in order])
+        for name in [*self._rows][: max(0, len(self._rows) - KEPT)]:
+            del self._rows[name]
+        return TimeTable(rows, places)
+
+    @property
+    def _binding(self) -> Binding:
+        if self._bound is None:
+            shapes: dict[str, tuple[int, ...]] = dict.fromkeys(self._inputs, (AT_ONCE,))
+            self._bound = self._engine.bind(shapes | {self._output: (AT_ONCE, self._width)})
+        return self._bound
 
     def _compute(self, wanted: Mapping[bytes, int]) -> None:
         """Sees to it that there is a row for every one of `wanted`."""

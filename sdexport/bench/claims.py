@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from sdexport.bench import figures
 from sdexport.bench.report_text import NONE, clean
 
 System = Mapping[str, Any]
 Results = Mapping[str, Any]
 
 SAME_PICTURE = ("same", "close")
-
-STATUS_WORDS = {"crashed": "crashed", "hung": "hung", "failed": "failed"}
 
 
 def title(system: System) -> str:
@@ -57,14 +56,14 @@ def problem(results: Results, system: System) -> str | None:
     evaluates the model less often than the baseline, which pictures need not show.
     """
     if not works(system):
-        return _ended(system)
+        return _reason(system)
     if is_baseline(results, system):
         return None
     first = baseline(results)
     if first is None:
         return "there is no baseline to compare with"
     if not works(first):
-        return f"the baseline did not finish: it {_ended(first)}"
+        return f"the baseline did not finish: it {_reason(first)}"
     picture = system.get("picture") or {}
     why = clean(picture.get("why") or "")
     if verdict(system) == "different":
@@ -83,11 +82,16 @@ def problem(results: Results, system: System) -> str | None:
     return None
 
 
-def _ended(system: System) -> str:
+def _reason(system: System) -> str:
     """How a system that does not work came to its end, with the reason."""
-    said = STATUS_WORDS.get(system["status"], "gave no figures")
+    said = system["status"] if system["status"] != "ok" else "was not reached"
     why = clean(system.get("why") or "")
     return f"{said}: {why}" if why else said
+
+
+def ended(system: System) -> str:
+    """How a system without figures ended; one that is well was not reached."""
+    return "not reached" if system["status"] == "ok" else clean(system["status"])
 
 
 def evaluations_of(system: System) -> float:
@@ -108,7 +112,12 @@ def ratio(results: Results, system: System) -> str:
     if not found or problem(results, system) is not None:
         return "none claimed"
     text = f"{found['median']:.2f}× ({found['low']:.2f} to {found['high']:.2f})"
-    return text + (", no difference" if found["low"] <= 1 <= found["high"] else "")
+    return text + ("" if direction(found) else ", no difference shown")
+
+
+def direction(ratio: Mapping[str, float]) -> int:
+    """Whether a ratio, as results hold it, shows a difference: 1 faster, -1 slower, 0 none."""
+    return figures.direction(ratio["median"], ratio["low"], ratio["high"])
 
 
 def ratio_cells(results: Results, system: System) -> tuple[str, str]:
@@ -119,21 +128,9 @@ def ratio_cells(results: Results, system: System) -> tuple[str, str]:
     if not found or problem(results, system) is not None:
         return NONE, NONE
     middle = f"{found['median']:.2f}"
-    if found["low"] <= 1 <= found["high"]:
-        middle += " (no difference)"
+    if not direction(found):
+        middle += " (none shown)"
     return middle, f"{found['low']:.2f} to {found['high']:.2f}"
-
-
-def fastest(results: Results) -> System | None:
-    """Of the systems that a speed-up is claimed for, the one with the largest ratio above 1."""
-    claimed = [
-        one
-        for one in results["systems"]
-        if not is_baseline(results, one)
-        and problem(results, one) is None
-        and one["ratio"]["low"] > 1
-    ]
-    return max(claimed, key=lambda one: float(one["ratio"]["median"]), default=None)
 
 
 def used_gpu(results: Results) -> bool:

@@ -1,10 +1,10 @@
 """Two runs of one scenario: what became slower beyond the noise, drew something else, or grew.
 
 A system is judged by its ratio to the baseline of its own run, which another load or clock of the
-machine does not change. Its own times are judged only where a run has no ratio and the machine is
-the same. A difference counts when it is larger than both intervals together (the root of the sum of
-their squares), and larger than what a single process's luck with memory and clocks makes of equal
-programs, which no run can see in itself.
+machine does not change. Where the baseline is of other versions, or a run has no ratio, its own
+times are judged. On another machine neither says anything, nor does the speed of what draws
+something else. A difference counts when it is larger than both intervals together (the root of the
+sum of their squares) and than `figures.LEAST`.
 """
 
 from __future__ import annotations
@@ -15,24 +15,21 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sdexport.bench import figures, results
+from sdexport.bench import claims, figures, quality, results
+from sdexport.bench.figures import LEAST
 from sdexport.errors import UsageError
-
-LEAST = 0.02
-"""The smallest change of speed that is called one: two processes of one program are this alike."""
 
 GROWTH = 0.05
 GROWTH_BYTES = 32 << 20
 """Peak memory grew if by more than this share and this many bytes; less is the allocator's."""
 
-VERDICTS = ("same", "close", "different", "unknown")
-"""Of a picture, from best to worst."""
-
 SAME_SCENARIO = (
     *("prompts", "negative_prompt", "seeds", "width", "height", "batch", "steps", "sampler"),
     *("guidance", "threads", "checkpoint"),
 )
-SAME_MACHINE = ("processor", "cores", "memory_bytes", "gpus", "system")
+SAME_MACHINE = ("processor", "cores", "gpus")
+SAME_MEMORY = 0.05
+"""A kernel of another version leaves so much more or less of the same memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,14 +109,37 @@ def compare(old: Path, new: Path, *, least: float = LEAST) -> Comparison:
         raise UsageError(
             f"the two runs have no system in common: {', '.join(olds)} and {', '.join(news)}"
         )
-    moved = [
-        name for name in SAME_MACHINE if before["machine"].get(name) != after["machine"].get(name)
-    ]
-    baseline = after["baseline"] if before["baseline"] == after["baseline"] else None
+    moved = _moved(before["machine"], after["machine"])
+    basis = _basis(before, after, moved, olds, news)
     return Comparison(
-        tuple(_change(olds[name], news[name], not moved, name == baseline, least) for name in both),
+        tuple(_change((before, after), olds[name], news[name], basis, least) for name in both),
         tuple(_cautions(before, after, moved, olds, news)),
     )
+
+
+def _moved(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+    """In what the machines of two runs differ."""
+    found = [name for name in SAME_MACHINE if before.get(name) != after.get(name)]
+    one, other = before.get("memory_bytes"), after.get("memory_bytes")
+    if one and other and abs(one / other - 1) > SAME_MEMORY:
+        found.append("memory_bytes")
+    return found
+
+
+def _basis(
+    before: Mapping[str, Any],
+    after: Mapping[str, Any],
+    moved: list[str],
+    olds: Mapping[str, Any],
+    news: Mapping[str, Any],
+) -> str | None:
+    """By what speeds are compared: `ratio`, `time`, or None where nothing can be told."""
+    if moved:
+        return None
+    same = before["baseline"] == after["baseline"] and (
+        _versions(olds, before["baseline"]) == _versions(news, after["baseline"])
+    )
+    return "ratio" if same else "time"
 
 
 def _cautions(
@@ -132,11 +152,14 @@ def _cautions(
     said = []
     if moved:
         said.append(
-            f"the machines differ ({', '.join(moved)}): times mean nothing, and even a ratio to "
-            "the baseline is the machine's own"
+            f"the machines differ ({', '.join(moved)}), so nothing is said of speed: even a ratio "
+            "to the baseline is the machine's own"
         )
     if before["baseline"] != after["baseline"]:
-        said.append(f"the baselines differ: {before['baseline']} and {after['baseline']}")
+        said.append(
+            f"the baselines differ: {before['baseline']} and {after['baseline']}, so systems are "
+            "judged by their own times"
+        )
     for run, when in ((before, "old"), (after, "new")):
         if not run.get("complete", True):
             said.append(f"the {when} run was cut short")
@@ -150,7 +173,7 @@ def _cautions(
     own = [_versions(systems, before["baseline"]) for systems in (olds, news)]
     if own[0] and own[1] and own[0] != own[1]:
         said.append(
-            "the baseline is another: "
+            "the baseline is of other versions, so systems are judged by their own times: "
             + ", ".join(
                 f"{name} {own[0].get(name)} and {own[1].get(name)}"
                 for name in sorted(own[0] | own[1])
@@ -166,23 +189,36 @@ def _versions(systems: Mapping[str, Any], name: str) -> dict[str, str]:
 
 
 def _change(
-    old: Mapping[str, Any], new: Mapping[str, Any], same_machine: bool, baseline: bool, least: float
+    runs: tuple[Mapping[str, Any], Mapping[str, Any]],
+    old: Mapping[str, Any],
+    new: Mapping[str, Any],
+    basis: str | None,
+    least: float,
 ) -> Change:
-    """What became of one system."""
+    """What became of one system; `runs` are the whole results of both."""
     worse: list[str] = []
     notes: list[str] = []
+    baseline = runs[1]["baseline"] == runs[0]["baseline"] == new["name"]
     if old["status"] == "ok" and new["status"] != "ok":
         worse.append(f"{new['status']}: {new['why']}")
     _compare_pictures(old, new, worse)
     _compare_memory(old, new, worse)
+    calls = claims.evaluations_of(old), claims.evaluations_of(new)
+    if 0 < calls[1] < calls[0]:
+        worse.append(f"it evaluates the model {calls[1]:g} times for a picture, before {calls[0]:g}")
     if old.get("bytes") != new.get("bytes"):
         notes.append(f"its files are of {new.get('bytes')} bytes, before {old.get('bytes')}")
-    speed = _speed(old, new, same_machine)
+    speed = _speed(old, new, basis)
     stages = _stages(old, new)
+    for run, one, when in ((runs[0], old, "before"), (runs[1], new, "now")):
+        problem = claims.problem(run, one)
+        if problem is not None and claims.works(one) and one.get("ratio") is not None:
+            notes.append(f"nothing is said of its speed, since {when} it: {problem}")
+            speed = None
     if speed is None:
         return Change(new["name"], stages=stages, worse=tuple(worse), notes=tuple(notes))
     how, change, half = speed
-    alone = _speed_by_time(old, new) if how == "ratio" and same_machine else None
+    alone = _speed_by_time(old, new) if how == "ratio" else None
     if alone is not None and -alone[1] > max(alone[2], -math.log1p(-least)):
         notes.append(
             f"its own time rose by {math.expm1(-alone[1]):.1%}; the baseline's is taken out of "
@@ -216,14 +252,12 @@ def _percent(log: float) -> str:
 
 
 def _speed(
-    old: Mapping[str, Any], new: Mapping[str, Any], same_machine: bool
+    old: Mapping[str, Any], new: Mapping[str, Any], basis: str | None
 ) -> tuple[str, float, float] | None:
     """How it was measured, the logarithm of new speed by old, and half of its interval."""
-    if old["ratio"] is not None and new["ratio"] is not None:
-        one, other = old["ratio"], new["ratio"]
-        change = math.log(other["median"] / one["median"])
-        return "ratio", change, math.hypot(_half(one), _half(other))
-    return _speed_by_time(old, new) if same_machine else None
+    if basis == "ratio" and old["ratio"] is not None and new["ratio"] is not None:
+        return "ratio", *figures.difference(new["ratio"], old["ratio"])
+    return None if basis is None else _speed_by_time(old, new)
 
 
 def _speed_by_time(
@@ -235,19 +269,14 @@ def _speed_by_time(
     ]
     if times[0] is None or times[1] is None:
         return None
-    change = math.log(times[0].median / times[1].median)
-    return "time", change, math.hypot(*(_half(one.as_json()) for one in times if one is not None))
-
-
-def _half(interval: Mapping[str, float]) -> float:
-    return math.log(interval["high"] / interval["low"]) / 2
+    return "time", *figures.difference(times[0].as_json(), times[1].as_json())
 
 
 def _compare_pictures(old: Mapping[str, Any], new: Mapping[str, Any], worse: list[str]) -> None:
     if old["picture"] is None or new["picture"] is None:
         return
     before, after = old["picture"]["verdict"], new["picture"]["verdict"]
-    if VERDICTS.index(after) > VERDICTS.index(before):
+    if quality.UNKNOWN not in (before, after) and quality.worse(after, before):
         worse.append(f"its pictures are {after}, before {before}: {new['picture']['why']}")
 
 

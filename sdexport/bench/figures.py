@@ -11,7 +11,7 @@ blocks of neighbours, not single pairs: the moving-block bootstrap of Künsch, A
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -24,6 +24,10 @@ NORMAL = 1.959963984540054
 RESAMPLES = 4000
 FEWEST = 4
 """Pairs below which no interval is given: it would be a guess."""
+
+LEAST = 0.02
+"""The smallest difference of speed that is called one: two processes of one program are this alike,
+by their luck with memory and clocks, which no run can see in itself."""
 
 SETTLED = 0.05
 """Warm-up has ended when a turn is within this share of the one before."""
@@ -44,6 +48,31 @@ class Interval:
     def as_json(self) -> dict[str, float]:
         """The interval as JSON values."""
         return asdict(self)
+
+
+def direction(median: float, low: float, high: float, least: float = LEAST) -> int:
+    """Whether a ratio of speeds shows a difference: 1 above 1, -1 below, 0 where none is shown.
+
+    Args:
+        median, low, high: of the ratio; the interval must not hold 1.
+        least: the smallest difference that counts, as a share.
+    """
+    if low > 1 and median > 1 + least:
+        return 1
+    return -1 if high < 1 and median < 1 / (1 + least) else 0
+
+
+def difference(
+    one: Mapping[str, float], other: Mapping[str, float]
+) -> tuple[float, float]:
+    """The logarithm of ratio `one` by ratio `other`, and half of its interval.
+
+    Args:
+        one, other: `median`, `low` and `high`, measured apart: half widths of the logarithms add
+            as independent ones do.
+    """
+    halves = (math.log(each["high"] / each["low"]) / 2 for each in (one, other))
+    return math.log(one["median"] / other["median"]), math.hypot(*halves)
 
 
 def distribution(samples: Sequence[float]) -> dict[str, float] | None:

@@ -1,8 +1,7 @@
-"""What a run's figures are worth: are the pictures the baseline's, and what would be possible."""
+"""Whether the pictures that systems drew in a run are the baseline's."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from sdexport.bench import ceilings, claims, limits, quality, recognise
+from sdexport.bench import quality, recognise
 from sdexport.bench.scenario import Scenario
 from sdexport.bench.turns import FIRST
-from sdexport.errors import SdexportError
 
 YARDSTICKS = {"fp16": ("diffusers-fp16", "diffusers-bf16"), "bf16": ("diffusers-bf16",)}
 """The systems whose pictures show what rounding to a number format, or a coarser one, does."""
@@ -110,40 +108,3 @@ def _targets(checkpoint: str) -> recognise.Targets | None:
     """What the checkpoint was trained to draw; None where that is not known."""
     files = sorted(Path(checkpoint).resolve().parent.glob(TARGETS))
     return recognise.read_targets(files[0]) if Path(checkpoint).is_dir() and files else None
-
-
-class Limits:
-    """What the machine can do at most, and what a scenario's stages need of it.
-
-    Attributes:
-        ceilings: as results hold them; None where they could not be measured.
-        problem: why something is not known, for people; empty where everything is.
-    """
-
-    def __init__(self, bundle: Path, scenario: Scenario, device: str) -> None:
-        """Measures the ceilings now; the costs are those of `bundle`, of the same model."""
-        self.ceilings: Mapping[str, Any] | None = None
-        self.problem = ""
-        self._costs: Any = None
-        self._device = device
-        try:
-            self.ceilings = ceilings.measure(scenario.threads, device)
-            self._costs = limits.of_bundle(bundle, scenario.for_adapter())
-        except SdexportError as error:
-            self.problem = str(error)
-
-    def reached(
-        self, system: Mapping[str, Any], baseline: Mapping[str, Any]
-    ) -> dict[str, Any] | None:
-        """The share of the possible that a system reached; None where it cannot be told.
-
-        Nor is it told of a system that evaluates the model less often than the baseline: it does
-        less than the work that is counted.
-        """
-        summary, precision, calls = system["summary"], system["precision"], system["model_calls"]
-        if summary is None or precision is None or self._costs is None:
-            return None
-        if system["device"] != self._device or claims.evaluates_less(system, baseline):
-            return None
-        costs = self._costs if not calls else limits.at_calls(self._costs, calls)
-        return limits.shares(costs, summary, precision, self.ceilings)

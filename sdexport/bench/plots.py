@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from sdexport.bench import claims, svg
 from sdexport.bench.claims import Results, System
 from sdexport.bench.quality import CLOSE_PSNR, CLOSE_RELATIVE, CLOSE_SSIM
-from sdexport.bench.report_text import STAGES, digits
+from sdexport.bench.report_text import STAGES, digits, unit_for
 from sdexport.errors import MissingExtraError
 
 if TYPE_CHECKING:
@@ -137,9 +137,10 @@ def _sheet(make: Any, rows: float, columns: int = 1, **options: Any) -> tuple[Fi
     return figure, list(axes[0])
 
 
-def _unit(values: Sequence[float]) -> tuple[float, str]:
-    """What to multiply seconds with, and the unit's name, for an axis that holds them all."""
-    return (1.0, "seconds") if max(values) >= 3 else (1e3, "milliseconds")
+def _unit(systems: Sequence[System]) -> tuple[float, str]:
+    """What to multiply seconds with, and the unit's name: that of the tables."""
+    factor, unit = unit_for([one["summary"]["total"]["p50"] for one in systems])
+    return factor, {"s": "seconds", "ms": "milliseconds"}[unit]
 
 
 def totals(make: Any, results: Results) -> Figure | None:
@@ -149,7 +150,7 @@ def totals(make: Any, results: Results) -> Figure | None:
         return None
     figure, (whole, spread) = _sheet(make, len(found), 2, width_ratios=(3, 2))
     every = [[one["total"] for one in system["rounds"]] for system in found]
-    factor, unit = _unit([max(times) for times in every])
+    factor, unit = _unit(found)
     for row, (system, times) in enumerate(zip(found, every, strict=True)):
         middle = statistics.median(times)
         parts = [(time / middle - 1) * 100 for time in times]
@@ -232,7 +233,7 @@ def stages(make: Any, results: Results) -> Figure | None:
         return None
     figure, (axes,) = _sheet(make, len(found) + 0.7)
     divided = [_stage_means(system) for system in found]
-    factor, unit = _unit([sum(parts.values()) for parts in divided])
+    factor, unit = _unit(found)
     whole_colour = "#999999"
     names = STAGES | {"evaluation": "evaluations", "whole": "not divided"}
     seen: dict[str, Any] = {}
@@ -339,7 +340,7 @@ def limits(make: Any, results: Results) -> Figure | None:
                 share * 100,
                 height=height * 0.9,
                 color=STAGE_COLOURS[stage],
-                label=STAGES[stage] if row == 0 else None,
+                label=STAGES[stage],
             )
             axes.annotate(
                 f"{share:.0%}",

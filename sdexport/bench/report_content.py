@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from sdexport.bench import claims, report_limits, report_pictures, report_results, versus
+from sdexport.bench import claims, figures, report_limits, report_pictures, report_results, versus
 from sdexport.bench.claims import Results, System
 from sdexport.bench.facts import is_busy
 from sdexport.bench.report_blocks import (
@@ -78,28 +78,30 @@ def _findings(results: Results) -> tuple[Paragraph, ...]:
         found.append(Paragraph("The run was cut short: these are the rounds until then.", BAD))
     first = claims.baseline(results)
     if first is None or not claims.works(first):
-        found.append(
-            Paragraph("The baseline gave no figures, so nothing is compared with it.", BAD)
+        found.append(Paragraph("The baseline did not finish, so no speed-up is claimed.", BAD))
+    elif leaders := versus.leaders(results):
+        best, *level = leaders
+        said = (
+            f"Fastest with the same or a close picture: {claims.title(best)}, "
+            f"{claims.ratio(results, best)} as fast as {claims.title(first)}: "
+            f"{seconds(best['summary']['total']['p50'])} against "
+            f"{seconds(first['summary']['total']['p50'])}."
         )
-    elif (best := claims.fastest(results)) is not None:
-        found.append(
-            Paragraph(
-                f"Fastest with the same or a close picture: {claims.title(best)}, "
-                f"{claims.ratio(results, best)} as fast as {claims.title(first)}: "
-                f"{seconds(best['summary']['total']['p50'])} against "
-                f"{seconds(first['summary']['total']['p50'])}.",
-                GOOD,
-            )
-        )
+        if level:
+            said += f" No difference to it is shown for {words([claims.title(o) for o in level])}."
+        found.append(Paragraph(said, GOOD))
     else:
         found.append(Paragraph(f"Nothing is shown to be faster than {claims.title(first)}."))
-    found += [_against_peer(one) for one in versus.comparisons(results)]
+    found += [
+        Paragraph(versus.in_words(duel), {1: GOOD, 0: PLAIN, -1: BAD}[versus.outcome(duel)])
+        for duel in versus.duels(results)
+    ]
     broken = [one for one in results["systems"] if not claims.works(one)]
     if broken:
         found.append(
             Paragraph(
                 "Without figures: "
-                + words([f"{claims.title(one)} ({report_results.ended(one)})" for one in broken])
+                + words([f"{claims.title(one)} ({claims.ended(one)})" for one in broken])
                 + ".",
                 BAD,
             )
@@ -113,18 +115,6 @@ def _findings(results: Results) -> tuple[Paragraph, ...]:
         found.append(Paragraph(f"Timed, but no speed-up is claimed for: {words(other)}.", BAD))
     found.append(Paragraph(claims.gpu_sentence(results)))
     return tuple(found)
-
-
-def _against_peer(found: versus.Comparison) -> Paragraph:
-    ratio = found.ratio
-    text = f"{ratio.median:.2f}× ({ratio.low:.2f} to {ratio.high:.2f})"
-    said = f"{claims.title(found.ours)} is {text} as fast as the fastest other in its precision, "
-    said += claims.title(found.theirs)
-    if ratio.low > 1:
-        return Paragraph(f"{said}.", GOOD)
-    if ratio.high < 1:
-        return Paragraph(f"{said}: slower.", BAD)
-    return Paragraph(f"{said}: no difference is shown.")
 
 
 def _place(results: Results) -> str:
@@ -314,12 +304,15 @@ def _gpu(results: Results) -> Section:
 
 
 def _method(results: Results) -> Section:
-    groups = sorted({one.get("group", 0) for one in results["systems"]})
+    groups = report_results.groups(results)
     turns = (
-        "All systems were loaded at the same time and took turns, one drawing each (A B C A B C …)"
+        "All systems were loaded at the same time and took turns, one drawing each: the baseline, "
+        "then the others in an order that is drawn anew for every round"
         if len(groups) < 2
         else f"Memory is finite, so the systems ran in {len(groups)} groups, the baseline in each "
-        "of them again; those of a group took turns, one drawing each (A B C A B C …)"
+        "of them again; those of a group took turns, one drawing each: the baseline, then the "
+        "others in an order that is drawn anew for every round. Times of different groups are "
+        "hours apart: compare their ratios"
     )
     confidence = next(
         (one["ratio"].get("confidence", 0.95) for one in results["systems"] if one.get("ratio")),
@@ -338,7 +331,10 @@ def _method(results: Results) -> Section:
                     "Times faster is the median over rounds of the baseline's time at the moment "
                     "of a system's turn, interpolated between its turns before and after, divided "
                     f"by the system's time, with the {confidence:.0%} confidence interval of that "
-                    "median. Where the interval holds 1, no difference was found.",
+                    "median. A difference is shown where the interval does not hold 1 and the "
+                    f"median is more than {figures.LEAST:.0%} from it: two processes of one "
+                    "program differ by as much, by their luck with memory and clocks, which no "
+                    "run can see in itself.",
                     "No speed-up is claimed for a system that draws something else, was not "
                     "compared, or evaluates the model less often than the baseline.",
                     "PSNR: 255² over the mean squared difference, in dB. SSIM: Wang et al. 2004, "

@@ -5,6 +5,7 @@ from __future__ import annotations
 from sdexport.bench import claims
 from sdexport.bench.claims import Results
 from sdexport.bench.report_blocks import (
+    BAD,
     Block,
     Column,
     Figure,
@@ -21,6 +22,8 @@ def section(results: Results) -> Section:
     """How much of the possible each system reached."""
     ceilings = results.get("ceilings")
     blocks: list[Block] = []
+    if problem := results.get("ceilings_problem"):
+        blocks.append(Paragraph(f"Not all of it is known: {clean(problem)}", BAD))
     if not ceilings:
         blocks.append(
             Paragraph("The machine's ceilings were not measured, so no share of them is known.")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import statistics
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 from sdexport.bench import claims
 from sdexport.bench.claims import Results, System
@@ -32,9 +33,12 @@ from sdexport.bench.report_text import (
     size,
     unit_for,
 )
+from sdexport.bench.results import STAGES as DIVIDED
 
-DIVIDED = ("text_encoder", "evaluation", "vae_decoder", "rest")
-"""The stages that a drawing is divided into."""
+HOURS_APART = (
+    "Systems of different groups were measured one after another, so that their times are to be "
+    "compared by their ratios alone."
+)
 
 KINDS = "Blue: bundles of this project; grey: PyTorch; orange: others."
 
@@ -69,12 +73,14 @@ def times(results: Results) -> Section:
     small, small_unit = unit_for(
         [(one["summary"].get("evaluation") or {}).get("p50", 0.0) for one in found]
     )
+    apart = len(groups(results)) > 1
     blocks: list[Block] = [
         Table(
             f"Time of one drawing ({drawing(results)}) in the steady state, and the ratio to the "
             "baseline",
             (
                 Column("system", number=False),
+                *([Column("group")] if apart else []),
                 Column("precision", number=False),
                 Column(f"p50, {unit}"),
                 Column(f"p90, {unit}"),
@@ -86,9 +92,9 @@ def times(results: Results) -> Section:
                 Column(f"{_confidence(results)} % interval"),
                 Column("picture", number=False),
             ),
-            rows(results, found, lambda one: _time_cells(results, one, factor))
+            rows(results, found, lambda one: _time_cells(results, one, factor, apart))
             + tuple(
-                Row((claims.title(one), *(NONE,) * 9, clean(one["status"])), BAD)
+                Row((claims.title(one), *(NONE,) * (9 + apart), claims.ended(one)), BAD)
                 for one in results["systems"]
                 if not claims.works(one)
             ),
@@ -99,6 +105,8 @@ def times(results: Results) -> Section:
         blocks.append(
             Paragraph(f"Of {rounds[-1]} rounds at most, the p99 is close to the slowest one.")
         )
+    if apart:
+        blocks.append(Paragraph(HOURS_APART))
     if drift := _drift(results):
         blocks.append(Paragraph(drift))
     unclaimed = _unclaimed(results)
@@ -139,6 +147,21 @@ def times(results: Results) -> Section:
             "Means, so that the parts add up to the whole. A system that tells only of the whole "
             "has one undivided bar.",
         ),
+        Table(
+            f"Distribution of each stage, {small_unit}; of evaluations over all of them",
+            (
+                Column("system", number=False),
+                Column("stage", number=False),
+                *(Column(key) for key in ("p50", "p90", "p99", "mean")),
+                Column("spread"),
+            ),
+            tuple(
+                Row((claims.title(one), STAGES[stage], *_spread_cells(told, small)))
+                for one in found
+                for stage in DIVIDED
+                if (told := one["summary"].get(stage))
+            ),
+        ),
     ]
     return Section("Times", tuple(blocks))
 
@@ -158,10 +181,19 @@ def _confidence(results: Results) -> str:
     return f"{found[0].get('confidence', 0.95) * 100:g}" if found else "95"
 
 
-def _time_cells(results: Results, system: System, factor: float) -> tuple[str, ...]:
+def groups(results: Results) -> list[int]:
+    """The groups of systems that were loaded together, of those that have figures."""
+    return sorted({one.get("group", 0) for one in results["systems"] if claims.works(one)})
+
+
+def _time_cells(
+    results: Results, system: System, factor: float, apart: bool
+) -> tuple[str, ...]:
     summary = system["summary"]
     total = summary["total"]
+    group = "all" if claims.is_baseline(results, system) else str(system.get("group", 0) + 1)
     return (
+        *([group] if apart else []),
         clean(system.get("precision") or NONE),
         *(scaled(total[key], factor) for key in ("p50", "p90", "p99", "mean")),
         share_of(total["stdev"], total["mean"]) if len(system["rounds"]) > 1 else NONE,
@@ -188,19 +220,42 @@ def _stage_cells(system: System, factor: float) -> tuple[str, ...]:
     )
 
 
+def _spread_cells(told: Mapping[str, float], factor: float) -> tuple[str, ...]:
+    return (
+        *(scaled(told[key], factor) for key in ("p50", "p90", "p99", "mean")),
+        share_of(told["stdev"], told["mean"]),
+    )
+
+
 def _drift(results: Results) -> str | None:
-    """How the baseline changed from the first third of its rounds to the last."""
+    """How the baseline changed from the first third of its rounds to the last, in each group."""
     first = claims.baseline(results)
     if first is None or not claims.works(first):
         return None
-    totals = [one["total"] for one in first["rounds"]]
-    third = len(totals) // 3
-    if third == 0:
+    changes = []
+    for group in groups(results):
+        turns = [
+            turn["at"]
+            for one in results["systems"]
+            if one.get("group", 0) == group and one is not first
+            for turn in one.get("rounds") or ()
+        ]
+        ends = (min(turns), max(turns)) if turns else (-math.inf, math.inf)
+        # A group's rounds begin with a turn of the baseline and end with one.
+        starts = [turn["at"] for turn in first["rounds"]]
+        begin = max((at for at in starts if at < ends[0]), default=-math.inf)
+        end = min((at for at in starts if at > ends[1]), default=math.inf)
+        totals = [turn["total"] for turn in first["rounds"] if begin <= turn["at"] <= end]
+        third = len(totals) // 3
+        if third:
+            change = statistics.median(totals[-third:]) / statistics.median(totals[:third]) - 1
+            changes.append(f"{change:+.1%}")
+    if not changes:
         return None
-    change = statistics.median(totals[-third:]) / statistics.median(totals[:third]) - 1
     return (
-        f"The machine's drift: {change:+.1%} from the baseline's first third of rounds to its last "
-        "(medians). The systems took turns, so it met all of them alike."
+        f"The machine's drift: {', '.join(changes)} from the baseline's first third of rounds to "
+        f"its last (medians{', by group' if len(changes) > 1 else ''}). The systems of a group took "
+        "turns, so it met all of them alike."
     )
 
 
@@ -249,8 +304,3 @@ def resources(results: Results) -> Section:
     if not energy:
         blocks += (Paragraph("This machine does not tell how much energy it takes."),)
     return Section("Memory and size", blocks)
-
-
-def ended(system: System) -> str:
-    """How a system without figures ended; one that is well was not reached."""
-    return "not reached" if system["status"] == "ok" else clean(system["status"])

@@ -5,16 +5,13 @@ from __future__ import annotations
 import json
 import math
 import re
-import shlex
-import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from sdexport import storage
 from sdexport.bench import figures
-from sdexport.bench.systems import PACKAGE
+from sdexport.bench.places import without_paths
 from sdexport.bench.turns import Measured, Turn
 from sdexport.errors import FolderError
 
@@ -89,15 +86,15 @@ def system_json(one: Measured, baseline: Measured) -> dict[str, Any]:
         "title": system.title,
         "kind": system.kind,
         "status": one.status,
-        "why": _without_paths(one.why),
-        "stderr_tail": [_without_paths(line) for line in one.stderr_tail],
+        "why": without_paths(one.why),
+        "stderr_tail": [without_paths(line) for line in one.stderr_tail],
         "group": one.group,
         "precision": about.get("precision"),
         "device": about.get("device"),
         "threads": about.get("threads"),
         "versions": about.get("versions", {}),
-        "setup": [_without_paths(line) for line in about.get("setup", [])],
-        "notes": [_without_paths(line) for line in notes],
+        "setup": [without_paths(line) for line in about.get("setup", [])],
+        "notes": [without_paths(line) for line in notes],
         "bytes": about.get("bytes"),
         "build_seconds": (
             about.get("build_seconds") if one.build_seconds is None else one.build_seconds
@@ -137,34 +134,6 @@ def notes_of(one: Measured) -> list[str]:
             "its pictures differ from turn to turn: first and last are judged, the last are shown"
         )
     return said
-
-
-def _without_paths(text: str) -> str:
-    """`text` without this machine's folders, which are nobody's business."""
-    places = {
-        str(PACKAGE.parent): ".",
-        str(Path.cwd()): ".",
-        sys.prefix: "PREFIX",
-        sys.base_prefix: "PREFIX",
-        str(Path.home()): "~",
-        tempfile.gettempdir(): "TEMP",
-    }
-    for place, shown in sorted(places.items(), key=lambda pair: -len(pair[0])):
-        if len(place) > 1:
-            text = text.replace(place, shown)
-    return text
-
-
-def shown_command(arguments: Sequence[str]) -> str:
-    """The command line with paths cut to their last part."""
-
-    def shown(word: str) -> str:
-        option, equals, value = word.partition("=")
-        if word.startswith("-") and equals:
-            return f"{option}={shown(value)}"
-        return Path(word).name if Path(word).is_absolute() or ".." in Path(word).parts else word
-
-    return shlex.join(map(shown, arguments))
 
 
 def write(results: Mapping[str, Any], folder: Path) -> Path:

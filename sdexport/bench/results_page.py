@@ -6,15 +6,20 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sdexport import storage
-from sdexport.bench import claims, contact_sheet, report_html, report_markdown, report_results
+from sdexport.bench import (
+    claims,
+    contact_sheet,
+    facts,
+    report_html,
+    report_markdown,
+    report_results,
+    versus,
+)
+from sdexport.bench import results as documents
 from sdexport.bench.claims import Results
 from sdexport.bench.report_blocks import BAD, BASELINE, PLAIN, Column, Row, Table
 from sdexport.bench.report_markdown import escape, table_lines
-from sdexport.bench.report_text import NONE, clean, scaled, unit_for
-from sdexport.errors import FolderError
-
-SCHEMA = 1
+from sdexport.bench.report_text import NONE, clean, scaled, unit_for, words
 
 INTRODUCTION = """\
 # Results
@@ -37,7 +42,7 @@ COLUMNS = ("system", "precision", "p50", "times faster", "interval", "picture")
 
 def find(folder: Path) -> list[Path]:
     """The folders below `folder` that hold a run's results, by name."""
-    return sorted(file.parent for file in folder.glob("*/results.json"))
+    return sorted(file.parent for file in folder.glob(f"*/{documents.FILE}"))
 
 
 def page(folders: Sequence[Path]) -> str:
@@ -46,23 +51,13 @@ def page(folders: Sequence[Path]) -> str:
     Raises:
         FolderError: a folder holds no results of this schema.
     """
-    runs = [(folder, _read(folder)) for folder in folders]
+    runs = [(folder, documents.read(folder)) for folder in folders]
     lines = [INTRODUCTION, "", "## On processors"]
     lines += _runs([run for run in runs if not claims.used_gpu(run[1])])
     lines += ["", "## On GPUs"]
     on_gpus = [run for run in runs if claims.used_gpu(run[1])]
     lines += _runs(on_gpus) if on_gpus else _no_gpu()
     return "\n".join(lines) + "\n"
-
-
-def _read(folder: Path) -> dict[str, Any]:
-    file = folder / "results.json"
-    found: dict[str, Any] = dict(storage.read_json(file))
-    if found.get("schema") != SCHEMA:
-        raise FolderError(
-            f"{file} has schema {found.get('schema')!r}, this version reads {SCHEMA}; measure again"
-        )
-    return found
 
 
 def _runs(runs: Sequence[tuple[Path, Results]]) -> list[str]:
@@ -84,10 +79,23 @@ def _runs(runs: Sequence[tuple[Path, Results]]) -> list[str]:
             "",
             *table_lines(_table(results)),
         ]
-        if (best := claims.fastest(results)) is not None:
-            said = f"Fastest: {claims.title(best)}, {claims.ratio(results, best)} of the baseline."
-            lines += ["", escape(said)]
+        lines += [line for said in _findings(results) for line in ("", escape(said))]
     return lines
+
+
+def _findings(results: Results) -> list[str]:
+    """What a reader of the table should know besides."""
+    said = []
+    if results.get("complete") is False:
+        said.append("✗ This run was cut short.")
+    if facts.is_busy(results.get("machine") or {}):
+        said.append("✗ The machine was not quiet when this run began.")
+    if leaders := versus.leaders(results):
+        best, *level = leaders
+        said.append(f"Fastest: {claims.title(best)}, {claims.ratio(results, best)}.")
+        if level:
+            said[-1] += f" Not shown to be slower: {words([claims.title(one) for one in level])}."
+    return said + [versus.in_words(duel) for duel in versus.duels(results)]
 
 
 def _links(folder: Path) -> str:
@@ -95,7 +103,7 @@ def _links(folder: Path) -> str:
         report_markdown.FILE: "report",
         report_html.FILE: "one file to download",
         contact_sheet.FILE: "pictures",
-        "results.json": "every measurement",
+        documents.FILE: "every measurement",
     }
     there = [
         f"[{name}]({folder.name}/{file})"
@@ -124,7 +132,7 @@ def _table(results: Results) -> Table:
         for one in found
     ]
     rows += [
-        Row((claims.title(one), *(NONE,) * 4, report_results.ended(one)), BAD)
+        Row((claims.title(one), *(NONE,) * 4, claims.ended(one)), BAD)
         for one in results["systems"]
         if not claims.works(one)
     ]

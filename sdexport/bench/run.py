@@ -24,6 +24,7 @@ from sdexport.bench import (
     report_markdown,
     results,
 )
+from sdexport.bench.possible import Possible
 from sdexport.bench.scenario import Scenario, make_scenario
 from sdexport.bench.systems import System
 from sdexport.bench.turns import DRAWN, Effort, Harness
@@ -140,7 +141,7 @@ def run(
     with _ended_like_interrupted(), _work_folder(folder) as work:
         machine = facts.machine_facts() | {"load_before": facts.load_average()}
         with stage(progress, "measure the machine's ceilings"):
-            limits = _limits(systems, scenario)
+            possible = _possible(systems, scenario)
         harness = Harness(systems, scenario, effort, work)
         interrupted = False
         try:
@@ -163,8 +164,8 @@ def run(
             },
             "scenario": scenario.as_json(),
             "machine": machine | {"energy_sources": harness.meter.sources},
-            "ceilings": None if limits is None else limits.ceilings,
-            "ceilings_problem": "" if limits is None else limits.problem,
+            "ceilings": None if possible is None else possible.ceilings,
+            "ceilings_problem": "" if possible is None else possible.problem,
             "baseline": systems[0].name,
             "systems": [results.system_json(one, harness.measured[0]) for one in harness.measured],
         }
@@ -172,30 +173,30 @@ def run(
         _put_in_place(work, folder)
         results.write(found, folder)
         with stage(progress, "judge the pictures"):
-            _judge(found, judging.Pictures(folder, work, systems[0].name, scenario), limits)
+            _judge(found, judging.Pictures(folder, work, systems[0].name, scenario), possible)
         found["complete"] = not interrupted
         results.write(found, folder)
     return found
 
 
-def _limits(systems: Sequence[System], scenario: Scenario) -> judging.Limits | None:
-    """The limits by the first bundle, whose graphs are counted; None where there is none."""
+def _possible(systems: Sequence[System], scenario: Scenario) -> Possible | None:
+    """What is possible by the first bundle, whose graphs are counted; None where there is none."""
     for system in systems:
         if system.kind == "bundle":
             path = Path(system.options["bundle"])
             target = open_bundle(path, check=False).manifest.target
-            return judging.Limits(path, scenario, "cpu" if target.endswith("-cpu") else "cuda")
+            return Possible(path, scenario, "cpu" if target.endswith("-cpu") else "cuda")
     return None
 
 
 def _judge(
-    found: dict[str, Any], pictures: judging.Pictures, limits: judging.Limits | None
+    found: dict[str, Any], pictures: judging.Pictures, possible: Possible | None
 ) -> None:
     """Says of every system what its pictures and its times are worth."""
     for value in found["systems"]:
         value["picture"] = pictures.judge(value["name"], value["precision"])
-        if limits is not None:
-            value["limit"] = limits.reached(value, found["systems"][0])
+        if possible is not None:
+            value["limit"] = possible.reached(value, found["systems"][0])
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""How this project's bundles do against the fastest peer that computes in the same precision."""
+"""How the systems of one run do against each other, where the baseline is not one of the two."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from sdexport.bench.figures import Interval
 
 
 @dataclass(frozen=True, slots=True)
-class Comparison:
-    """Two systems of one run.
+class Duel:
+    """A bundle and the fastest peer of its precision.
 
     Attributes:
         ours, theirs: as results hold them.
@@ -24,7 +24,28 @@ class Comparison:
     ratio: Interval
 
 
-def comparisons(results: claims.Results) -> list[Comparison]:
+def leaders(results: claims.Results) -> list[dict[str, Any]]:
+    """The system with the largest ratio, then those that it is not shown to be faster than.
+
+    Only those that a speed-up is claimed for and shown of; empty where there is none.
+    """
+    claimed = [
+        one
+        for one in results["systems"]
+        if not claims.is_baseline(results, one)
+        and claims.problem(results, one) is None
+        and claims.direction(one["ratio"]) > 0
+    ]
+    claimed.sort(key=lambda one: -float(one["ratio"]["median"]))
+    return claimed[:1] + [one for one in claimed[1:] if _is_level(claimed[0], one)]
+
+
+def _is_level(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    ratio = _ratio(one, other)
+    return ratio is None or figures.direction(ratio.median, ratio.low, ratio.high) == 0
+
+
+def duels(results: claims.Results) -> list[Duel]:
     """For each precision, the fastest bundle against the fastest peer.
 
     Left out are systems that nothing is claimed for, and precisions that only one side has.
@@ -40,20 +61,32 @@ def comparisons(results: claims.Results) -> list[Comparison]:
     found = []
     for best in sides.values():
         if len(best) == 2 and (ratio := _ratio(best["bundle"], best["peer"])) is not None:
-            found.append(Comparison(best["bundle"], best["peer"], ratio))
+            found.append(Duel(best["bundle"], best["peer"], ratio))
     return found
+
+
+def in_words(duel: Duel) -> str:
+    """A duel and its outcome as a sentence."""
+    ratio = duel.ratio
+    text = (
+        f"{claims.title(duel.ours)} is {ratio.median:.2f}× ({ratio.low:.2f} to {ratio.high:.2f}) "
+        f"as fast as the fastest other in its precision, {claims.title(duel.theirs)}"
+    )
+    return text + {1: ".", 0: ": no difference is shown.", -1: ": slower."}[outcome(duel)]
+
+
+def outcome(duel: Duel) -> int:
+    """1 where ours is shown to be faster, -1 where slower, 0 where no difference is shown."""
+    return figures.direction(duel.ratio.median, duel.ratio.low, duel.ratio.high)
 
 
 def _ratio(ours: dict[str, Any], theirs: dict[str, Any]) -> Interval | None:
     """Pair by pair where both took turns; else by way of the baseline, which both took turns with.
-
-    In the second case the half widths of the logarithms add as independent ones do.
     """
     if ours.get("group") == theirs.get("group"):
         return figures.ratio(_turns(theirs), _turns(ours))
     one, other = ours["ratio"], theirs["ratio"]
-    middle = math.log(one["median"] / other["median"])
-    half = math.hypot(*(math.log(each["high"] / each["low"]) / 2 for each in (one, other)))
+    middle, half = figures.difference(one, other)
     pairs = min(one["pairs"], other["pairs"])
     return Interval(
         math.exp(middle), math.exp(middle - half), math.exp(middle + half), one["confidence"], pairs

@@ -17,6 +17,7 @@ from sdexport.cli.making import Json
 
 SLOWER = 1
 INTERRUPTED = 130
+BROKEN = 1
 
 
 class RunsByDefault(typer.core.TyperGroup):
@@ -65,9 +66,10 @@ def run_bench(
         list[str] | None,
         typer.Option(
             metavar="NAME",
-            help="A further system, may be given several times: diffusers-bf16, diffusers-fp16, "
-            "diffusers-compile, diffusers-compile-bf16, a bundle, or a peer of benchmarks/peers, "
-            "as NAME or NAME:VARIANT. The baseline, diffusers in float32, is always there.",
+            help="A further system, may be given several times: diffusers-channels-last, "
+            "diffusers-bf16, diffusers-fp16, diffusers-compile, diffusers-compile-bf16, a bundle, "
+            "or a peer of benchmarks/peers, as NAME or NAME:VARIANT. The baseline, diffusers in "
+            "float32, is always there.",
             show_default="the baseline alone",
         ),
     ] = None,
@@ -172,15 +174,16 @@ def run_bench(
 ) -> None:
     """Measure bundles, the baseline and others in turns.
 
-    Every system has a process of its own. Ctrl-C ends them all and keeps what was measured. Needs
-    PyTorch for the baseline: pip install "sdexport[export,bench]".
+    Every system has a process of its own; where one fails the rest goes on, and the exit code is 1.
+    Ctrl-C ends them all and keeps what was measured. Needs PyTorch for the baseline: pip install
+    "sdexport[export,bench]".
 
     \b
     Example:
       sdexport bench run engines/emoji --checkpoint examples/emoji/checkpoint \\
         --scenario benchmarks/scenarios/emoji.toml --report results
     """
-    from sdexport.bench.results import shown_command
+    from sdexport.bench.places import shown_command
     from sdexport.bench.run import require_report_libraries, run, scenario_for, write_report
     from sdexport.bench.scenario import read_scenario, with_seed
     from sdexport.bench.systems import find_systems
@@ -228,6 +231,8 @@ def run_bench(
             print(f"\n{report}")
     if not found["complete"]:
         raise typer.Exit(INTERRUPTED)
+    if any(one["status"] != "ok" for one in found["systems"]):
+        raise typer.Exit(BROKEN)
 
 
 def _show_results(found: Mapping[str, Any]) -> None:
@@ -279,7 +284,7 @@ def _row(found: Mapping[str, Any], one: Mapping[str, Any]) -> tuple[object, ...]
         len(one["rounds"]),
         *shown,
         claims.ratio(found, one),
-        claims.verdict(one) if one["status"] == "ok" else one["status"].upper(),
+        claims.verdict(one) if claims.works(one) else claims.ended(one).upper(),
         None if one["peak_host_bytes"] is None else terminal.size(one["peak_host_bytes"]),
     )
 

@@ -51,7 +51,8 @@ class Ticket:
         self._error: EngineError | None = None
         self._started = perf_counter()
         self._total = 0.0
-        self.text_encoder = self.vae_decoder = 0.0
+        # Beside the steps: texts projected and states exchanged whenever pictures join or leave.
+        self.text_encoder = self.arranging = self.vae_decoder = 0.0
         self.steps: list[float] = []
 
     @property
@@ -94,7 +95,7 @@ class Ticket:
             timings=Timings(
                 total=self._total,
                 text_encoder=self.text_encoder,
-                denoise=sum(self.steps),
+                denoise=self.arranging + sum(self.steps),
                 vae_decoder=self.vae_decoder,
                 evaluations=tuple(self.steps),
             ),
@@ -224,10 +225,14 @@ class Batcher:
             group.drawn += self._prepared(ticket, images)
         pictures = self._filled(group)
         workspace = self._workspaces(replace(group.shape, batch=len(pictures)))
+        started = perf_counter()
         workspace.embed(np.stack([picture.embeddings for picture in pictures]))
         self._left = min(picture.left for picture in pictures)
         begins = [picture.done for picture in pictures]
         workspace.begin(course_of([picture.row for picture in pictures], begins, self._left))
+        seconds = perf_counter() - started
+        for ticket in {picture.ticket for picture in group.drawn}:
+            ticket.arranging += seconds
         self._workspace, self._current = workspace, group
 
     def _filled(self, group: _Group) -> list[_Picture]:

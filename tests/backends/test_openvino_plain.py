@@ -13,7 +13,8 @@ from sdexport.backends.openvino_plain import OPTIONAL
 from sdexport.backends.targets import OPENVINO_CPU
 from sdexport.backends.workspace import Course, Shape, has_no_effect
 from sdexport.errors import EngineError
-from sdexport.graph.denoise_step import denoise_step
+from sdexport.graph.denoise_step import core_step, denoise_step
+from sdexport.graph.split_unet import split_unet
 from tests.backends.conftest import Load, linear, needs
 from tests.graph.models import CHANNELS, DIM, TOKENS, Array, step_inputs, unet
 
@@ -44,6 +45,11 @@ def test_the_same_result_where_they_have_no_effect(load: Load) -> None:
         binding.run()
         found.append(binding.buffers["next_state"].copy())
     np.testing.assert_allclose(found[1], found[0], rtol=1e-6, atol=1e-5)
+
+
+def test_a_step_without_projections_has_them_too(load: Load) -> None:
+    """That is what bundles hold; where none could be left out, a step would cost 6 % more."""
+    assert load(OPENVINO_CPU, core_step(split_unet(unet()), slots=SLOTS)).optional == OPTIONAL
 
 
 def test_they_are_left_out_together(load: Load) -> None:

@@ -213,15 +213,17 @@ def test_the_library_sends_no_telemetry(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_text_encoder_keeps_float32(build: Build) -> None:
+def test_texts_keep_float32(build: Build) -> None:
     path = build(OPENVINO_CPU, linear(), Precision.BF16)
     x = np.random.default_rng(0).standard_normal((64, 4)).astype(np.float32)
     error = {}
-    for name in ("text_encoder", "unet"):
+    for name in ("text_encoder", "text_projection", "time_projection", "denoise_step"):
         engine = load_engine(OPENVINO_CPU, name, path, Precision.BF16, threads=1)
         binding = engine.bind({"x": x.shape, "y": (64, 3)})
         binding.buffers["x"][...] = x
         binding.run()
         error[name] = float(np.abs(binding.buffers["y"] - x @ WEIGHT).max())
     assert error["text_encoder"] < 1e-5
-    assert error["unet"] > 1e-4, "the other engines compute in bfloat16"
+    assert error["text_projection"] < 1e-5
+    assert error["time_projection"] > 1e-4, "the other engines compute in bfloat16"
+    assert error["denoise_step"] > 1e-4

@@ -92,6 +92,16 @@ def test_what_is_kept_is_bounded_and_stays_right() -> None:
         assert len(projection._rows) <= KEPT
     many = np.arange(2 * KEPT, dtype=np.float32)[:, None]
     np.testing.assert_array_equal(whole(projection.table({"timestep": many})), wanted(many))
+    assert len(projection._rows) <= KEPT
+
+
+def test_nothing_is_bound_before_it_is_needed() -> None:
+    """Binding may compile, which belongs to a picture's time."""
+    engine = Engine()
+    projection = TimeProjection(engine)
+    assert engine.bound == []
+    projection.table({"timestep": np.zeros((1, 1), np.float32)})
+    assert len(engine.bound) == 1
 
 
 def test_guidance_belongs_to_the_key() -> None:

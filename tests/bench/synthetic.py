@@ -24,7 +24,7 @@ def results(*, gpu: bool = False) -> dict[str, Any]:
     quick = _system(rng, "emoji-bf16", "sdexport openvino-cpu bf16", "bundle", "bf16", 0.42)
     quick["ratio"] = {"median": 4.17, "low": 4.02, "high": 4.28, "confidence": 0.95, "pairs": 12}
     quick["picture"] = _picture("close", [(41.2, 0.995, 33, 0.9996, 0.04)] * 3, "")
-    quick["picture"]["recognised"] = {"of": 3, "right": 3}
+    quick["picture"]["recognised"] = {"of": 3, "right": 3, "wrong": []}
     quick["limit"] = _limit(0.91)
     exact = _system(rng, "emoji-fp32", "sdexport onnxruntime-cpu fp32", "bundle", "fp32", 0.9)
     exact["ratio"] = {"median": 1.94, "low": 1.88, "high": 2.01, "confidence": 0.95, "pairs": 12}
@@ -57,6 +57,7 @@ def results(*, gpu: bool = False) -> dict[str, Any]:
         _broken("optimum-onnx", "crashed", "ended with signal 11 (SIGSEGV) in round 3"),
         _broken("optimum-intel-int8", "hung", "no answer for 120 s while drawing"),
         _broken("stable-fast", "failed", "ImportError: no module named 'xformers'"),
+        _broken("optimum-intel-late", "ok", ""),
     ]
     if gpu:
         card = _system(rng, "emoji-rtx", "sdexport tensorrt-rtx fp16", "bundle", "fp16", 0.05)
@@ -99,10 +100,14 @@ def results(*, gpu: bool = False) -> dict[str, Any]:
         },
         "ceilings": {
             "gemm": {
-                "fp32": {"flops_per_second": 1.8e11, "library": "openvino", "samples": [1.8e11]},
-                "bf16": {"flops_per_second": 4.0e11, "library": "openvino", "samples": [4.0e11]},
+                "fp32": _product(1.8e11),
+                "bf16": _product(4.0e11),
             },
-            "memory": {"bytes_per_second": 3.1e10, "how": "a copy of 512 MiB"},
+            "memory": {
+                "bytes_per_second": 3.1e10,
+                "how": "a copy of 512 MiB",
+                "operations": {"copy": [3.1e10, 3.0e10]},
+            },
         },
         "baseline": "diffusers",
         "systems": systems,
@@ -174,6 +179,16 @@ def _system(
         "ratio": None,
         "picture": None,
         "limit": None,
+    }
+
+
+def _product(speed: float) -> dict[str, Any]:
+    return {
+        "flops_per_second": speed,
+        "library": "openvino",
+        "size": 2048,
+        "samples": [speed],
+        "others": [],
     }
 
 

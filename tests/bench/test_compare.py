@@ -69,12 +69,60 @@ def test_without_ratios_times_are_compared_on_the_same_machine_alone(tmp_path: P
         one["ratio"] = None
     found = compared(tmp_path, old, new)
     assert "by its time" in worse(found)["ours"][0]
-    new["machine"] = new["machine"] | {"processor": "another"}
-    (tmp_path / "other").mkdir()
-    found = compared(tmp_path / "other", old, new)
+
+
+@pytest.mark.parametrize(
+    "other", [{"processor": "another"}, {"memory_bytes": 2 << 30}, {"gpus": [{"name": "one"}]}]
+)
+def test_nothing_is_said_of_speed_on_another_machine(
+    tmp_path: Path, other: dict[str, Any]
+) -> None:
+    old, new = document(base=1.0, ours=0.25), document(base=1.0, ours=0.3)
+    new["machine"] = new["machine"] | other
+    found = compared(tmp_path, old, new)
     assert worse(found) == {}
-    assert found.changes[1].verdict == "unknown"
-    assert "machines differ (processor)" in found.cautions[0]
+    assert [change.verdict for change in found.changes] == ["unknown"] * 2
+    assert f"machines differ ({next(iter(other))})" in found.cautions[0]
+
+
+def test_another_kernel_is_the_same_machine(tmp_path: Path) -> None:
+    old, new = document(base=1.0, ours=0.25), document(base=1.0, ours=0.3)
+    new["machine"] = new["machine"] | {"system": "Linux 99", "memory_bytes": 1.01 * (1 << 30)}
+    assert "by its ratio" in worse(compared(tmp_path, old, new))["ours"][0]
+
+
+def test_a_faster_baseline_of_another_version_makes_nothing_slower(tmp_path: Path) -> None:
+    old, new = document(base=1.0, ours=0.25), document(base=0.8, ours=0.25)
+    new["systems"][0]["versions"] = {"it": "2"}
+    found = compared(tmp_path, old, new)
+    assert worse(found) == {}
+    assert found.changes[1].measured_by == "time"
+    assert found.changes[1].verdict == "unchanged"
+    assert any("own times: it 1 and 2" in said for said in found.cautions)
+
+
+def test_nothing_is_said_of_the_speed_of_what_draws_something_else(tmp_path: Path) -> None:
+    old, new = document(base=1.0, ours=0.5), document(base=1.0, ours=0.25)
+    for one in (old, new):
+        one["systems"][1]["picture"] |= {"verdict": "different", "why": "it is noise"}
+    ours = compared(tmp_path, old, new).changes[1]
+    assert (ours.verdict, ours.worse) == ("unknown", ())
+    assert "draws a different picture: it is noise" in ours.notes[0]
+
+
+def test_fewer_evaluations_are_no_speed(tmp_path: Path) -> None:
+    old, new = document(base=1.0, ours=0.5), document(base=1.0, ours=0.25)
+    new["systems"][1]["model_calls"] = 26
+    ours = compared(tmp_path, old, new).changes[1]
+    assert ours.verdict == "unknown"
+    assert ours.worse == ("it evaluates the model 26 times for a picture, before 50",)
+
+
+def test_pictures_that_nobody_judged_are_no_worse(tmp_path: Path) -> None:
+    old, new = document(base=1.0, ours=0.5), document(base=1.0, ours=0.5)
+    old["systems"][1]["picture"] |= {"verdict": "different", "why": "it is noise"}
+    new["systems"][1]["picture"] |= {"verdict": "unknown", "why": "nobody looked"}
+    assert not compared(tmp_path, old, new).worse
 
 
 def test_pictures_memory_and_crashes_count(tmp_path: Path) -> None:

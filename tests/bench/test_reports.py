@@ -25,6 +25,7 @@ from sdexport.bench import (
     svg,
 )
 from sdexport.bench.report_content import report
+from sdexport.bench import versus
 from sdexport.bench.report_text import clean, digits, seconds, size
 from sdexport.errors import FolderError, MissingExtraError
 from tests.bench import synthetic
@@ -161,16 +162,17 @@ def test_nothing_is_claimed_for_what_draws_something_else_or_fails() -> None:
     assert claimed == ["diffusers", "emoji-bf16", "emoji-fp32", "diffusers-compile"]
     times = next(one for one in report(found).sections if one.heading == "Times")
     cells = {row.cells[0]: row.cells for row in times.blocks[0].rows}  # type: ignore[union-attr]
-    assert cells["sdexport openvino-cpu bf16"][8:] == ("4.17", "4.02 to 4.28", "close")
-    assert cells["diffusers, torch.compile"][8:] == (
-        "1.00 (no difference)",
+    assert cells["sdexport openvino-cpu bf16"][9:] == ("4.17", "4.02 to 4.28", "close")
+    assert cells["diffusers, torch.compile"][9:] == (
+        "1.00 (none shown)",
         "0.98 to 1.03",
         "same",
     )
-    assert cells["OpenVINO GenAI (bf16)"][8:] == ("–", "–", "different")
-    assert cells["stable-diffusion.cpp"][8:] == ("–", "–", "unknown")
-    assert cells["optimum-onnx"][8:] == ("–", "–", "crashed")
-    assert cells["optimum-intel-int8"][8:] == ("–", "–", "hung")
+    assert cells["OpenVINO GenAI (bf16)"][9:] == ("–", "–", "different")
+    assert cells["stable-diffusion.cpp"][9:] == ("–", "–", "unknown")
+    assert cells["optimum-onnx"][9:] == ("–", "–", "crashed")
+    assert cells["optimum-intel-int8"][9:] == ("–", "–", "hung")
+    assert cells["optimum-intel-late"][9:] == ("–", "–", "not reached")
     assert "3.18" not in report_markdown.render(report(found), {})  # GenAI's ratio
 
 
@@ -179,9 +181,7 @@ def test_fewer_evaluations_than_the_baseline_are_found() -> None:
     of(found, "emoji-bf16")["model_calls"] = synthetic.EVALUATIONS - 1
     reason = claims.problem(found, of(found, "emoji-bf16"))
     assert reason == "evaluates the model 5 times for a picture where the baseline does 6 times"
-    best = claims.fastest(found)
-    assert best is not None
-    assert best["name"] == "emoji-fp32"
+    assert versus.leaders(found)[0]["name"] == "emoji-fp32"
     # One that draws a batch's pictures one by one calls the model as often for each of them.
     slow = of(found, "emoji-bf16")
     slow |= {"model_calls": 2 * synthetic.EVALUATIONS - 2, "batches": 2}
@@ -195,7 +195,7 @@ def test_a_slower_system_is_not_called_the_fastest() -> None:
     for one in found["systems"]:
         if one["ratio"]:
             one["ratio"] |= {"median": 0.9, "low": 0.85, "high": 1.1}
-    assert claims.fastest(found) is None
+    assert versus.leaders(found) == []
     assert "Nothing is shown to be faster" in report(found).findings[0].text
 
 
@@ -206,9 +206,20 @@ def test_a_baseline_that_fails_leaves_nothing_to_claim(tmp_path: Path) -> None:
         one |= {"ratio": None}
         if one["picture"]:
             one["picture"] = {"verdict": "unknown", "why": "", "images": [], "recognised": None}
-    assert "The baseline gave no figures" in report(found).findings[0].text
-    assert "nothing is compared with it" in Page(html_of(found, tmp_path)).text
-    assert claims.fastest(found) is None
+    assert "The baseline did not finish" in report(found).findings[0].text
+    assert "no speed-up is claimed" in Page(html_of(found, tmp_path)).text
+    assert versus.leaders(found) == []
+
+
+def test_a_baseline_that_fails_late_leaves_nothing_to_claim_either() -> None:
+    """Its rounds until then give ratios; it may have been ill before it died."""
+    found = synthetic.results()
+    of(found, "diffusers").update(status="crashed", why="out of memory")
+    assert versus.leaders(found) == []
+    assert versus.duels(found) == []
+    reason = claims.problem(found, of(found, "emoji-fp32"))
+    assert reason == "the baseline did not finish: it crashed: out of memory"
+    assert "none claimed" in claims.ratio(found, of(found, "emoji-fp32"))
 
 
 def test_everything_failed(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 import sdexport
-from sdexport.bench import results
+from sdexport.bench import judging, results
 from sdexport.bench.systems import System
 from sdexport.bench.turns import Effort
 from sdexport.errors import StorageError, UsageError
@@ -150,7 +150,7 @@ def test_no_folder_of_this_machine_is_in_the_results(tmp_path: Path) -> None:
         ({"goes": "raise", "turn": 4}, "failed", "draw: ValueError"),
         ({"goes": "exit", "turn": 1}, "crashed", "draw: the process ended with exit code 3"),
         ({"goes": "forked", "turn": 2}, "crashed", "draw: the process ended with exit code 4"),
-        ({"goes": "killed", "turn": 5}, "crashed", "draw: the process was ended by SIGSEGV"),
+        ({"goes": "killed", "turn": 10}, "crashed", "draw: the process was ended by SIGSEGV"),
         ({"goes": "small"}, "failed", "not of uint8 (2, 16, 24, 3)"),
     ],
 )
@@ -169,10 +169,14 @@ def test_a_system_that_goes_wrong_is_left_behind(
     assert broken["status"] == status
     assert why in broken["why"]
     assert broken["ratio"] is None
+    # After the first and six of warm-up at most.
+    assert len(broken["rounds"]) >= options.get("turn", 0) - 8
     if "turn" in options:
         assert any("about to go wrong" in line for line in broken["stderr_tail"])
-    # Turns before it went wrong are kept: the first, then two of warm-up at least.
-    assert len(broken["rounds"]) <= max(0, options.get("turn", 0) - 3)
+    # Turns before it went wrong are kept: the first, those of warm-up, and those that count.
+    drawn = max(0, options.get("turn", 1) - 1)
+    first = broken["first_seconds"] is not None
+    assert first + len(broken["warmup_seconds"]) + len(broken["rounds"]) == drawn
     for name in ("baseline", "other"):
         assert found[name]["status"] == "ok"
         assert len(found[name]["rounds"]) >= 5
@@ -218,6 +222,92 @@ def test_one_that_draws_noise_is_marked(tmp_path: Path) -> None:
     assert found["equal"]["picture"]["verdict"] == "same"
     assert found["noise"]["picture"]["verdict"] == "different"
     assert [one["seed"] for one in found["noise"]["picture"]["images"]] == [0, 1]
+
+
+def test_one_that_drew_something_else_at_first_is_marked(tmp_path: Path) -> None:
+    """Its later pictures are right; what is claimed must hold of every turn."""
+    found = measure(tmp_path, pretend("baseline"), pretend("astray", goes="astray"))
+    picture = found["astray"]["picture"]
+    assert picture["verdict"] == "different"
+    assert picture["why"].startswith("in its first turn: ")
+    assert [one["largest"] for one in picture["images"]] == [0, 0], "the last turn's figures"
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        *("latents", "pictures", "results.json")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        ({"says": {"precision": ["fp32"]}}, "load: AdapterError: describe() gave the precision"),
+        ({"says": {"threads": "two"}}, "describe() gave the threads 'two'"),
+        ({"says": {"notes": "one"}}, "describe() gave the notes 'one', not a list of texts"),
+        ({"says": {"versions": {"it": [2]}}}, "describe() gave the versions"),
+        ({"tells": {"evaluations": [0.1, None]}}, "draw() gave the evaluation 1 None"),
+        ({"tells": {"evaluations": 0.1}}, "draw() gave the evaluations 0.1, not a list"),
+        ({"tells": {"vae_decoder": "fast"}}, "draw: AdapterError: draw() gave the vae_decoder"),
+        ({"tells": {"text_encoder": float("nan")}}, "draw() gave the text_encoder nan"),
+        ({"tells": {"model_calls": 1.5}}, "draw() gave the model_calls 1.5"),
+    ],
+)
+def test_an_adapter_that_says_nonsense_fails_and_the_rest_goes_on(
+    tmp_path: Path, options: dict[str, Any], why: str
+) -> None:
+    found = measure(
+        tmp_path, pretend("baseline"), pretend("odd", **options), pretend("other"),
+        effort=Effort(rounds=4, seconds=0),
+    )  # fmt: skip
+    assert found["odd"]["status"] == "failed"
+    assert why in found["odd"]["why"]
+    assert found["other"]["ratio"]["pairs"] == 4
+    jsonschema.validate(results.read(tmp_path), SCHEMA)
+
+
+def test_a_loop_whose_evaluations_are_not_told_has_their_mean(tmp_path: Path) -> None:
+    told = {"evaluations": None, "denoise": 3e-4}
+    one = measure(tmp_path, pretend("baseline"), pretend("loop", tells=told))["loop"]
+    summary = one["summary"]
+    assert summary["evaluation"]["p50"] == pytest.approx(1.5e-4)
+    assert summary["rest"]["p50"] == pytest.approx(summary["total"]["p50"] - 5e-4, abs=1e-4)
+    assert one["rounds"][0]["denoise"] == pytest.approx(3e-4)
+    assert any("theirs is the mean of a turn" in note for note in one["notes"])
+
+
+def test_batches_are_told_or_follow_from_the_scenario(tmp_path: Path) -> None:
+    found = measure(tmp_path, pretend("baseline"), pretend("one", tells={"batches": 1}))
+    assert found["baseline"]["batches"] == 2, "two pictures, drawn one by one"
+    assert found["one"]["batches"] == 1
+
+
+def test_what_was_measured_is_kept_when_judging_is_cut_short(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(judging.Pictures, "judge", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        measure(tmp_path, pretend("baseline"), pretend("other"))
+    document = results.read(tmp_path)
+    jsonschema.validate(document, SCHEMA)
+    assert document["complete"] is False
+    assert [len(one["rounds"]) for one in document["systems"]] == [6, 5]
+    assert (tmp_path / "pictures" / "other" / "0.png").is_file()
+
+
+def test_the_order_within_a_round_is_drawn_anew(tmp_path: Path) -> None:
+    found = measure(
+        tmp_path,
+        *(pretend(name) for name in ("baseline", "a", "b", "c")),
+        effort=Effort(rounds=12, seconds=0),
+    )
+    orders = set()
+    for number in range(12):
+        at = {name: found[name]["rounds"][number]["at"] for name in ("baseline", "a", "b", "c")}
+        order = sorted(at, key=lambda name: at[name])
+        assert order[0] == "baseline", "every turn lies between two of the baseline's"
+        orders.add(tuple(order))
+    assert len(orders) >= 4
 
 
 def test_at_most_so_many_are_loaded_at_once(tmp_path: Path) -> None:

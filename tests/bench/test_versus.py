@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from sdexport.bench import versus
+from sdexport.bench import figures, versus
 from sdexport.bench.report_content import report
 from tests.bench import synthetic
 
@@ -43,7 +43,7 @@ def results(*systems: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_pair_by_pair_where_both_took_turns() -> None:
-    (found,) = versus.comparisons(
+    (found,) = versus.duels(
         results(system("ours", "bundle", "bf16", 4), system("theirs", "peer", "bf16", 3.2))
     )
     assert (found.ours["name"], found.theirs["name"]) == ("ours", "theirs")
@@ -52,7 +52,7 @@ def test_pair_by_pair_where_both_took_turns() -> None:
 
 
 def test_by_way_of_the_baseline_where_they_did_not() -> None:
-    (found,) = versus.comparisons(
+    (found,) = versus.duels(
         results(system("ours", "bundle", "bf16", 4), system("theirs", "peer", "bf16", 3.2, group=1))
     )
     assert found.ratio.median == pytest.approx(1.25)
@@ -64,7 +64,7 @@ def test_only_the_fastest_of_a_precision_and_what_is_claimed() -> None:
     other["picture"]["verdict"] = "different"
     slow = system("slow", "peer", "bf16", 1.1)
     alone = system("alone", "peer", "int8", 9)
-    (found,) = versus.comparisons(
+    (found,) = versus.duels(
         results(
             system("ours", "bundle", "bf16", 2),
             system("theirs", "peer", "bf16", 3.2),
@@ -77,7 +77,43 @@ def test_only_the_fastest_of_a_precision_and_what_is_claimed() -> None:
     assert found.ratio.high < 1
 
 
-def test_the_report_says_it() -> None:
-    told = str(report(synthetic.results()))
-    found = versus.comparisons(synthetic.results())
-    assert bool(found) == ("as fast as the fastest other in its precision" in told)
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [
+        (0.55, "precision, OpenVINO GenAI (bf16)."),
+        (0.42, "precision, OpenVINO GenAI (bf16): no difference is shown."),
+        (0.3, "precision, OpenVINO GenAI (bf16): slower."),
+    ],
+)
+def test_the_report_says_how_a_duel_ended(seconds: float, said: str) -> None:
+    told = synthetic.results()
+    assert versus.duels(told) == [], "the peer there draws something else"
+    (peer,) = (one for one in told["systems"] if one["name"] == "openvino-genai-bf16")
+    peer["picture"]["verdict"], peer["model_calls"] = "close", synthetic.EVALUATIONS
+    for turn in peer["rounds"]:
+        turn["total"] *= seconds / 0.55
+    median = 1.75 / seconds
+    peer["ratio"] |= {"median": median, "low": median * 0.97, "high": median * 1.03}
+    assert said in str(report(told))
+
+
+def test_what_is_level_with_the_fastest_is_named_with_it() -> None:
+    found = results(
+        system("ours", "bundle", "bf16", 4.0),
+        system("theirs", "peer", "bf16", 3.97),
+        system("slow", "peer", "fp32", 3.0, group=1),
+        system("none", "diffusers", "fp32", 1.01),
+    )
+    assert [one["name"] for one in versus.leaders(found)] == ["ours", "theirs"]
+    # Measured apart, with wide intervals: no difference can be told either.
+    found["systems"][3]["ratio"] |= {"low": 2.0, "high": 4.5}
+    assert [one["name"] for one in versus.leaders(found)] == ["ours", "theirs", "slow"]
+
+
+def test_a_difference_within_two_processes_luck_is_none() -> None:
+    assert figures.direction(1.03, 1.01, 1.05) == 1
+    assert figures.direction(1.01, 1.005, 1.015) == 0
+    assert figures.direction(1.10, 0.99, 1.20) == 0
+    assert figures.direction(0.97, 0.95, 0.99) == -1
+    assert figures.direction(0.99, 0.985, 0.995) == 0
+    assert figures.direction(1.03, 1.01, 1.05, least=0.05) == 0

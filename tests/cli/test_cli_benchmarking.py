@@ -39,7 +39,6 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
         value["systems"][2]["picture"] = {
             "verdict": "different", "why": "it is noise", "images": [], "recognised": None,
         }  # fmt: skip
-        value["systems"][2] |= {"status": "crashed", "why": "out of cheese"}
         return value
 
     monkeypatch.setattr(runs, "run", double)
@@ -69,6 +68,24 @@ def test_a_run_is_asked_for_and_shown(
     # The one that draws something else is fast, and nothing is claimed for it.
     assert "none claimed" in ended.out
     assert "10.0" not in ended.out
+    assert "nothing is claimed for noise: draws a different picture: it is noise" in ended.err
+
+
+def test_a_system_that_did_not_finish_is_told_by_the_exit_code(
+    run: Run, bundle: Path, measured: list[tuple[Any, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    double = runs.run
+
+    def with_a_crash(*given: Any, **named: Any) -> dict[str, Any]:
+        value = double(*given, **named)
+        value["systems"][2] |= {"status": "crashed", "why": "out of cheese"}
+        return value
+
+    monkeypatch.setattr(runs, "run", with_a_crash)
+    ended = run("bench", bundle, "--checkpoint", "some/checkpoint")
+    assert ended.code == 1
+    assert "CRASHED" in ended.out
+    assert "4.00×" in ended.out, "the rest is shown"
     assert "nothing is claimed for noise: crashed: out of cheese" in ended.err
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from sdexport.graph.denoise_step import EMBEDDED, core_step
 from sdexport.graph.flops import count
@@ -22,7 +22,7 @@ from sdexport.graph.split_unet import (
     split_unet,
 )
 from sdexport.onnx_folder import MODEL_FILE
-from tests.graph.models import FLOAT, HALF, Array, numpy_step, run, step_inputs, unet
+from tests.graph.models import CHANNELS, FLOAT, HALF, Array, numpy_step, run, step_inputs, unet
 
 SLOTS = 3
 
@@ -168,19 +168,26 @@ def test_what_it_cannot_split_is_said() -> None:
     deaf = changed(guided=helper.make_node("Identity", ["update_weights"], ["guided"]))
     with pytest.raises(CannotSplitError, match="sample and text"):
         split_unet(deaf)
-    raw = changed(
-        mean=helper.make_node("Identity", ["encoder_hidden_states"], ["unused"]),
-        **{
-            "inner/sample": helper.make_node(
-                "ReduceMean", ["encoder_hidden_states", "axes"], ["inner/sample"], keepdims=1
-            )
-        },
+
+
+def test_a_text_that_is_used_as_it_is_leaves_nothing_to_compute_before() -> None:
+    """The sample's own channels weight the tokens: of the text alone nothing is computed."""
+    made = unet(tokens=CHANNELS)
+    place = next(i for i, node in enumerate(made.graph.node) if node.output[0] == "mean")
+    made.graph.node[place].CopyFrom(
+        helper.make_node("ReduceMean", ["mixed", "axes"], ["mean"], keepdims=1)
     )
-    raw.graph.node[-2].CopyFrom(
-        helper.make_node("Mul", ["update_weights", "encoder_hidden_states"], ["guided"])
-    )
-    with pytest.raises(CannotSplitError):
-        split_unet(raw)
+    for node in (
+        helper.make_node("MatMul", ["row", "encoder_hidden_states"], ["mixed"]),
+        helper.make_node("Unsqueeze", ["own", "one"], ["row"]),
+        helper.make_node("ReduceMean", ["sample", "sides"], ["own"], keepdims=0),
+    ):
+        made.graph.node.insert(place, node)
+    for name, values in {"one": [1], "sides": [2, 3]}.items():
+        made.graph.initializer.append(numpy_helper.from_array(np.array(values), name))
+    onnx.checker.check_model(made, full_check=True)
+    with pytest.raises(CannotSplitError, match="depends on texts or on timesteps alone"):
+        split_unet(made)
 
 
 def test_lengths_of_a_text_do_not_leave_it() -> None:

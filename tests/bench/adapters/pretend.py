@@ -16,7 +16,10 @@ FOREVER = 600
 
 
 class Pretend:
-    """Options: `seconds` a turn, `goes` wrong in turn `turn`, `noise`, `pids` (a file to note)."""
+    """Options: `seconds` a turn, `goes` wrong in turn `turn`, `noise`, `pids` (a file to note).
+
+    Also `says` (what describe() says instead) and `tells` (what draw() says instead).
+    """
 
     def __init__(self, scenario: dict[str, Any], options: dict[str, Any]) -> None:
         self.scenario, self.options, self.turn = scenario, options, 0
@@ -37,7 +40,7 @@ class Pretend:
             "setup": [f"pretend in {Path.cwd()}/somewhere"],
             "bytes": 1000,
             "notes": [],
-        }
+        } | self.options.get("says", {})
 
     def draw(self) -> dict[str, Any]:
         self.turn += 1
@@ -51,6 +54,8 @@ class Pretend:
             time.sleep(self.options.get("cold", 0))
         shape = (len(self.scenario["seeds"]), self.scenario["height"], self.scenario["width"], 3)
         images = np.zeros(shape, np.uint8) + 10 * np.arange(shape[2], dtype=np.uint8)[:, None]
+        if self.options.get("goes") == "astray" and self.turn == 1:
+            images = 255 - images
         if self.options.get("noise"):
             images = np.random.default_rng(self.turn).integers(0, 256, shape).astype(np.uint8)
         if self.options.get("goes") == "small":
@@ -62,7 +67,7 @@ class Pretend:
             "evaluations": [1e-4, 2e-4] if self.options.get("stages", True) else None,
             "vae_decoder": 1e-4 if self.options.get("stages", True) else None,
             "model_calls": 2,
-        }
+        } | self.options.get("tells", {})
 
     def _go_wrong(self) -> None:
         kind = self.options["goes"]

@@ -1,0 +1,39 @@
+"""Texts without this machine's folders, which are nobody's business."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from sdexport.bench.systems import PACKAGE
+
+
+def without_paths(text: str) -> str:
+    """`text` with this machine's folders shortened to what they are."""
+    places = {
+        str(PACKAGE.parent): ".",
+        str(Path.cwd()): ".",
+        sys.prefix: "PREFIX",
+        sys.base_prefix: "PREFIX",
+        str(Path.home()): "~",
+        tempfile.gettempdir(): "TEMP",
+    }
+    for place, shown in sorted(places.items(), key=lambda pair: -len(pair[0])):
+        if len(place) > 1:
+            text = text.replace(place, shown)
+    return text
+
+
+def shown_command(arguments: Sequence[str]) -> str:
+    """The command line with paths cut to their last part."""
+
+    def shown(word: str) -> str:
+        option, equals, value = word.partition("=")
+        if word.startswith("-") and equals:
+            return f"{option}={shown(value)}"
+        return Path(word).name if Path(word).is_absolute() or ".." in Path(word).parts else word
+
+    return shlex.join(map(shown, arguments))
