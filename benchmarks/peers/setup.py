@@ -31,6 +31,12 @@ def about(folder: Path) -> dict[str, Any]:
     return tomllib.loads((folder / "peer.toml").read_text(encoding="utf-8"))
 
 
+def requirements(folder: Path) -> list[str]:
+    """The lines of requirements.txt in `folder` that name a package."""
+    lines = (folder / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    return [line for line in lines if line.strip() and not line.startswith("#")]
+
+
 def known() -> list[str]:
     """The peers' names."""
     return sorted(file.parent.name for file in PEERS.glob("*/peer.toml"))
@@ -76,7 +82,15 @@ def make(name: str) -> None:
         one_branch = ("--depth", "1", "--branch", source["branch"])
         run("git", "clone", *one_branch, source["git"], folder / "source", cwd=folder)
     pip = (python, "-m", "pip")
-    run(*pip, "install", "--disable-pip-version-check", "-r", "requirements.txt", cwd=folder)
+    install = (*pip, "install", "--disable-pip-version-check")
+    pins = requirements(folder)
+    last = settings.get("built_last", ())
+    first = [pin for pin in pins if pin.partition("==")[0] not in last]
+    run(*install, *first, cwd=folder)
+    if last:
+        # It is built against what is there, which a build in isolation would not see.
+        rest = [pin for pin in pins if pin not in first]
+        run(*install, "--no-build-isolation", *rest, cwd=folder)
     for package in settings.get("optional", ()):
         # A build for another PyTorch installs without a word and fails when it is imported, and
         # with it whatever looks for it.

@@ -205,7 +205,7 @@ def _change(
     _compare_memory(old, new, worse)
     calls = claims.evaluations_of(old), claims.evaluations_of(new)
     if 0 < calls[1] < calls[0]:
-        worse.append(f"it evaluates the model {calls[1]:g} times for a picture, before {calls[0]:g}")
+        worse.append(f"it evaluates the model {calls[1]:g} times a picture, before {calls[0]:g}")
     if old.get("bytes") != new.get("bytes"):
         notes.append(f"its files are of {new.get('bytes')} bytes, before {old.get('bytes')}")
     speed = _speed(old, new, basis)

@@ -62,9 +62,7 @@ def direction(median: float, low: float, high: float, least: float = LEAST) -> i
     return -1 if high < 1 and median < 1 / (1 + least) else 0
 
 
-def difference(
-    one: Mapping[str, float], other: Mapping[str, float]
-) -> tuple[float, float]:
+def difference(one: Mapping[str, float], other: Mapping[str, float]) -> tuple[float, float]:
     """The logarithm of ratio `one` by ratio `other`, and half of its interval.
 
     Args:

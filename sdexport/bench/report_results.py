@@ -186,9 +186,7 @@ def groups(results: Results) -> list[int]:
     return sorted({one.get("group", 0) for one in results["systems"] if claims.works(one)})
 
 
-def _time_cells(
-    results: Results, system: System, factor: float, apart: bool
-) -> tuple[str, ...]:
+def _time_cells(results: Results, system: System, factor: float, apart: bool) -> tuple[str, ...]:
     summary = system["summary"]
     total = summary["total"]
     group = "all" if claims.is_baseline(results, system) else str(system.get("group", 0) + 1)
@@ -254,7 +252,7 @@ def _drift(results: Results) -> str | None:
         return None
     return (
         f"The machine's drift: {', '.join(changes)} from the baseline's first third of rounds to "
-        f"its last (medians{', by group' if len(changes) > 1 else ''}). The systems of a group took "
+        f"its last (medians{', by group' if len(changes) > 1 else ''}). Systems of a group took "
         "turns, so it met all of them alike."
     )
 

@@ -189,9 +189,7 @@ def _possible(systems: Sequence[System], scenario: Scenario) -> Possible | None:
     return None
 
 
-def _judge(
-    found: dict[str, Any], pictures: judging.Pictures, possible: Possible | None
-) -> None:
+def _judge(found: dict[str, Any], pictures: judging.Pictures, possible: Possible | None) -> None:
     """Says of every system what its pictures and its times are worth."""
     for value in found["systems"]:
         value["picture"] = pictures.judge(value["name"], value["precision"])

@@ -81,8 +81,7 @@ def outcome(duel: Duel) -> int:
 
 
 def _ratio(ours: dict[str, Any], theirs: dict[str, Any]) -> Interval | None:
-    """Pair by pair where both took turns; else by way of the baseline, which both took turns with.
-    """
+    """Pair by pair where both took turns; else by way of the baseline, with which both did."""
     if ours.get("group") == theirs.get("group"):
         return figures.ratio(_turns(theirs), _turns(ours))
     one, other = ours["ratio"], theirs["ratio"]

@@ -74,9 +74,7 @@ def test_without_ratios_times_are_compared_on_the_same_machine_alone(tmp_path: P
 @pytest.mark.parametrize(
     "other", [{"processor": "another"}, {"memory_bytes": 2 << 30}, {"gpus": [{"name": "one"}]}]
 )
-def test_nothing_is_said_of_speed_on_another_machine(
-    tmp_path: Path, other: dict[str, Any]
-) -> None:
+def test_nothing_is_said_of_speed_on_another_machine(tmp_path: Path, other: dict[str, Any]) -> None:
     old, new = document(base=1.0, ours=0.25), document(base=1.0, ours=0.3)
     new["machine"] = new["machine"] | other
     found = compared(tmp_path, old, new)
@@ -115,7 +113,7 @@ def test_fewer_evaluations_are_no_speed(tmp_path: Path) -> None:
     new["systems"][1]["model_calls"] = 26
     ours = compared(tmp_path, old, new).changes[1]
     assert ours.verdict == "unknown"
-    assert ours.worse == ("it evaluates the model 26 times for a picture, before 50",)
+    assert ours.worse == ("it evaluates the model 26 times a picture, before 50",)
 
 
 def test_pictures_that_nobody_judged_are_no_worse(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ EXACT = re.compile(
     r"|[a-z0-9-]+ @ git\+https://github\.com/[\w./-]+@[0-9a-f]{40}"
 )
 KEYS = {"title", "url", "licence", "adapter", "python", "device", "imports", "variants"}
-OPTIONAL_KEYS = {"optional", "interpreter", "source"}
+OPTIONAL_KEYS = {"optional", "interpreter", "source", "built_last"}
 
 
 def module(file: Path) -> ModuleType:
@@ -64,6 +64,8 @@ def test_requirements_are_exact(name: str) -> None:
     assert [line for line in pins if not EXACT.fullmatch(line)] == []
     names = [re.split(r"[\[=@ ]", line)[0] for line in pins]
     assert len(set(names)) == len(names)
+    about = tomllib.loads((PEERS / name / "peer.toml").read_text(encoding="utf-8"))
+    assert set(about.get("built_last", ())) <= set(names)
 
 
 @pytest.mark.parametrize("name", NAMES)

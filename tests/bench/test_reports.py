@@ -23,9 +23,9 @@ from sdexport.bench import (
     report_markdown,
     results_page,
     svg,
+    versus,
 )
 from sdexport.bench.report_content import report
-from sdexport.bench import versus
 from sdexport.bench.report_text import clean, digits, seconds, size
 from sdexport.errors import FolderError, MissingExtraError
 from tests.bench import synthetic

@@ -69,14 +69,12 @@ def test_a_bundle_against_the_baseline(
         )
     text = (tmp_path / "report.md").read_text(encoding="utf-8")
     assert "sdexport onnxruntime-cpu fp32" in text
-    assert "1 TFLOP/s" in text
+    assert "1.00 TFLOP/s" in text
     assert (tmp_path / "report.html").is_file()
     assert (tmp_path / "contact_sheet.png").is_file()
 
 
-@pytest.mark.parametrize(
-    ("target", "device"), [("openvino-cpu", "cpu"), ("tensorrt-rtx", "cuda")]
-)
+@pytest.mark.parametrize(("target", "device"), [("openvino-cpu", "cpu"), ("tensorrt-rtx", "cuda")])
 def test_the_ceilings_are_those_of_the_bundles_device(
     own_bundle: Path,
     tiny_checkpoint: Path,
