@@ -37,6 +37,9 @@ GPU_COMMANDS = (
 )
 """What fills the table of GPUs on a machine that has one."""
 
+NOTE = "note.md"
+"""What a person has to say of a run, where it lies beside the results."""
+
 COLUMNS = ("system", "precision", "p50", "times faster", "interval", "picture")
 
 
@@ -47,6 +50,8 @@ def find(folder: Path) -> list[Path]:
 
 def page(folders: Sequence[Path]) -> str:
     """The page over runs as Markdown; links are relative to the folder that holds `folders`.
+
+    What a `note.md` says beside a run's results stands below its table.
 
     Raises:
         FolderError: a folder holds no results of this schema.
@@ -73,14 +78,22 @@ def _runs(runs: Sequence[tuple[Path, Results]]) -> list[str]:
         day = clean(results.get("created", ""))[:10]
         lines += [
             "",
-            f"### {escape(clean(results['scenario'].get('name') or folder.name))}",
+            f"### {escape(_heading(folder, results))}",
             "",
             escape(f"{report_results.drawing(results)}; {where}; {day}.") + _links(folder),
             "",
             *table_lines(_table(results)),
         ]
         lines += [line for said in _findings(results) for line in ("", escape(said))]
+        if (folder / NOTE).is_file():
+            lines += ["", (folder / NOTE).read_text(encoding="utf-8").strip()]
     return lines
+
+
+def _heading(folder: Path, results: Results) -> str:
+    """The scenario's name, and the folder's where it is another one."""
+    name = clean(results["scenario"].get("name") or folder.name)
+    return name if name == folder.name else f"{name} ({clean(folder.name)})"
 
 
 def _findings(results: Results) -> list[str]:

@@ -542,6 +542,23 @@ def test_the_page_over_runs(tmp_path: Path) -> None:
     assert "    sdexport bench run engines/emoji-rtx" in text
 
 
+def test_the_page_says_what_a_table_does_not(tmp_path: Path) -> None:
+    found = synthetic.results() | {"complete": False}
+    found["machine"]["load_before"] = [1.9, 1.0, 1.0]
+    peer = of(found, "openvino-genai-bf16")
+    peer["picture"]["verdict"], peer["model_calls"] = "close", synthetic.EVALUATIONS
+    folder = tmp_path / "emoji-cpu"
+    folder.mkdir()
+    (folder / "results.json").write_text(json.dumps(found))
+    (folder / "note.md").write_text("Measured in [two parts](../other/report.md).\n")
+    text = results_page.page([folder])
+    assert "This run was cut short." in text
+    assert "The machine was not quiet" in text
+    assert "Fastest: sdexport openvino-cpu bf16, 4.17× (4.02 to 4.28)." in text
+    assert "as fast as the fastest other in its precision, OpenVINO GenAI (bf16)." in text
+    assert "Measured in [two parts](../other/report.md)." in text
+
+
 def test_the_page_over_runs_of_gpus_and_of_none(tmp_path: Path) -> None:
     folder = tmp_path / "gpu"
     folder.mkdir()
