@@ -165,7 +165,7 @@ class Manifest:
             **{name: value[name] for name in (*_PLAIN, "export", "built_with")},
             builder=value.get("builder", {}),
             half_check=value.get("half_check"),
-            stages=value.get("stages", ()),
+            stages=tuple(value.get("stages", ())),
             precision=Precision(value["precision"]),
             profile=Profile.from_json(value["profile"]),
             default_size=(width, height),

@@ -242,7 +242,7 @@ def fill_bundle(
         },
         builder=choice.builder.as_json(),
         half_check=checked,
-        stages=[asdict(one) for one in stopwatch.stages],
+        stages=tuple(asdict(one) for one in stopwatch.stages),
     )
 
 
