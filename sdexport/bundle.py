@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from sdexport import storage
+from sdexport import reading, storage
 from sdexport.errors import FolderError, UsageError
 from sdexport.spec import Precision, Profile
 
@@ -136,7 +136,7 @@ class Manifest:
     @property
     def fingerprint(self) -> str:
         """One hash for all engines together."""
-        return storage.digest_of({name: e.fingerprint for name, e in self.engines.items()})
+        return reading.digest_of({name: e.fingerprint for name, e in self.engines.items()})
 
     def as_json(self) -> dict[str, Any]:
         """The manifest as it is written, without its own digest."""
@@ -221,7 +221,7 @@ class Bundle:
     @property
     def scheduler_config(self) -> dict[str, object]:
         """The checkpoint's scheduler configuration, as diffusers writes it."""
-        return storage.read_json(self.path / "scheduler" / "scheduler_config.json")
+        return reading.read_json(self.path / "scheduler" / "scheduler_config.json")
 
 
 def graph_name(engine: str) -> str:
@@ -241,7 +241,7 @@ def write_manifest(path: Path, manifest: Manifest) -> Bundle:
         StorageError: the place cannot be written.
     """
     files = {
-        file.relative_to(path).as_posix(): FileRecord(file.stat().st_size, storage.digest(file))
+        file.relative_to(path).as_posix(): FileRecord(file.stat().st_size, reading.digest(file))
         for file in sorted(path.rglob("*"))
         if file.is_file()
         and file.name != MANIFEST_FILE
@@ -265,7 +265,7 @@ def record(bundle: Bundle, **changes: Any) -> Bundle:
 
 def _write(path: Path, manifest: Manifest) -> None:
     value = manifest.as_json()
-    storage.write_json(path / MANIFEST_FILE, value | {"digest": storage.digest_of(value)})
+    storage.write_json(path / MANIFEST_FILE, value | {"digest": reading.digest_of(value)})
 
 
 def open_bundle(path: Path, *, check: bool = True) -> Bundle:
@@ -296,14 +296,14 @@ def open_bundle(path: Path, *, check: bool = True) -> Bundle:
 
 
 def _read_manifest(path: Path) -> Manifest:
-    value = storage.read_json(path / MANIFEST_FILE)
+    value = reading.read_json(path / MANIFEST_FILE)
     if value.get("format") != FORMAT:
         raise FolderError(
             f"{path / MANIFEST_FILE} has format {value.get('format')!r}, "
             f"this version reads format {FORMAT}; build the bundle again"
         )
     stated = value.pop("digest", None)
-    if stated != storage.digest_of(value):
+    if stated != reading.digest_of(value):
         raise FolderError(
             f"{path / MANIFEST_FILE} was altered after it was built: its digest does not fit; "
             "build the bundle again"
@@ -328,7 +328,7 @@ def _check_file(path: Path, name: str, expected: FileRecord, content: bool) -> N
             f"{file} has {size:,} bytes, {expected.bytes:,} were built: it is truncated or "
             "altered; build the bundle again"
         )
-    if content and storage.digest(file) != expected.sha256:
+    if content and reading.digest(file) != expected.sha256:
         raise FolderError(
             f"{file} was altered after it was built: its SHA-256 does not fit; "
             "build the bundle again"

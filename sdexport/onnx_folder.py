@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from sdexport import storage
+from sdexport import reading
 from sdexport.errors import FolderError
 from sdexport.spec import COMPONENTS
 
@@ -57,14 +57,14 @@ class OnnxFolder:
     def record(self) -> dict[str, object]:
         """What the export wrote about itself; empty for another tool's folder."""
         path = self.path / RECORD_FILE
-        return storage.read_json(path) if path.is_file() else {}
+        return reading.read_json(path) if path.is_file() else {}
 
     def digests(self) -> dict[str, str]:
         """The SHA-256 of each component: of its graph, weights and configuration."""
         return {
-            name: storage.digest_of(
+            name: reading.digest_of(
                 {
-                    str(file.relative_to(self.path)): storage.digest(file)
+                    str(file.relative_to(self.path)): reading.digest(file)
                     for file in sorted((self.path / name).rglob("*"))
                     if file.is_file()
                 }

@@ -1,4 +1,4 @@
-"""Writing so that nothing half-written ever looks whole, and reading back what was meant.
+"""Writing so that nothing half-written ever looks whole.
 
 A folder is written beside its destination under a name that starts with a dot and ends in `.part`,
 and moved into place by one rename. A run that stops half-way leaves only the aside name, which the
@@ -8,7 +8,6 @@ next run removes.
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import os
 import re
@@ -18,9 +17,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from sdexport.errors import FolderError, StorageError
+from sdexport.errors import StorageError
 
-CHUNK = 1 << 20
 ASIDE = ".part"
 LEFTOVER = re.compile(r"\..+\.\d+-([0-9a-f]{8}|old)\.part")
 """The names that `folder_aside` gives."""
@@ -153,38 +151,6 @@ def write_bytes(path: Path, content: bytes) -> None:
 def write_json(path: Path, value: object) -> None:
     """Writes `value` as indented JSON with sorted keys, aside and then into place."""
     write_text(path, json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n")
-
-
-def read_json(path: Path) -> dict[str, object]:
-    """The JSON object in `path`.
-
-    Raises:
-        FolderError: missing, unreadable, or no JSON object.
-    """
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise FolderError(f"cannot read {path}: {error}") from error
-    except json.JSONDecodeError as error:
-        raise FolderError(f"{path} is damaged: {error}; make it again") from error
-    if not isinstance(value, dict):
-        raise FolderError(f"{path} is damaged: it holds no JSON object; make it again")
-    return value
-
-
-def digest(path: Path) -> str:
-    """The SHA-256 of a file's bytes, in hexadecimal."""
-    state = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(CHUNK):
-            state.update(block)
-    return state.hexdigest()
-
-
-def digest_of(value: object) -> str:
-    """The SHA-256 of a JSON value, independent of the order of keys."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def size_of(path: Path) -> int:

@@ -90,12 +90,12 @@ def other_format(path: Path) -> None:
 
 def resigned(path: Path, **changes: object) -> None:
     """A manifest whose own digest is right and whose content is not."""
-    from sdexport import storage
+    from sdexport import reading, storage
 
     file = path / bundles.MANIFEST_FILE
     value = json.loads(file.read_text()) | changes
     del value["digest"]
-    storage.write_json(file, value | {"digest": storage.digest_of(value)})
+    storage.write_json(file, value | {"digest": reading.digest_of(value)})
 
 
 @pytest.mark.parametrize(

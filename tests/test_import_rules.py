@@ -16,6 +16,7 @@ PACKAGE = Path(sdexport.__file__).parent
 FOUNDATION = {
     "errors",
     "spec",
+    "reading",
     "storage",
     "progress",
     "memory",
@@ -30,8 +31,9 @@ ALLOWED = {
     "__init__": set(),
     "spec": {"errors"},
     "builder_options": {"errors", "spec"},
+    "reading": {"errors"},
     "storage": {"errors"},
-    "onnx_folder": {"errors", "spec", "storage"},
+    "onnx_folder": {"errors", "spec", "reading", "storage"},
     "bundle": FOUNDATION,
     "sampling": {"errors"},
     "graph": FOUNDATION,

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from sdexport import storage
+from sdexport import reading, storage
 from sdexport.errors import FolderError, StorageError
 
 
@@ -87,15 +87,15 @@ def test_damaged_json(tmp_path: Path, content: bytes, message: str) -> None:
     path = tmp_path / "x.json"
     path.write_bytes(content)
     with pytest.raises(FolderError, match=message):
-        storage.read_json(path)
+        reading.read_json(path)
 
 
 def test_json_round_trip_and_digest(tmp_path: Path) -> None:
     value = {"b": [1, 2.5, None], "a": "é"}
     storage.write_json(tmp_path / "x.json", value)
-    assert storage.read_json(tmp_path / "x.json") == value
-    assert storage.digest_of(value) == storage.digest_of(dict(reversed(value.items())))
-    assert storage.digest_of(value) != storage.digest_of(value | {"a": "e"})
+    assert reading.read_json(tmp_path / "x.json") == value
+    assert reading.digest_of(value) == reading.digest_of(dict(reversed(value.items())))
+    assert reading.digest_of(value) != reading.digest_of(value | {"a": "e"})
     assert storage.size_of(tmp_path) == (tmp_path / "x.json").stat().st_size
 
 

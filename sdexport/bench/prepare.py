@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from sdexport import storage
+from sdexport import reading, storage
 from sdexport.bench.process import SystemFailedError, SystemProcess
 from sdexport.bench.scenario import Scenario
 from sdexport.bench.systems import System
@@ -49,7 +49,7 @@ def prepared_for(
             made_of = scenario.for_adapter()["checkpoint"]
             storage.write_json(aside / RECORD, {"seconds": done["seconds"], "checkpoint": made_of})
         _remove_earlier(system, folder, made_of)
-    seconds: Any = storage.read_json(folder / RECORD)["seconds"]
+    seconds: Any = reading.read_json(folder / RECORD)["seconds"]
     return options | {"prepared": str(folder / "content")}, seconds
 
 
@@ -58,7 +58,7 @@ def _remove_earlier(system: System, folder: Path, checkpoint: str) -> None:
     for other in folder.parent.glob(f"{system.name}-{'?' * KEY}"):
         if other == folder or not (other / RECORD).is_file():
             continue
-        if storage.read_json(other / RECORD).get("checkpoint") == checkpoint:
+        if reading.read_json(other / RECORD).get("checkpoint") == checkpoint:
             shutil.rmtree(other, ignore_errors=True)
 
 
@@ -69,11 +69,11 @@ def _key(system: System, checkpoint: str) -> str:
     place_of_adapter = system.adapter.parent
     beside = [*sorted(place_of_adapter.glob("*.py")), place_of_adapter.parent / "exports.py"]
     requirements = system.adapter.parent / "requirements.txt"
-    return storage.digest_of(
+    return reading.digest_of(
         {
             "options": dict(system.options),
-            "adapter": {file.name: storage.digest(file) for file in beside if file.is_file()},
-            "requirements": storage.digest(requirements) if requirements.is_file() else None,
+            "adapter": {file.name: reading.digest(file) for file in beside if file.is_file()},
+            "requirements": reading.digest(requirements) if requirements.is_file() else None,
             "checkpoint": checkpoint if not files else str(place.resolve()),
             "files": {
                 str(file.relative_to(place)): [file.stat().st_size, file.stat().st_mtime_ns]

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sdexport import storage
+from sdexport import reading, storage
 from sdexport.bench import figures
 from sdexport.bench.places import without_paths
 from sdexport.bench.turns import Measured, Turn
@@ -169,7 +169,7 @@ def read(path: Path) -> dict[str, Any]:
     file = path / FILE if path.is_dir() else path
     if not file.is_file():
         raise FolderError(f"no results at {file}; make some with: sdexport bench … --report DIR")
-    found = storage.read_json(file)
+    found = reading.read_json(file)
     if found.get("schema") != SCHEMA:
         raise FolderError(
             f"{file} has schema {found.get('schema')!r}, this version reads {SCHEMA}; measure again"

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from sdexport import storage
+from sdexport import reading, storage
 from sdexport.bench import (
     contact_sheet,
     facts,
@@ -106,7 +106,7 @@ def _check_checkpoint(name: str, width: int, checkpoint: str) -> None:
             f"{checkpoint} is no checkpoint: it has no model_index.json; give the diffusers folder "
             "or hub id that the bundle was made of"
         )
-    own = storage.read_json(place / "text_encoder" / "config.json").get("hidden_size")
+    own = reading.read_json(place / "text_encoder" / "config.json").get("hidden_size")
     if own != width:
         raise CheckpointError(
             f"{checkpoint} does not fit the bundle {name}: its text encoder is {own} wide, the "

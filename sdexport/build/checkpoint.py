@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sdexport import bundle as bundles
-from sdexport import storage
+from sdexport import reading, storage
 from sdexport.backends import targets
 from sdexport.build import folder as folders
 from sdexport.build.dimensions import profile_around
@@ -107,6 +107,6 @@ def compile_checkpoint(
 
 def _native_pixels(checkpoint: Checkpoint) -> int:
     """The side of the pictures that the checkpoint was trained for, as `read_dimensions` has it."""
-    sample = storage.read_json(checkpoint.path / "unet" / "config.json").get("sample_size")
+    sample = reading.read_json(checkpoint.path / "unet" / "config.json").get("sample_size")
     latents = sample if isinstance(sample, int) and sample > 0 else 64
     return latents * checkpoint.sizes.latent_scale

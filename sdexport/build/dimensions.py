@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sdexport import storage
+from sdexport import reading
 from sdexport.errors import FolderError
 from sdexport.graph.proto import load_graph
 from sdexport.graph.select_hidden_state import skippable_layers
@@ -51,9 +51,9 @@ def read_dimensions(folder: OnnxFolder) -> Dimensions:
     Raises:
         FolderError: a configuration is missing or lacks a value.
     """
-    unet = storage.read_json(folder.config("unet"))
-    vae = storage.read_json(folder.config("vae_decoder"))
-    text = storage.read_json(folder.config("text_encoder"))
+    unet = reading.read_json(folder.config("unet"))
+    vae = reading.read_json(folder.config("vae_decoder"))
+    text = reading.read_json(folder.config("text_encoder"))
     if isinstance(text.get("text_config"), dict):
         text = text["text_config"]  # type: ignore[assignment]  # checked in the line above
 

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from sdexport import bundle as bundles
-from sdexport import half_check, storage
+from sdexport import half_check, reading, storage
 from sdexport.build.dimensions import Dimensions, read_dimensions
 from sdexport.build.engines import COMPONENT_OF, PROJECTIONS, build_engines, prepare_graphs
 from sdexport.build.options import BuildOptions, Choice, decide
@@ -126,7 +126,7 @@ def fingerprints_of(
     """
     settings = choice.settings(profile)
     return {
-        engine: storage.digest_of({"source": sources[component]} | settings)
+        engine: reading.digest_of({"source": sources[component]} | settings)
         for engine, component in COMPONENT_OF.items()
         if component in sources and (choice.target.projects or engine not in PROJECTIONS)
     }
@@ -261,7 +261,7 @@ def _check_half(
     make_parts = functools.partial(
         PipelineParts,
         tokenizer=PromptTokenizer.load(folder.tokenizer, dimensions.tokens),
-        scheduler_config=storage.read_json(folder.scheduler_config),
+        scheduler_config=reading.read_json(folder.scheduler_config),
         # The graphs are open in every dimension: pictures are drawn one by one.
         profile=Profile(Range(1, 1, 1), *_sides(trial.size)),
         latent_channels=dimensions.latent_channels,

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sdexport import storage
+from sdexport import reading
 from sdexport.errors import FolderError, UsageError
 from sdexport.spec import PIXEL_MULTIPLE, Precision, Profile, Range
 
@@ -44,7 +44,7 @@ def _profile(asked: Mapping[str, Range], source: Path) -> Profile | None:
         return None
     native = 512
     try:
-        sample = storage.read_json(source / "unet" / "config.json").get("sample_size")
+        sample = reading.read_json(source / "unet" / "config.json").get("sample_size")
         if isinstance(sample, int) and sample > 0:
             native = sample * PIXEL_MULTIPLE
     except FolderError:

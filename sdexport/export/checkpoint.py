@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sdexport import storage
+from sdexport import reading
 from sdexport.errors import CheckpointError, FolderError
 from sdexport.export.libraries import require_libraries
 from sdexport.export.weights import Weights, find_weights
@@ -90,20 +90,20 @@ class Checkpoint:
     @property
     def index(self) -> dict[str, object]:
         """What model_index.json says."""
-        return storage.read_json(self.path / INDEX_FILE)
+        return reading.read_json(self.path / INDEX_FILE)
 
     @property
     def scheduler_config(self) -> dict[str, object]:
         """What scheduler_config.json says."""
-        return storage.read_json(self.path / "scheduler" / "scheduler_config.json")
+        return reading.read_json(self.path / "scheduler" / "scheduler_config.json")
 
     def digests(self, components: Iterable[str]) -> dict[str, str]:
         """The SHA-256 of each component: of its weights' files and its configuration."""
         folders = {name: FOLDER_OF[name] for name in components}
         digest_of_folder = {
-            folder: storage.digest_of(
+            folder: reading.digest_of(
                 {
-                    file.name: storage.digest(file)
+                    file.name: reading.digest(file)
                     for file in (self.path / folder / "config.json", *self.weights[folder].files)
                 }
             )
@@ -184,7 +184,7 @@ def _read(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise CheckpointError(f"{path} is missing; download the checkpoint again")
     try:
-        return storage.read_json(path)
+        return reading.read_json(path)
     except FolderError as error:
         raise CheckpointError(f"{error}; or download the checkpoint again") from error
 

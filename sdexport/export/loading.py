@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from sdexport import storage
+from sdexport import reading
 from sdexport.errors import CheckpointError
 from sdexport.export.checkpoint import FOLDER_OF, Checkpoint
 from sdexport.export.silence import quiet_loading
@@ -101,7 +101,7 @@ def _remedy(folder: Path) -> str:
     transformers changed those of text encoders with 5.6; it reads older names, and older versions
     do not read the newer ones.
     """
-    saved = str(storage.read_json(folder / "config.json").get("transformers_version", ""))
+    saved = str(reading.read_json(folder / "config.json").get("transformers_version", ""))
     installed = importlib.metadata.version("transformers")
     if _release(saved) > _release(installed):
         return (

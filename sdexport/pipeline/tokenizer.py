@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from tokenizers import AddedToken, Regex, Tokenizer, normalizers, pre_tokenizers, processors
 from tokenizers.models import BPE
 
-from sdexport import storage
+from sdexport import reading
 from sdexport.errors import FolderError
 
 TOKENS = 77
@@ -147,7 +147,7 @@ def _vocabulary(folder: Path) -> tuple[dict[str, int], list[tuple[str, str]], Pa
     """Ids by token, merges in order of priority, and the file that they came from."""
     single, vocab, merges = (folder / n for n in ("tokenizer.json", "vocab.json", "merges.txt"))
     if single.is_file():
-        model = storage.read_json(single).get("model")
+        model = reading.read_json(single).get("model")
         if not isinstance(model, dict) or model.get("type", "BPE") != "BPE":
             raise FolderError(f"{single} holds no BPE vocabulary, so it is no CLIP tokenizer")
         try:
@@ -166,7 +166,7 @@ def _vocabulary(folder: Path) -> tuple[dict[str, int], list[tuple[str, str]], Pa
         pairs = [_pair(line) for line in lines if line.strip() and not line.startswith("#version")]
     except (OSError, ValueError) as error:
         raise FolderError(f"{merges} is damaged: {error}; copy the checkpoint again") from error
-    ids: dict[str, Any] = storage.read_json(vocab)
+    ids: dict[str, Any] = reading.read_json(vocab)
     return ids, pairs, vocab
 
 
@@ -207,7 +207,7 @@ def _special_tokens(folder: Path) -> tuple[dict[str, _Token], list[_Token]]:
 
 
 def _optional(path: Path) -> dict[str, Any]:
-    return storage.read_json(path) if path.is_file() else {}
+    return reading.read_json(path) if path.is_file() else {}
 
 
 def _content(token: _Token) -> str:

@@ -15,7 +15,7 @@ import pytest
 
 import sdexport
 from sdexport import bundle as bundles
-from sdexport import storage
+from sdexport import reading, storage
 from sdexport.build import BuildOptions, build_folder, compile_checkpoint
 from sdexport.build import engines as build_engines_module
 from sdexport.build import options as options_module
@@ -121,7 +121,7 @@ def other_weights(monkeypatch: pytest.MonkeyPatch, folder: Path) -> BuildOptions
 
 def other_scaling(monkeypatch: pytest.MonkeyPatch, folder: Path) -> BuildOptions:
     config = folder / "vae_decoder" / "config.json"
-    storage.write_json(config, storage.read_json(config) | {"scaling_factor": 0.5})
+    storage.write_json(config, reading.read_json(config) | {"scaling_factor": 0.5})
     return OPTIONS
 
 
