@@ -231,7 +231,7 @@ def graph_name(engine: str) -> str:
 
 def is_bundle(path: Path) -> bool:
     """Whether there is a manifest at `path`; it may still be damaged."""
-    return (path / MANIFEST_FILE).is_file()
+    return reading.is_file(path / MANIFEST_FILE)
 
 
 def write_manifest(path: Path, manifest: Manifest) -> Bundle:
@@ -241,11 +241,9 @@ def write_manifest(path: Path, manifest: Manifest) -> Bundle:
         StorageError: the place cannot be written.
     """
     files = {
-        file.relative_to(path).as_posix(): FileRecord(file.stat().st_size, reading.digest(file))
-        for file in sorted(path.rglob("*"))
-        if file.is_file()
-        and file.name != MANIFEST_FILE
-        and path / RUNTIME_CACHE not in file.parents
+        file.relative_to(path).as_posix(): FileRecord(reading.size(file), reading.digest(file))
+        for file in reading.files_below(path)
+        if file.name != MANIFEST_FILE and path / RUNTIME_CACHE not in file.parents
     }
     manifest = replace(manifest, files=files)
     _write(path, manifest)

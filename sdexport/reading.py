@@ -1,37 +1,387 @@
-"""Reading files that a user or another tool put there: what is read is checked as it comes in."""
+"""Reading files and folders that a user or another tool put there, checked as they are read.
+
+Every question about such a path is asked here. `pathlib` raises OSError, ValueError or RuntimeError
+for a folder that may not be entered, a name that is too long, NUL, a loop of links; opening a fifo
+waits for ever, and reading a device never ends. Here all of these are a `FolderError` that names
+the path. What is read is a regular file of bounded length. A library that opens files itself gets
+a path from `require_file`.
+"""
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import math
+import os
+import stat
+import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import StrEnum
 from pathlib import Path
+from typing import Any, BinaryIO
 
-from sdexport.errors import FolderError
+from sdexport.errors import FolderError, UsageError
 
 CHUNK = 1 << 20
 
+DOCUMENT_BYTES = 64 << 20
+"""The longest text or JSON file that is read; the vocabularies of large models have 20 MB."""
 
-def read_json(path: Path) -> dict[str, object]:
-    """The JSON object in `path`.
+RECIPE_BYTES = 1 << 20
+"""The longest TOML file that is read."""
+
+NAME_BYTES, PATH_BYTES = 255, 4095
+"""The longest name and the longest path that Linux takes, in bytes."""
+
+DEEPEST = 64
+"""Levels of a JSON or TOML value, and of a folder whose files are listed."""
+
+LONGEST_NUMBER = 64
+"""Digits of a number; transformers writes 10**30 for a length without limit."""
+
+_REMEDIES = {
+    errno.EACCES: "change its permissions, or those of the folders that it lies in",
+    errno.EPERM: "change its permissions, or those of the folders that it lies in",
+    errno.ELOOP: "its links lead back to themselves; replace them by what they stood for",
+    errno.ENAMETOOLONG: "give a shorter path",
+    errno.ENOENT: "give a path that exists",
+    errno.ENOTDIR: "a part of the path is a file, not a folder",
+}
+
+
+class Kind(StrEnum):
+    """What lies at a path, links followed."""
+
+    NOTHING = "nothing"
+    FILE = "a file"
+    FOLDER = "a folder"
+    FIFO = "a fifo"
+    SOCKET = "a socket"
+    DEVICE = "a device"
+
+
+@contextmanager
+def explained(path: Path) -> Iterator[None]:
+    """Turns what the system says about reading `path` into a user's error.
 
     Raises:
-        FolderError: missing, unreadable, or no JSON object.
+        FolderError: names the path, the reason and the remedy.
     """
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise FolderError(f"cannot read {path}: {error}") from error
-    except json.JSONDecodeError as error:
-        raise FolderError(f"{path} is damaged: {error}; make it again") from error
-    if not isinstance(value, dict):
-        raise FolderError(f"{path} is damaged: it holds no JSON object; make it again")
+        yield
+    except (OSError, ValueError, RuntimeError) as error:
+        # pathlib raises RuntimeError for a loop of links, and os ValueError for NUL.
+        number = error.errno if isinstance(error, OSError) else None
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        remedy = _REMEDIES.get(number or 0, "check the disk and the path")
+        raise FolderError(f"cannot read {path}: {reason}; {remedy}") from error
+
+
+def given_path(value: object, what: str = "the path") -> Path:
+    """The path that a user gave, refused where no system could have it; nothing is looked at.
+
+    Args:
+        what: what the path is of, for the message.
+
+    Raises:
+        UsageError: no str and no path; empty; with NUL; too long.
+    """
+    text = os.fspath(value) if isinstance(value, str | os.PathLike) else None
+    if not isinstance(text, str):
+        raise UsageError(f"{what} must be a str or a pathlib.Path, got {value!r}")
+    if not text:
+        raise UsageError(f"{what} must not be empty; write . for the current folder")
+    if "\0" in text:
+        raise UsageError(f"{what} {text!r} holds NUL, which no file's name may hold")
+    try:
+        coded = os.fsencode(text)
+    except UnicodeEncodeError:
+        raise UsageError(f"{what} {text!r} holds characters that no file's name may hold") from None
+    longest = max(len(name) for name in coded.split(b"/"))
+    if longest > NAME_BYTES or len(coded) > PATH_BYTES:
+        raise UsageError(
+            f"{what} {text} is too long: a name may have {NAME_BYTES} bytes, got {longest}, and "
+            f"a path {PATH_BYTES}, got {len(coded)}; give a shorter path"
+        )
+    return Path(text)
+
+
+def kind_of(path: Path) -> Kind:
+    """What lies at `path`.
+
+    Raises:
+        FolderError: the system does not tell: a folder may not be entered, links lead in a circle.
+    """
+    with explained(path):
+        try:
+            return _kind(path.stat().st_mode)
+        except (FileNotFoundError, NotADirectoryError):
+            return Kind.NOTHING
+
+
+def _kind(mode: int) -> Kind:
+    if stat.S_ISREG(mode):
+        return Kind.FILE
+    if stat.S_ISDIR(mode):
+        return Kind.FOLDER
+    if stat.S_ISFIFO(mode):
+        return Kind.FIFO
+    return Kind.SOCKET if stat.S_ISSOCK(mode) else Kind.DEVICE
+
+
+def is_file(path: Path) -> bool:
+    """Whether a regular file is at `path`, links followed; raises FolderError as `kind_of`."""
+    return kind_of(path) is Kind.FILE
+
+
+def is_folder(path: Path) -> bool:
+    """Whether a folder is at `path`, links followed; raises FolderError as `kind_of`."""
+    return kind_of(path) is Kind.FOLDER
+
+
+def exists(path: Path) -> bool:
+    """Whether anything is at `path`, links followed; raises FolderError as `kind_of`."""
+    return kind_of(path) is not Kind.NOTHING
+
+
+def size(path: Path) -> int:
+    """Bytes of the regular file at `path`; raises FolderError as `require_file`."""
+    with open_file(path) as file:
+        return os.fstat(file.fileno()).st_size
+
+
+def resolved(path: Path) -> Path:
+    """`path` as an absolute path without links; what does not exist is kept as it is named.
+
+    Raises:
+        FolderError: links lead in a circle, or the current folder is gone.
+    """
+    with explained(path):
+        return path.resolve()
+
+
+def entries(folder: Path) -> list[Path]:
+    """Everything in `folder`, by name.
+
+    Raises:
+        FolderError: no folder, or it may not be listed.
+    """
+    with explained(folder):
+        return sorted(folder.iterdir())
+
+
+def files_below(folder: Path) -> list[Path]:
+    """Every file in `folder` and the folders below it, links followed, by path.
+
+    Raises:
+        FolderError: a folder may not be listed, a link leads nowhere, something is no file (a fifo,
+            a device), or folders lie too deep.
+    """
+    found: list[Path] = []
+    waiting = [(folder, 0)]
+    while waiting:
+        place, depth = waiting.pop()
+        if depth > DEEPEST:
+            raise FolderError(f"{place} lies more than {DEEPEST} folders deep; look for a link "
+                              "that leads to a folder above it")  # fmt: skip
+        for path in entries(place):
+            kind = kind_of(path)
+            if kind is Kind.FOLDER:
+                waiting.append((path, depth + 1))
+            elif kind is Kind.FILE:
+                found.append(path)
+            else:
+                raise _no_file(path, kind)
+    return sorted(found)
+
+
+def require_file(path: Path) -> Path:
+    """`path`, at which there is a regular file that can be read: for libraries that open it.
+
+    Raises:
+        FolderError: nothing is there, no file, or it may not be read.
+    """
+    open_file(path).close()
+    return path
+
+
+def open_file(path: Path) -> BinaryIO:
+    """The regular file at `path`, open for reading; nobody waits for a fifo's other end.
+
+    Raises:
+        FolderError: nothing is there, no file, or it may not be read.
+    """
+    # Looked at before it is opened, because opening a device can do something; and after, because
+    # something else may have come in its place.
+    kind = kind_of(path)
+    if kind is not Kind.FILE:
+        raise _no_file(path, kind)
+    with explained(path):
+        flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0)
+        flags |= getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+        file = os.fdopen(os.open(path, flags), "rb")
+    kind = _kind(os.fstat(file.fileno()).st_mode)
+    if kind is not Kind.FILE:
+        file.close()
+        raise _no_file(path, kind)
+    return file
+
+
+def _no_file(path: Path, kind: Kind) -> FolderError:
+    if kind is not Kind.NOTHING:
+        return FolderError(f"{path} is {kind}, where a regular file is needed; put a file there")
+    if os.path.islink(path):  # noqa: PTH114 - cannot raise, as Path.is_symlink can
+        return FolderError(f"{path} is a link to nothing; replace it by the file, or remove it")
+    return FolderError(f"{path} is missing; give a path that exists, or make the file again")
+
+
+def read_bytes(path: Path, most: int = DOCUMENT_BYTES) -> bytes:
+    """The content of a regular file of at most `most` bytes.
+
+    Raises:
+        FolderError: as `open_file`; or it is longer.
+    """
+    with open_file(path) as file, explained(path):
+        length = os.fstat(file.fileno()).st_size
+        # Some of the system's own files have a length of 0 and content without end.
+        content = b"" if length > most else file.read(most + 1)
+    if max(length, len(content)) > most:
+        raise FolderError(
+            f"{path} is too long: it may have {most:,} bytes, got {max(length, len(content)):,}; "
+            "make it again"
+        )
+    return content
+
+
+def read_text(path: Path, most: int = DOCUMENT_BYTES) -> str:
+    """The UTF-8 text in a file.
+
+    Raises:
+        FolderError: as `read_bytes`; or it is not UTF-8.
+    """
+    try:
+        return read_bytes(path, most).decode()
+    except UnicodeDecodeError as error:
+        raise FolderError(
+            f"cannot read {path}: it is not UTF-8 text ({error}); make it again"
+        ) from error
+
+
+def read_json(path: Path, *, infinite: bool = False) -> dict[str, object]:
+    """The JSON object in `path`.
+
+    Args:
+        infinite: also take Infinity and -Infinity, which diffusers writes into configurations of
+            schedulers.
+
+    Raises:
+        FolderError: missing, unreadable, too long, or no JSON object of finite numbers and unique
+            keys.
+    """
+    return parse_json(read_text(path), str(path), infinite=infinite)
+
+
+def parse_json(text: str | bytes, where: str, *, infinite: bool = False) -> dict[str, object]:
+    """The JSON object in `text`; see `read_json`.
+
+    Args:
+        where: what the text is of, for the message.
+    """
+    try:
+        value = json.loads(
+            text,
+            object_pairs_hook=_unique,
+            parse_int=_whole,
+            parse_float=_finite,
+            parse_constant=_infinite if infinite else _finite,
+        )
+        if not isinstance(value, dict):
+            raise ValueError("it holds no JSON object")
+        _check_depth(value)
+    except (ValueError, RecursionError) as error:
+        reason = "it is nested too deep" if isinstance(error, RecursionError) else str(error)
+        raise FolderError(f"{where} is damaged: {reason}; make it again") from error
     return value
 
 
+def read_toml(path: Path) -> dict[str, object]:
+    """The TOML document in `path`.
+
+    Raises:
+        FolderError: missing, unreadable, too long, or no TOML of finite numbers.
+    """
+    text = read_text(path, RECIPE_BYTES)
+    try:
+        value = tomllib.loads(text, parse_float=_finite)
+        _check_depth(value)
+        _check_sizes(value)
+    except (ValueError, RecursionError) as error:
+        reason = "it is nested too deep" if isinstance(error, RecursionError) else str(error)
+        raise FolderError(f"{path} is no TOML: {reason}") from error
+    return value
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) != len(pairs):
+        seen: set[str] = set()
+        for name, _ in pairs:
+            if name in seen:
+                raise ValueError(f"the key {name!r} is there twice")
+            seen.add(name)
+    return value
+
+
+def _whole(digits: str) -> int:
+    if len(digits) > LONGEST_NUMBER:
+        raise ValueError(f"a number has {len(digits):,} digits")
+    return int(digits)
+
+
+def _finite(digits: str) -> float:
+    value = float(digits)
+    if not math.isfinite(value):
+        raise ValueError(f"{digits[:LONGEST_NUMBER]} is no finite number")
+    return value
+
+
+def _infinite(name: str) -> float:
+    value = float(name)
+    if math.isnan(value):
+        raise ValueError("NaN is no number")
+    return value
+
+
+def _check_depth(value: object) -> None:
+    """Raises ValueError for containers nested deeper than any document of a tool is."""
+    level, depth = [value], 0
+    while level:
+        if depth > DEEPEST:
+            raise ValueError("it is nested too deep")
+        inner: list[object] = []
+        for one in level:
+            if isinstance(one, dict):
+                inner += [item for item in one.values() if isinstance(item, dict | list)]
+            elif isinstance(one, list):
+                inner += [item for item in one if isinstance(item, dict | list)]
+        level, depth = inner, depth + 1
+
+
+def _check_sizes(value: object) -> None:
+    """Raises ValueError for a whole number beyond TOML's 64 bits, which `tomllib` takes."""
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        raise ValueError("a whole number has more than 64 bits")
+    if isinstance(value, dict | list):
+        for item in value.values() if isinstance(value, dict) else value:
+            _check_sizes(item)
+
+
 def digest(path: Path) -> str:
-    """The SHA-256 of a file's bytes, in hexadecimal."""
+    """The SHA-256 of a regular file's bytes, in hexadecimal; raises FolderError as `open_file`."""
     state = hashlib.sha256()
-    with path.open("rb") as file:
+    with open_file(path) as file, explained(path):
         while block := file.read(CHUNK):
             state.update(block)
     return state.hexdigest()
