@@ -198,9 +198,10 @@ def _pieces(tokenizer: PromptTokenizer, fragments: Iterable[Fragment]) -> Prompt
         elif fragment.text is None:
             filling.close()
         else:
-            for token, offset in tokenizer.pieces(fragment.text):
+            text = tokenizer.expanded(fragment.text)
+            for token, offset in tokenizer.pieces(text):
                 if filling.is_full:
-                    dropped.append(fragment.text[offset:])
+                    dropped.append(text[offset:])
                     break
                 filling.add(token, fragment.weight)
     if filling.current or not filling.pieces:

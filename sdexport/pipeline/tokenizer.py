@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,13 @@ TOKENS = 77
 
 _BEGIN, _END = "<|startoftext|>", "<|endoftext|>"
 _DEFAULT_TOKENS = {"bos_token": _BEGIN, "eos_token": _END, "unk_token": _END, "pad_token": _END}
+_ROLES = (
+    "bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"
+)  # fmt: skip
+"""In the order in which transformers gives ids to those that the vocabulary lacks."""
+
+UNLIMITED = 1e20
+"""A length above this is transformers' word for none."""
 
 # The words that CLIP's BPE is applied to; the contractions match English only, as in the original.
 _WORDS = (
@@ -41,7 +49,14 @@ class Tokens:
 
 
 class PromptTokenizer:
-    """CLIP's byte-level BPE over whole texts of fixed length."""
+    """CLIP's byte-level BPE over whole texts of fixed length.
+
+    Attributes:
+        length: tokens of a text, begin and end included.
+        learned: the tokens that were added to CLIP's own, such as those of textual inversions; of
+            one with several vectors, the first.
+        largest_id: of any token.
+    """
 
     def __init__(self, tokenizer: Tokenizer, *, end: int, pad: int, length: int = TOKENS) -> None:
         """Takes a tokenizer that neither truncates nor pads; see `load`."""
@@ -50,6 +65,12 @@ class PromptTokenizer:
         self._end = end
         self._pad = pad
         self.length = length
+        added = {t.content: t for t in tokenizer.get_added_tokens_decoder().values()}
+        self._vectors = {name: _vectors_of(name, added) for name in added if f"{name}_1" in added}
+        following = {one for names in self._vectors.values() for one in names[1:]}
+        own = tokenizer.get_vocab(with_added_tokens=False)
+        self.learned = tuple(name for name in added if name not in own and name not in following)
+        self.largest_id = max(tokenizer.get_vocab(with_added_tokens=True).values())
 
     @classmethod
     def load(cls, folder: Path, length: int = TOKENS) -> PromptTokenizer:
@@ -67,6 +88,7 @@ class PromptTokenizer:
         """
         folder = Path(folder)
         vocabulary, merges, source = _vocabulary(folder)
+        _refuse_other_sides(folder)
         special, added = _special_tokens(folder)
         names = {role: _content(token) for role, token in special.items()}
         try:
@@ -80,6 +102,7 @@ class PromptTokenizer:
                 )
             )
             _configure(tokenizer)
+            tokenizer.encode_special_tokens = _splits_special_tokens(folder)
             tokenizer.add_tokens(_added_tokens(special, added))
             ids = tokenizer.get_vocab(with_added_tokens=True)
             begin, end, pad = (ids[names[r]] for r in ("bos_token", "eos_token", "pad_token"))
@@ -91,11 +114,24 @@ class PromptTokenizer:
             raise FolderError(f"{source} is damaged: {error}; copy the checkpoint again") from error
         return cls(tokenizer, end=end, pad=pad, length=length)
 
+    def expanded(self, text: str) -> str:
+        """`text` with every token of several vectors written out: `<cat>` → `<cat> <cat>_1`.
+
+        As diffusers does it (`TextualInversionLoaderMixin.maybe_convert_prompt`): the tokens that
+        the text has are replaced in the text itself, one after another.
+        """
+        if not self._vectors:
+            return text
+        for token in dict.fromkeys(self._tokenizer.encode(text, add_special_tokens=False).tokens):
+            if token in self._vectors:
+                text = text.replace(token, " ".join(self._vectors[token]))
+        return text
+
     def tokenize(self, texts: Sequence[str]) -> Tokens:
         """The ids of every text, and what of it did not fit into `length` tokens."""
         ids = np.full((len(texts), self.length), self._pad, np.int64)
         dropped = []
-        for row, text in zip(ids, texts, strict=True):
+        for row, text in zip(ids, map(self.expanded, texts), strict=True):
             # One at a time: a batch would start threads, which make a later fork unsafe.
             encoding = self._tokenizer.encode(text)
             found = encoding.ids
@@ -108,7 +144,7 @@ class PromptTokenizer:
         return Tokens(ids, tuple(dropped))
 
     def pieces(self, text: str) -> list[tuple[int, int]]:
-        """The ids of all of `text` without begin and end, each with its place in the text."""
+        """The ids of all of an expanded text without begin and end, each with its place in it."""
         encoding = self._tokenizer.encode(text, add_special_tokens=False)
         return [
             (token, start) for token, (start, _) in zip(encoding.ids, encoding.offsets, strict=True)
@@ -128,6 +164,56 @@ class PromptTokenizer:
     def encode(self, texts: Sequence[str]) -> NDArray[np.int64]:
         """The ids of every text: (N, 77) int64, truncated and padded."""
         return self.tokenize(texts).ids
+
+
+def text_length(folder: Path, positions: int) -> int:
+    """How many tokens a text has for the text encoder, begin and end included.
+
+    diffusers fills texts up to the tokenizer's `model_max_length`; where that is not said,
+    transformers knows no length at all, and the text encoder's own is taken.
+
+    Args:
+        folder: a checkpoint's `tokenizer` folder.
+        positions: how many the text encoder has (`max_position_embeddings`).
+
+    Raises:
+        FolderError: the text encoder has fewer positions, or it is no number.
+    """
+    config = _optional(folder / "tokenizer_config.json")
+    # `max_len` is the name that transformers had for it before.
+    length = config.get("model_max_length", config.get("max_len"))
+    if length is None or (isinstance(length, int | float) and length > UNLIMITED):
+        return positions
+    if isinstance(length, bool) or not isinstance(length, int) or not 2 < length <= positions:
+        raise FolderError(
+            f"model_max_length in {folder / 'tokenizer_config.json'} must be a whole number from 3 "
+            f"to {positions}, the text encoder's max_position_embeddings; it is {length!r}"
+        )
+    return length
+
+
+def _vectors_of(name: str, added: Container[str]) -> list[str]:
+    """`name` and its further vectors, as diffusers numbers them."""
+    numbered = (f"{name}_{index}" for index in itertools.count(1))
+    return [name, *itertools.takewhile(lambda one: one in added, numbered)]
+
+
+def _splits_special_tokens(folder: Path) -> bool:
+    return bool(_optional(folder / "tokenizer_config.json").get("split_special_tokens", False))
+
+
+def _refuse_other_sides(folder: Path) -> None:
+    """Refuses texts that are filled up or cut off at their beginning: ours are at the end."""
+    config, single = (_optional(folder / n) for n in ("tokenizer_config.json", "tokenizer.json"))
+    for option, part in (("padding_side", "padding"), ("truncation_side", "truncation")):
+        rules = single.get(part)
+        usual = rules.get("direction", "right") if isinstance(rules, dict) else "right"
+        side = config.get(option, usual)
+        if not isinstance(side, str) or side.lower() != "right":
+            raise FolderError(
+                f"the tokenizer in {folder} has {option} {side!r}, which is not supported; "
+                f"'right' is, as CLIP's tokenizers have it"
+            )
 
 
 def _configure(tokenizer: Tokenizer) -> None:
@@ -184,26 +270,57 @@ def _special_tokens(folder: Path) -> tuple[dict[str, _Token], list[_Token]]:
 
     The order of precedence is that of transformers 5: where `tokenizer_config.json` lists the added
     tokens, `special_tokens_map.json`, `added_tokens.json` and `tokenizer.json` say nothing more.
+    Special tokens that have no role come last.
     """
     config = _optional(folder / "tokenizer_config.json")
-    found = dict(_DEFAULT_TOKENS) | {k: v for k, v in config.items() if k in _DEFAULT_TOKENS and v}
     added: dict[int, _Token] = {}
     try:
+        found, extra = _DEFAULT_TOKENS | _roles(config), _extra(config)
         if "added_tokens_decoder" in config:
             added = {int(index): token for index, token in config["added_tokens_decoder"].items()}
         else:
             special = _optional(folder / "special_tokens_map.json")
-            found |= {k: v for k, v in special.items() if k in _DEFAULT_TOKENS and v}
-            names = {_content(token) for token in found.values()}
+            found |= _roles(special)
+            extra = extra or _extra(special)
+            names = {_content(token) for token in (*found.values(), *extra)}
             for name, index in _optional(folder / "added_tokens.json").items():
                 added[index] = {"content": name, "normalized": name not in names}
             for token in _optional(folder / "tokenizer.json").get("added_tokens", ()):
                 added[token["id"]] = token
-        return found, [token for _, token in sorted(added.items())]
+        roles = dict.fromkeys((*_ROLES, *found))
+        ordered = {role: found[role] for role in roles if role in found}
+        ordered |= {f"extra {index}": token for index, token in enumerate(extra)}
+        return ordered, [token for _, token in sorted(added.items())]
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise FolderError(
             f"the special tokens in {folder} are damaged: {error!r}; copy the checkpoint again"
         ) from error
+
+
+def _roles(config: Mapping[str, Any]) -> dict[str, _Token]:
+    """The special tokens that `config` names: of CLIP's roles, and of any other `NAME_token`."""
+    named = {
+        role: token
+        for role, token in config.items()
+        if token and (role in _ROLES or (role.endswith("_token") and _is_token(token)))
+    }
+    further = _extra_tokens(config)
+    return named | further if isinstance(further, dict) else named
+
+
+def _extra(config: Mapping[str, Any]) -> list[_Token]:
+    """Special tokens without a role."""
+    listed = _extra_tokens(config)
+    return [] if isinstance(listed, dict) else list(listed)
+
+
+def _extra_tokens(config: Mapping[str, Any]) -> Any:
+    """Further special tokens, a list or by role; transformers 5 has another name for them."""
+    return config.get("extra_special_tokens") or config.get("additional_special_tokens") or ()
+
+
+def _is_token(value: object) -> bool:
+    return isinstance(value, str) or (isinstance(value, Mapping) and "content" in value)
 
 
 def _optional(path: Path) -> dict[str, Any]:
@@ -222,7 +339,8 @@ def _added_tokens(special: Mapping[str, _Token], added: Sequence[_Token]) -> lis
         name = _content(token)
         rules = {} if isinstance(token, str) else dict(token)
         flags = {k: bool(rules[k]) for k in _FLAGS if k in rules}
-        tokens.setdefault(name, AddedToken(name, special=name in named, **flags))
+        is_special = name in named or bool(rules.get("special"))
+        tokens.setdefault(name, AddedToken(name, special=is_special, **flags))
     return list(tokens.values())
 
 
