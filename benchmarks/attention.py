@@ -16,6 +16,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import sdexport  # noqa: F401 - turns the telemetry of what follows off
+
+# isort: split
 import numpy as np
 import openvino as ov
 from openvino import opset13 as ops

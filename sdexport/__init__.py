@@ -8,6 +8,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING
 
+from sdexport import privacy
+
 if TYPE_CHECKING:
     from sdexport.build import BuildOptions, BuildReport, build_folder
     from sdexport.build import compile_checkpoint as compile
@@ -23,6 +25,9 @@ if TYPE_CHECKING:
     from sdexport.verification import verify
 
 __version__ = "0.1.0"
+
+# Before anything else of the package can import a library that would send something.
+privacy.turn_off()
 
 _HOMES = {
     "BuildOptions": ("sdexport.build", "BuildOptions"),

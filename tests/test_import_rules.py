@@ -28,6 +28,7 @@ ALLOWED = {
     "errors": set(),
     "progress": set(),
     "memory": set(),
+    "privacy": set(),
     "__init__": set(),
     "spec": {"errors"},
     "builder_options": {"errors", "spec"},

@@ -6,6 +6,7 @@ Standard library only: it runs in the environment of whichever peer imports it.
 from __future__ import annotations
 
 import json
+import runpy
 import shutil
 import struct
 import subprocess
@@ -13,6 +14,10 @@ import sys
 import tempfile
 from pathlib import Path
 from typing import Any
+
+# By its path: a peer's environment has no sdexport.
+_privacy = runpy.run_path(str(Path(__file__).resolve().parents[2] / "sdexport" / "privacy.py"))
+_privacy["turn_off"]()
 
 PREFIX = "text_model."
 """What the names of a CLIP text encoder's weights began with until transformers 5.6."""
@@ -31,12 +36,25 @@ def optimum_export(format: str, checkpoint: str, folder: str, *arguments: str) -
         RuntimeError: it failed; what it said is on stderr.
     """
     with tempfile.TemporaryDirectory() as aside:
-        command = [sys.executable, "-m", "optimum.commands.optimum_cli", "export", format]
+        command = [sys.executable, *run_module("optimum.commands.optimum_cli"), "export", format]
         command += ["--model", readable_copy(checkpoint, Path(aside) / "checkpoint")]
         command += ["--task", "text-to-image", *arguments, folder]
         status = subprocess.run(command, check=False, stdin=subprocess.DEVNULL).returncode
     if status:
         raise RuntimeError(f"optimum-cli export {format} of {checkpoint} ended with {status}")
+
+
+def run_module(module: str) -> list[str]:
+    """The arguments that run `module` as `-m` does, in a process that sends no telemetry."""
+    code = f"import runpy; runpy.run_module({module!r}, run_name='__main__', alter_sys=True)"
+    return list(_privacy["silenced"](code))
+
+
+def run_script(path: Path) -> list[str]:
+    """The arguments that run the Python script at `path` likewise."""
+    return list(
+        _privacy["silenced"](f"import runpy; runpy.run_path({str(path)!r}, None, '__main__')")
+    )
 
 
 def readable_copy(checkpoint: str, folder: Path) -> str:

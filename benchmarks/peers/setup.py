@@ -13,6 +13,7 @@ without a GPU point it at PyTorch's CPU builds, or pip takes several GB of CUDA 
 from __future__ import annotations
 
 import argparse
+import runpy
 import subprocess
 import sys
 import tomllib
@@ -20,6 +21,9 @@ from pathlib import Path
 from typing import Any
 
 PEERS = Path(__file__).resolve().parent
+# By its path: whichever Python runs this needs no sdexport.
+_privacy = runpy.run_path(str(Path(__file__).resolve().parents[2] / "sdexport" / "privacy.py"))
+_privacy["turn_off"]()
 
 
 class SetupError(Exception):
@@ -59,7 +63,8 @@ def run(*command: str | Path, cwd: Path) -> None:
 
 def imports(python: Path, module: str) -> bool:
     """Whether a module can be imported there; one that is not installed cannot."""
-    done = subprocess.run([python, "-c", f"import {module}"], capture_output=True, check=False)
+    command = [python, *_privacy["silenced"](f"import {module}")]
+    done = subprocess.run(command, capture_output=True, check=False)
     return done.returncode == 0
 
 

@@ -1,13 +1,19 @@
 """What adapters take from a scenario: diffusers' sampler, and the number of threads.
 
-Standard library only: it runs in the environment of whichever peer imports it.
+Standard library only: it runs in the environment of whichever peer imports it, and turns the
+telemetry of what the peer imports afterwards off.
 """
 
 from __future__ import annotations
 
 import os
+import runpy
 from pathlib import Path
 from typing import Any
+
+# By its path: a peer's environment has no sdexport.
+_privacy = runpy.run_path(str(Path(__file__).resolve().parents[2] / "sdexport" / "privacy.py"))
+_privacy["turn_off"]()
 
 PLAIN_SIGMAS = {
     "use_karras_sigmas": False,

@@ -6,6 +6,9 @@ import json
 import shutil
 from pathlib import Path
 
+import sdexport  # noqa: F401 - turns the telemetry of what follows off
+
+# isort: split
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 from models import scheduler
 from safetensors.torch import load_file, save_file

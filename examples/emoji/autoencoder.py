@@ -7,6 +7,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import sdexport  # noqa: F401 - turns the telemetry of what follows off
+
+# isort: split
 import torch
 from diffusers import AutoencoderKL
 from fitting import Group, Schedule, batch_indices, fit

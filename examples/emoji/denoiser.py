@@ -9,6 +9,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import sdexport  # noqa: F401 - turns the telemetry of what follows off
+
+# isort: split
 import torch
 from data import Emoji
 from diffusers import DPMSolverMultistepScheduler, UNet2DConditionModel

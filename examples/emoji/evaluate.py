@@ -17,6 +17,8 @@ import data
 import numpy as np
 from PIL import Image, ImageDraw
 
+import sdexport
+
 HERE = Path(__file__).parent
 FIRST_SEED = 1000
 BATCH = 16
@@ -70,8 +72,6 @@ def diffusers_draw(checkpoint: Path, steps: int, guidance: float) -> Draw:
 
 def bundle_draw(bundle: Path, steps: int, guidance: float) -> Draw:
     """Return a function that draws with a compiled bundle."""
-    import sdexport
-
     pipeline = sdexport.load(bundle)
     size = (data.PICTURE, data.PICTURE)
 

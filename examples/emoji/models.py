@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sdexport  # noqa: F401 - turns the telemetry of what follows off
+
+# isort: split
 from diffusers import AutoencoderKL, PNDMScheduler, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
 from transformers import CLIPTextConfig, CLIPTextModel

@@ -10,6 +10,9 @@ from collections.abc import Iterable
 from itertools import pairwise
 from pathlib import Path
 
+import sdexport  # noqa: F401 - turns the telemetry of what follows off
+
+# isort: split
 from transformers import CLIPTokenizer
 
 BOS, EOS = "<|startoftext|>", "<|endoftext|>"

@@ -11,6 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import sdexport  # noqa: F401 - turns the telemetry of what follows off
+
+# isort: split
 import assemble
 import autoencoder
 import data

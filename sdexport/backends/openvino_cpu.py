@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import functools
-import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,28 +37,13 @@ def core() -> Any:
         MissingExtraError: the library cannot be imported.
     """
     try:
-        with _no_telemetry():
-            import openvino
+        import openvino
     except ImportError as error:
         raise MissingExtraError(
             f"openvino cannot be imported: {error}; "
             'pip install --force-reinstall "sdexport[openvino]"'
         ) from error
     return openvino.Core()
-
-
-@contextmanager
-def _no_telemetry() -> Iterator[None]:
-    """Hides the library's telemetry: importing it would send an event and write to the home."""
-    hidden = "openvino_telemetry"
-    if hidden in sys.modules or "openvino" in sys.modules:
-        yield  # Somebody else has imported the library; what it does is theirs to decide.
-        return
-    sys.modules[hidden] = None  # type: ignore[assignment]  # how Python marks what is absent
-    try:
-        yield
-    finally:
-        del sys.modules[hidden]
 
 
 def has_bf16() -> bool:

@@ -24,7 +24,7 @@ from typing import Any
 
 sys.path.append(str(Path(__file__).parent.parent))
 
-from exports import optimum_export
+from exports import optimum_export, run_script
 from shared import threads_of
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -55,7 +55,7 @@ def prepare(checkpoint: str, folder: str, options: dict[str, Any]) -> None:
     tokenizer = Path(folder) / "tokenizer" / "openvino_tokenizer.xml"
     if not tokenizer.exists():
         # optimum-cli leaves it out without an error when the conversion fails.
-        command = [str(Path(sys.executable).parent / "convert_tokenizer")]
+        command = [sys.executable, *run_script(Path(sys.executable).parent / "convert_tokenizer")]
         command += [str(Path(checkpoint) / "tokenizer"), "-o", str(tokenizer.parent)]
         subprocess.run(command, check=True, stdin=subprocess.DEVNULL)
 
