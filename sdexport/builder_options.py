@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sdexport import reading
 from sdexport.errors import UsageError
 
 CAPABILITY = re.compile(r"(?:sm_?)?(\d{1,2})\.?(\d)")
@@ -143,7 +144,7 @@ def _read(name: str, value: object, folder: Path) -> object:
     if name in ("hardware_compatibility", "timing_cache"):
         if not isinstance(value, str) or not value:
             raise _wrong(name, value, "text in quotes")
-        return (folder / Path(value).expanduser()) if name == "timing_cache" else value
+        return reading.written_path(folder, value, name) if name == "timing_cache" else value
     if not isinstance(value, bool):
         raise _wrong(name, value, "true or false")
     return value

@@ -18,13 +18,17 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from sdexport import reading, storage
+from sdexport import json_schema, reading, storage
+from sdexport.engine_files import check_engine_files
 from sdexport.errors import FolderError, UsageError
+from sdexport.manifest_schema import MANIFEST
+from sdexport.onnx_folder import TOKENIZER_FILES
 from sdexport.spec import Precision, Profile
 
 MANIFEST_FILE = "bundle.json"
 GRAPHS = "graphs"
 RUNTIME_CACHE = "runtime_cache"
+SCHEDULER_FILE = "scheduler/scheduler_config.json"
 FORMAT = 2
 
 ENGINES = (
@@ -159,7 +163,8 @@ class Manifest:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Manifest:
-        """The inverse of `as_json`; raises KeyError, TypeError or ValueError for anything else."""
+        """The inverse of `as_json`; raises ValueError or UsageError for anything else."""
+        json_schema.check(value, MANIFEST)
         width, height = value["default_size"]
         return cls(
             **{name: value[name] for name in (*_PLAIN, "export", "built_with")},
@@ -221,7 +226,7 @@ class Bundle:
     @property
     def scheduler_config(self) -> dict[str, object]:
         """The checkpoint's scheduler configuration, as diffusers writes it."""
-        return reading.read_json(self.path / "scheduler" / "scheduler_config.json")
+        return reading.read_json(self.path / SCHEDULER_FILE, infinite=True)
 
 
 def graph_name(engine: str) -> str:
@@ -277,7 +282,8 @@ def open_bundle(path: Path, *, check: bool = True) -> Bundle:
     Raises:
         FolderError: no bundle, of another format, or damaged; the message names the file.
     """
-    if not path.is_dir():
+    path = reading.given_path(path, "the bundle's path")
+    if not reading.is_folder(path):
         raise FolderError(f"no bundle at {path}; make one with: sdexport compile CHECKPOINT {path}")
     if not is_bundle(path):
         raise FolderError(
@@ -289,7 +295,10 @@ def open_bundle(path: Path, *, check: bool = True) -> Bundle:
     if missing:
         raise FolderError(f"{path} lacks {', '.join(missing)}; build it again with all components")
     for name, expected in manifest.files.items():
-        _check_file(path, name, expected, check)
+        _check_file(path / name, expected, check)
+    for engine in manifest.engines.values():
+        check_engine_files(path, engine.file, manifest.files)
+    _check_parts(path, manifest)
     return Bundle(path, manifest)
 
 
@@ -308,19 +317,17 @@ def _read_manifest(path: Path) -> Manifest:
         )
     try:
         return Manifest.from_json(value)
-    except (KeyError, TypeError, ValueError, AttributeError, UsageError) as error:
+    except (ValueError, UsageError) as error:
         raise FolderError(
             f"{path / MANIFEST_FILE} is damaged ({error}); build the bundle again"
         ) from error
 
 
-def _check_file(path: Path, name: str, expected: FileRecord, content: bool) -> None:
-    file = path / name
-    if not file.resolve().is_relative_to(path.resolve()):
-        raise FolderError(f"{path / MANIFEST_FILE} names a file outside the bundle: {name}")
-    if not file.is_file():
+def _check_file(file: Path, expected: FileRecord, content: bool) -> None:
+    """Compares a file with its record; it may be a link to anywhere, its digest protects it."""
+    if not reading.exists(file):
         raise FolderError(f"{file} is missing; build the bundle again")
-    size = file.stat().st_size
+    size = reading.size(file)
     if size != expected.bytes:
         raise FolderError(
             f"{file} has {size:,} bytes, {expected.bytes:,} were built: it is truncated or "
@@ -331,3 +338,13 @@ def _check_file(path: Path, name: str, expected: FileRecord, content: bool) -> N
             f"{file} was altered after it was built: its SHA-256 does not fit; "
             "build the bundle again"
         )
+
+
+def _check_parts(path: Path, manifest: Manifest) -> None:
+    """Whether what decides on the pictures beside the engines are files that were built."""
+    for name in (SCHEDULER_FILE, *(f"tokenizer/{name}" for name in TOKENIZER_FILES)):
+        if name not in manifest.files and reading.exists(path / name):
+            raise FolderError(
+                f"{path / name} came into the bundle after it was built; remove it, or build the "
+                "bundle again"
+            )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
 from collections.abc import Iterator
@@ -9,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from sdexport import storage
+from sdexport import reading, storage
 from sdexport.backends.gpus import find_gpus
 from sdexport.backends.targets import find_target, library_version, runs_here
 from sdexport.bundle import MANIFEST_FILE, Bundle, is_bundle, open_bundle
@@ -54,15 +55,25 @@ class Stored:
 
 @dataclass(frozen=True, slots=True)
 class Pruned:
-    """What pruning did, or would do, with one entry; `kept` says why it was left, else empty."""
+    """What pruning did, or would do, with one entry.
+
+    Attributes:
+        kept: why it was left; empty where it was not.
+        note: what else there is to know: that files were links, which free nothing.
+        frees: bytes on disk that are free then.
+    """
 
     stored: Stored
     reason: str
     kept: str = ""
+    note: str = ""
+    frees: int = 0
 
     def as_json(self) -> dict[str, Any]:
         """As one JSON object."""
-        return self.stored.as_json() | {"reason": self.reason, "kept": self.kept}
+        value = asdict(self)
+        value.pop("stored")
+        return self.stored.as_json() | value
 
 
 def stored_in(folder: Path) -> tuple[Stored, ...]:
@@ -71,20 +82,46 @@ def stored_in(folder: Path) -> tuple[Stored, ...]:
     Raises:
         FolderError: no such folder.
     """
-    if not folder.is_dir():
+    folder = reading.given_path(folder, "the folder's path")
+    if not reading.is_folder(folder):
         raise FolderError(f"no folder at {folder}; name one that holds bundles")
-    return tuple(sorted((_look(path) for path in _find(folder, DEPTH)), key=lambda s: s.path))
+    reading.entries(folder)
+    return tuple(sorted(_find(folder, DEPTH), key=lambda stored: stored.path))
 
 
-def _find(folder: Path, depth: int) -> Iterator[Path]:
-    """Bundles, and leftovers beside them; never through a link."""
-    if is_bundle(folder):
-        yield folder
+def _find(folder: Path, depth: int) -> Iterator[Stored]:
+    """Bundles, and leftovers beside them; never through a link to a folder."""
+    try:
+        if is_bundle(folder):
+            yield _look(folder)
+            return
+        inner = reading.entries(folder)
+        with reading.explained(folder):
+            left = storage.leftovers(folder)
+    except FolderError as error:
+        # One folder that may not be read does not stop the others from being listed.
+        yield _damaged(folder, error)
         return
-    yield from storage.leftovers(folder)
-    for path in sorted(folder.iterdir()):
-        if path.is_dir() and not path.is_symlink() and not path.name.startswith(".") and depth:
-            yield from _find(path, depth - 1)
+    yield from map(_look, left)
+    for path in inner if depth else ():
+        if path.name.startswith(".") or _is_link(path):
+            continue
+        try:
+            if not reading.is_folder(path):
+                continue
+        except FolderError as error:
+            yield _damaged(path, error)
+            continue
+        yield from _find(path, depth - 1)
+
+
+def _damaged(path: Path, error: SdexportError) -> Stored:
+    return Stored(path, "damaged", storage.size_of(path), _age(path), why=str(error))
+
+
+def _is_link(path: Path) -> bool:
+    # In os.path, because Path's own raises where a folder may not be entered.
+    return os.path.islink(path)  # noqa: PTH114
 
 
 def _look(path: Path) -> Stored:
@@ -116,7 +153,11 @@ def _look(path: Path) -> Stored:
 
 
 def _age(path: Path) -> float:
-    return max(0.0, (time.time() - path.stat().st_mtime) / DAY_S)
+    """Days since `path` was written; 0 where that may not be looked at."""
+    try:
+        return max(0.0, (time.time() - path.stat().st_mtime) / DAY_S)
+    except OSError:
+        return 0.0
 
 
 def why_not(bundle: Bundle) -> str:
@@ -187,11 +228,12 @@ def prune(
         reason = _reason(stored, older_days, cannot_run)
         if not reason:
             continue
-        kept = _kept(stored)
+        kept, note = _kept(stored), _note(stored)
+        frees = 0 if kept else reading.size_below(stored.path, links=False)
         if remove and not kept:
             with storage.explained(stored.path, "remove"):
                 _remove(stored)
-        done.append(Pruned(stored, reason, kept))
+        done.append(Pruned(stored, reason, kept, "" if kept else note, frees))
     return tuple(done)
 
 
@@ -207,15 +249,33 @@ def _reason(stored: Stored, older_days: float | None, cannot_run: bool) -> str:
 
 def _kept(stored: Stored) -> str:
     """Why an entry that is to go is left all the same; empty where it is not."""
+    if _is_link(stored.path):
+        return "it is a link to a folder elsewhere; name that folder, or remove the link yourself"
     if stored.kind == "damaged":
         return "it is damaged, and what in it was built is not known; remove it yourself"
     if stored.kind == "bundle":
         named = {MANIFEST_FILE, *open_bundle(stored.path, check=False).manifest.files}
-        for path in sorted(stored.path.rglob("*")):
+        for path, is_folder in _below(stored.path):
             name = path.relative_to(stored.path).as_posix()
-            if (path.is_symlink() or not path.is_dir()) and name not in named:
+            if not is_folder and name not in named:
                 return f"it holds {name}, which no build made; move that away first"
     return ""
+
+
+def _note(stored: Stored) -> str:
+    links = [path for path, _ in _below(stored.path) if _is_link(path)]
+    if not links:
+        return ""
+    return f"{len(links)} of its files are links, and what they lead to is left"
+
+
+def _below(folder: Path) -> Iterator[tuple[Path, bool]]:
+    """Everything in `folder`, and whether it is a folder; a link to a folder is none."""
+    for place, folders, files in os.walk(folder):
+        for name in folders:
+            path = Path(place, name)
+            yield path, not _is_link(path)
+        yield from ((Path(place, name), False) for name in files)
 
 
 def _remove(stored: Stored) -> None:
@@ -226,6 +286,6 @@ def _remove(stored: Stored) -> None:
     names = [MANIFEST_FILE, *open_bundle(stored.path, check=False).manifest.files]
     for name in names:
         (stored.path / name).unlink()
-    folders = sorted((p for p in stored.path.rglob("*") if p.is_dir()), reverse=True)
+    folders = sorted((path for path, is_folder in _below(stored.path) if is_folder), reverse=True)
     for path in (*folders, stored.path):
         path.rmdir()

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sdexport import storage
+from sdexport import reading, storage
 from sdexport.bundle import ENGINES, Bundle, EngineRecord, is_bundle, open_bundle
 from sdexport.costs import WIDTHS, engine_work
 from sdexport.errors import FolderError, MissingExtraError, UsageError
@@ -28,6 +28,9 @@ USUAL_SIZE = (512, 512)
 TOKENS = 77
 PIXELS_A_LATENT = 8
 """In ONNX models, which do not tell; a bundle does."""
+
+XML_BYTES = 1 << 28
+"""The longest description of an OpenVINO model that is read; SD 1.5's has 5 MB."""
 
 WIDEST = 8
 """Bytes of the widest number: an ONNX file's weights are read as they are."""
@@ -110,21 +113,22 @@ def inspect(
         MissingExtraError: it is ONNX, or costs at a size are wanted, and `onnx` is not installed.
         UsageError: no such size or batch.
     """
-    path, at = Path(path), At(size, batch)
-    if path.is_dir() and is_bundle(path):
+    path, at = reading.given_path(path, "the path to inspect"), At(size, batch)
+    kind = reading.kind_of(path)
+    is_folder = kind is reading.Kind.FOLDER
+    if is_folder and is_bundle(path):
         return _bundle(open_bundle(path, check=False), at)
-    if path.is_file() and path.suffix.lower() == ".onnx":
+    if kind is reading.Kind.FILE and path.suffix.lower() == ".onnx":
         part = _onnx(path, path.stem, at)
         return Inspection(path, "ONNX file", part.bytes, (part,))
-    if path.is_dir() and any((path / name / MODEL_FILE).is_file() for name in COMPONENTS):
+    if is_folder and any(reading.exists(path / name / MODEL_FILE) for name in COMPONENTS):
         return _folder(open_folder(path), at)
-    if path.is_dir() and (path / MODEL_FILE).is_file():
+    if is_folder and reading.exists(path / MODEL_FILE):
         part = _onnx(path / MODEL_FILE, path.name, at)
         return Inspection(path, "ONNX file", part.bytes, (part,))
-    what = "nothing is there" if not path.exists() else "it is none of these"
     raise FolderError(
-        f"cannot inspect {path}: {what}. Accepted are a bundle (a folder with bundle.json), "
-        "an ONNX folder (with unet/model.onnx and so on), and a single .onnx file"
+        f"cannot inspect {path}: {kind} is there. Accepted are a bundle (a folder with "
+        "bundle.json), an ONNX folder (with unet/model.onnx and so on), and a single .onnx file"
     )
 
 
@@ -216,7 +220,7 @@ def _openvino(file: Path, name: str) -> Part:
     The format is OpenVINO's: layers of type Parameter, Result and Const, joined by edges.
     """
     try:
-        root = ElementTree.parse(file).getroot()
+        root = ElementTree.fromstring(reading.read_bytes(file, XML_BYTES))
         layers = {layer.attrib["id"]: layer for layer in root.iterfind("layers/layer")}
         sources = {
             edge.attrib["to-layer"]: (edge.attrib["from-layer"], edge.attrib["from-port"])
@@ -236,7 +240,7 @@ def _openvino(file: Path, name: str) -> Part:
                 if short is not None:
                     width = 4 if short == "fp32" else 2
                     elements[short] = elements.get(short, 0) + int(data.attrib["size"]) // width
-    except (ElementTree.ParseError, OSError, KeyError, ValueError) as error:
+    except (ElementTree.ParseError, LookupError, ValueError, RecursionError) as error:
         raise FolderError(
             f"{file} is no readable OpenVINO model: {error!r}; build the bundle again"
         ) from error
@@ -245,9 +249,10 @@ def _openvino(file: Path, name: str) -> Part:
 
 def _port(layer: ElementTree.Element, port: str | None) -> TensorSpec:
     """The tensor that leaves `layer` by its output port of this number, or by its only one."""
-    element = next(
-        one for one in layer.iterfind("output/port") if port is None or one.attrib["id"] == port
-    )
+    found = layer.iterfind("output/port")
+    element = next((one for one in found if port is None or one.attrib["id"] == port), None)
+    if element is None:
+        raise ValueError(f"layer {layer.attrib['id']} has no output {port or ''}")
     name = element.attrib.get("names", "").split(",")[0] or layer.attrib["name"]
     precision = element.attrib["precision"]
     dtypes = {"FP32": "float32", "FP16": "float16", "BF16": "bfloat16", "I64": "int64"}
@@ -269,7 +274,7 @@ def _onnx(path: Path, name: str, at: At | None) -> Part:
     from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # no types
 
     try:
-        model = onnx.load(path, load_external_data=False)
+        model = onnx.load(reading.require_file(path, reading.ONNX_BYTES), load_external_data=False)
     except (DecodeError, OSError) as error:
         raise FolderError(f"{path} is no readable ONNX model: {error}; make it again") from error
     if not model.HasField("graph"):
@@ -281,7 +286,7 @@ def _onnx(path: Path, name: str, at: At | None) -> Part:
     return Part(
         name=name,
         file=path.name,
-        bytes=path.stat().st_size + _external_bytes(path, weights),
+        bytes=reading.size(path) + _external_bytes(path, weights),
         inputs=inputs,
         outputs=tuple(_spec(value) for value in model.graph.output),
         precision=_precision(weights),
@@ -346,7 +351,7 @@ def _external_bytes(path: Path, weights: list[onnx.TensorProto]) -> int:
         if entry.key == "location"
     }
     found = (path.parent / name for name in files)
-    return sum(file.stat().st_size for file in found if file.is_file())
+    return sum(reading.size(file) for file in found if reading.is_file(file))
 
 
 def _cost(model: onnx.ModelProto, inputs: tuple[TensorSpec, ...], name: str, at: At) -> Part:

@@ -22,6 +22,16 @@ RECORD_FILE = "sdexport.json"
 INDEX_FILE = "model_index.json"
 RECORD_FORMAT = 1
 
+TOKENIZER_FILES = (
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+)
+"""The files of `tokenizer/` that are read; what else lies there has no effect."""
+
 REQUIRED = ("text_encoder", "unet", "vae_decoder")
 """Without these no picture can be drawn from text; the VAE encoder is optional."""
 
@@ -43,7 +53,7 @@ class OnnxFolder:
     @property
     def components(self) -> tuple[str, ...]:
         """The components present, in the order of `COMPONENTS`."""
-        return tuple(name for name in COMPONENTS if self.model(name).is_file())
+        return tuple(name for name in COMPONENTS if reading.is_file(self.model(name)))
 
     @property
     def tokenizer(self) -> Path:
@@ -57,7 +67,7 @@ class OnnxFolder:
     def record(self) -> dict[str, object]:
         """What the export wrote about itself; empty for another tool's folder."""
         path = self.path / RECORD_FILE
-        return reading.read_json(path) if path.is_file() else {}
+        return reading.read_json(path) if reading.exists(path) else {}
 
     def digests(self) -> dict[str, str]:
         """The SHA-256 of each component: of its graph, weights and configuration."""
@@ -65,8 +75,7 @@ class OnnxFolder:
             name: reading.digest_of(
                 {
                     str(file.relative_to(self.path)): reading.digest(file)
-                    for file in sorted((self.path / name).rglob("*"))
-                    if file.is_file()
+                    for file in reading.files_below(self.path / name)
                 }
             )
             for name in self.components
@@ -79,16 +88,23 @@ def open_folder(path: Path) -> OnnxFolder:
     Raises:
         FolderError: no folder, or a required part is missing; the message names it.
     """
-    if not path.is_dir():
+    path = reading.given_path(path, "the ONNX folder's path")
+    if not reading.is_folder(path):
         raise FolderError(
             f"no ONNX folder at {path}; make one with: sdexport export CHECKPOINT {path}"
         )
     folder = OnnxFolder(path)
-    missing = [f"{name}/{MODEL_FILE}" for name in REQUIRED if not folder.model(name).is_file()]
-    if not folder.scheduler_config.is_file():
+    missing = [
+        f"{name}/{MODEL_FILE}" for name in REQUIRED if not reading.exists(folder.model(name))
+    ]
+    if not reading.exists(folder.scheduler_config):
         missing.append("scheduler/scheduler_config.json")
-    if not folder.tokenizer.is_dir():
+    if not reading.is_folder(folder.tokenizer):
         missing.append("tokenizer/")
+    # Here, because what is no file would stop the build when it copies the tokenizer.
+    for part in (folder.tokenizer, folder.scheduler_config.parent):
+        if reading.exists(part):
+            reading.files_below(part)
     if missing:
         raise FolderError(
             f"{path} is no complete ONNX folder: {', '.join(missing)} not there; "

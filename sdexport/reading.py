@@ -17,7 +17,7 @@ import os
 import stat
 import tomllib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -28,6 +28,9 @@ CHUNK = 1 << 20
 
 DOCUMENT_BYTES = 64 << 20
 """The longest text or JSON file that is read; the vocabularies of large models have 20 MB."""
+
+ONNX_BYTES = (1 << 31) - 1
+"""The longest ONNX file: protobuf writes no longer one."""
 
 RECIPE_BYTES = 1 << 20
 """The longest TOML file that is read."""
@@ -106,6 +109,19 @@ def given_path(value: object, what: str = "the path") -> Path:
             f"a path {PATH_BYTES}, got {len(coded)}; give a shorter path"
         )
     return Path(text)
+
+
+def written_path(folder: Path, value: str, what: str = "the path") -> Path:
+    """The path that a file in `folder` says: `~` is the home, relative paths start at `folder`.
+
+    Raises:
+        UsageError: as `given_path`; or there is no such home.
+    """
+    path = given_path(value, what)
+    try:
+        return given_path(folder / path.expanduser(), what)
+    except RuntimeError as error:
+        raise UsageError(f"{what} {value}: {error}; write the path without ~") from error
 
 
 def kind_of(path: Path) -> Kind:
@@ -197,13 +213,35 @@ def files_below(folder: Path) -> list[Path]:
     return sorted(found)
 
 
-def require_file(path: Path) -> Path:
+def size_below(path: Path, *, links: bool = True) -> int:
+    """Bytes of a file, or of all files in a folder; what may not be looked at counts nothing.
+
+    Args:
+        links: count what links to files lead to; links to folders are never followed.
+    """
+    files = [path]
+    for place, _, names in os.walk(path):
+        files += [Path(place, name) for name in names]
+    total = 0
+    for file in files:
+        with suppress(OSError, ValueError):
+            status = file.stat(follow_symlinks=links)
+            total += status.st_size if stat.S_ISREG(status.st_mode) else 0
+    return total
+
+
+def require_file(path: Path, most: int | None = None) -> Path:
     """`path`, at which there is a regular file that can be read: for libraries that open it.
 
+    Args:
+        most: bytes that it may have; None: any number.
+
     Raises:
-        FolderError: nothing is there, no file, or it may not be read.
+        FolderError: nothing is there, no file, it may not be read, or it is longer.
     """
-    open_file(path).close()
+    length = size(path)
+    if most is not None and length > most:
+        raise _too_long(path, length, most)
     return path
 
 
@@ -248,11 +286,14 @@ def read_bytes(path: Path, most: int = DOCUMENT_BYTES) -> bytes:
         # Some of the system's own files have a length of 0 and content without end.
         content = b"" if length > most else file.read(most + 1)
     if max(length, len(content)) > most:
-        raise FolderError(
-            f"{path} is too long: it may have {most:,} bytes, got {max(length, len(content)):,}; "
-            "make it again"
-        )
+        raise _too_long(path, max(length, len(content)), most)
     return content
+
+
+def _too_long(path: Path, length: int, most: int) -> FolderError:
+    return FolderError(
+        f"{path} is too long: it may have {most:,} bytes, got {length:,}; make it again"
+    )
 
 
 def read_text(path: Path, most: int = DOCUMENT_BYTES) -> str:

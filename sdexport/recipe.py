@@ -24,13 +24,13 @@ takes.
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from sdexport import reading
 from sdexport.builder_options import BuilderOptions
-from sdexport.errors import UsageError
+from sdexport.errors import FolderError, UsageError
 from sdexport.spec import COMPONENTS, Precision, Range
 
 KEYS = (
@@ -80,7 +80,7 @@ def load_recipe(path: Path | str) -> Recipe:
         UsageError: no such file, no TOML, an unknown key, or a value of the wrong kind; the message
             names file and key, and what is accepted.
     """
-    path = Path(path)
+    path = reading.given_path(path, "the recipe's path")
     values = _read(path)
     _refuse_unknown(path, "", values, KEYS)
     if "checkpoint" not in values:
@@ -98,8 +98,8 @@ def load_recipe(path: Path | str) -> Recipe:
         raise UsageError(f"{path}: {error}") from error
     return Recipe(
         path=path,
-        checkpoint=_checkpoint(folder, _text(path, values, "checkpoint") or ""),
-        bundle=folder / (Path(bundle).expanduser() if bundle else path.stem),
+        checkpoint=_checkpoint(path, _text(path, values, "checkpoint") or ""),
+        bundle=reading.written_path(folder, bundle or path.stem, f"{path}: bundle"),
         components=_components(path, values.get("components", list(COMPONENTS))),
         target=_text(path, values, "target") or "auto",
         precision=parsed,
@@ -112,14 +112,11 @@ def load_recipe(path: Path | str) -> Recipe:
 
 def _read(path: Path) -> dict[str, object]:
     try:
-        with path.open("rb") as file:
-            return tomllib.load(file)
-    except FileNotFoundError:
-        raise UsageError(f"no recipe at {path}; a recipe is a TOML file") from None
-    except OSError as error:
-        raise UsageError(f"cannot read the recipe {path}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path} is no TOML: {error}") from error
+        if reading.exists(path):
+            return reading.read_toml(path)
+    except FolderError as error:
+        raise UsageError(f"{error}; a recipe is a TOML file") from error
+    raise UsageError(f"no recipe at {path}; a recipe is a TOML file")
 
 
 def _refuse_unknown(
@@ -170,10 +167,11 @@ def _components(path: Path, value: object) -> tuple[str, ...]:
     return tuple(name for name in COMPONENTS if name in value)
 
 
-def _checkpoint(folder: Path, text: str) -> str:
+def _checkpoint(recipe: Path, text: str) -> str:
     """A path that exists, or looks like one, as an absolute path; anything else is a hub id."""
-    if (folder / Path(text).expanduser()).exists() or text.startswith((".", "/", "~")):
-        return str((folder / Path(text).expanduser()).resolve())
+    place = reading.written_path(recipe.parent, text, f"{recipe}: checkpoint")
+    if text.startswith((".", "/", "~")) or reading.exists(place):
+        return str(reading.resolved(place))
     return text
 
 

@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from sdexport import reading
 from sdexport.errors import StorageError
 
 ASIDE = ".part"
@@ -155,9 +156,7 @@ def write_json(path: Path, value: object) -> None:
 
 def size_of(path: Path) -> int:
     """Bytes of a file, or of all files in a folder."""
-    if path.is_file():
-        return path.stat().st_size
-    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+    return reading.size_below(path)
 
 
 def free_bytes(path: Path) -> int:

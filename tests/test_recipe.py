@@ -113,14 +113,14 @@ def test_an_unknown_key_is_told_the_known_ones(tmp_path: Path) -> None:
 def test_no_file(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no recipe at"):
         load_recipe(tmp_path / "nothing.toml")
-    with pytest.raises(UsageError, match="cannot read the recipe"):
+    with pytest.raises(UsageError, match="is a folder, where a regular file is needed"):
         load_recipe(tmp_path)
 
 
 def test_bytes_are_no_recipe(tmp_path: Path) -> None:
     path = tmp_path / "recipe.toml"
     path.write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(UsageError, match="is no TOML"):
+    with pytest.raises(UsageError, match="is not UTF-8"):
         load_recipe(path)
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sdexport import storage
+from sdexport import reading, storage
 from sdexport.backends.buffers import host_buffers
 from sdexport.backends.host import physical_cores
 from sdexport.backends.protocol import Array
@@ -80,7 +80,7 @@ def load(
         EngineError: the runtime refuses it; says why.
     """
     library = runtime()
-    if not path.is_file():
+    if not reading.exists(path):
         raise FolderError(f"the engine of {name} is missing: {path}; build the bundle again")
     options = library.SessionOptions()
     # Counted here, because the runtime counts processors that a container may not use.
@@ -90,7 +90,9 @@ def load(
     options.log_severity_level = SILENT
     try:
         session = library.InferenceSession(
-            str(path), sess_options=options, providers=["CPUExecutionProvider"]
+            str(reading.require_file(path)),
+            sess_options=options,
+            providers=["CPUExecutionProvider"],
         )
     except Exception as error:  # The library's own classes derive from Exception alone.
         raise EngineError(

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from sdexport import reading
 from sdexport.backends import cuda, onnxruntime_cpu
 from sdexport.backends.cuda_device import CudaDevice, parse_form
 from sdexport.backends.device import HostBinding
@@ -73,7 +74,7 @@ def load(
         EngineError: there is no GPU, or the runtime refuses the model; says why.
     """
     library = runtime()
-    if not path.is_file():
+    if not reading.exists(path):
         raise FolderError(f"the engine of {name} is missing: {path}; build the bundle again")
     providers = PROVIDERS[target]
     found = library.get_available_providers()

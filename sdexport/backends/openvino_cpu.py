@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sdexport import storage
+from sdexport import reading, storage
 from sdexport.backends import openvino_plain, openvino_precision
 from sdexport.backends.buffers import host_buffers
 from sdexport.backends.openvino_shapes import Compilations
@@ -99,8 +99,9 @@ def load(
     """
     reader = core()
     for file in (path, path.with_suffix(".bin")):
-        if not file.is_file():
+        if not reading.exists(file):
             raise FolderError(f"the engine of {name} is missing: {file}; build the bundle again")
+        reading.require_file(file)
     if precision is Precision.BF16 and not has_bf16():
         raise EngineError(
             f"{name} was built for bf16, which this processor does not compute in; "
@@ -116,14 +117,14 @@ def load(
     if threads is not None:
         settings["INFERENCE_NUM_THREADS"] = threads
     try:
-        model = reader.read_model(path)
+        model = reader.read_model(path, path.with_suffix(".bin"))
 
         def compile_model(one: Any) -> Any:
             if precision is not Precision.FP32:
                 openvino_precision.keep_float32(one, reader)
             return reader.compile_model(one, DEVICE, settings)
 
-        weights = path.with_suffix(".bin").stat().st_size
+        weights = reading.size(path.with_suffix(".bin"))
         return OpenVinoEngine(name, model, weights, compile_model)
     except Exception as error:
         raise EngineError(

@@ -11,10 +11,11 @@ from __future__ import annotations
 import functools
 import threading
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from sdexport import storage
+from sdexport import reading, storage
 from sdexport.backends import cuda
 from sdexport.backends.cuda_device import CudaDevice, parse_form
 from sdexport.backends.device import HostBinding, aligned
@@ -48,6 +49,12 @@ HINTS = (
 """What the libraries say of an engine that they do not take, and what it means; the first counts.
 TensorRT for RTX names the reason, TensorRT has sentences, of which these words were read."""
 
+ENGINE_BYTES = 1 << 36
+"""The longest engine that is read; a manifest has compared its size before."""
+
+CACHE_BYTES = 1 << 30
+"""The longest cache of compiled kernels that is read."""
+
 STREAMS = 8
 """Requests that are drawn at once, at most; each takes memory for activations and buffers."""
 
@@ -79,13 +86,13 @@ def load(
         MissingExtraError: a library is not installed.
         EngineError: there is no GPU, or the library refuses the engine; says why.
     """
-    if not path.is_file():
+    if not reading.exists(path):
         raise FolderError(f"the engine of {name} is missing: {path}; build the bundle again")
     module = library(target)
     gpu = context()
     gpu.use()
     runtime = _runtime(target)
-    blob = path.read_bytes()
+    blob = reading.read_bytes(path, ENGINE_BYTES)
     with listening(this_thread=True) as words:
         engine = runtime.deserialize_cuda_engine(blob)
     if engine is None:
@@ -229,8 +236,8 @@ class TensorRtEngine:
         path = folder / f"{self._name}.{self._gpu.capability}.cache"
         cache = self._engine.create_runtime_config().create_runtime_cache()
         size = 0
-        if path.is_file():
-            content = path.read_bytes()
+        with suppress(FolderError):
+            content = reading.read_bytes(path, CACHE_BYTES)
             # One for another GPU, driver or version is refused, and is written anew.
             size = len(content) if cache.deserialize(content) else 0
         self._cache, self._kept = cache, (path, size)

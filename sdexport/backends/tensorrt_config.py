@@ -6,12 +6,12 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from sdexport import storage
+from sdexport import reading, storage
 from sdexport.backends.gpus import find_gpus
 from sdexport.backends.request import EngineRequest
 from sdexport.backends.tensorrt_library import TENSORRT, TENSORRT_RTX, library, title
 from sdexport.builder_options import BuilderOptions
-from sdexport.errors import EngineError, UsageError
+from sdexport.errors import EngineError, FolderError, UsageError
 
 WORKSPACE = 8 << 30
 """The workspace of `tensorrt-rtx` where nobody asks for another: what a card of 12 GB has beside
@@ -20,6 +20,9 @@ The library's own default is 64 GiB, which few cards have."""
 
 SPARE = 1 << 30
 """Bytes of a GPU's memory left to the driver, other engines' weights and the pictures."""
+
+CACHE_BYTES = 1 << 30
+"""The longest timing cache that is read."""
 
 PAGE = 1 << 21
 """Bytes; a library may round a limit down to whole pages of device memory."""
@@ -187,9 +190,9 @@ def _use_timing_cache(config: Any, path: Path) -> None:
         EngineError: the file is no timing cache of this library and GPU.
     """
     try:
-        content = path.read_bytes() if path.is_file() else b""
-    except OSError as error:
-        raise EngineError(f"cannot read the timing cache {path}: {error.strerror}") from error
+        content = reading.read_bytes(path, CACHE_BYTES) if reading.exists(path) else b""
+    except FolderError as error:
+        raise EngineError(f"cannot read the timing cache: {error}") from error
     cache = config.create_timing_cache(content)
     if cache is None or not config.set_timing_cache(cache, ignore_mismatch=False):
         raise EngineError(

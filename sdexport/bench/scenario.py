@@ -16,13 +16,13 @@ Only `prompts` has to be there; what else is left out is the bundle's own, or us
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from sdexport.errors import UsageError
+from sdexport import reading
+from sdexport.errors import FolderError, UsageError
 from sdexport.spec import PIXEL_MULTIPLE
 
 LARGEST_SEED = 2**32 - 1
@@ -130,14 +130,11 @@ def read_scenario(path: Path) -> dict[str, Any]:
         UsageError: no such file, no TOML, an unknown key, or a value of the wrong kind.
     """
     try:
-        with path.open("rb") as file:
-            values = tomllib.load(file)
-    except FileNotFoundError:
-        raise UsageError(f"no scenario at {path}; a scenario is a TOML file") from None
-    except OSError as error:
-        raise UsageError(f"cannot read the scenario {path}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path} is no TOML: {error}") from error
+        if not reading.exists(path):
+            raise UsageError(f"no scenario at {path}; a scenario is a TOML file")
+        values: Mapping[str, Any] = reading.read_toml(path)
+    except FolderError as error:
+        raise UsageError(f"{error}; a scenario is a TOML file") from error
     for key, value in values.items():
         if key not in KINDS:
             raise UsageError(f"{path}: there is no key {key!r}, only {', '.join(KINDS)}")

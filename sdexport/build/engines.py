@@ -9,7 +9,7 @@ from pathlib import Path
 
 import onnx
 
-from sdexport import storage
+from sdexport import reading, storage
 from sdexport.backends import targets
 from sdexport.backends.request import EngineRequest
 from sdexport.build.dimensions import Dimensions
@@ -17,7 +17,6 @@ from sdexport.build.options import Choice
 from sdexport.build.report import Stopwatch
 from sdexport.build.shapes import call_shapes, projected_shapes, shape_ranges
 from sdexport.bundle import EngineRecord, graph_name
-from sdexport.errors import FolderError
 from sdexport.graph.decode_image import decode_image
 from sdexport.graph.denoise_step import core_step, denoise_step
 from sdexport.graph.flops import count
@@ -216,6 +215,5 @@ def place_weights(model: onnx.ModelProto, source: Path, work: Path, *, consume: 
         FolderError: a file is missing, or lies elsewhere.
     """
     for name in weights_files(model):
-        if not (source / name).is_file():
-            raise FolderError(f"{source / name} is missing; export the checkpoint again")
+        reading.require_file(source / name)
         (shutil.move if consume else shutil.copyfile)(source / name, work / name)

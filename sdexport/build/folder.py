@@ -88,13 +88,15 @@ def require_onnx() -> None:
 
 def refuse_other_folder(destination: Path) -> None:
     """Raises FolderError where `destination` holds something that is no bundle."""
-    if destination.is_dir() and not bundles.is_bundle(destination) and any(destination.iterdir()):
+    kind = reading.kind_of(destination)
+    is_folder = kind is reading.Kind.FOLDER
+    if is_folder and not bundles.is_bundle(destination) and reading.entries(destination):
         raise FolderError(
             f"{destination} is a folder of something else (it has no {bundles.MANIFEST_FILE}) and "
             "is not replaced; choose another place, or empty it first"
         )
-    if destination.exists() and not destination.is_dir():
-        raise FolderError(f"{destination} is a file; a bundle is a folder: choose another place")
+    if not is_folder and kind is not reading.Kind.NOTHING:
+        raise FolderError(f"{destination} is {kind}; a bundle is a folder: choose another place")
 
 
 def require_precision(folder: OnnxFolder, choice: Choice) -> None:

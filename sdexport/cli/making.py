@@ -343,7 +343,7 @@ def _show_build(report: BuildReport, json: bool) -> None:
 def _parity(parity: Mapping[str, Any] | None) -> str:
     if parity is None:
         return "not compared with PyTorch; sdexport verify does it"
-    figures = ", ".join(f"{c['what']} {c['rms']:.2g}" for c in parity["comparisons"])
+    figures = ", ".join(f"{c['what']} {c['rms']:.2g}" for c in parity.get("comparisons", ()))
     return f"{'passed' if parity['ok'] else 'FAILED'}; RMS against PyTorch: {figures}"
 
 

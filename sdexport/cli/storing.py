@@ -112,13 +112,13 @@ def prune_engines(
                 one.stored.path,
                 "left" if one.kept else said,
                 terminal.size(one.stored.bytes),
-                one.kept or one.reason,
+                one.kept or "; ".join(text for text in (one.reason, one.note) if text),
             )
             for one in done
         ],
         right=("size",),
     )
-    freed = sum(one.stored.bytes for one in done if not one.kept)
+    freed = sum(one.frees for one in done)
     print(f"\n{terminal.size(freed)} {'freed' if yes else 'to free: repeat with --yes'}")
 
 

@@ -8,24 +8,16 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
-from sdexport import memory, storage
+from sdexport import memory, reading, storage
 from sdexport.errors import UsageError
 from sdexport.export.checkpoint import Checkpoint, open_checkpoint
 from sdexport.export.destination import check_space, refuse_other_folder
 from sdexport.export.libraries import require_libraries, versions
 from sdexport.export.report import ComponentReport, ExportReport
-from sdexport.onnx_folder import INDEX_FILE, RECORD_FILE, RECORD_FORMAT
+from sdexport.onnx_folder import INDEX_FILE, RECORD_FILE, RECORD_FORMAT, TOKENIZER_FILES
 from sdexport.progress import SILENT, Progress, stage
 from sdexport.spec import COMPONENTS, Precision
 
-TOKENIZER_FILES = (
-    "vocab.json",
-    "merges.txt",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-)
 LEFT_OUT = ("safety_checker", "feature_extractor", "image_encoder")
 
 
@@ -107,7 +99,7 @@ def _copy_plain_parts(checkpoint: Checkpoint, folder: Path) -> None:
         (folder / "tokenizer").mkdir()
         for name in TOKENIZER_FILES:
             source = checkpoint.path / "tokenizer" / name
-            if source.is_file():
+            if reading.is_file(source):
                 shutil.copyfile(source, folder / "tokenizer" / name)
         (folder / "scheduler").mkdir()
     scheduler = checkpoint.scheduler_config

@@ -16,7 +16,7 @@ import onnx
 from numpy.typing import ArrayLike, DTypeLike
 from onnx import TensorProto, helper, inliner, numpy_helper
 
-from sdexport import storage
+from sdexport import reading, storage
 from sdexport.errors import FolderError
 
 OLDEST_OPSET = 13
@@ -37,10 +37,9 @@ def load_graph(path: Path) -> onnx.ModelProto:
     Raises:
         FolderError: missing, unreadable, or no ONNX model.
     """
+    reading.require_file(path, reading.ONNX_BYTES)
     try:
         model = onnx.load(path, load_external_data=False)
-    except OSError as error:
-        raise FolderError(f"cannot read {path}: {error.strerror}; export it again") from error
     except Exception as error:  # protobuf's DecodeError, whose module has no types
         raise FolderError(f"{path} is damaged or no ONNX model; export it again") from error
     if not model.graph.node:
@@ -107,9 +106,7 @@ def take_weights(model: onnx.ModelProto, source: Path, destination: Path) -> Non
             place = {entry.key: entry.value for entry in tensor.external_data}
             name, length = place["location"], int(place.get("length", 0))
             if name not in opened:
-                if not (source / name).is_file():
-                    raise FolderError(f"{source / name} is missing; export the checkpoint again")
-                opened[name] = stack.enter_context((source / name).open("rb"))
+                opened[name] = stack.enter_context(reading.open_file(source / name))
             written.write(bytes(-written.tell() % WEIGHTS_ALIGNMENT))
             offset = written.tell()
             opened[name].seek(int(place.get("offset", 0)))

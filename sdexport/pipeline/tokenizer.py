@@ -86,7 +86,7 @@ class PromptTokenizer:
         Raises:
             FolderError: a file is missing or damaged; the message names it.
         """
-        folder = Path(folder)
+        folder = reading.given_path(folder, "the tokenizer's folder")
         vocabulary, merges, source = _vocabulary(folder)
         _refuse_other_sides(folder)
         special, added = _special_tokens(folder)
@@ -232,7 +232,7 @@ def _configure(tokenizer: Tokenizer) -> None:
 def _vocabulary(folder: Path) -> tuple[dict[str, int], list[tuple[str, str]], Path]:
     """Ids by token, merges in order of priority, and the file that they came from."""
     single, vocab, merges = (folder / n for n in ("tokenizer.json", "vocab.json", "merges.txt"))
-    if single.is_file():
+    if reading.exists(single):
         model = reading.read_json(single).get("model")
         if not isinstance(model, dict) or model.get("type", "BPE") != "BPE":
             raise FolderError(f"{single} holds no BPE vocabulary, so it is no CLIP tokenizer")
@@ -242,15 +242,15 @@ def _vocabulary(folder: Path) -> tuple[dict[str, int], list[tuple[str, str]], Pa
         except (KeyError, TypeError, ValueError) as error:
             raise FolderError(f"{single} is damaged: {error}; copy the checkpoint again") from error
     for file in (vocab, merges):
-        if not file.is_file():
+        if not reading.exists(file):
             raise FolderError(
                 f"{folder} holds no CLIP tokenizer: {file.name} is missing; it needs "
                 "tokenizer.json, or vocab.json with merges.txt"
             )
     try:
-        lines = merges.read_text(encoding="utf-8").split("\n")
+        lines = reading.read_text(merges).split("\n")
         pairs = [_pair(line) for line in lines if line.strip() and not line.startswith("#version")]
-    except (OSError, ValueError) as error:
+    except ValueError as error:
         raise FolderError(f"{merges} is damaged: {error}; copy the checkpoint again") from error
     ids: dict[str, Any] = reading.read_json(vocab)
     return ids, pairs, vocab
@@ -324,7 +324,7 @@ def _is_token(value: object) -> bool:
 
 
 def _optional(path: Path) -> dict[str, Any]:
-    return reading.read_json(path) if path.is_file() else {}
+    return reading.read_json(path) if reading.exists(path) else {}
 
 
 def _content(token: _Token) -> str:
