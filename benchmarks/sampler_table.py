@@ -18,6 +18,7 @@ NOT_SAMPLERS = {
     "is not linear",
     "CogVideoXDDIMScheduler": "for video models with their own SNR shift",
     "CogVideoXDPMScheduler": "for video models with their own SNR shift",
+    "ConsistencyDecoderScheduler": "belongs to a decoder, not to a denoising loop",
     "DDIMInverseScheduler": "inverts a picture to noise, draws none",
     "DDPMWuerstchenScheduler": "for Würstchen's continuous timesteps",
     "DPMSolverMultistepInverseScheduler": "inverts a picture to noise, draws none",

@@ -23,7 +23,13 @@ from sdexport.pipeline.guidance import WHOLE, guidance_scales
 from sdexport.pipeline.pictures import PictureLike, Source
 from sdexport.pipeline.prompts import PLAIN, SYNTAXES, WEIGHTS, parse
 from sdexport.pipeline.values import index_of, number_of, one_of, share_of, texts_of, whole_of
-from sdexport.sampling import NOISE_SOURCES, SamplingPlan, compile_plan, pipeline_config
+from sdexport.sampling import (
+    NOISE_SOURCES,
+    SamplingPlan,
+    compile_plan,
+    pipeline_config,
+    unknown_options,
+)
 from sdexport.spec import PIXEL_MULTIPLE, Profile
 
 SEED_LIMIT = 2**64
@@ -203,7 +209,9 @@ def make_request(
         pictures.source_of(image, mask, (width, height), fit, limits.latent_scale)
         for image, mask in zip_longest(images, masks)
     ]
-    notes = (pictures.note_of(image, (width, height), fit) for image in images)
+    notes = [pictures.note_of(image, (width, height), fit) for image in images]
+    if unknown := unknown_options(limits.scheduler_config):
+        notes.append(f"no scheduler knows these options of the checkpoint: {', '.join(unknown)}")
     return Request(
         prompts=tuple(text for text in prompts for _ in range(count)),
         negative_prompts=tuple(text for text in negatives for _ in range(count)),

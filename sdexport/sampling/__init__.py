@@ -5,6 +5,7 @@ from sdexport.sampling.config import (
     ScheduleConfig,
     pipeline_config,
     stable_diffusion_config,
+    unknown_options,
 )
 from sdexport.sampling.noise import NOISE_SOURCES, NoiseSource, TorchNoise, noise_source
 from sdexport.sampling.philox import TorchCudaNoise
@@ -28,4 +29,5 @@ __all__ = [
     "sampler_of_config",
     "samplers",
     "stable_diffusion_config",
+    "unknown_options",
 ]

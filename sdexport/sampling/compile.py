@@ -7,12 +7,13 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from sdexport.errors import UsageError
-from sdexport.sampling.config import ScheduleConfig
+from sdexport.sampling.config import ScheduleConfig, checked_mapping, options_of
 from sdexport.sampling.plan import SamplingPlan
 from sdexport.sampling.registry import Sampler, check_family, find_sampler, sampler_of_config
-from sdexport.sampling.run import Run, numbers, steps_left_out, whole_number
+from sdexport.sampling.run import Run, numbers, steps_left_out
 from sdexport.sampling.schedulers import EULER
-from sdexport.sampling.trace import Tracer
+from sdexport.sampling.trace import TraceError, Tracer
+from sdexport.sampling.values import shown, whole_number
 
 
 def compile_plan(
@@ -63,6 +64,9 @@ def compile_plan(
     1 … num_train_timesteps, a strength that leaves no step, and a scheduler option that changes
     the result and is not supported.
     """
+    checked_mapping(config)
+    if not isinstance(exact, bool):
+        raise UsageError(f"exact must be true or false, got {shown(exact)}.")
     chosen = sampler_of_config(config) if sampler is None else find_sampler(sampler)
     check_family(config, chosen)
     schedule = ScheduleConfig.read(config, chosen.scheduler, chosen.forced, exact)
@@ -70,9 +74,27 @@ def compile_plan(
     count = _checked_steps(_given_steps(chosen, steps, own), schedule.num_train_timesteps)
     run = Run(count, steps_left_out(count, strength), eta=eta, mu=mu, **own)
     tracer = Tracer()
-    chosen.function(tracer, schedule, run)
     dtype = np.float64 if exact else np.float32
-    return tracer.plan(chosen.name, count, run.begin, dtype)
+    try:
+        with np.errstate(divide="raise", over="raise", invalid="raise"):
+            chosen.function(tracer, schedule, run)
+            return tracer.plan(chosen.name, count, run.begin, dtype)
+    except TraceError:
+        raise
+    except (ArithmeticError, ValueError) as error:
+        raise UsageError(
+            f"{count} steps of {chosen.name} along these noise levels are not all finite numbers "
+            f"({error}); they follow from {_said(config, chosen)}. Change these options in "
+            "scheduler/scheduler_config.json, the steps, or the sampler."
+        ) from error
+
+
+def _said(config: Mapping[str, object], sampler: Sampler) -> str:
+    """The options of a config that a sampler reads, for a message."""
+    given = options_of(config, sampler.scheduler) | dict(sampler.forced)
+    reads = sampler.scheduler.reads
+    said = [f"{name}={shown(given[name])}" for name in reads if name in given]
+    return ", ".join(said) or "the class's own options"
 
 
 def _own(
@@ -99,7 +121,7 @@ def _given_steps(
         count = len(values) - ends
         if steps is not None and steps != count:
             raise UsageError(
-                f"{len(values)} {name} make {count} steps, not {steps}; leave steps out."
+                f"{len(values)} {name} make {count} steps, not {shown(steps)}; leave steps out."
             )
         return count
     return steps
@@ -109,7 +131,7 @@ def _checked_steps(steps: object, most: int) -> int:
     count = whole_number(steps)
     if count is None or not 1 <= count <= most:
         raise UsageError(
-            f"steps is {steps!r}; ask for a whole number from 1 to {most}, as many as the model "
-            "was trained with."
+            f"steps is {shown(steps)}; ask for a whole number from 1 to {most}, as many as the "
+            "model was trained with."
         )
     return count

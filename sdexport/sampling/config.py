@@ -15,8 +15,9 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from sdexport.errors import UsageError
-from sdexport.sampling.schedulers import DDIM, DDPM, SchedulerOptions
-from sdexport.sampling.training import LEAST_ALPHA, Floats, TrainingSchedule
+from sdexport.sampling.schedulers import DDIM, DDPM, NO_EFFECT, SCHEDULERS, SchedulerOptions
+from sdexport.sampling.training import LEAST_ALPHA, MOST_STEPS, Floats, TrainingSchedule
+from sdexport.sampling.values import finite_number, one_of, shown, whole_number
 
 
 @dataclass(frozen=True)
@@ -94,16 +95,20 @@ class ScheduleConfig:
         given = options_of(config, scheduler) | dict(forced)
         for option, (fine, reason) in scheduler.refuses.items():
             value = given.get(option, scheduler.reads.get(option, fine[0]))
-            if not any(value == each for each in fine):
+            if not one_of(value, fine):
                 _refuse(option, value, " or ".join(map(repr, fine)), scheduler.name, reason)
         values: dict[str, object] = {}
         for option, default in scheduler.reads.items():
             value = given.get(option, default)
             accepted = scheduler.accepts.get(option)
-            if accepted is not None and not any(value == each for each in accepted):
+            if option == "beta_schedule" and given.get("trained_betas") is not None:
+                accepted = None  # the betas themselves are given
+            if accepted is not None and not one_of(value, accepted):
                 _refuse(option, value, ", ".join(map(str, accepted)), scheduler.name)
-            values[option] = _checked(option, value, default, scheduler.name)
-        _check_together(values, scheduler.name)
+            listed = accepted is not None or (option in scheduler.refuses and value is None)
+            values[option] = value if listed else _checked(option, value, default, scheduler.name)
+        algorithm = {**own_words(config, scheduler), **forced}.get("algorithm_type")
+        _check_together(values, algorithm, scheduler)
         training = TrainingSchedule(
             count=values["num_train_timesteps"],  # type: ignore[arg-type]  # checked above
             exact=exact,
@@ -127,20 +132,54 @@ _TRAINING_OPTIONS = {
 }
 
 
+def checked_mapping(config: object) -> None:
+    """Raises `UsageError` for a config that is not a JSON object."""
+    if not isinstance(config, Mapping) or not all(isinstance(key, str) for key in config):
+        raise UsageError(f"scheduler_config.json must be a JSON object, got {shown(config)}.")
+
+
 def options_of(config: Mapping[str, object], scheduler: SchedulerOptions) -> dict[str, object]:
     """The options that a config gives to `scheduler`, named as diffusers comes to read them."""
-    given = dict(config)
-    if config.get("_class_name") != scheduler.name:
-        # Values that diffusers filled in itself are not handed from one class to another.
-        filled_in = given.get("_use_default_values")
-        for option in filled_in if isinstance(filled_in, list | tuple) else ():
-            given.pop(option, None)
-        given = {**scheduler.borrowed, **given}
+    given = own_words(config, scheduler)
     for option, renamed in scheduler.renames.items():
         value = given.get(option)
         if isinstance(value, str) and value in renamed:
             given[option] = renamed[value]
     return given
+
+
+def own_words(config: Mapping[str, object], scheduler: SchedulerOptions) -> dict[str, object]:
+    """The options that a config gives to `scheduler`, as they stand there."""
+    own = config.get("_class_name") in _names_of(scheduler)
+    filled_in = _names(config, "_use_default_values")
+    if own:
+        filled_in -= _names(config, CORRECTED)
+    # Values that diffusers filled in itself are no choice of the checkpoint's.
+    given = {option: value for option, value in config.items() if option not in filled_in}
+    return given if own else {**scheduler.borrowed, **given}
+
+
+CORRECTED = "_corrected"
+"""Key of the options that `pipeline_config` set for the config's own class."""
+
+
+def _names(config: Mapping[str, object], key: str) -> set[str]:
+    """A list of options in a config; raises `UsageError` where it is not one."""
+    names = config.get(key, ())
+    if not isinstance(names, list | tuple | set | frozenset) or not all(
+        isinstance(name, str) for name in names
+    ):
+        raise UsageError(
+            f"{key} of scheduler_config.json must be a list of option names, got {shown(names)}."
+        )
+    return set(names)
+
+
+_LEAST, _MOST = 1e-9, 1e9
+"""Between these lie numbers above 0 that an option may have."""
+
+_WHOLE = ("num_train_timesteps", "steps_offset", "original_inference_steps")
+_MAYBE_NONE = ("sigma_min", "sigma_max", "shift_terminal")
 
 
 def _checked(option: str, value: object, default: object, scheduler: str) -> object:
@@ -151,78 +190,94 @@ def _checked(option: str, value: object, default: object, scheduler: str) -> obj
         _refuse(option, value, "true or false", scheduler)
     if option in ("trained_betas", "disable_corrector"):
         return _list(option, value, scheduler)
-    if option in ("num_train_timesteps", "steps_offset", "original_inference_steps"):
+    if option in _WHOLE:
         least = int(option != "steps_offset")
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            _refuse(option, value, f"a whole number of at least {least}", scheduler)
-    elif option in ("beta_start", "beta_end"):
-        if not _number(value) or not 0 < float(value) < 1:  # type: ignore[arg-type]
-            _refuse(option, value, "a number between 0 and 1", scheduler)
-    elif option in ("sigma_min", "sigma_max", "shift_terminal") and value is None:
+        whole = whole_number(value)
+        if whole is not None and least <= whole <= MOST_STEPS:
+            return whole
+        _refuse(option, value, f"a whole number from {least} to {MOST_STEPS}", scheduler)
+    if value is None and option in _MAYBE_NONE:
         return None
+    number = finite_number(value)
+    if option in ("beta_start", "beta_end"):
+        if number is None or not 1e-12 <= number < 1:
+            _refuse(option, value, "a number of at least 1e-12 and below 1", scheduler)
+    elif option == "shift_terminal":
+        if number is None or not 0 <= number < 1:
+            _refuse(option, value, "null, or a number of at least 0 and below 1", scheduler)
     elif option == "lambda_min_clipped":
         # Written to JSON, minus infinity becomes null or a text.
-        if value in (None, "-Infinity", "-inf") or value == -math.inf:
+        if one_of(value, (None, "-Infinity", "-inf", -math.inf)):
             return -math.inf
-        return _positive(option, value, scheduler, signed=True)
-    elif isinstance(default, float) or option in ("sigma_min", "sigma_max", "shift_terminal"):
-        return _positive(option, value, scheduler)
-    return value
-
-
-def _number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _positive(option: str, value: object, scheduler: str, signed: bool = False) -> float:
-    if not _number(value) or not (signed or float(value) > 0):  # type: ignore[arg-type]
-        _refuse(option, value, "a number" if signed else "a number above 0", scheduler)
-    return float(value)  # type: ignore[arg-type]
+        if number is None or abs(number) > _MOST:
+            accepted = f"-Infinity, or a number from -{_MOST:g} to {_MOST:g}"
+            _refuse(option, value, accepted, scheduler)
+    elif isinstance(default, float | int) or option in _MAYBE_NONE:
+        if number is None or not _LEAST <= number <= _MOST:
+            _refuse(option, value, f"a number from {_LEAST:g} to {_MOST:g}", scheduler)
+    elif not isinstance(value, str):
+        _refuse(option, value, "text", scheduler)
+    else:
+        return value
+    return number
 
 
 def _list(option: str, value: object, scheduler: str) -> tuple[float, ...] | None:
     if value is None and option == "trained_betas":
         return None
-    values = tuple(value) if isinstance(value, list | tuple) else (None,)
+    values = value.tolist() if isinstance(value, np.ndarray) else value
+    listed = values if isinstance(values, list | tuple) and len(values) <= MOST_STEPS else [None]
     if option == "trained_betas":
-        if not all(_number(each) and 0 <= each < 1 for each in values):
-            _refuse(option, value, "None, or a list of numbers between 0 and 1", scheduler)
-    elif not all(isinstance(each, int) and not isinstance(each, bool) for each in values):
-        _refuse(option, value, "a list of step numbers", scheduler)
-    return values
+        betas = [finite_number(each) for each in listed]
+        checked = tuple(beta for beta in betas if beta is not None and 0 <= beta < 1)
+        accepted = "null, or a list of numbers of at least 0 and below 1, one a training step"
+    else:
+        steps = [whole_number(each) for each in listed]
+        checked = tuple(step for step in steps if step is not None)
+        accepted = "a list of step numbers"
+    if len(checked) != len(listed):
+        _refuse(option, value, accepted, scheduler)
+    return checked
 
 
-def _check_together(values: Mapping[str, object], scheduler: str) -> None:
-    """Options that contradict each other, as diffusers' constructors have it."""
+def _check_together(
+    values: Mapping[str, object], algorithm: object, scheduler: SchedulerOptions
+) -> None:
+    """Options that contradict each other, as diffusers' constructors have it.
+
+    `algorithm` is what the config says, before diffusers takes another for it.
+    """
+    name = scheduler.name
     spacings = [
-        name
-        for name in ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas")
-        if values.get(name)
+        option
+        for option in ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas")
+        if values.get(option)
     ]
     if len(spacings) > 1:
-        _refuse(spacings[1], True, f"False together with {spacings[0]}", scheduler)
-    if (
-        str(values.get("algorithm_type", "")).endswith("dpmsolver")
-        and values.get("final_sigmas_type") == "zero"
-    ):
-        accepted = f"sigma_min with {values['algorithm_type']}"
-        _refuse("final_sigmas_type", "zero", accepted, scheduler)
+        _refuse(spacings[1], True, f"False together with {spacings[0]}", name)
+    solves = "dpmsolver++" in scheduler.accepts.get("algorithm_type", ())
+    by_noise = algorithm in ("dpmsolver", "sde-dpmsolver", "deis")
+    if solves and by_noise and values.get("final_sigmas_type") == "zero":
+        _refuse("final_sigmas_type", "zero", f"sigma_min with {algorithm}", name)
     if values.get("algorithm_type") == "sde-dpmsolver" and values.get("solver_order") == 3:
-        _refuse("solver_order", 3, "1, 2 with sde-dpmsolver", scheduler)
+        _refuse("solver_order", 3, "1, 2 with sde-dpmsolver", name)
     if (
         values.get("algorithm_type") == "sde-dpmsolver++"
         and values.get("solver_order") == 3
         and "sigma_schedule" in values
     ):
-        _refuse("solver_order", 3, "1, 2 with sde-dpmsolver++", scheduler)
+        _refuse("solver_order", 3, "1, 2 with sde-dpmsolver++", name)
     if values.get("shift_terminal") and values.get("use_flow_sigmas") is False:
         accepted = "None without use_flow_sigmas"
-        _refuse("shift_terminal", values["shift_terminal"], accepted, scheduler)
+        _refuse("shift_terminal", values["shift_terminal"], accepted, name)
+    least, most = values.get("sigma_min"), values.get("sigma_max")
+    if isinstance(least, float) and isinstance(most, float) and least >= most:
+        _refuse("sigma_min", least, f"a number below sigma_max, which is {most:g}", name)
 
 
 def _refuse(option: str, value: object, accepted: str, scheduler: str, reason: str = "") -> None:
     raise UsageError(
-        f"scheduler option {option} is {value!r}, which is not supported with {scheduler}"
+        f"scheduler option {option} is {shown(value)}, which is not supported with {scheduler}"
         f"{f' ({reason})' if reason else ''}; supported: {accepted}. Choose another sampler, or "
         "change scheduler/scheduler_config.json."
     )
@@ -235,15 +290,29 @@ def pipeline_config(config: Mapping[str, object]) -> dict[str, object]:
     and `clip_sample` False, whatever the file says (`pipeline_stable_diffusion.py`, `__init__`).
     `StableDiffusionXLPipeline` does not.
     """
-    corrected = dict(config)
+    checked_mapping(config)
+    hidden = _names(config, "_use_default_values")
+    loaded = {option: value for option, value in config.items() if option not in hidden}
     corrections: dict[str, object] = {"steps_offset": 1}
-    clips = config.get("_class_name") in (DDIM.name, DDPM.name)
-    if config.get("clip_sample", clips) is True:
+    clips = config.get("_class_name") in (*_names_of(DDIM), *_names_of(DDPM))
+    if loaded.get("clip_sample", clips) is True:
         corrections["clip_sample"] = False
-    filled_in = config.get("_use_default_values", ())
-    hidden = {*filled_in} if isinstance(filled_in, list | tuple) else set()
-    hidden.update(option for option in corrections if option not in config)
-    return corrected | corrections | {"_use_default_values": sorted(hidden)}
+    hidden.update(option for option in corrections if option not in loaded)
+    return loaded | corrections | {"_use_default_values": sorted(hidden), CORRECTED: [*corrections]}
+
+
+def unknown_options(config: Mapping[str, object]) -> tuple[str, ...]:
+    """Options of a config that no scheduler class here knows; they have no effect, as in diffusers.
+
+    Among them are options of long ago, `predict_epsilon` and `tensor_format`.
+    """
+    checked_mapping(config)
+    known = {name for each in SCHEDULERS for name in (*each.reads, *each.refuses)} | NO_EFFECT
+    return tuple(name for name in config if name not in known and not str(name).startswith("_"))
+
+
+def _names_of(scheduler: SchedulerOptions) -> tuple[str, ...]:
+    return (scheduler.name, *scheduler.same_step)
 
 
 def stable_diffusion_config() -> dict[str, object]:

@@ -42,15 +42,20 @@ def consistency_timesteps(config: ScheduleConfig, run: Run) -> list[int]:
 
     Raises `UsageError` for more steps than the distillation had.
     """
+    original, train = config.original_inference_steps, config.num_train_timesteps
+    if original > train:
+        raise UsageError(
+            f"original_inference_steps is {original}, more than the {train} steps that the model "
+            "was trained with (num_train_timesteps); change scheduler/scheduler_config.json."
+        )
     if run.timesteps is not None:
         return _whole_timesteps(config, run.timesteps)
-    original = config.original_inference_steps
-    if run.steps > original or original > config.num_train_timesteps:
+    if run.steps > original:
         raise UsageError(
             f"{run.steps} steps are more than the {original} that the model was distilled along "
             "(original_inference_steps); ask for fewer."
         )
-    stride = config.num_train_timesteps // original
+    stride = train // original
     distilled = np.arange(original, 0, -1) * stride - 1
     chosen = np.floor(np.linspace(0, original, run.steps, endpoint=False)).astype(int)
     return [int(timestep) for timestep in distilled[chosen]]
@@ -61,6 +66,7 @@ def diffusion_levels(config: ScheduleConfig, run: Run) -> tuple[Floats, Floats]:
 
     `diffusers/schedulers/scheduling_euler_discrete.py`, `set_timesteps`.
     """
+    without_own(config, run)
     last = float(training_sigmas(config.training)[0])
     if run.sigmas is not None:
         sigmas = config.rounded(np.array(run.sigmas[:-1]))
@@ -91,6 +97,7 @@ def solver_levels(config: ScheduleConfig, run: Run, whole_always: bool) -> tuple
     Timesteps are whole numbers. Where a sigma's timestep is not, it is rounded for Karras sigmas,
     except with cosine betas unless `whole_always`, and cut off otherwise, as diffusers does.
     """
+    without_own(config, run)
     trained = training_sigmas(config.training)
     if config.use_lu_lambdas and not config.use_karras_sigmas:
         # Lu et al. (2211.01095), appendix: evenly spaced in λ.
@@ -131,7 +138,14 @@ def clipped(config: ScheduleConfig) -> int:
 def flow_sigmas(config: ScheduleConfig, run: Run) -> Floats:
     """Flow sigmas of DPM-Solver, DEIS and SA-Solver: even, then shifted; without the last."""
     even = 1 - np.linspace(1, 1 / config.num_train_timesteps, run.steps + 1)
-    shift = math.exp(run.mu) if run.mu is not None else config.flow_shift
+    shift = config.flow_shift
+    if run.mu is not None:
+        if config.time_shift_type != "exponential":
+            raise UsageError(
+                f"mu goes with time_shift_type exponential here, and it is "
+                f"{config.time_shift_type}; change it, or leave mu out."
+            )
+        shift = math.exp(run.mu)
     return np.flip(shifted(even, shift))[:-1]
 
 
@@ -202,6 +216,18 @@ def edm_sigmas(config: ScheduleConfig, steps: int) -> Floats:
 def _whole_timesteps(config: ScheduleConfig, timesteps: tuple[float, ...]) -> list[int]:
     _within(config, timesteps)
     return [int(timestep) for timestep in timesteps]
+
+
+def without_own(config: ScheduleConfig, run: Run) -> None:
+    """Raises `UsageError` where timesteps are given to a config that spaces sigmas by a rule."""
+    for option in (
+        "use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas",
+    ):  # fmt: skip
+        if run.timesteps is not None and getattr(config, option):
+            raise UsageError(
+                f"timesteps of one's own cannot be used with {option}, which makes them; leave "
+                f"them out, or set {option} to false."
+            )
 
 
 def _within(config: ScheduleConfig, timesteps: tuple[float, ...]) -> None:

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 
 from sdexport.errors import UsageError
 from sdexport.sampling.philox import TorchCudaNoise
-from sdexport.sampling.seeds import checked_seed, rounded_to
+from sdexport.sampling.seeds import checked_seed, checked_shape, rounded_to
+from sdexport.sampling.values import shown
 
 BLOCK = 16
 _HALF = BLOCK // 2
@@ -41,7 +42,7 @@ class TorchNoise:
 
     def randn(self, shape: Sequence[int]) -> NDArray[np.float32]:
         """Unit noise of a shape, float32, C order."""
-        shape = tuple(shape)
+        shape = checked_shape(shape)
         count = math.prod(shape)
         if count < BLOCK:
             few = np.array([self._one() for _ in range(count)], np.float32)
@@ -110,4 +111,4 @@ def noise_source(name: str, seed: int) -> NoiseSource:
         return TorchNoise(seed)
     if name == "torch-cuda":
         return TorchCudaNoise(seed)
-    raise UsageError(f"noise {name!r} is not known; choose one of {', '.join(NOISE_SOURCES)}.")
+    raise UsageError(f"noise {shown(name)} is not known; choose one of {', '.join(NOISE_SOURCES)}.")

@@ -28,7 +28,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sdexport.errors import UsageError
-from sdexport.sampling.seeds import checked_seed, rounded_to
+from sdexport.sampling.seeds import checked_seed, checked_shape, rounded_to
+from sdexport.sampling.values import shown, whole_number
 
 Words = NDArray[np.uint32]
 
@@ -76,8 +77,9 @@ class TorchCudaNoise:
     """
 
     def __init__(self, seed: int, precision: str = "float32", threads: int | None = None) -> None:
-        if threads is not None and (threads < BLOCK or threads % BLOCK):
-            raise UsageError(f"threads is {threads!r}; give a multiple of {BLOCK}.")
+        count = BLOCK if threads is None else whole_number(threads) or 0
+        if count < BLOCK or count % BLOCK:
+            raise UsageError(f"threads is {shown(threads)}; give a multiple of {BLOCK}.")
         value = checked_seed(seed)
         self._key = np.array([value & 0xFFFFFFFF, value >> 32], np.uint32)
         self._round = rounded_to(precision)
@@ -86,7 +88,7 @@ class TorchCudaNoise:
 
     def randn(self, shape: Sequence[int]) -> NDArray[np.float32]:
         """Unit noise of a shape, float32, C order."""
-        shape = tuple(shape)
+        shape = checked_shape(shape)
         count = math.prod(shape)
         if count == 0:
             return np.zeros(shape, np.float32)

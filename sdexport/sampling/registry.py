@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 
 from sdexport.errors import UsageError
 from sdexport.sampling import schedulers as classes
-from sdexport.sampling.config import ScheduleConfig, options_of
+from sdexport.sampling.config import ScheduleConfig, checked_mapping, options_of
 from sdexport.sampling.consistency import lcm, tcd
 from sdexport.sampling.ddim import ddim, ddpm
 from sdexport.sampling.deis import deis
@@ -30,6 +30,7 @@ from sdexport.sampling.sa_solver import sa_solver
 from sdexport.sampling.schedulers import SchedulerOptions
 from sdexport.sampling.trace import Tracer
 from sdexport.sampling.unipc import unipc
+from sdexport.sampling.values import shown
 
 
 def one_a_step(steps: int) -> int:
@@ -169,9 +170,6 @@ _LISTED = (
 )
 # fmt: on
 
-_SAME_STEP = {"DDIMParallelScheduler": "DDIMScheduler", "DDPMParallelScheduler": "DDPMScheduler"}
-"""Classes of diffusers that differ from another in how they are called, not in what they do."""
-
 _ADAPTIVE = {
     "dpm-adaptive": "it chooses its steps by looking at the picture",
     "k-dpm-adaptive": "it chooses its steps by looking at the picture",
@@ -185,6 +183,13 @@ def samplers() -> tuple[Sampler, ...]:
     Each of `sampler.scheduler.spacings` makes a further one of it: "heun-karras", "Heun Karras".
     """
     return _SAMPLERS
+
+
+def scheduler_classes() -> tuple[str, ...]:
+    """Names of diffusers' scheduler classes that have a plan."""
+    schedulers = [sampler.scheduler for sampler in _SAMPLERS if sampler.in_diffusers]
+    names = [name for each in schedulers for name in (each.name, *each.same_step)]
+    return tuple(dict.fromkeys(names))
 
 
 def _plain(name: str) -> str:
@@ -221,8 +226,8 @@ def _by_class() -> dict[str, Sampler]:
         if name is not None:
             own = replace(sampler, name=name, title=name, aliases=(), forced={})
             found.setdefault(_plain(name), own if sampler.forced else sampler)
-    for name, same in _SAME_STEP.items():
-        found[_plain(name)] = found[_plain(same)]
+            for same in sampler.scheduler.same_step:
+                found.setdefault(_plain(same), found[_plain(name)])
     return found
 
 
@@ -245,16 +250,17 @@ def find_sampler(name: str) -> Sampler:
     ("DPMSolverMultistepScheduler") leaves its options to the config. Raises `UsageError` for an
     unknown name.
     """
-    plain = _plain(name) if isinstance(name, str) else ""
+    plain = _plain(name) if isinstance(name, str) and len(name) < 100 else ""
     if plain in _BY_NAME:
         return _BY_NAME[plain]
     if plain in _ADAPTIVE:
         raise UsageError(
-            f"sampler {name!r} cannot be a table of weights: {_ADAPTIVE[plain]}. Known: {_known()}."
+            f"sampler {shown(name)} cannot be a table of weights: {_ADAPTIVE[plain]}. "
+            f"Known: {_known()}."
         )
     near = difflib.get_close_matches(plain, _BY_NAME, n=1)
     guess = f" Did you mean {_BY_NAME[near[0]].name}?" if near else ""
-    raise UsageError(f"sampler {name!r} is not known; known: {_known()}.{guess}")
+    raise UsageError(f"sampler {shown(name)} is not known; known: {_known()}.{guess}")
 
 
 def sampler_of_config(config: Mapping[str, object]) -> Sampler:
@@ -263,11 +269,12 @@ def sampler_of_config(config: Mapping[str, object]) -> Sampler:
     It has a short name where its options are what that stands for, and its class's name where not.
     Raises `UsageError` where there is none for its scheduler class.
     """
+    checked_mapping(config)
     scheduler = config.get("_class_name")
     own = _BY_CLASS.get(_plain(scheduler)) if isinstance(scheduler, str) else None
     if own is None:
         raise UsageError(
-            f"the checkpoint's own scheduler, {scheduler!r}, is not supported; "
+            f"the checkpoint's own scheduler, {shown(scheduler)}, is not supported; "
             f"choose a sampler: {_known()}."
         )
     options = dict(own.scheduler.reads) | options_of(

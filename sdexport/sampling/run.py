@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-import math
-import operator
-from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+import numpy as np
+
 from sdexport.errors import UsageError
+from sdexport.sampling.training import MOST_STEPS
+from sdexport.sampling.values import finite_number, shown
+
+MOST_MU = 20.0
+"""The largest shift, an exponent of e."""
 
 
 @dataclass(frozen=True)
@@ -39,9 +43,17 @@ class Run:
         for name in ("timesteps", "sigmas"):
             values: tuple[float, ...] | None = getattr(self, name)
             if values is not None and any(b >= a for a, b in pairwise(values)):
-                raise UsageError(f"{name} {list(values)} do not fall; each must be below the last.")
-        if self.eta is not None and not 0 <= self.eta <= 1:
-            raise UsageError(f"eta is {self.eta!r}; give a number from 0 to 1.")
+                raise UsageError(
+                    f"each of {name} must be below the one before, got {shown(list(values))}."
+                )
+        eta = finite_number(self.eta)
+        if self.eta is not None and (eta is None or not 0 <= eta <= 1):
+            raise UsageError(f"eta must be a number from 0 to 1, got {shown(self.eta)}.")
+        mu = finite_number(self.mu)
+        if self.mu is not None and (mu is None or abs(mu) > MOST_MU):
+            raise UsageError(
+                f"mu must be a number from -{MOST_MU:g} to {MOST_MU:g}, got {shown(self.mu)}."
+            )
 
 
 def steps_left_out(steps: int, strength: object) -> int:
@@ -50,12 +62,9 @@ def steps_left_out(steps: int, strength: object) -> int:
     Strength 1 leaves none out (`StableDiffusionImg2ImgPipeline.get_timesteps`). Raises
     `UsageError` for a strength outside 0 … 1, and for one that leaves no step.
     """
-    try:
-        value = math.nan if isinstance(strength, bool) else float(strength)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
-        value = math.nan
-    if not 0 < value <= 1:
-        raise UsageError(f"strength is {strength!r}; give a number above 0 and up to 1.")
+    value = finite_number(strength)
+    if value is None or not 0 < value <= 1:
+        raise UsageError(f"strength is {shown(strength)}; give a number above 0 and up to 1.")
     # int(): 0.3 × 10 steps are 3, but 0.29 × 100 are 28, in diffusers as well.
     done = min(int(steps * value), steps)
     if done < 1:
@@ -65,22 +74,15 @@ def steps_left_out(steps: int, strength: object) -> int:
     return steps - done
 
 
-def whole_number(value: object) -> int | None:
-    """`value` as an int where it is a whole number (numpy's too); a truth value is none."""
-    if isinstance(value, bool):
-        return None
-    try:
-        return operator.index(value)  # type: ignore[arg-type]  # a TypeError is the answer
-    except TypeError:
-        return None
-
-
-def numbers(values: Sequence[float], name: str) -> tuple[float, ...]:
-    """A list of finite numbers of at least 0; raises `UsageError`, naming it."""
-    try:
-        result = tuple(float(value) for value in values)
-    except (TypeError, ValueError):
-        result = (math.nan,)
-    if not result or not all(math.isfinite(value) and value >= 0 for value in result):
-        raise UsageError(f"{name} {values!r} are no list of finite numbers of at least 0.")
-    return result
+def numbers(values: object, name: str) -> tuple[float, ...]:
+    """Up to `MOST_STEPS` finite numbers of at least 0; raises `UsageError`, naming them."""
+    listed = values.tolist() if isinstance(values, np.ndarray) else values
+    if isinstance(listed, list | tuple | range) and 0 < len(listed) <= MOST_STEPS + 1:
+        given = [finite_number(value) for value in listed]
+        result = tuple(value for value in given if value is not None and value >= 0)
+        if len(result) == len(given):
+            return result
+    raise UsageError(
+        f"{name} must be a list of up to {MOST_STEPS} finite numbers of at least 0, got "
+        f"{shown(values)}."
+    )

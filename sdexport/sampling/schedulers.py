@@ -35,6 +35,7 @@ class SchedulerOptions:
               own default is not supported
     own       what the user may give instead of a rule: "timesteps", "sigmas"
     floored   whether ᾱ of a zero-terminal-SNR schedule ends just above zero
+    same_step  classes that differ in how they are called, not in what they do
     """
 
     name: str
@@ -45,6 +46,7 @@ class SchedulerOptions:
     borrowed: Mapping[str, object] = field(default_factory=dict)
     own: tuple[str, ...] = ()
     floored: bool = False
+    same_step: tuple[str, ...] = ()
 
     @property
     def spacings(self) -> tuple[str, ...]:
@@ -78,7 +80,7 @@ _CHOICES: dict[str, tuple[object, ...]] = {
     "beta_schedule": BETAS,
     "prediction_type": PREDICTIONS,
     "final_sigmas_type": ("zero", "sigma_min"),
-    "time_shift_type": ("exponential",),
+    "time_shift_type": ("exponential", "linear"),
 }
 _EPS_OR_V = {"prediction_type": ("epsilon", "v_prediction")}
 
@@ -87,8 +89,9 @@ _THRESHOLD: dict[str, tuple[tuple[object, ...], str]] = {
     "thresholding": (OFF, f"thresholding: {NOT_LINEAR}")
 }
 _LEARNED: dict[str, tuple[tuple[object, ...], str]] = {
+    # A fixed variance, of which a config of DDPM speaks, is DDPM's alone.
     "variance_type": (
-        (None,),
+        (None, "fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log"),
         "a learned variance comes from a model with twice the channels; the step has one output",
     )
 }
@@ -101,6 +104,7 @@ DDIM = SchedulerOptions(
     accepts=_CHOICES,
     refuses=_THRESHOLD | {"clip_sample": _CLIP},
     borrowed=_NO_CLIP,
+    same_step=("DDIMParallelScheduler",),
 )
 DDPM = SchedulerOptions(
     "DDPMScheduler",
@@ -121,6 +125,7 @@ DDPM = SchedulerOptions(
     },
     borrowed=_NO_CLIP | {"variance_type": "fixed_small"},
     own=("timesteps",),
+    same_step=("DDPMParallelScheduler",),
 )
 PNDM = SchedulerOptions(
     "PNDMScheduler",
@@ -295,7 +300,6 @@ UNIPC = SchedulerOptions(
         "prediction_type": WITH_FLOW,
         "solver_order": (1, 2, 3),
         "solver_type": ("bh1", "bh2"),
-        "time_shift_type": ("exponential", "linear"),
     },
     refuses=_THRESHOLD
     | {"solver_p": ((None,), "a predictor of another class cannot be written in a config file")},
@@ -409,7 +413,7 @@ _FLOW_MATCH: dict[str, object] = {
     "shift_terminal": None,
     "time_shift_type": "exponential",
 }
-_FLOW_CHOICES: dict[str, tuple[object, ...]] = {"time_shift_type": ("exponential", "linear")}
+_FLOW_CHOICES = {"time_shift_type": _CHOICES["time_shift_type"]}
 FLOW_EULER = SchedulerOptions(
     "FlowMatchEulerDiscreteScheduler",
     reads=_FLOW_MATCH | _SIGMAS | {"stochastic_sampling": False},
@@ -426,3 +430,6 @@ FLOW_LCM = SchedulerOptions(
     refuses={"scale_factors": ((None, (), []), "the latents' size would change between steps")},
     own=("timesteps", "sigmas"),
 )
+
+SCHEDULERS = tuple(value for value in globals().values() if isinstance(value, SchedulerOptions))
+"""All of them."""

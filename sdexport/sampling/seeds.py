@@ -1,27 +1,42 @@
-"""What the generators of noise have in common: a seed, and the precision they round to."""
+"""What the generators of noise have in common: a seed, a shape, the precision they round to."""
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sdexport.errors import UsageError
+from sdexport.sampling.values import one_of, shown, whole_number
 
 Single = NDArray[np.float32]
 
 
+MOST_NUMBERS = 2**28
+"""Numbers of one draw, 1 GiB of them."""
+
+
 def checked_seed(seed: int) -> int:
-    """A seed as torch takes it; raises `UsageError` for one that is none."""
-    try:
-        value = -1 if isinstance(seed, bool) else operator.index(seed)
-    except TypeError:
-        value = -1
-    if not 0 <= value < 2**64:
-        raise UsageError(f"seed is {seed!r}; it must be a whole number from 0 to 2**64 - 1.")
+    """A seed as torch takes it; raises `UsageError` for any other value."""
+    value = whole_number(seed)
+    if value is None or not 0 <= value < 2**64:
+        raise UsageError(f"seed is {shown(seed)}; it must be a whole number from 0 to 2**64 - 1.")
     return value
+
+
+def checked_shape(shape: Sequence[int]) -> tuple[int, ...]:
+    """The shape of a draw; raises `UsageError` for any other value, or too many numbers."""
+    listed = shape if isinstance(shape, list | tuple) and len(shape) <= 32 else [None]
+    sizes = [whole_number(size) for size in listed]
+    checked = tuple(size for size in sizes if size is not None and size >= 0)
+    if len(checked) != len(sizes) or math.prod(checked) > MOST_NUMBERS:
+        raise UsageError(
+            f"shape must be a list of whole numbers with a product of up to {MOST_NUMBERS}, got "
+            f"{shown(shape)}."
+        )
+    return checked
 
 
 def _to_float16(values: Single) -> Single:
@@ -45,6 +60,6 @@ _ROUNDING: dict[str, Callable[[Single], Single]] = {
 
 def rounded_to(precision: str) -> Callable[[Single], Single]:
     """Rounds float32 numbers to a precision, leaving them float32; `UsageError` for another."""
-    if precision not in _ROUNDING:
-        raise UsageError(f"precision is {precision!r}; choose one of {', '.join(_ROUNDING)}.")
+    if not one_of(precision, _ROUNDING):
+        raise UsageError(f"precision is {shown(precision)}; choose one of {', '.join(_ROUNDING)}.")
     return _ROUNDING[precision]

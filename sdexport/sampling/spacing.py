@@ -45,7 +45,9 @@ def timesteps_at(config: ScheduleConfig, sigmas: Floats) -> Floats:
     # Rounded like diffusers' `_sigma_to_t`, since some callers round the result to an index.
     table = log_training_sigmas(config.training)
     wanted = np.log(np.maximum(sigmas, 1e-10))
-    low = np.clip(np.searchsorted(table, wanted, side="right") - 1, 0, max(len(table) - 2, 0))
+    # The last training step that is no noisier. A zero-terminal-SNR schedule may fall at its end.
+    floor = np.minimum.accumulate(table[::-1])[::-1]
+    low = np.clip(np.searchsorted(floor, wanted, side="right") - 1, 0, max(len(table) - 2, 0))
     high = np.minimum(low + 1, len(table) - 1)
     with np.errstate(divide="ignore", invalid="ignore"):
         share = np.nan_to_num(np.clip((table[low] - wanted) / (table[low] - table[high]), 0, 1))

@@ -16,6 +16,10 @@ import numpy as np
 from sdexport.sampling.plan import STATE_SLOTS, SamplingPlan
 
 
+class TraceError(ValueError):
+    """A sampler misused the tracer: a defect of the sampler."""
+
+
 @dataclass(frozen=True, eq=False, slots=True)
 class Symbol:
     """A latent that comes into being in `evaluation` (-1: the start); equal only to itself.
@@ -68,7 +72,7 @@ class Tracer:
     """What a sampler is written against; each evaluation ends with `advance`.
 
     A sampler calls `start` once and then, for every evaluation, `evaluate`, perhaps `noise` and
-    `keep`, and `advance`. Misuse raises `ValueError`: it is a defect of the sampler.
+    `keep`, and `advance`. Misuse raises `TraceError`: it is a defect of the sampler.
     """
 
     def __init__(self) -> None:
@@ -79,7 +83,7 @@ class Tracer:
     def start(self, scale: float) -> Linear:
         """The start sample: `scale` × unit noise."""
         if self._start is not None:
-            raise ValueError("a sampler starts once")
+            raise TraceError("a sampler starts once")
         self._start = Symbol(evaluation=-1)
         self._initial_scale = scale
         return Linear({self._start: 1.0})
@@ -91,7 +95,7 @@ class Tracer:
         for this evaluation.
         """
         if self._evaluations and self._evaluations[-1].sample is None:
-            raise ValueError("the evaluation before has not advanced to a sample")
+            raise TraceError("the evaluation before has not advanced to a sample")
         output = Symbol(evaluation=len(self._evaluations))
         self._evaluations.append(_Evaluation(timestep, model_input, level, output))
         return Linear({output: 1.0})
@@ -100,7 +104,7 @@ class Tracer:
         """Fresh unit noise; once an evaluation, after it."""
         current = self._current()
         if current.noise is not None:
-            raise ValueError("an evaluation draws noise once")
+            raise TraceError("an evaluation draws noise once")
         current.noise = Symbol(evaluation=current.output.evaluation)
         return Linear({current.noise: 1.0})
 
@@ -112,13 +116,13 @@ class Tracer:
         """Declare the sample after this evaluation, which goes to slot 0; returns it."""
         current = self._current()
         if current.sample is not None:
-            raise ValueError("an evaluation advances once")
+            raise TraceError("an evaluation advances once")
         current.sample = self._define(sample)
         return Linear({current.sample: 1.0})
 
     def _current(self) -> _Evaluation:
         if not self._evaluations:
-            raise ValueError("a sampler evaluates the model first")
+            raise TraceError("a sampler evaluates the model first")
         return self._evaluations[-1]
 
     def _define(self, value: Linear) -> Symbol:
@@ -140,13 +144,13 @@ class Tracer:
         skipped: int = 0,
         dtype: type[np.floating[Any]] = np.float32,
     ) -> SamplingPlan:
-        """The tables of what has been traced; `ValueError` where `STATE_SLOTS` are too few."""
+        """The tables of what has been traced; `TraceError` where `STATE_SLOTS` are too few."""
         count, slots = len(self._evaluations), STATE_SLOTS
         input_weights = np.zeros((count, slots))
         update_weights = np.zeros((count, slots, slots + 2))
         needed = self._needed_after()
         if self._start is None:
-            raise ValueError(f"sampler {sampler} has no start sample")
+            raise TraceError(f"sampler {sampler} has no start sample")
         place = {self._start: 0}
         for i, evaluation in enumerate(self._evaluations):
             for symbol, weight in evaluation.model_input.terms.items():
@@ -177,7 +181,7 @@ class Tracer:
         for i in reversed(range(len(self._evaluations))):
             evaluation = self._evaluations[i]
             if evaluation.sample is None:
-                raise ValueError(f"evaluation {i} has not advanced to a sample")
+                raise TraceError(f"evaluation {i} has not advanced to a sample")
             survivors = {**later, evaluation.sample: None}
             result.append(sorted(survivors, key=lambda symbol: symbol.evaluation))
             later = dict.fromkeys(evaluation.model_input.terms)
@@ -200,7 +204,7 @@ def _allocate(
     """Slots after an evaluation: the sample in 0, what was in another slot stays, the rest fill."""
     others = [symbol for symbol in needed if symbol is not sample]
     if len(others) >= STATE_SLOTS:
-        raise ValueError(
+        raise TraceError(
             f"sampler {sampler} keeps {len(others) + 1} latents between evaluations, "
             f"the state has {STATE_SLOTS} slots"
         )

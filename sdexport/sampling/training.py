@@ -23,6 +23,9 @@ Floats = NDArray[np.float64]
 
 BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2", "exp", "laplace", "sigmoid")
 
+MOST_STEPS = 10_000
+"""Training steps that a schedule may have, and with them the steps of a run."""
+
 LEAST_ALPHA = 2.0**-24
 """ᾱ of the last training step where a solver must divide by it although it ought to be zero."""
 
@@ -62,15 +65,16 @@ class TrainingSchedule:
 
 
 def _linspace(schedule: TrainingSchedule, start: float, end: float) -> NDArray[Any]:
-    """`torch.linspace`, which counts from both ends; in float32 within 1 ulp of it."""
+    """`torch.linspace`, which counts from both ends and rounds once a number."""
     number, count = schedule.dtype, schedule.count
     first, last = number(start), number(end)
     step = (last - first) / number(max(count - 1, 1))
-    index = np.arange(count, dtype=number)
-    # torch adds in vector lanes, as wide as the machine's, so the last bit may differ from its.
-    upwards = first + step * index
-    downwards = last - step * (number(count - 1) - index)
-    return np.asarray(np.where(index < max(count // 2, 1), upwards, downwards), number)
+    # Multiplied and added as one (FMA), as torch's kernel is compiled.
+    wide = np.longdouble
+    index = np.arange(count, dtype=wide)
+    upwards = wide(first) + wide(step) * index
+    downwards = wide(last) - wide(step) * (count - 1 - index)
+    return np.where(index < max(count // 2, 1), upwards, downwards).astype(number)
 
 
 def _laplace(time: float) -> float:
