@@ -16,6 +16,7 @@ from typing import Any
 
 from sdexport import reading
 from sdexport.errors import UsageError
+from sdexport.keywords import explains_fields
 
 CAPABILITY = re.compile(r"(?:sm_?)?(\d{1,2})\.?(\d)")
 """`sm89`, `SM_89`, `8.9` and `89` are the same; the last digit is the minor number."""
@@ -35,6 +36,7 @@ HARDWARE = ("none", "ampere_plus", "same_compute_capability")
 LEVELS = range(6)
 
 
+@explains_fields
 @dataclass(frozen=True, slots=True)
 class BuilderOptions:
     """How an engine is built; None, empty or False leaves an option to the library.

@@ -6,6 +6,21 @@ Every message names the bad value, what would be accepted, and the remedy. Anyth
 
 from __future__ import annotations
 
+import reprlib
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 100
+_SHORT.maxlong = 60
+
+
+def shown(value: object) -> str:
+    """`value` as a message quotes it: its `repr` on one line, cut short; never raises."""
+    try:
+        return " ".join(_SHORT.repr(value).split())
+    except Exception:  # A class may raise anything; Python itself refuses ints of 4,300 digits.
+        size = f" of {value.bit_length()} bits" if isinstance(value, int) else ""
+        return f"<{type(value).__name__}{size}>"
+
 
 class SdexportError(Exception):
     """A condition the user can act on."""

@@ -16,6 +16,7 @@ from sdexport import reading, storage
 from sdexport.bundle import ENGINES, Bundle, EngineRecord, is_bundle, open_bundle
 from sdexport.costs import WIDTHS, engine_work
 from sdexport.errors import FolderError, MissingExtraError, UsageError
+from sdexport.keywords import explains_keywords
 from sdexport.onnx_folder import MODEL_FILE, OnnxFolder, open_folder
 from sdexport.spec import COMPONENTS, TensorSpec
 
@@ -97,6 +98,7 @@ class Inspection:
         return value
 
 
+@explains_keywords()
 def inspect(
     path: Path | str, *, size: tuple[int, int] | None = None, batch: int | None = None
 ) -> Inspection:

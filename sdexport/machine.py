@@ -18,6 +18,7 @@ from typing import Any
 
 from sdexport import __version__
 from sdexport.errors import SdexportError
+from sdexport.keywords import explains_keywords
 
 LIBRARIES = (
     "numpy",
@@ -110,6 +111,7 @@ class Diagnosis:
         return asdict(self) | {"ok": self.ok}
 
 
+@explains_keywords()
 def diagnose() -> Diagnosis:
     """Looks at this machine; raises nothing."""
     libraries = {name: _version(name) for name in LIBRARIES}

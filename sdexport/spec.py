@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Literal
 
-from sdexport.errors import UsageError
+from sdexport.errors import UsageError, shown
+from sdexport.keywords import explains_fields
 
 COMPONENTS = ("text_encoder", "unet", "vae_decoder", "vae_encoder")
 """The components of a Stable Diffusion 1.x checkpoint, in the order in which they are exported."""
@@ -61,6 +62,7 @@ class TensorSpec:
 Dimension = Literal["batch", "height", "width"]
 
 
+@explains_fields
 @dataclass(frozen=True, slots=True)
 class Range:
     """The least, the expected and the largest value of a dimension, each inclusive."""
@@ -70,6 +72,9 @@ class Range:
     max: int
 
     def __post_init__(self) -> None:
+        for value in (self.min, self.opt, self.max):
+            if isinstance(value, bool) or not isinstance(value, int):
+                raise UsageError(f"a range needs three whole numbers, got {shown(value)}")
         if not 1 <= self.min <= self.opt <= self.max:
             raise UsageError(
                 f"a range needs 1 <= MIN <= OPT <= MAX, not {self.min}:{self.opt}:{self.max}"
@@ -101,6 +106,7 @@ class Range:
         return f"{self.min}" if self.min == self.max else f"{self.min}:{self.opt}:{self.max}"
 
 
+@explains_fields
 @dataclass(frozen=True, slots=True)
 class Profile:
     """The shapes that an engine serves: images a call, and their height and width in pixels.
@@ -116,6 +122,14 @@ class Profile:
     others: tuple[Profile, ...] = ()
 
     def __post_init__(self) -> None:
+        for name in ("batch", "height", "width"):
+            given = getattr(self, name)
+            if not isinstance(given, Range):
+                raise UsageError(f"a profile's {name} must be a Range, got {shown(given)}")
+        several = isinstance(self.others, tuple)
+        if not several or not all(isinstance(other, Profile) for other in self.others):
+            said = shown(self.others)
+            raise UsageError(f"a profile's others must be a tuple of Profiles, got {said}")
         if any(other.others for other in self.others):
             raise UsageError("a profile that is one of several has no others of its own")
         for name in ("height", "width"):

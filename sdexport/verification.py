@@ -20,6 +20,7 @@ from sdexport import bundle as bundles
 from sdexport.backends.protocol import Array, Engine
 from sdexport.backends.workspace import Course, Shape
 from sdexport.errors import ParityError
+from sdexport.keywords import explains_keywords
 from sdexport.pipeline.load import load_parts
 from sdexport.pipeline.pipeline import Pipeline, PipelineParts
 from sdexport.progress import SILENT, Progress, stage
@@ -105,6 +106,7 @@ class VerifyReport:
         return asdict(self) | {"ok": self.ok, "size": list(self.size)}
 
 
+@explains_keywords()
 def verify(
     bundle: Path | str,
     checkpoint: Path | str,

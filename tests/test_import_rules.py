@@ -15,6 +15,7 @@ PACKAGE = Path(sdexport.__file__).parent
 
 FOUNDATION = {
     "errors",
+    "keywords",
     "spec",
     "reading",
     "json_schema",
@@ -29,12 +30,13 @@ FOUNDATION = {
 }
 ALLOWED = {
     "errors": set(),
+    "keywords": set(),
     "progress": set(),
     "memory": set(),
     "privacy": set(),
     "__init__": set(),
-    "spec": {"errors"},
-    "builder_options": {"errors", "spec", "reading"},
+    "spec": {"errors", "keywords"},
+    "builder_options": {"errors", "keywords", "spec", "reading"},
     "reading": {"errors"},
     "storage": {"errors", "reading"},
     "json_schema": set(),

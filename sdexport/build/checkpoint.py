@@ -14,6 +14,7 @@ from sdexport.build import folder as folders
 from sdexport.build.dimensions import profile_around
 from sdexport.build.options import BuildOptions, decide
 from sdexport.build.report import BuildReport, Stopwatch
+from sdexport.keywords import explains_keywords
 from sdexport.onnx_folder import open_folder
 from sdexport.progress import SILENT, Progress
 from sdexport.spec import COMPONENTS
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from sdexport.export.checkpoint import Checkpoint
 
 
+@explains_keywords()
 def compile_checkpoint(
     checkpoint: Path | str,
     bundle: Path | str,

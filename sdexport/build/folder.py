@@ -20,6 +20,7 @@ from sdexport.bundle import Bundle, Manifest
 from sdexport.errors import FolderError, MissingExtraError, UsageError
 from sdexport.graph.flops import count
 from sdexport.graph.proto import load_graph
+from sdexport.keywords import explains_keywords
 from sdexport.onnx_folder import MODEL_FILE, OnnxFolder, open_folder
 from sdexport.pipeline.parts import PipelineParts
 from sdexport.pipeline.tokenizer import PromptTokenizer
@@ -30,6 +31,7 @@ HALF = {Precision.FP16: 10, Precision.BF16: 16}
 """ONNX's numbers for the element types, which `onnx` is not needed to know."""
 
 
+@explains_keywords()
 def build_folder(
     onnx_dir: Path | str,
     bundle: Path | str,

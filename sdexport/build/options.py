@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from numbers import Real
 
 from sdexport.backends import targets
 from sdexport.builder_options import BuilderOptions
-from sdexport.errors import UsageError
+from sdexport.errors import UsageError, shown
 from sdexport.graph import GRAPH_VERSION
+from sdexport.keywords import explains_fields
 from sdexport.sampling import STATE_SLOTS
 from sdexport.spec import Precision, Profile
 
@@ -19,6 +21,7 @@ DEFAULT_GUIDANCE = 7.5
 """What Stable Diffusion 1.x pipelines use where nobody says otherwise."""
 
 
+@explains_fields
 @dataclass(frozen=True, slots=True)
 class BuildOptions:
     """What the caller of a build wants.
@@ -40,8 +43,21 @@ class BuildOptions:
     half_check: bool = True
 
     def __post_init__(self) -> None:
-        if not 0 <= self.guidance < 1000:
-            raise UsageError(f"guidance {self.guidance} is outside 0 to 1000; 7.5 is usual")
+        for name, value, kind in (
+            ("target", self.target, str),
+            ("precision", self.precision, Precision | None),
+            ("profile", self.profile, Profile | None),
+            ("builder", self.builder, BuilderOptions),
+            ("half_check", self.half_check, bool),
+        ):
+            if not isinstance(value, kind):
+                wanted = getattr(kind, "__name__", kind)
+                raise UsageError(f"{name} must be of type {wanted}, got {shown(value)}")
+        number = isinstance(self.guidance, Real) and not isinstance(self.guidance, bool)
+        if not number or not 0 <= self.guidance < 1000:
+            raise UsageError(
+                f"guidance must be from 0 to below 1000, got {shown(self.guidance)}; 7.5 is usual"
+            )
 
 
 @dataclass(frozen=True, slots=True)

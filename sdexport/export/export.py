@@ -14,6 +14,7 @@ from sdexport.export.checkpoint import Checkpoint, open_checkpoint
 from sdexport.export.destination import check_space, refuse_other_folder
 from sdexport.export.libraries import require_libraries, versions
 from sdexport.export.report import ComponentReport, ExportReport
+from sdexport.keywords import explains_keywords
 from sdexport.onnx_folder import INDEX_FILE, RECORD_FILE, RECORD_FORMAT, TOKENIZER_FILES
 from sdexport.progress import SILENT, Progress, stage
 from sdexport.spec import COMPONENTS, Precision
@@ -21,6 +22,7 @@ from sdexport.spec import COMPONENTS, Precision
 LEFT_OUT = ("safety_checker", "feature_extractor", "image_encoder")
 
 
+@explains_keywords()
 def export_checkpoint(
     checkpoint: Path | str,
     folder: Path | str,

@@ -14,12 +14,14 @@ from sdexport.backends.protocol import Engine
 from sdexport.backends.targets import AUTO, check_loop, find_target, load_engine, make_device
 from sdexport.bundle import Bundle, open_bundle
 from sdexport.errors import UsageError
+from sdexport.keywords import explains_keywords
 from sdexport.pipeline.parts import PipelineParts
 from sdexport.pipeline.pipeline import Pipeline
 from sdexport.pipeline.request import Limits
 from sdexport.pipeline.tokenizer import PromptTokenizer
 
 
+@explains_keywords()
 def load(
     path: str | os.PathLike[str],
     *,

@@ -47,7 +47,7 @@ class Source:
     digests: tuple[str, str | None] = ("", None)
 
 
-def open_picture(value: PictureLike, what: str) -> Image.Image:
+def open_picture(value: object, what: str) -> Image.Image:
     """The picture that `value` is or names, read in full; a file is turned upright.
 
     Raises:

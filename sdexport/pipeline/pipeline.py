@@ -5,15 +5,20 @@ from __future__ import annotations
 import weakref
 from collections.abc import Generator, Sequence
 from contextlib import ExitStack, closing
-from typing import Self, Unpack
+from typing import Self
 
 from sdexport.backends.workspace import Workspaces
+from sdexport.keywords import explains_keywords
 from sdexport.pipeline.batcher import Batcher
 from sdexport.pipeline.drawing import Drawing, Step
+from sdexport.pipeline.guidance import WHOLE
 from sdexport.pipeline.parts import PipelineParts
-from sdexport.pipeline.request import Options, Request, make_request
+from sdexport.pipeline.pictures import EXACT, PictureLike
+from sdexport.pipeline.prompts import PLAIN
+from sdexport.pipeline.request import DEFAULT_STEPS, HINTS, Request, make_request
 from sdexport.pipeline.result import Result
 from sdexport.pipeline.turn import Turn
+from sdexport.sampling import NOISE_SOURCES
 
 __all__ = ["Pipeline", "PipelineParts", "Step"]
 
@@ -52,23 +57,102 @@ class Pipeline:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def request(self, prompt: str | Sequence[str], **options: Unpack[Options]) -> Request:
+    @explains_keywords(HINTS)
+    def request(
+        self,
+        prompt: str | Sequence[str],
+        *,
+        negative_prompt: str | Sequence[str] | None = None,
+        steps: int = DEFAULT_STEPS,
+        guidance: float | None = None,
+        guidance_rescale: float = 0.0,
+        guidance_interval: Sequence[float] = WHOLE,
+        sampler: str | None = None,
+        seed: int | Sequence[int] | None = None,
+        size: str | Sequence[int] | None = None,
+        count: int = 1,
+        noise: str = NOISE_SOURCES[0],
+        prompt_syntax: str = PLAIN,
+        clip_skip: int = 0,
+        image: PictureLike | Sequence[PictureLike] | None = None,
+        mask: PictureLike | Sequence[PictureLike] | None = None,
+        strength: float | None = None,
+        fit: str = EXACT,
+    ) -> Request:
         """A request that this pipeline can draw; see `request.make_request` for the arguments.
 
         Raises:
             UsageError: a value cannot be served.
         """
-        return make_request(prompt, self.parts.limits, **options)
+        return make_request(
+            prompt,
+            self.parts.limits,
+            negative_prompt=negative_prompt,
+            steps=steps,
+            guidance=guidance,
+            guidance_rescale=guidance_rescale,
+            guidance_interval=guidance_interval,
+            sampler=sampler,
+            seed=seed,
+            size=size,
+            count=count,
+            noise=noise,
+            prompt_syntax=prompt_syntax,
+            clip_skip=clip_skip,
+            image=image,
+            mask=mask,
+            strength=strength,
+            fit=fit,
+        )
 
-    def generate(self, prompt: str | Sequence[str], **options: Unpack[Options]) -> Result:
+    @explains_keywords(HINTS)
+    def generate(
+        self,
+        prompt: str | Sequence[str],
+        *,
+        negative_prompt: str | Sequence[str] | None = None,
+        steps: int = DEFAULT_STEPS,
+        guidance: float | None = None,
+        guidance_rescale: float = 0.0,
+        guidance_interval: Sequence[float] = WHOLE,
+        sampler: str | None = None,
+        seed: int | Sequence[int] | None = None,
+        size: str | Sequence[int] | None = None,
+        count: int = 1,
+        noise: str = NOISE_SOURCES[0],
+        prompt_syntax: str = PLAIN,
+        clip_skip: int = 0,
+        image: PictureLike | Sequence[PictureLike] | None = None,
+        mask: PictureLike | Sequence[PictureLike] | None = None,
+        strength: float | None = None,
+        fit: str = EXACT,
+    ) -> Result:
         """Draws `count` images of every prompt; see `request.make_request` for the arguments.
 
         Raises:
             UsageError: a value cannot be served; nothing was run.
             EngineError: an engine failed or gave values that are no numbers.
         """
-        stream = self.steps(self.request(prompt, **options), watched=False)
-        with closing(stream):
+        request = self.request(
+            prompt,
+            negative_prompt=negative_prompt,
+            steps=steps,
+            guidance=guidance,
+            guidance_rescale=guidance_rescale,
+            guidance_interval=guidance_interval,
+            sampler=sampler,
+            seed=seed,
+            size=size,
+            count=count,
+            noise=noise,
+            prompt_syntax=prompt_syntax,
+            clip_skip=clip_skip,
+            image=image,
+            mask=mask,
+            strength=strength,
+            fit=fit,
+        )
+        with closing(self.steps(request, watched=False)) as stream:
             for step in stream:
                 if step.result is not None:
                     return step.result
@@ -96,7 +180,28 @@ class Pipeline:
                 pass
         return [ticket.outcome() for ticket in tickets]
 
-    def stream(self, prompt: str | Sequence[str], **options: Unpack[Options]) -> Generator[Step]:
+    @explains_keywords(HINTS)
+    def stream(
+        self,
+        prompt: str | Sequence[str],
+        *,
+        negative_prompt: str | Sequence[str] | None = None,
+        steps: int = DEFAULT_STEPS,
+        guidance: float | None = None,
+        guidance_rescale: float = 0.0,
+        guidance_interval: Sequence[float] = WHOLE,
+        sampler: str | None = None,
+        seed: int | Sequence[int] | None = None,
+        size: str | Sequence[int] | None = None,
+        count: int = 1,
+        noise: str = NOISE_SOURCES[0],
+        prompt_syntax: str = PLAIN,
+        clip_skip: int = 0,
+        image: PictureLike | Sequence[PictureLike] | None = None,
+        mask: PictureLike | Sequence[PictureLike] | None = None,
+        strength: float | None = None,
+        fit: str = EXACT,
+    ) -> Generator[Step]:
         """Like `generate`, but yields after every evaluation; closing the generator cancels.
 
         The arguments are checked by the call itself. From its first step until it is closed or has
@@ -107,7 +212,26 @@ class Pipeline:
                 unfinished stream of this pipeline.
             EngineError: from the generator: an engine failed or gave values that are no numbers.
         """
-        return self.steps(self.request(prompt, **options))
+        request = self.request(
+            prompt,
+            negative_prompt=negative_prompt,
+            steps=steps,
+            guidance=guidance,
+            guidance_rescale=guidance_rescale,
+            guidance_interval=guidance_interval,
+            sampler=sampler,
+            seed=seed,
+            size=size,
+            count=count,
+            noise=noise,
+            prompt_syntax=prompt_syntax,
+            clip_skip=clip_skip,
+            image=image,
+            mask=mask,
+            strength=strength,
+            fit=fit,
+        )
+        return self.steps(request)
 
     def steps(self, request: Request, *, watched: bool = True) -> Generator[Step]:
         """`stream` for a request that was made before.

@@ -5,24 +5,32 @@ Nothing here needs an engine, so a request is refused before the first one is lo
 
 from __future__ import annotations
 
-import math
 import re
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import zip_longest
-from typing import Any, TypedDict, Unpack
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from sdexport.errors import UsageError
+from sdexport.errors import UsageError, shown
+from sdexport.keywords import explains_keywords
 from sdexport.pipeline import pictures
 from sdexport.pipeline.guidance import WHOLE, guidance_scales
 from sdexport.pipeline.pictures import PictureLike, Source
 from sdexport.pipeline.prompts import PLAIN, SYNTAXES, WEIGHTS, parse
-from sdexport.pipeline.values import index_of, number_of, one_of, share_of, texts_of, whole_of
+from sdexport.pipeline.values import (
+    index_of,
+    number_of,
+    one_of,
+    sequence_of,
+    share_of,
+    texts_of,
+    whole_of,
+)
 from sdexport.sampling import (
     NOISE_SOURCES,
     SamplingPlan,
@@ -34,6 +42,12 @@ from sdexport.spec import PIXEL_MULTIPLE, Profile
 
 SEED_LIMIT = 2**64
 """Seeds are below this, as torch takes them; torch's CPU generator uses their low 32 bits."""
+
+MOST_IMAGES = 10_000
+"""Of one request, whose result holds all of them in memory."""
+
+LONGEST_NAME = 200
+"""Characters; no sampler has as many."""
 
 DEFAULT_STEPS = 50
 DEFAULT_STRENGTH = 0.8
@@ -64,25 +78,39 @@ class Limits:
     latent_scale: int = PIXEL_MULTIPLE
 
 
-class Options(TypedDict, total=False):
-    """What can be said of a request beside its prompts; see `make_request` for what it means."""
-
-    negative_prompt: str | Sequence[str] | None
-    steps: int
-    guidance: float | None
-    guidance_rescale: float
-    guidance_interval: Sequence[float]
-    sampler: str | None
-    seed: int | Sequence[int] | None
-    size: str | Sequence[int] | None
-    count: int
-    noise: str
-    prompt_syntax: str
-    clip_skip: int
-    image: PictureLike | Sequence[PictureLike] | None
-    mask: PictureLike | Sequence[PictureLike] | None
-    strength: float | None
-    fit: str
+NOT_TAKEN = "there is no such option here"
+HINTS = {
+    "num_inference_steps": "the option is called 'steps' here",
+    "num_steps": "the option is called 'steps' here",
+    "guidance_scale": "the option is called 'guidance' here",
+    "cfg_scale": "the option is called 'guidance' here",
+    "num_images_per_prompt": "the option is called 'count' here",
+    "num_images": "the option is called 'count' here",
+    "height": "give both sides in pixels as size=(width, height)",
+    "width": "give both sides in pixels as size=(width, height)",
+    "generator": "give its seed as 'seed', and noise='torch-cuda' for one that is on a GPU",
+    "scheduler": "the option is called 'sampler' here; `sdexport samplers` lists them",
+    "mask_image": "the option is called 'mask' here",
+    "init_image": "the option is called 'image' here",
+    "masked_image_latents": "give the image as 'image' and the mask as 'mask'",
+    "padding_mask_crop": "cut the image yourself, or choose how it is fitted with 'fit'",
+    "latents": "the start noise follows from 'seed'; a start from a picture is 'image'",
+    "eta": f"{NOT_TAKEN}: choose a 'sampler' that draws noise, such as 'euler-a' or 'ddpm'",
+    "timesteps": "choose their spacing with 'sampler', such as 'dpmpp-2m-karras'",
+    "sigmas": "choose their spacing with 'sampler', such as 'dpmpp-2m-karras'",
+    "prompt_embeds": "give the text as 'prompt'",
+    "negative_prompt_embeds": "give the text as 'negative_prompt'",
+    "ip_adapter_image": f"{NOT_TAKEN}: bundles have no image adapter",
+    "ip_adapter_image_embeds": f"{NOT_TAKEN}: bundles have no image adapter",
+    "cross_attention_kwargs": f"{NOT_TAKEN}: a bundle's weights are fixed when it is compiled",
+    "output_type": "a result's 'images' are PIL images; the latents are those of `stream`",
+    "return_dict": "a `Result` is returned, whose 'images' is a list",
+    "callback": "use `stream`, which yields after every step",
+    "callback_steps": "use `stream`, which yields after every step",
+    "callback_on_step_end": "use `stream`, which yields after every step",
+    "callback_on_step_end_tensor_inputs": "use `stream`, whose steps have 'latents'",
+}
+"""What to do instead of what diffusers' pipelines, or others, have under another name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,8 +174,27 @@ class Request:
         return guidance_scales(scale, self.guidance_interval, self.plan.evaluations)
 
 
+@explains_keywords(HINTS)
 def make_request(
-    prompt: str | Sequence[str], limits: Limits, **options: Unpack[Options]
+    prompt: str | Sequence[str],
+    limits: Limits,
+    *,
+    negative_prompt: str | Sequence[str] | None = None,
+    steps: int = DEFAULT_STEPS,
+    guidance: float | None = None,
+    guidance_rescale: float = 0.0,
+    guidance_interval: Sequence[float] = WHOLE,
+    sampler: str | None = None,
+    seed: int | Sequence[int] | None = None,
+    size: str | Sequence[int] | None = None,
+    count: int = 1,
+    noise: str = NOISE_SOURCES[0],
+    prompt_syntax: str = PLAIN,
+    clip_skip: int = 0,
+    image: PictureLike | Sequence[PictureLike] | None = None,
+    mask: PictureLike | Sequence[PictureLike] | None = None,
+    strength: float | None = None,
+    fit: str = pictures.EXACT,
 ) -> Request:
     """The request for `count` images of every prompt, prompt by prompt.
 
@@ -177,45 +224,50 @@ def make_request(
 
     Raises:
         UsageError: names the value, what is accepted, and the remedy.
+        TypeError: an option that there is not; names the one that was meant.
     """
-    prompts = texts_of(prompt, "prompt")
+    prompts = texts_of(prompt, "prompt", MOST_IMAGES)
     if not prompts:
         raise UsageError('no prompt was given; give at least one (an empty one, "", is allowed)')
-    count = whole_of(options.get("count", 1), "count", "images a prompt")
-    negatives = _negatives(options.get("negative_prompt"), len(prompts))
-    syntax = one_of(options.get("prompt_syntax", PLAIN), SYNTAXES, "prompt_syntax")
+    images_each = whole_of(count, "count", MOST_IMAGES)
+    if len(prompts) * images_each > MOST_IMAGES:
+        raise UsageError(
+            f"a request must be for at most {MOST_IMAGES} images, got {len(prompts)} prompts times "
+            f"{images_each}; make several requests of it"
+        )
+    negatives = _negatives(negative_prompt, len(prompts))
+    syntax = one_of(prompt_syntax, SYNTAXES, "prompt_syntax")
     if syntax == WEIGHTS:
         for text in {*prompts, *negatives}:
             parse(text)
-    steps = whole_of(options.get("steps", DEFAULT_STEPS), "steps", "steps of the sampler")
-    fit = one_of(options.get("fit", pictures.EXACT), pictures.FITS, "fit")
-    images, masks = _pictures(options, limits, len(prompts))
-    size = options.get("size")
+    steps = whole_of(steps, "steps")
+    fit = one_of(fit, pictures.FITS, "fit")
+    images, masks = _pictures(image, mask, strength, limits, len(prompts))
     if size is None:
         size = pictures.size_for(images[0], limits.profile, fit) if images else limits.default_size
     width, height = _size(size)
     _check_size(limits, width, height, images, fit)
-    guidance = options.get("guidance")
     scale = _guidance(limits.default_guidance if guidance is None else guidance)
-    interval = _interval(options.get("guidance_interval", WHOLE), limits)
-    sampler = options.get("sampler")
-    if sampler is not None and not isinstance(sampler, str):
-        raise UsageError(f"sampler {sampler!r} is no name; `sdexport samplers` lists those known")
-    strength = _strength(options.get("strength"), images, masks)
-    noise = one_of(options.get("noise", NOISE_SOURCES[0]), NOISE_SOURCES, "noise")
+    interval = _interval(guidance_interval, limits)
+    if sampler is not None and (not isinstance(sampler, str) or len(sampler) > LONGEST_NAME):
+        raise UsageError(
+            f"sampler must be a name that `sdexport samplers` lists, got {shown(sampler)}"
+        )
+    share = _strength(strength, images, masks)
+    noise = one_of(noise, NOISE_SOURCES, "noise")
     config = pipeline_config(limits.scheduler_config)
-    plan = compile_plan(config, sampler, steps, strength=strength)
+    plan = compile_plan(config, sampler, steps, strength=share)
     sources = [
-        pictures.source_of(image, mask, (width, height), fit, limits.latent_scale)
-        for image, mask in zip_longest(images, masks)
+        pictures.source_of(one, own, (width, height), fit, limits.latent_scale)
+        for one, own in zip_longest(images, masks)
     ]
-    notes = [pictures.note_of(image, (width, height), fit) for image in images]
+    notes = [pictures.note_of(one, (width, height), fit) for one in images]
     if unknown := unknown_options(limits.scheduler_config):
         notes.append(f"no scheduler knows these options of the checkpoint: {', '.join(unknown)}")
     return Request(
-        prompts=tuple(text for text in prompts for _ in range(count)),
-        negative_prompts=tuple(text for text in negatives for _ in range(count)),
-        seeds=_seeds(options.get("seed"), len(prompts) * count),
+        prompts=tuple(text for text in prompts for _ in range(images_each)),
+        negative_prompts=tuple(text for text in negatives for _ in range(images_each)),
+        seeds=_seeds(seed, len(prompts) * images_each),
         steps=steps,
         guidance=scale,
         sampler=plan.sampler,
@@ -223,26 +275,29 @@ def make_request(
         height=height,
         plan=plan,
         noise=noise,
-        guidance_rescale=share_of(options.get("guidance_rescale", 0.0), "guidance_rescale"),
+        guidance_rescale=share_of(guidance_rescale, "guidance_rescale"),
         guidance_interval=interval,
         embedded_guidance=limits.embedded_guidance,
         prompt_syntax=syntax,
-        clip_skip=_clip_skip(options.get("clip_skip", 0), limits),
-        sources=tuple(source for source in sources for _ in range(count)),
-        strength=strength,
+        clip_skip=_clip_skip(clip_skip, limits),
+        sources=tuple(source for source in sources for _ in range(images_each)),
+        strength=share,
         fit=fit,
         notes=tuple(dict.fromkeys(note for note in notes if note is not None)),
     )
 
 
 def _pictures(
-    options: Options, limits: Limits, prompts: int
+    image: PictureLike | Sequence[PictureLike] | None,
+    mask: PictureLike | Sequence[PictureLike] | None,
+    strength: float | None,
+    limits: Limits,
+    prompts: int,
 ) -> tuple[list[Image.Image], list[Image.Image]]:
     """The request's images and masks, one a prompt each, or none."""
-    image, mask = options.get("image"), options.get("mask")
     if image is None:
-        for name in ("mask", "strength"):
-            if options.get(name) is not None:
+        for name, value in (("mask", mask), ("strength", strength)):
+            if value is not None:
                 raise UsageError(f"{name} is given without an image; give the image to start from")
         return [], []
     if not limits.takes_images:
@@ -257,18 +312,15 @@ def _pictures(
 def _opened(
     value: PictureLike | Sequence[PictureLike], what: str, prompts: int
 ) -> list[Image.Image]:
-    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
-        opened = [pictures.open_picture(one, what) for one in value]
-    else:
-        opened = [pictures.open_picture(value, what)]
-    if len(opened) == 1:
-        return opened * prompts
-    if len(opened) != prompts:
+    several = sequence_of(value)
+    given: Sequence[object] = [value] if several is None else several
+    if len(given) not in (1, prompts):
         raise UsageError(
-            f"{len(opened)} {what}s for {prompts} prompt{'s' * (prompts > 1)}; give one for all, "
+            f"{len(given)} {what}s for {prompts} prompt{'s' * (prompts > 1)}; give one for all, "
             "or one for each prompt"
         )
-    return opened
+    opened = [pictures.open_picture(one, what) for one in given]
+    return opened * prompts if len(opened) == 1 else opened
 
 
 def _check_size(
@@ -290,26 +342,23 @@ def _strength(value: object, images: Sequence[object], masks: Sequence[object]) 
         return DEFAULT_STRENGTH if images and not masks else 1.0
     number = share_of(value, "strength")
     if number == 0:
-        raise UsageError("strength 0 would draw nothing; give a number above 0 and up to 1")
+        raise UsageError("strength must be above 0 and at most 1, got 0: nothing would be drawn")
     return number
 
 
 def _interval(value: object, limits: Limits) -> tuple[float, float]:
-    shares = (
-        [number_of(share) for share in value]
-        if isinstance(value, Sequence) and not isinstance(value, str | bytes)
-        else []
-    )
+    given = sequence_of(value)
+    shares = [number_of(share) for share in given] if given and len(given) == 2 else []
     if len(shares) != 2 or None in shares or not 0 <= shares[0] <= shares[1] <= 1:  # type: ignore[operator]  # None is ruled out before
         raise UsageError(
-            f"guidance_interval {value!r} is not possible; give begin and end, two numbers from 0 "
-            "to 1 in order, for example (0.2, 0.8)"
+            "guidance_interval must be begin and end, two numbers from 0 to 1 in order, for "
+            f"example (0.2, 0.8), got {shown(value)}"
         )
     interval = (float(shares[0]), float(shares[1]))  # type: ignore[arg-type]  # as above
     if limits.embedded_guidance and interval != WHOLE:
         raise UsageError(
-            f"guidance_interval {value!r} is not possible with this model: it takes the guidance "
-            "scale as an embedding, the same at every step; leave the interval out"
+            f"guidance_interval {shown(value)} is not possible with this model: it takes the "
+            "guidance scale as an embedding, the same at every step; leave the interval out"
         )
     return interval
 
@@ -317,7 +366,9 @@ def _interval(value: object, limits: Limits) -> tuple[float, float]:
 def _clip_skip(value: object, limits: Limits) -> int:
     number = index_of(value)
     if number is None or number < 0:
-        raise UsageError(f"clip_skip {value!r} is not possible; give a whole number of layers >= 0")
+        raise UsageError(
+            f"clip_skip must be a whole number of layers, at least 0, got {shown(value)}"
+        )
     if number > limits.text_layers:
         remedy = (
             f"give at most {limits.text_layers}"
@@ -325,13 +376,14 @@ def _clip_skip(value: object, limits: Limits) -> int:
             else "its export left the hidden states out: export the checkpoint again"
         )
         raise UsageError(
-            f"clip_skip {number} is more than this bundle's text encoder can leave out; {remedy}"
+            f"clip_skip {shown(number)} is more than this bundle's text encoder can leave out; "
+            f"{remedy}"
         )
     return number
 
 
 def _negatives(value: str | Sequence[str] | None, prompts: int) -> tuple[str, ...]:
-    texts = texts_of("" if value is None else value, "negative prompt")
+    texts = texts_of("" if value is None else value, "negative prompt", MOST_IMAGES)
     if len(texts) == 1:
         return texts * prompts
     if len(texts) != prompts:
@@ -343,35 +395,34 @@ def _negatives(value: str | Sequence[str] | None, prompts: int) -> tuple[str, ..
 
 
 def _guidance(value: object) -> float:
-    accepted = "give a finite number >= 0 (up to 1 turns guidance off, 7.5 is usual)"
     number = number_of(value)
-    if number is None:
-        raise UsageError(f"guidance {value!r} is no number; {accepted}")
     # The engines compute with float32: what is no finite float32 is infinite there.
-    if not math.isfinite(number) or not 0 <= number <= float(np.finfo(np.float32).max):
-        raise UsageError(f"guidance {value!r} is not possible; {accepted}")
+    if number is None or not 0 <= number <= float(np.finfo(np.float32).max):
+        raise UsageError(
+            "guidance must be a finite number of at least 0 (up to 1 turns guidance off, 7.5 is "
+            f"usual), got {shown(value)}"
+        )
     return number
 
 
 def _size(value: str | Sequence[int]) -> tuple[int, int]:
+    numbers: list[int | None] = []
     if isinstance(value, str):
         match = re.fullmatch(r"\s*(\d{1,9})\s*[xX×]\s*(\d{1,9})\s*", value, re.ASCII)
         numbers = [int(part) for part in match.groups()] if match else []
-    elif isinstance(value, Sequence) and not isinstance(value, bytes):
-        numbers = [number for number in map(index_of, value) if number is not None]
-        numbers = numbers if len(numbers) == len(value) else []
-    else:
-        numbers = []
-    if len(numbers) != 2 or min(numbers) < 1:
+    elif (sides := sequence_of(value)) is not None and len(sides) == 2:
+        numbers = [index_of(side) for side in sides]
+    width, height = numbers if len(numbers) == 2 else (None, None)
+    if width is None or height is None or min(width, height) < 1:
         raise UsageError(
-            f"size {value!r} is no size; write WIDTHxHEIGHT in pixels, for example 512x512"
+            "size must be (width, height) or WIDTHxHEIGHT in pixels, for example 512x512, got "
+            f"{shown(value)}"
         )
-    width, height = numbers
     return width, height
 
 
 def _seeds(value: int | Sequence[int] | None, images: int) -> tuple[int, ...]:
-    accepted = f"seeds are whole numbers from 0 to 2**64-1 ({SEED_LIMIT - 1})"
+    accepted = f"a seed must be a whole number from 0 to 2**64-1 ({SEED_LIMIT - 1})"
     if value is None:
         # 32 bits, because that is what the noise depends on; all images' seeds stay within them.
         first = secrets.randbelow(max(1, 2**32 - images))
@@ -379,25 +430,27 @@ def _seeds(value: int | Sequence[int] | None, images: int) -> tuple[int, ...]:
     single = index_of(value)
     if single is not None:
         if not 0 <= single < SEED_LIMIT:
-            raise UsageError(f"seed {value!r} is out of range; {accepted}")
+            raise UsageError(f"{accepted}, got {shown(value)}")
         if single + images > SEED_LIMIT:
             raise UsageError(
-                f"seed {value!r} is too large for {images} images, whose seeds count up from it; "
+                f"seed {single} is too large for {images} images, whose seeds count up from it; "
                 f"{accepted}"
             )
         return tuple(range(single, single + images))
-    if isinstance(value, (str, bytes)) or not isinstance(value, (Sequence, np.ndarray)):
-        raise UsageError(f"seed {value!r} is no whole number or list of them; {accepted}")
-    seeds = []
-    for each in value:
-        number = index_of(each)
-        if number is None or not 0 <= number < SEED_LIMIT:
-            raise UsageError(f"seed {each!r} is not possible; {accepted}")
-        seeds.append(number)
-    if len(seeds) != images:
+    each = value.tolist() if isinstance(value, np.ndarray) else sequence_of(value)
+    if not isinstance(each, Sequence):
+        raise UsageError(f"{accepted}, or a list of them, got {shown(value)}")
+    if len(each) != images:
         raise UsageError(
-            f"{len(seeds)} seed{'s' * (len(seeds) != 1)} for {images} "
+            f"{len(each)} seed{'s' * (len(each) != 1)} for {images} "
             f"image{'s' * (images != 1)}; give one for each image (prompts times count), or a "
             "single number to count up from"
         )
-    return tuple(seeds)
+    return tuple(_seed(seed, accepted) for seed in each)
+
+
+def _seed(value: object, accepted: str) -> int:
+    number = index_of(value)
+    if number is None or not 0 <= number < SEED_LIMIT:
+        raise UsageError(f"{accepted}, got {shown(value)}")
+    return number

@@ -5,70 +5,86 @@ A `UsageError` names the value and what is accepted.
 
 from __future__ import annotations
 
-import operator
+import numbers
 from collections.abc import Sequence
 
 import numpy as np
 
-from sdexport.errors import UsageError
+from sdexport.errors import UsageError, shown
+
+MOST_CHARACTERS = 2_000_000
+"""Of a text: far more than the text encoder takes, and its images' metadata can still be read."""
 
 
 def share_of(value: object, name: str) -> float:
     """A number from 0 to 1."""
     number = number_of(value)
     if number is None or not 0 <= number <= 1:
-        raise UsageError(f"{name} {value!r} is not possible; give a number from 0 to 1")
+        raise UsageError(f"{name} must be a number from 0 to 1, got {shown(value)}")
     return number
 
 
 def number_of(value: object) -> float | None:
-    """`value` as a float where it is a number; a truth value or a text is none."""
-    if isinstance(value, (bool, np.bool_, str, bytes)):
+    """`value` as a float where it is a number (numpy's too); `bool` and `str` are rejected."""
+    if isinstance(value, bool | np.bool_) or not isinstance(value, numbers.Real):
         return None
     try:
-        return float(value)  # type: ignore[arg-type]  # refused by the except below
-    except (TypeError, ValueError, OverflowError):
+        return float(value)
+    except OverflowError:
         return None
 
 
 def one_of(value: object, accepted: Sequence[str], name: str) -> str:
     """One of the words that are accepted."""
     if not isinstance(value, str) or value not in accepted:
-        raise UsageError(f"{name} {value!r} is not known; choose one of: {', '.join(accepted)}")
+        raise UsageError(f"{name} must be one of {', '.join(accepted)}, got {shown(value)}")
     return value
 
 
-def texts_of(value: str | Sequence[str], name: str) -> tuple[str, ...]:
-    """One text or several, all of which can be written as UTF-8."""
-    texts = (value,) if isinstance(value, str) else value
-    if not isinstance(texts, Sequence) or isinstance(texts, bytes):
-        raise UsageError(f"{name} {value!r} is neither a text nor a list of texts")
-    for text in texts:
-        if not isinstance(text, str):
-            raise UsageError(f"{name} {text!r} is no text; give a str or a list of them")
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise UsageError(
-                f"{name} {text!r} holds {text[error.start]!r}, half of a character that was cut "
-                "in two; pass text that can be written as UTF-8"
-            ) from None
-    return tuple(texts)
+def sequence_of(value: object) -> Sequence[object] | None:
+    """`value` where it is a list, a tuple or the like; text and `bytes` are rejected."""
+    return value if isinstance(value, Sequence) and not isinstance(value, str | bytes) else None
+
+
+def texts_of(value: str | Sequence[str], name: str, most: int) -> tuple[str, ...]:
+    """One text or several, at most `most`, all of which can be written as UTF-8."""
+    texts = (value,) if isinstance(value, str) else sequence_of(value)
+    if texts is None:
+        raise UsageError(f"{name} must be a text or a list of texts, got {shown(value)}")
+    if len(texts) > most:
+        raise UsageError(f"at most {most} {name}s are accepted at once, got {len(texts)}")
+    return tuple(_text_of(text, name) for text in texts)
+
+
+def _text_of(text: object, name: str) -> str:
+    if not isinstance(text, str):
+        raise UsageError(f"{name} must be a text (str), got {shown(text)}")
+    if len(text) > MOST_CHARACTERS:
+        raise UsageError(
+            f"{name} must have at most {MOST_CHARACTERS} characters, got {len(text)}; the model "
+            "reads a few hundred words"
+        )
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UsageError(
+            f"{name} {shown(text)} holds {text[error.start]!r}, half of a character that was cut "
+            "in two; pass text that can be written as UTF-8"
+        ) from None
+    return str(text)
 
 
 def index_of(value: object) -> int | None:
-    """`value` as an int where it is a whole number (numpy's too); a truth value is none."""
-    if isinstance(value, (bool, np.bool_)):
+    """`value` as an int where it is a whole number (numpy's too); `bool` is rejected."""
+    if isinstance(value, bool | np.bool_) or not isinstance(value, numbers.Integral):
         return None
-    try:
-        return operator.index(value)  # type: ignore[arg-type]  # refused by the except below
-    except TypeError:
-        return None
+    return int(value)
 
 
-def whole_of(value: object, name: str, meaning: str) -> int:
-    """A whole number of at least 1."""
+def whole_of(value: object, name: str, most: int | None = None) -> int:
+    """A whole number of at least 1, and at most `most`."""
     number = index_of(value)
-    if number is None or number < 1:
-        raise UsageError(f"{name} {value!r} is not possible; give a whole number of {meaning} >= 1")
+    if number is None or number < 1 or (most is not None and number > most):
+        limit = "of at least 1" if most is None else f"from 1 to {most}"
+        raise UsageError(f"{name} must be a whole number {limit}, got {shown(value)}")
     return number
