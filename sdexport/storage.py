@@ -161,6 +161,6 @@ def size_of(path: Path) -> int:
 
 def free_bytes(path: Path) -> int:
     """Room on the disk that holds `path`, or the nearest folder above it that exists."""
-    while not path.exists() and path != path.parent:
+    while not reading.exists(path) and path != path.parent:
         path = path.parent
     return shutil.disk_usage(path).free

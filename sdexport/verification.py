@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from sdexport import bundle as bundles
+from sdexport import reading
 from sdexport.backends.protocol import Array, Engine
 from sdexport.backends.workspace import Course, Shape
 from sdexport.errors import ParityError
@@ -125,7 +126,7 @@ def verify(
     from sdexport.export.reference import ReferenceModels
 
     start = time.perf_counter()
-    opened = bundles.open_bundle(Path(bundle))
+    opened = bundles.open_bundle(reading.given_path(bundle, "the bundle's path"))
     manifest = opened.manifest
     tolerance = TOLERANCES[manifest.precision]
     parts = load_parts(opened, threads=threads)

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from sdexport import storage
+from sdexport import reading, storage
 from sdexport.bench import claims
 from sdexport.bench.claims import Results, System
 from sdexport.bench.report_text import clean
@@ -42,7 +42,7 @@ def picture_files(folder: Path, system: System, count: int) -> list[Path]:
     if name in ("", ".", "..") or Path(name).name != name or "\\" in name or "\0" in name:
         return []  # no name of a folder: what is elsewhere is not looked at
     files = [folder / "pictures" / name / f"{index}.png" for index in range(count)]
-    return files if all(file.is_file() for file in files) else []
+    return files if all(reading.is_file(file) for file in files) else []
 
 
 def write(results: Results, folder: Path) -> Path | None:
@@ -123,7 +123,7 @@ def draw(results: Results, folder: Path) -> Image.Image | None:
 
 
 def _opened(file: Path) -> Pictures:
-    with Image.open(file) as image:
+    with reading.open_file(file) as content, Image.open(content) as image:
         pixels: Pictures = np.asarray(image.convert("RGB"))
         return pixels
 

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from sdexport import reading
 from sdexport.bench import quality, recognise
 from sdexport.bench.scenario import Scenario
 from sdexport.bench.turns import FIRST
@@ -89,7 +90,7 @@ class Pictures:
             return None
         found = []
         for file in files:
-            with Image.open(file) as image:
+            with reading.open_file(file) as content, Image.open(content) as image:
                 found.append(np.asarray(image.convert("RGB")))
         return found
 
@@ -101,10 +102,13 @@ class Pictures:
         """One file an image; None if one is missing."""
         folder = (turn or self._last) / kind / name
         files = [folder / f"{index}.{suffix}" for index in range(self._scenario.images)]
-        return files if all(file.is_file() for file in files) else None
+        return files if all(reading.is_file(file) for file in files) else None
 
 
 def _targets(checkpoint: str) -> recognise.Targets | None:
     """What the checkpoint was trained to draw; None where that is not known."""
-    files = sorted(Path(checkpoint).resolve().parent.glob(TARGETS))
-    return recognise.read_targets(files[0]) if Path(checkpoint).is_dir() and files else None
+    place = Path(checkpoint)
+    if not reading.is_folder(place):
+        return None
+    files = sorted(reading.resolved(place).parent.glob(TARGETS))
+    return recognise.read_targets(files[0]) if files else None

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from sdexport import reading
 from sdexport.bundle import Bundle, open_bundle
 from sdexport.costs import NOTHING, WIDTHS, Work, engine_work
 from sdexport.errors import UsageError
@@ -64,7 +65,7 @@ def of_bundle(
         MissingExtraError: onnx is not installed.
         UsageError: the scenario lacks something, or has what this bundle cannot draw.
     """
-    opened = open_bundle(Path(bundle), check=False)
+    opened = open_bundle(reading.given_path(bundle, "the bundle's path"), check=False)
     batch = _whole(scenario, "batch")
     images = len(scenario.get("prompts") or ()) or batch
     batches = Counter([min(batch, images - first) for first in range(0, images, batch)])

@@ -31,7 +31,7 @@ def prepared_for(
     if system.prepared is None:
         return options, None
     folder = system.prepared / f"{system.name}-{_key(system, scenario.checkpoint)[:KEY]}"
-    if not (folder / RECORD).is_file():
+    if not reading.exists(folder / RECORD):
         with storage.folder_aside(folder) as aside, SystemProcess(system, timeout) as process:
             content = aside / "content"
             content.mkdir()
@@ -56,7 +56,7 @@ def prepared_for(
 def _remove_earlier(system: System, folder: Path, checkpoint: str) -> None:
     """Removes what was prepared from the same checkpoint with another adapter or other files."""
     for other in folder.parent.glob(f"{system.name}-{'?' * KEY}"):
-        if other == folder or not (other / RECORD).is_file():
+        if other == folder or not reading.exists(other / RECORD):
             continue
         if reading.read_json(other / RECORD).get("checkpoint") == checkpoint:
             shutil.rmtree(other, ignore_errors=True)
@@ -65,18 +65,18 @@ def _remove_earlier(system: System, folder: Path, checkpoint: str) -> None:
 def _key(system: System, checkpoint: str) -> str:
     """A hash of what the prepared files depend on; of the checkpoint, files' sizes and times."""
     place = Path(checkpoint)
-    files = sorted(file for file in place.rglob("*") if file.is_file()) if place.is_dir() else []
+    files = reading.files_below(place) if reading.is_folder(place) else []
     place_of_adapter = system.adapter.parent
     beside = [*sorted(place_of_adapter.glob("*.py")), place_of_adapter.parent / "exports.py"]
     requirements = system.adapter.parent / "requirements.txt"
     return reading.digest_of(
         {
             "options": dict(system.options),
-            "adapter": {file.name: reading.digest(file) for file in beside if file.is_file()},
-            "requirements": reading.digest(requirements) if requirements.is_file() else None,
-            "checkpoint": checkpoint if not files else str(place.resolve()),
+            "adapter": {file.name: reading.digest(file) for file in beside if reading.exists(file)},
+            "requirements": reading.digest(requirements) if reading.exists(requirements) else None,
+            "checkpoint": checkpoint if not files else str(reading.resolved(place)),
             "files": {
-                str(file.relative_to(place)): [file.stat().st_size, file.stat().st_mtime_ns]
+                str(file.relative_to(place)): [reading.size(file), file.stat().st_mtime_ns]
                 for file in files
             },
         }

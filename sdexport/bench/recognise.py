@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from sdexport import reading
 from sdexport.errors import FolderError
 
 Pictures = NDArray[np.uint8]
@@ -66,12 +67,12 @@ def read_targets(path: Path) -> Targets:
     captions = path.with_name(CAPTIONS)
     try:
         # Opened here: of a file that is no archive, numpy would leave closing to chance.
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+        with reading.open_file(path) as file, np.load(file, allow_pickle=False) as arrays:
             thumbnails = arrays[THUMBNAILS]
-        names = [str(entry["caption"]) for entry in json.loads(captions.read_text("utf-8"))]
-    except FileNotFoundError as error:
+        names = [str(entry["caption"]) for entry in json.loads(reading.read_text(captions))]
+    except FolderError as error:
         raise FolderError(
-            f"{error.filename} is missing; targets are a .npz file with thumbnails and "
+            f"{error}; targets are a .npz file with thumbnails and "
             f"{CAPTIONS} beside it, as in examples/emoji"
         ) from None
     except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:

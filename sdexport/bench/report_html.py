@@ -6,7 +6,7 @@ import base64
 from pathlib import Path
 from typing import Any
 
-from sdexport import storage
+from sdexport import reading, storage
 from sdexport.bench import contact_sheet, plots, svg
 from sdexport.bench.claims import Results
 from sdexport.bench.report_blocks import CONTACT_SHEET, Figure, Report
@@ -25,7 +25,7 @@ def write(results: Results, folder: Path) -> Path:
         StorageError: the place cannot be written.
     """
     sheet = folder / contact_sheet.FILE
-    picture = sheet.read_bytes() if sheet.is_file() else None
+    picture = reading.read_bytes(sheet) if reading.exists(sheet) else None
     storage.write_text(folder / FILE, render(report(results), plots.draw(results), picture))
     return folder / FILE
 
@@ -68,5 +68,5 @@ def render(content: Report, drawn: dict[str, str], sheet: bytes | None) -> str:
         report=content,
         figures=shown,
         contact_sheet=CONTACT_SHEET,
-        style=Markup((TEMPLATES / "report.css").read_text(encoding="utf-8")),
+        style=Markup(reading.read_text(TEMPLATES / "report.css")),
     )

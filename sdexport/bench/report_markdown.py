@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from sdexport import storage
+from sdexport import reading, storage
 from sdexport.bench import contact_sheet, plots, svg
 from sdexport.bench.claims import Results
 from sdexport.bench.report_blocks import (
@@ -61,7 +61,7 @@ def write(results: Results, folder: Path) -> Path:
     for name, document in drawn.items():
         storage.write_text(place / f"{name}.svg", svg.for_file(document, alts.get(name, name)))
         figures[name] = f"{PLOTS}/{name}.svg"
-    if (folder / contact_sheet.FILE).is_file():
+    if reading.exists(folder / contact_sheet.FILE):
         figures[CONTACT_SHEET] = contact_sheet.FILE
     storage.write_text(folder / FILE, render(content, figures))
     return folder / FILE

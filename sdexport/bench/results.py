@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sdexport import reading, storage
+from sdexport import json_schema, reading, storage
 from sdexport.bench import figures
 from sdexport.bench.places import without_paths
 from sdexport.bench.turns import Measured, Turn
@@ -166,15 +166,18 @@ def read(path: Path) -> dict[str, Any]:
     Raises:
         FolderError: none, damaged, or of another schema.
     """
-    file = path / FILE if path.is_dir() else path
-    if not file.is_file():
+    path = reading.given_path(path, "the results' path")
+    file = path / FILE if reading.is_folder(path) else path
+    if not reading.exists(file):
         raise FolderError(f"no results at {file}; make some with: sdexport bench … --report DIR")
-    found = reading.read_json(file)
+    found: dict[str, Any] = reading.read_json(file)
     if found.get("schema") != SCHEMA:
         raise FolderError(
             f"{file} has schema {found.get('schema')!r}, this version reads {SCHEMA}; measure again"
         )
-    missing = [key for key in ("scenario", "machine", "systems", "baseline") if key not in found]
-    if missing:
-        raise FolderError(f"{file} lacks {', '.join(missing)}; measure again")
+    schema = reading.read_json(Path(__file__).with_name("results.schema.json"))
+    try:
+        json_schema.check(found, schema)
+    except ValueError as error:
+        raise FolderError(f"{file} is damaged: {error}; measure again") from error
     return found

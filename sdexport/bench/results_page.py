@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from sdexport import reading
 from sdexport.bench import (
     claims,
     contact_sheet,
@@ -45,7 +46,7 @@ COLUMNS = ("system", "precision", "p50", "times faster", "interval", "picture")
 
 def find(folder: Path) -> list[Path]:
     """The folders below `folder` that hold a run's results, by name."""
-    return sorted(file.parent for file in folder.glob(f"*/{documents.FILE}"))
+    return [place for place in reading.entries(folder) if reading.exists(place / documents.FILE)]
 
 
 def page(folders: Sequence[Path]) -> str:
@@ -85,8 +86,8 @@ def _runs(runs: Sequence[tuple[Path, Results]]) -> list[str]:
             *table_lines(_table(results)),
         ]
         lines += [line for said in _findings(results) for line in ("", escape(said))]
-        if (folder / NOTE).is_file():
-            lines += ["", (folder / NOTE).read_text(encoding="utf-8").strip()]
+        if reading.exists(folder / NOTE):
+            lines += ["", reading.read_text(folder / NOTE).strip()]
     return lines
 
 
@@ -121,7 +122,7 @@ def _links(folder: Path) -> str:
     there = [
         f"[{name}]({folder.name}/{file})"
         for file, name in names.items()
-        if (folder / file).exists()
+        if reading.exists(folder / file)
     ]
     return " " + ", ".join(there)
 

@@ -93,15 +93,15 @@ def check(systems: Sequence[System], scenario: Scenario) -> None:
 
 
 def _check_checkpoint(name: str, width: int, checkpoint: str) -> None:
-    place = Path(checkpoint)
-    if not place.exists():
+    place = reading.given_path(checkpoint, "the checkpoint")
+    if not reading.exists(place):
         if HUB_ID.fullmatch(checkpoint):
             return  # diffusers will say.
         raise CheckpointError(
             f"no checkpoint at {checkpoint}; give the diffusers folder or hub id that the bundle "
             "was made of"
         )
-    if not (place / "model_index.json").is_file():
+    if not reading.exists(place / "model_index.json"):
         raise CheckpointError(
             f"{checkpoint} is no checkpoint: it has no model_index.json; give the diffusers folder "
             "or hub id that the bundle was made of"

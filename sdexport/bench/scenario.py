@@ -91,16 +91,18 @@ class Scenario:
         """What an adapter's `load` is given."""
         value = {field.name: getattr(self, field.name) for field in fields(self)}
         # A system's process may work in another folder.
-        place = Path(self.checkpoint)
-        value["checkpoint"] = str(place.resolve()) if place.exists() else self.checkpoint
+        place = reading.given_path(self.checkpoint, "the checkpoint")
+        value["checkpoint"] = (
+            str(reading.resolved(place)) if reading.exists(place) else self.checkpoint
+        )
         return value | {"prompts": list(self.prompts), "seeds": list(self.seeds)}
 
     def as_json(self) -> dict[str, Any]:
         """The scenario as results hold it: of the checkpoint the name alone."""
-        place = Path(self.checkpoint)
-        if not place.exists():
+        place = reading.given_path(self.checkpoint, "the checkpoint")
+        if not reading.exists(place):
             return self.for_adapter()
-        parts = place.resolve().parts
+        parts = reading.resolved(place).parts
         # A folder that is called "checkpoint" says nothing without the one that it is in.
         name = "/".join(parts[-2:] if parts[-1] == "checkpoint" else parts[-1:])
         return self.for_adapter() | {"checkpoint": name}

@@ -6,15 +6,15 @@ import importlib.util
 import os
 import re
 import sys
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import sdexport
+from sdexport import reading
 from sdexport.bundle import is_bundle, open_bundle
-from sdexport.errors import MissingExtraError, UsageError
+from sdexport.errors import FolderError, MissingExtraError, UsageError
 
 PACKAGE = Path(sdexport.__file__).parent
 PEERS = Path("benchmarks") / "peers"
@@ -107,12 +107,12 @@ def _require_baseline() -> None:
 def _named(name: str) -> list[System]:
     if name in DIFFUSERS:
         return [_diffusers(name)]
-    path = Path(name)
+    path = reading.given_path(name, "the system")
     if is_bundle(path):
         return [_bundle(path)]
     folder, _, variant = name.partition(":")
     for place in (Path(folder), PEERS / folder):
-        if (place / "peer.toml").is_file():
+        if reading.exists(place / "peer.toml"):
             return _peer(place, variant)
     known = [*DIFFUSERS, *sorted(file.parent.name for file in PEERS.glob("*/peer.toml"))]
     raise UsageError(
@@ -129,11 +129,11 @@ def _diffusers(name: str) -> System:
 def _bundle(path: Path) -> System:
     manifest = open_bundle(path, check=False).manifest
     return System(
-        name=safe(path.resolve().name),
+        name=safe(reading.resolved(path).name),
         title=f"sdexport {manifest.target} {manifest.precision}",
         kind="bundle",
         adapter=PACKAGE / "bench" / "bundle_adapter.py",
-        options={"bundle": str(path.resolve())},
+        options={"bundle": str(reading.resolved(path))},
     )
 
 
@@ -146,13 +146,13 @@ def _peer(folder: Path, variant: str) -> list[System]:
             f"the peer {folder.name} has no variant {variant!r}, only {', '.join(variants)}"
         )
     python = folder / about.get("python", ".venv/bin/python")
-    if not python.exists():
+    if not reading.exists(python):
         raise UsageError(
             f"the peer {folder.name} has no environment at {python.parent.parent}; make it with: "
             f"python benchmarks/peers/setup.py {folder.name}"
         )
-    adapter = (folder / about.get("adapter", "adapter.py")).resolve()
-    if not adapter.is_file():
+    adapter = reading.resolved(folder / about.get("adapter", "adapter.py"))
+    if not reading.is_file(adapter):
         raise UsageError(f"{folder / 'peer.toml'} names the adapter {adapter.name}, which is none")
     title = about.get("title", folder.name)
     return [
@@ -164,7 +164,7 @@ def _peer(folder: Path, variant: str) -> list[System]:
             options=options,
             # Not resolved: an environment's interpreter is a link, and its place says whose it is.
             python=str(python.absolute()),
-            prepared=folder.resolve() / ".prepared",
+            prepared=reading.resolved(folder) / ".prepared",
         )
         for name, options in variants.items()
         if variant in ("", name)
@@ -174,8 +174,9 @@ def _peer(folder: Path, variant: str) -> list[System]:
 def _about(folder: Path) -> dict[str, Any]:
     file = folder / "peer.toml"
     try:
-        return tomllib.loads(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        about: dict[str, Any] = reading.read_toml(file)
+        return about
+    except FolderError as error:
         raise UsageError(f"cannot read {file}: {error}") from error
 
 

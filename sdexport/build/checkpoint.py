@@ -58,7 +58,8 @@ def compile_checkpoint(
 
     folders.require_onnx()
     options = options or BuildOptions()
-    destination = Path(bundle)
+    destination = reading.given_path(bundle, "the bundle's path")
+    kept = None if onnx is None else reading.given_path(onnx, "the ONNX folder's path")
     folders.refuse_other_folder(destination)
     choice = decide(options)
     stopwatch = Stopwatch()
@@ -78,7 +79,7 @@ def compile_checkpoint(
         if report is not None:
             return report
     with storage.folder_aside(destination) as aside:
-        onnx_dir = Path(onnx) if onnx is not None else aside / ".onnx"
+        onnx_dir = aside / ".onnx" if kept is None else kept
         with stopwatch.stage("export"):
             export_checkpoint(
                 checkpoint, onnx_dir, precision=exported, components=components, progress=progress

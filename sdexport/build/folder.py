@@ -57,7 +57,10 @@ def build_folder(
         StorageError: the place cannot be written.
     """
     require_onnx()
-    folder, destination = open_folder(Path(onnx_dir)), Path(bundle)
+    folder, destination = (
+        open_folder(reading.given_path(onnx_dir, "the ONNX folder's path")),
+        reading.given_path(bundle, "the bundle's path"),
+    )
     options = options or BuildOptions()
     choice = decide(options)
     refuse_other_folder(destination)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import sys
 from collections.abc import Sequence
 from typing import Annotated
@@ -21,6 +22,13 @@ from sdexport.errors import SdexportError
 
 USER_ERROR = 2
 INTERRUPTED = 130
+CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+SYSTEM = (
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP, errno.ENOSPC),
+    *(errno.EDQUOT, errno.EIO, errno.ENXIO, errno.ENODEV, errno.ESTALE, errno.ETXTBSY),
+)
+"""What the system says of a file that no program's mistake is the reason of. A missing file or a
+folder in its place may be one, and keeps its traceback."""
 PIPE_CLOSED = 141
 """What a shell says of a program that was ended by SIGPIPE, as most are when their reader left."""
 
@@ -112,6 +120,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _leave_pipe()
         return PIPE_CLOSED
     except OSError as error:
+        if error.filename is not None and error.errno in SYSTEM:
+            where = os.fsdecode(error.filename)
+            return _fail(given, error, f"cannot use {where}: {error.strerror}; see to that path")
         # A file's error has its name; without one it is stdout that cannot take more.
         if error.errno != errno.ENOSPC or error.filename is not None:
             raise
@@ -128,7 +139,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _fail(given: Sequence[str], error: Exception, message: str) -> int:
-    terminal.say(f"error: {message}")
+    # One line, whatever is in a path: its line's end and other controls are shown as escapes.
+    shown = CONTROLS.sub(lambda found: repr(found[0])[1:-1], message)
+    terminal.say(f"error: {shown}")
     if _wants_json(given):
         terminal.print_json({"error": {"kind": type(error).__name__, "message": message}})
     return USER_ERROR

@@ -14,6 +14,7 @@ import typer.core
 
 from sdexport import terminal
 from sdexport.cli.making import Json
+from sdexport.reading import entries, given_path
 
 SLOWER = 1
 INTERRUPTED = 130
@@ -52,7 +53,10 @@ bench = typer.Typer(
 @bench.command("run")
 def run_bench(
     bundles: Annotated[
-        list[Path], typer.Argument(metavar="BUNDLE", help="Folders of sdexport compile or build.")
+        list[Path],
+        typer.Argument(
+            parser=given_path, metavar="BUNDLE", help="Folders of sdexport compile or build."
+        ),
     ],
     checkpoint: Annotated[
         str,
@@ -76,6 +80,7 @@ def run_bench(
     report: Annotated[
         Path | None,
         typer.Option(
+            parser=given_path,
             metavar="DIR",
             help="Where results.json, the report and the pictures go. What an earlier run left "
             "there is replaced.",
@@ -85,6 +90,7 @@ def run_bench(
     scenario: Annotated[
         Path | None,
         typer.Option(
+            parser=given_path,
             metavar="FILE",
             help="A TOML file that says what is drawn, see docs/benchmarks.md. Options given here "
             "go before it.",
@@ -291,7 +297,10 @@ def _row(found: Mapping[str, Any], one: Mapping[str, Any]) -> tuple[object, ...]
 
 @bench.command("report")
 def report_bench(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder of sdexport bench run.")],
+    folder: Annotated[
+        Path,
+        typer.Argument(parser=given_path, metavar="DIR", help="A folder of sdexport bench run."),
+    ],
     json: Json = False,
 ) -> None:
     """Write the report again from the results and pictures of an earlier run.
@@ -305,7 +314,7 @@ def report_bench(
 
     require_report_libraries()
     write_report(read(folder), folder)
-    files = sorted(file for file in folder.glob("report.*") if file.is_file())
+    files = [file for file in entries(folder) if file.name.startswith("report.")]
     if json:
         terminal.print_json({"files": files})
         return
@@ -316,9 +325,14 @@ def report_bench(
 @bench.command("compare")
 def compare_bench(
     old: Annotated[
-        Path, typer.Argument(metavar="OLD", help="A folder of sdexport bench run, the earlier one.")
+        Path,
+        typer.Argument(
+            parser=given_path,
+            metavar="OLD",
+            help="A folder of sdexport bench run, the earlier one.",
+        ),
     ],
-    new: Annotated[Path, typer.Argument(metavar="NEW", help="The later one.")],
+    new: Annotated[Path, typer.Argument(parser=given_path, metavar="NEW", help="The later one.")],
     least: Annotated[
         float,
         typer.Option(

@@ -14,6 +14,7 @@ from sdexport import terminal
 from sdexport.cli.making import Json
 from sdexport.errors import StorageError, UsageError
 from sdexport.progress import stage
+from sdexport.reading import exists, given_path, is_folder
 
 if TYPE_CHECKING:
     from sdexport.pipeline.request import Request
@@ -22,7 +23,10 @@ if TYPE_CHECKING:
 
 def generate(
     bundle: Annotated[
-        Path, typer.Argument(metavar="BUNDLE", help="A folder of sdexport compile or build.")
+        Path,
+        typer.Argument(
+            parser=given_path, metavar="BUNDLE", help="A folder of sdexport compile or build."
+        ),
     ],
     prompt: Annotated[
         list[str],
@@ -94,6 +98,7 @@ def generate(
     image: Annotated[
         list[Path] | None,
         typer.Option(
+            parser=given_path,
             metavar="FILE",
             help="A picture to start from: once for all prompts, or once for each. Its size is "
             "drawn, unless --size says another.",
@@ -103,6 +108,7 @@ def generate(
     mask: Annotated[
         list[Path] | None,
         typer.Option(
+            parser=given_path,
             metavar="FILE",
             help="Where the image is drawn anew: white; black is kept. Of the image's size.",
             show_default="none",
@@ -258,15 +264,16 @@ def _output(output: str | None, request: Request) -> Path:
     from sdexport.pipeline.result import output_files
 
     folder = Path()
-    if output is None or output.endswith(("/", os.sep)) or Path(output).is_dir():
-        folder = Path(output or "")
+    named = None if output is None else given_path(output, "the output's path")
+    if named is None or str(output).endswith(("/", os.sep)) or is_folder(named):
+        folder = named or Path()
         stem, number = f"sdexport-{request.seeds[0]}", 1
         file = folder / f"{stem}.png"
-        while any(taken.exists() for taken in output_files(file, request.images)):
+        while any(exists(taken) for taken in output_files(file, request.images)):
             number += 1
             file = folder / f"{stem}-{number}.png"
     else:
-        file = Path(output)
+        file = named
         folder = output_files(file, request.images)[0].parent
     # Now, not after minutes of drawing.
     try:

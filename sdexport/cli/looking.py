@@ -11,6 +11,7 @@ import typer
 from sdexport import terminal
 from sdexport.cli.making import Json
 from sdexport.errors import ParityError, UsageError
+from sdexport.reading import given_path
 
 if TYPE_CHECKING:
     from sdexport.inspection import Inspection
@@ -21,7 +22,10 @@ FAILED = 1
 
 def verify(
     bundle: Annotated[
-        Path, typer.Argument(metavar="BUNDLE", help="A folder of sdexport compile or build.")
+        Path,
+        typer.Argument(
+            parser=given_path, metavar="BUNDLE", help="A folder of sdexport compile or build."
+        ),
     ],
     checkpoint: Annotated[
         str,
@@ -98,7 +102,11 @@ def _show_comparisons(value: Mapping[str, Any]) -> None:
 def inspect(
     path: Annotated[
         Path,
-        typer.Argument(metavar="PATH", help="A bundle, an ONNX folder, or a single .onnx file."),
+        typer.Argument(
+            parser=given_path,
+            metavar="PATH",
+            help="A bundle, an ONNX folder, or a single .onnx file.",
+        ),
     ],
     size: Annotated[
         str | None,

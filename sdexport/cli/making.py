@@ -11,6 +11,7 @@ import typer
 from sdexport import terminal
 from sdexport.cli.asking import build_options, given_precision, given_ranges
 from sdexport.errors import UsageError
+from sdexport.reading import given_path
 from sdexport.spec import COMPONENTS, Precision
 
 if TYPE_CHECKING:
@@ -106,6 +107,7 @@ def compile(
     bundle: Annotated[
         Path | None,
         typer.Argument(
+            parser=given_path,
             metavar="BUNDLE",
             help="The folder to make. An older bundle there is replaced once the new one has "
             "passed. May be left out with --recipe.",
@@ -115,6 +117,7 @@ def compile(
     recipe: Annotated[
         Path | None,
         typer.Option(
+            parser=given_path,
             metavar="FILE",
             help="A TOML file with checkpoint, bundle, components, target, precision, guidance, "
             "[profile] and [builder]. Options given here go before it.",
@@ -131,6 +134,7 @@ def compile(
     onnx: Annotated[
         Path | None,
         typer.Option(
+            parser=given_path,
             metavar="DIR",
             help="Keep the ONNX folder here, for build, inspect or another tool.",
             show_default="thrown away",
@@ -173,7 +177,7 @@ def compile(
 
     options = build_options(
         plan,
-        Path(checkpoint),
+        given_path(checkpoint, "the checkpoint"),
         given_ranges(batch, height, width),
         target=target,
         precision=given_precision(precision),
@@ -204,7 +208,11 @@ def export(
     ],
     onnx_dir: Annotated[
         Path,
-        typer.Argument(metavar="ONNX_DIR", help="The folder to make; an older one is replaced."),
+        typer.Argument(
+            parser=given_path,
+            metavar="ONNX_DIR",
+            help="The folder to make; an older one is replaced.",
+        ),
     ],
     precision: Annotated[
         str,
@@ -260,15 +268,24 @@ def export(
 def build(
     onnx_dir: Annotated[
         Path,
-        typer.Argument(metavar="ONNX_DIR", help="An ONNX folder of sdexport export or of optimum."),
+        typer.Argument(
+            parser=given_path,
+            metavar="ONNX_DIR",
+            help="An ONNX folder of sdexport export or of optimum.",
+        ),
     ],
     bundle: Annotated[
         Path,
-        typer.Argument(metavar="BUNDLE", help="The folder to make; an older bundle is replaced."),
+        typer.Argument(
+            parser=given_path,
+            metavar="BUNDLE",
+            help="The folder to make; an older bundle is replaced.",
+        ),
     ],
     recipe: Annotated[
         Path | None,
         typer.Option(
+            parser=given_path,
             metavar="FILE",
             help="A TOML file as compile takes it, of which target, precision, guidance, [profile] "
             "and [builder] count. Options given here go before it.",

@@ -9,10 +9,13 @@ import typer
 
 from sdexport import terminal
 from sdexport.cli.making import Json
+from sdexport.reading import given_path
 
 Folder = Annotated[
     Path,
-    typer.Argument(metavar="DIR", help="A folder with bundles, up to three levels below it."),
+    typer.Argument(
+        parser=given_path, metavar="DIR", help="A folder with bundles, up to three levels below it."
+    ),
 ]
 
 engines = typer.Typer(

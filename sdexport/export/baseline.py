@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from sdexport import reading
 from sdexport.export.reference import sampler_for
 from sdexport.export.silence import quiet_loading
 
@@ -199,14 +200,15 @@ def _bytes(checkpoint: Path) -> int | None:
     That is for a checkpoint of the hub, one without safetensors, and one that has a variant of its
     weights (`model.fp16.safetensors`) beside them.
     """
-    if not checkpoint.is_dir():
+    if not reading.is_folder(checkpoint):
         return None
     files = [
-        [*(checkpoint / part).glob("*.safetensors")] for part in ("text_encoder", "unet", "vae")
+        [file for file in reading.entries(checkpoint / part) if file.suffix == ".safetensors"]
+        for part in ("text_encoder", "unet", "vae")
     ]
     if any(len(found) != 1 for found in files):
         return None
-    return sum(found[0].stat().st_size for found in files)
+    return sum(reading.size(found[0]) for found in files)
 
 
 def load(scenario: dict[str, Any], options: dict[str, Any]) -> DiffusersSystem:

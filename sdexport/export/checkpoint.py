@@ -95,7 +95,7 @@ class Checkpoint:
     @property
     def scheduler_config(self) -> dict[str, object]:
         """What scheduler_config.json says."""
-        return reading.read_json(self.path / "scheduler" / "scheduler_config.json")
+        return reading.read_json(self.path / "scheduler" / "scheduler_config.json", infinite=True)
 
     def digests(self, components: Iterable[str]) -> dict[str, str]:
         """The SHA-256 of each component: of its weights' files and its configuration."""
@@ -126,12 +126,13 @@ def open_checkpoint(checkpoint: Path | str) -> Checkpoint:
             part, what is accepted and the remedy.
         MissingExtraError: a hub id, and diffusers is not installed.
     """
-    path = Path(checkpoint)
-    if path.is_dir():
-        return _open_folder(path, path.resolve().name)
-    if path.is_file():
+    path = reading.given_path(checkpoint, "the checkpoint")
+    kind = reading.kind_of(path)
+    if kind is reading.Kind.FOLDER:
+        return _open_folder(path, reading.resolved(path).name)
+    if kind is not reading.Kind.NOTHING:
         raise CheckpointError(
-            f"{path} is a file; accepted is {ACCEPTED}. Convert a single-file checkpoint with "
+            f"{path} is {kind}; accepted is {ACCEPTED}. Convert a single-file checkpoint with "
             "StableDiffusionPipeline.from_single_file(FILE).save_pretrained(FOLDER)"
         )
     name = str(checkpoint)
@@ -158,18 +159,18 @@ def _download(name: str) -> Path:
 
 
 def _open_folder(path: Path, name: str) -> Checkpoint:
-    if not (path / INDEX_FILE).is_file():
+    if not reading.exists(path / INDEX_FILE):
         raise CheckpointError(f"{path} is no checkpoint: it has no {INDEX_FILE}; accepted is "
                               f"{ACCEPTED}")  # fmt: skip
     index = _read(path / INDEX_FILE)
     _check_structure(path, index)
     for part in (*MODELS, "tokenizer", "scheduler"):
-        if not (path / part).is_dir():
+        if not reading.is_folder(path / part):
             raise CheckpointError(
                 f"{path} lacks its {part}: there is no folder {part}/; download the checkpoint "
                 "again"
             )
-    if not (path / "scheduler" / "scheduler_config.json").is_file():
+    if not reading.exists(path / "scheduler" / "scheduler_config.json"):
         raise CheckpointError(
             f"{path / 'scheduler'} has no scheduler_config.json; download the checkpoint again"
         )
@@ -181,7 +182,7 @@ def _open_folder(path: Path, name: str) -> Checkpoint:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    if not path.is_file():
+    if not reading.exists(path):
         raise CheckpointError(f"{path} is missing; download the checkpoint again")
     try:
         return reading.read_json(path)
@@ -213,8 +214,8 @@ def _class_of(index: Mapping[str, Any], part: str) -> str | None:
 
 
 def _check_tokenizer(folder: Path) -> None:
-    lacking = [name for name in ("vocab.json", "merges.txt") if not (folder / name).is_file()]
-    if lacking and not (folder / "tokenizer.json").is_file():
+    lacking = [name for name in ("vocab.json", "merges.txt") if not reading.exists(folder / name)]
+    if lacking and not reading.exists(folder / "tokenizer.json"):
         raise CheckpointError(
             f"{folder} lacks {' and '.join(lacking)}; accepted is tokenizer.json, or vocab.json "
             "with merges.txt. Download the checkpoint again"

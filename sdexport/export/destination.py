@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
+from sdexport import reading, storage
 from sdexport.errors import FolderError, StorageError
 from sdexport.export.checkpoint import Checkpoint
 from sdexport.onnx_folder import INDEX_FILE, MODEL_FILE, RECORD_FILE
@@ -34,18 +34,19 @@ def refuse_other_folder(folder: Path) -> None:
     Raises:
         FolderError: a file, or a folder with something else in it.
     """
-    if folder.is_dir():
-        names = {entry.name for entry in folder.iterdir()}
+    kind = reading.kind_of(folder)
+    if kind is reading.Kind.FOLDER:
+        names = {entry.name for entry in reading.entries(folder)}
         others = sorted(names - OWN)
-        models = any((folder / name / MODEL_FILE).is_file() for name in COMPONENTS)
+        models = any(reading.exists(folder / name / MODEL_FILE) for name in COMPONENTS)
         if names and (others or not models):
             what = f"it holds {others[0]}" if others else "it holds no ONNX model"
             raise FolderError(
                 f"{folder} is a folder of something else ({what}) and is not replaced; choose "
                 "another place, or empty it first"
             )
-    elif folder.exists():
-        raise FolderError(f"{folder} is a file; an ONNX folder is a folder: choose another place")
+    elif kind is not reading.Kind.NOTHING:
+        raise FolderError(f"{folder} is {kind}; an ONNX folder is a folder: choose another place")
 
 
 def check_space(
@@ -59,10 +60,7 @@ def check_space(
     names = tuple(components)
     weights = sum(checkpoint.parameters(name) for name in names) * WEIGHT_BYTES[precision]
     needed = int(weights * MARGIN) + GRAPH_BYTES * len(names)
-    place = folder.resolve()
-    while not place.exists():
-        place = place.parent
-    free = shutil.disk_usage(place).free
+    free = storage.free_bytes(reading.resolved(folder))
     if free < needed:
         raise StorageError(
             f"the export to {folder} needs {needed / 1e9:.2f} GB and {free / 1e9:.2f} GB are free; "

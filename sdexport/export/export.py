@@ -53,7 +53,7 @@ def export_checkpoint(
         ParityError: a component's results are too far from PyTorch's; nothing was replaced.
     """
     require_libraries()
-    destination = Path(folder)
+    destination = reading.given_path(folder, "the ONNX folder's path")
     names = _chosen(components)
     refuse_other_folder(destination)
     opened = open_checkpoint(checkpoint)

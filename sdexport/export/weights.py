@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sdexport.errors import CheckpointError
+from sdexport import reading
+from sdexport.errors import CheckpointError, FolderError, UsageError
 
 PICKLES = (".bin", ".ckpt", ".pt", ".pth")
 PREFERRED_VARIANT = "fp16"
@@ -44,10 +45,10 @@ def find_weights(folder: Path, stem: str) -> Weights:
     for variant in (None, *_variants(folder, stem)):
         part = "" if variant is None else f".{variant}"
         single = folder / f"{stem}{part}.safetensors"
-        if single.is_file():
+        if reading.exists(single):
             return Weights((single,), variant, read_elements(single))
         index = folder / f"{stem}.safetensors.index{part}.json"
-        if index.is_file():
+        if reading.exists(index):
             return _sharded(index, variant)
     raise _none_found(folder, stem)
 
@@ -55,7 +56,9 @@ def find_weights(folder: Path, stem: str) -> Weights:
 def _variants(folder: Path, stem: str) -> list[str]:
     """The variants that files in `folder` are named after, the preferred one first."""
     found = set()
-    for file in folder.glob(f"{stem}*.safetensors*"):
+    for file in reading.entries(folder):
+        if not file.name.startswith(stem) or ".safetensors" not in file.name:
+            continue
         middle = file.name.removeprefix(stem).partition(".safetensors")[0]
         if middle.startswith("."):
             found.add(middle[1:].partition("-")[0])
@@ -67,15 +70,16 @@ def _variants(folder: Path, stem: str) -> list[str]:
 
 def _sharded(index: Path, variant: str | None) -> Weights:
     try:
-        parts = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        shards: Any = reading.read_json(index)["weight_map"]
+        parts = sorted({str(reading.given_path(part)) for part in shards.values()})
+    except (FolderError, UsageError, KeyError, AttributeError, TypeError) as error:
         raise CheckpointError(
             f"{index} is no index of safetensors files ({error!r}); download the checkpoint again"
         ) from error
     elements: dict[str, int] = {}
     for part in parts:
         shard = index.parent / str(part)
-        if shard.parent != index.parent or not shard.is_file():
+        if shard.parent != index.parent or not reading.exists(shard):
             raise CheckpointError(
                 f"{shard} is missing, which {index.name} names; download the checkpoint again"
             )
@@ -84,7 +88,7 @@ def _sharded(index: Path, variant: str | None) -> Weights:
 
 
 def _none_found(folder: Path, stem: str) -> CheckpointError:
-    pickles = sorted(file.name for file in folder.iterdir() if file.suffix in PICKLES)
+    pickles = sorted(file.name for file in reading.entries(folder) if file.suffix in PICKLES)
     if pickles:
         return CheckpointError(
             f"{folder} has its weights as a pickle only ({pickles[0]}), which could run any code "
@@ -104,8 +108,8 @@ def read_elements(file: Path) -> dict[str, int]:
     Raises:
         CheckpointError: truncated, damaged, or not the file itself but a pointer to it.
     """
-    size = file.stat().st_size
-    with file.open("rb") as stream:
+    with reading.open_file(file) as stream, reading.explained(file):
+        size = os.fstat(stream.fileno()).st_size
         start = stream.read(8)
         length = int.from_bytes(start, "little")
         if start == b"version ":
@@ -120,7 +124,7 @@ def read_elements(file: Path) -> dict[str, int]:
     try:
         if len(head) < length:
             raise EOFError
-        header: dict[str, Any] = json.loads(head)
+        header: dict[str, Any] = reading.parse_json(head, str(file))
         header.pop("__metadata__", None)
         needed = 8 + length + max((t["data_offsets"][1] for t in header.values()), default=0)
         elements = {name: math.prod(tensor["shape"]) for name, tensor in header.items()}
@@ -129,7 +133,7 @@ def read_elements(file: Path) -> dict[str, int]:
             f"{file} is truncated: it has {size:,} bytes and its header alone needs "
             f"{8 + length:,}; download it again"
         ) from None
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+    except (FolderError, ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
         raise CheckpointError(
             f"{file} is no safetensors file: its header cannot be read; download it again"
         ) from error

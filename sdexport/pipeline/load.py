@@ -5,10 +5,9 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-from sdexport import __version__
+from sdexport import __version__, reading
 from sdexport.backends.late import LateEngine
 from sdexport.backends.protocol import Engine
 from sdexport.backends.targets import AUTO, check_loop, find_target, load_engine, make_device
@@ -46,7 +45,8 @@ def load(
         EngineError: an engine cannot be loaded.
         UsageError: `threads` is no number of threads, or `loop` no form for this target.
     """
-    return Pipeline(load_parts(open_bundle(Path(path), check=check), threads=threads, loop=loop))
+    bundle = open_bundle(reading.given_path(path, "the bundle's path"), check=check)
+    return Pipeline(load_parts(bundle, threads=threads, loop=loop))
 
 
 def limits_of(bundle: Bundle) -> Limits:

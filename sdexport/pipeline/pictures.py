@@ -11,12 +11,12 @@ import hashlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from sdexport import reading
 from sdexport.errors import UsageError
 from sdexport.spec import PIXEL_MULTIPLE, Profile
 
@@ -57,13 +57,13 @@ def open_picture(value: object, what: str) -> Image.Image:
         return value
     if not isinstance(value, str | os.PathLike):
         raise UsageError(f"{what} {value!r} is neither a file's path nor a PIL image")
-    path = Path(value)
+    path = reading.given_path(value, f"the {what}'s path")
+    if not reading.exists(path):
+        raise UsageError(f"there is no {what} at {path}; give the path of a picture")
     try:
-        with Image.open(path) as image:
+        with reading.open_file(path) as file, Image.open(file) as image:
             image.load()
             return ImageOps.exif_transpose(image)
-    except FileNotFoundError:
-        raise UsageError(f"there is no {what} at {path}; give the path of a picture") from None
     except UnidentifiedImageError:
         raise UsageError(f"{path} is no picture that can be read; give a PNG or JPEG") from None
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:

@@ -18,6 +18,7 @@ from PIL.PngImagePlugin import PngInfo
 from sdexport.errors import UsageError
 from sdexport.pipeline.prompts import WEIGHTS
 from sdexport.pipeline.request import Request
+from sdexport.reading import given_path, is_folder
 from sdexport.sampling import find_sampler
 from sdexport.storage import ASIDE, explained
 
@@ -93,7 +94,7 @@ class Result:
             UsageError: the path is a folder or its suffix names another format.
             StorageError: the place cannot be written.
         """
-        files = output_files(Path(path), len(self.images))
+        files = output_files(given_path(path, "the image's path"), len(self.images))
         for index, (file, image) in enumerate(zip(files, self.images, strict=True)):
             _write(file, png(image, self.metadata(index)))
         return files
@@ -104,11 +105,9 @@ def output_files(path: Path, images: int) -> list[Path]:
 
     Raises:
         UsageError: the path is a folder or its suffix names another format.
-        StorageError: the name is longer than the system allows.
+        FolderError: the system does not tell what is there.
     """
-    with explained(path):
-        is_folder = path.is_dir()
-    if is_folder or not path.name:
+    if is_folder(path) or not path.name:
         raise UsageError(f"{path} is a folder; name a file in it, for example {path / 'image.png'}")
     if path.suffix == "":
         path = path.with_name(path.name + ".png")
@@ -118,15 +117,20 @@ def output_files(path: Path, images: int) -> list[Path]:
             f"for example {path.with_suffix('.png').name}"
         )
     if images == 1:
-        return [path]
-    return [path.with_name(f"{path.stem}-{index:03d}{path.suffix}") for index in range(images)]
+        files = [path]
+    else:
+        stem, suffix = path.stem, path.suffix
+        files = [path.with_name(f"{stem}-{index:03d}{suffix}") for index in range(images)]
+    # Once more, with what was added to the name.
+    return [given_path(file, "the image's path") for file in files]
 
 
 def png(image: Image.Image, texts: Mapping[str, str]) -> bytes:
     """The image as a PNG file that carries `texts` (tEXt where Latin-1 holds them, else iTXt)."""
     info = PngInfo()
     for key, text in texts.items():
-        info.add_text(key, text)
+        # A name that is not UTF-8 cannot be written as text; its bytes are shown.
+        info.add_text(key, text.encode(errors="backslashreplace").decode())
     # Encoded in memory, because Pillow hides the system's reason when a file cannot be written.
     buffer = io.BytesIO()
     image.save(buffer, format="PNG", pnginfo=info)
