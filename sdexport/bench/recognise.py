@@ -75,7 +75,15 @@ def read_targets(path: Path) -> Targets:
             f"{error}; targets are a .npz file with thumbnails and "
             f"{CAPTIONS} beside it, as in examples/emoji"
         ) from None
-    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        EOFError,
+        RecursionError,
+        zipfile.BadZipFile,
+    ) as error:
         raise FolderError(
             f"{path} or {captions.name} beside it is damaged: {error}; write them again, as "
             "examples/emoji/data.py does"

@@ -131,6 +131,7 @@ def read_scenario(path: Path) -> dict[str, Any]:
     Raises:
         UsageError: no such file, no TOML, an unknown key, or a value of the wrong kind.
     """
+    path = reading.given_path(path, "the scenario's path")
     try:
         if not reading.exists(path):
             raise UsageError(f"no scenario at {path}; a scenario is a TOML file")
