@@ -49,7 +49,6 @@ BUDGET = 4e12
 """Floating-point operations of the UNet that a check may take in float32, and as many rounded: a
 minute or two on two cores."""
 
-DRAWING = ("text_encoder", "denoise_step", "vae_decoder")
 MOST_STEPS, ENOUGH_STEPS, FEWEST_STEPS = 20, 8, 4
 WORKING_BYTES = 3 << 29
 """Memory that the check takes beside the weights: 1.3 GB of 5.6 were measured at 256 × 256."""
@@ -187,7 +186,7 @@ def check_half(
 
     Args:
         folder: with `ENGINE/model.onnx` and weights; graphs are replaced where something is kept.
-        make_parts: `PipelineParts` with everything given but the engines.
+        make_parts: `load.parts_of` with everything given but the engines that `folder` has.
         trial: what to draw.
 
     Returns:
@@ -265,7 +264,7 @@ class _Trials:
     def draw(self, make_parts: Callable[..., PipelineParts], trial: Trial) -> dict[str, _Record]:
         """What every engine's values reached while the trial's pictures were drawn."""
         watched = {name: self._load(name) for name in self.engines}
-        parts = make_parts(**{name: watched[name] for name in DRAWING})
+        parts = make_parts(**watched)
         pipeline = Pipeline(parts)
         for index, prompt in enumerate(trial.prompts):
             result = pipeline.generate(

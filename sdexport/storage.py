@@ -13,7 +13,7 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -149,9 +149,26 @@ def write_bytes(path: Path, content: bytes) -> None:
             aside.unlink(missing_ok=True)
 
 
+def json_text(value: object) -> str:
+    """`value` as indented JSON with sorted keys, as every JSON file is written here."""
+    return json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n"
+
+
 def write_json(path: Path, value: object) -> None:
     """Writes `value` as indented JSON with sorted keys, aside and then into place."""
-    write_text(path, json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n")
+    write_text(path, json_text(value))
+
+
+def write_files(folder: Path, contents: Mapping[str, bytes]) -> None:
+    """Writes files into `folder`, each content by its path there; folders are made.
+
+    Raises:
+        StorageError: the place cannot be written.
+    """
+    for name, content in contents.items():
+        with explained(folder / name):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes(content)
 
 
 def size_of(path: Path) -> int:

@@ -12,21 +12,26 @@ from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sdexport import __version__, reading
 from sdexport import bundle as bundles
-from sdexport import reading
 from sdexport.backends.protocol import Array, Engine
 from sdexport.backends.workspace import Course, Shape
-from sdexport.errors import ParityError
+from sdexport.bundle import GRAPHS, Bundle, Manifest
+from sdexport.errors import ParityError, UsageError
 from sdexport.keywords import explains_keywords
+from sdexport.onnx_folder import PLAIN, digests_of
 from sdexport.pipeline.load import load_parts
 from sdexport.pipeline.pipeline import Pipeline, PipelineParts
 from sdexport.progress import SILENT, Progress, stage
 from sdexport.sampling import STATE_SLOTS, TorchNoise
 from sdexport.spec import PIXEL_MULTIPLE, Precision
+
+if TYPE_CHECKING:
+    from sdexport.export.checkpoint import Checkpoint
 
 PROMPTS = ("a red apple", "a photo of an astronaut riding a horse")
 NEGATIVE_PROMPT = "blurry"
@@ -39,6 +44,13 @@ SEED = 1000
 LARGEST_SIDE = 256
 """Pictures are compared at most at this many pixels a side where the profile allows: PyTorch in
 float32 needs minutes at the full size of a large model."""
+
+
+VERIFICATION_VERSION = 1
+"""Part of what figures were measured on: raise it when something else is compared than before."""
+
+MEASURED_ON = "measured_on"
+"""The key of the parity in a manifest that says what it was measured on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,10 +119,84 @@ class VerifyReport:
         return asdict(self) | {"ok": self.ok, "size": list(self.size)}
 
 
+def measured_on(manifest: Manifest) -> str:
+    """One hash for all that figures of parity follow from, but for the checkpoint.
+
+    The bundle's files, which hold engines, tokenizer and scheduler; the call that is compared, and
+    with what; this project's version, whose code draws the pictures. The checkpoint itself stands
+    behind the engines' fingerprints and the copied files.
+    """
+    return reading.digest_of(
+        {
+            "files": {
+                name: file.sha256
+                for name, file in manifest.files.items()
+                if not name.startswith(f"{GRAPHS}/")
+            },
+            "call": _call_of(manifest),
+            "constants": [PROMPTS, NEGATIVE_PROMPT, GUIDANCE, STEPS, SAMPLER, SEED],
+            "tolerance": asdict(TOLERANCES[manifest.precision]),
+            "versions": [VERIFICATION_VERSION, __version__],
+        }
+    )
+
+
+def is_stale(manifest: Manifest) -> bool:
+    """Whether a manifest has figures of parity that were measured on something else."""
+    return manifest.parity is not None and manifest.parity.get(MEASURED_ON) != measured_on(manifest)
+
+
+def has_passed(manifest: Manifest) -> bool:
+    """Whether a manifest has figures of parity that hold for it and are within tolerance."""
+    return bool(manifest.parity and manifest.parity.get("ok")) and not is_stale(manifest)
+
+
+def _call_of(manifest: Manifest) -> tuple[int, int, int]:
+    """Width and height in pixels, and the batch, of what is compared."""
+    profile = manifest.profile
+    width, height = (
+        max(limits.min, min(limits.opt, LARGEST_SIDE) // PIXEL_MULTIPLE * PIXEL_MULTIPLE)
+        for limits in (profile.width, profile.height)
+    )
+    return width, height, min(max(2, profile.batch.min), profile.batch.max)
+
+
+def refuse_other_checkpoint(bundle: Bundle, checkpoint: Checkpoint) -> None:
+    """Refuses a checkpoint that the bundle was not built from, where that is known.
+
+    It is not known of bundles from another tool's ONNX folder, or of an older version.
+
+    Raises:
+        UsageError: names the parts that differ.
+    """
+    from sdexport.export.export import plain_parts
+
+    made_from: Any = bundle.manifest.export.get("made_from")
+    if not isinstance(made_from, Mapping):
+        return
+    theirs = checkpoint.digests(made_from)
+    differing = [name for name, one in made_from.items() if one["checkpoint"] != theirs[name]]
+    plain = digests_of(plain_parts(checkpoint))
+    ours = {
+        name: file.sha256
+        for name, file in bundle.manifest.files.items()
+        if name.split("/")[0] in PLAIN
+    }
+    differing += sorted(
+        {name.split("/")[0] for name in {*plain, *ours} if plain.get(name) != ours.get(name)}
+    )
+    if differing:
+        raise UsageError(
+            f"{bundle.path} was not built from {checkpoint.name} as it is now: "
+            f"{', '.join(differing)} differ; give the checkpoint that it was built from, or bring "
+            f"the bundle up to date with: sdexport compile {checkpoint.path} {bundle.path}"
+        )
+
+
 @explains_keywords()
 def verify(
     bundle: Path | str,
-    checkpoint: Path | str,
+    checkpoint: Checkpoint | Path | str,
     *,
     threads: int | None = None,
     progress: Progress = SILENT,
@@ -118,6 +204,7 @@ def verify(
     """Compares a bundle with its checkpoint in PyTorch and keeps the figures in the manifest.
 
     Raises:
+        UsageError: the bundle was built from another checkpoint; see `refuse_other_checkpoint`.
         ParityError: a comparison is out of tolerance, or a result is no number; the message names
             the engine and the figures. They are kept in the manifest all the same.
         FolderError, CheckpointError, MissingExtraError: as `open_bundle` and the export.
@@ -129,14 +216,10 @@ def verify(
     opened = bundles.open_bundle(reading.given_path(bundle, "the bundle's path"))
     manifest = opened.manifest
     tolerance = TOLERANCES[manifest.precision]
-    parts = load_parts(opened, threads=threads)
-    profile = manifest.profile
-    width, height = (
-        max(limits.min, min(limits.opt, LARGEST_SIDE) // PIXEL_MULTIPLE * PIXEL_MULTIPLE)
-        for limits in (profile.width, profile.height)
-    )
-    batch = min(max(2, profile.batch.min), profile.batch.max)
     reference = ReferenceModels(checkpoint)
+    refuse_other_checkpoint(opened, reference.checkpoint)
+    parts = load_parts(opened, threads=threads)
+    width, height, batch = _call_of(manifest)
     comparisons: list[Comparison] = []
     stages = 5 if parts.vae_encoder is not None else 4
     with stage(progress, "comparing with PyTorch", stages):
@@ -166,7 +249,7 @@ def verify(
         comparisons=tuple(comparisons),
         seconds=round(time.perf_counter() - start, 3),
     )
-    bundles.record(opened, parity=report.as_json())
+    bundles.record(opened, parity=report.as_json() | {MEASURED_ON: measured_on(manifest)})
     _refuse(report, tolerance)
     return report
 

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sdexport import bundle as bundles
-from sdexport import reading, storage
+from sdexport import reading
 from sdexport.backends import targets
 from sdexport.build import folder as folders
 from sdexport.build.dimensions import profile_around
 from sdexport.build.options import BuildOptions, decide
+from sdexport.build.order import Order, fingerprints_of, sizes_of
 from sdexport.build.report import BuildReport, Stopwatch
 from sdexport.keywords import explains_keywords
-from sdexport.onnx_folder import open_folder
+from sdexport.onnx_folder import RECORD_FILE, OnnxFolder, digests_of, open_folder
 from sdexport.progress import SILENT, Progress
 from sdexport.spec import COMPONENTS
 
@@ -35,7 +34,7 @@ def compile_checkpoint(
     force: bool = False,
     progress: Progress = SILENT,
 ) -> BuildReport:
-    """Makes a bundle of a checkpoint; reuses a bundle that is equal.
+    """Makes a bundle of a checkpoint; keeps what is right of one that stands.
 
     Args:
         checkpoint: a diffusers folder or a hub id.
@@ -43,18 +42,22 @@ def compile_checkpoint(
             has passed, anything else is left alone.
         options: target, precision, profile, default guidance.
         components: what to export; the VAE encoder may be left out.
-        onnx: keep the ONNX folder here; None throws it away.
+        onnx: keep the ONNX folder here, or take the one that is here and was exported from the same
+            checkpoint by the same versions; None throws it away.
         verify: compare engines and a picture with PyTorch, refuse a bundle that is off, and keep
-            the figures in the manifest. Left out where the target cannot run on this machine.
-        force: build also when the bundle's fingerprints are equal.
+            the figures in the manifest. Left out where the target cannot run on this machine, and
+            where the bundle's figures are of what it still holds.
+        force: export and build everything also when the bundle has it.
         progress: hears of the stages.
 
     Raises:
         CheckpointError: `checkpoint` is none, or lacks a component.
         ParityError: an engine's results are too far from PyTorch's; nothing was replaced.
-        FolderError, MissingExtraError, EngineError, StorageError: as `build_folder`.
+        FolderError: the folder at `onnx` was altered after its export; or as `build_folder`.
+        MissingExtraError, EngineError, StorageError: as `build_folder`.
     """
-    from sdexport.export import export_checkpoint, open_checkpoint
+    from sdexport.export import open_checkpoint
+    from sdexport.export.export import export_checkpoint, made_from, plain_parts
 
     folders.require_onnx()
     options = options or BuildOptions()
@@ -65,47 +68,65 @@ def compile_checkpoint(
     stopwatch = Stopwatch()
     with stopwatch.stage("read the checkpoint"):
         opened = open_checkpoint(checkpoint)
-        exported = choice.graph_precision
-        profile = options.profile or profile_around(_native_pixels(opened))
-        sources: Mapping[str, object] = {
-            name: {"checkpoint": value, "export": str(exported)}
-            for name, value in opened.digests(components).items()
-        }
-        fingerprints = folders.fingerprints_of(sources, choice, profile)
-    if not force and onnx is None:
-        report = folders.reuse(
-            destination, fingerprints, choice, options.profile, options.guidance, stopwatch
+        native, plain = _native_pixels(opened), plain_parts(opened)
+        profile = options.profile or profile_around(native)
+        sources = made_from(opened, components, choice.graph_precision)
+        sizes = sizes_of(opened.sizes)
+        order = Order(
+            name=opened.name,
+            choice=choice,
+            profile=profile,
+            guidance=options.guidance,
+            native_pixels=native,
+            fingerprints=fingerprints_of(sources, choice, profile, sizes, plain),
+            plain=plain,
         )
-        if report is not None:
-            return report
-    with storage.folder_aside(destination) as aside:
-        onnx_dir = aside / ".onnx" if kept is None else kept
+
+    def export(place: Path) -> OnnxFolder:
         with stopwatch.stage("export"):
             export_checkpoint(
-                checkpoint, onnx_dir, precision=exported, components=components, progress=progress
+                opened,
+                place,
+                precision=choice.graph_precision,
+                components=components,
+                progress=progress,
             )
-        manifest = folders.fill_bundle(
-            open_folder(onnx_dir),
-            aside,
-            choice,
-            options,
-            fingerprints,
-            opened.name,
-            stopwatch,
-            progress,
-            consume=onnx is None,
-        )
-        if onnx is None:
-            shutil.rmtree(onnx_dir)
-        bundles.write_manifest(aside, manifest)
-        if verify and targets.runs_here(choice.target)[0]:
-            from sdexport.verification import verify as compare
+        return open_folder(place)
 
-            with stopwatch.stage("verify"):
-                compare(aside, checkpoint, progress=progress)
-    return folders.finished(
-        bundles.open_bundle(destination, check=False), choice, stopwatch, reused=False
+    def compare(path: Path) -> None:
+        from sdexport.verification import verify as compare_with
+
+        compare_with(path, opened, progress=progress)
+
+    source = folders.Source(export, passing=True)
+    if kept is not None:
+        folder = kept
+        if force or not _is_export_of(folder, sources, plain):
+            export(folder)
+        source = folders.Source(lambda place: open_folder(folder))
+    return folders.complete(
+        order,
+        source,
+        destination,
+        stopwatch,
+        progress,
+        force=force,
+        verify=compare if verify and targets.runs_here(choice.target)[0] else None,
     )
+
+
+def _is_export_of(path: Path, sources: Mapping[str, object], plain: Mapping[str, bytes]) -> bool:
+    """Whether the ONNX folder at `path` is what an export from these sources would write there.
+
+    Raises:
+        FolderError: it was altered after it was exported: somebody's work is not replaced.
+    """
+    if not reading.exists(path / RECORD_FILE):
+        return False
+    folder = OnnxFolder(path)
+    files = folder.checked_digests()
+    copied = {name: files.get(name) for name in folder.plain_parts()}
+    return folder.record.get("made_from") == sources and copied == digests_of(plain)
 
 
 def _native_pixels(checkpoint: Checkpoint) -> int:

@@ -26,6 +26,7 @@ from sdexport.graph.select_hidden_state import select_hidden_state
 from sdexport.graph.select_outputs import select_outputs
 from sdexport.graph.skeleton import Call, shapes_at, skeleton
 from sdexport.graph.split_unet import CannotSplitError, split_unet
+from sdexport.graph.vector_timestep import vector_timestep
 from sdexport.onnx_folder import MODEL_FILE, OnnxFolder
 from sdexport.progress import Progress, stage
 from sdexport.sampling import STATE_SLOTS
@@ -53,7 +54,7 @@ def _passes(
         "text_encoder": lambda model: select_outputs(
             select_hidden_state(model), ("last_hidden_state",)
         ),
-        "denoise_step": lambda model: denoise_step(model, slots=STATE_SLOTS),
+        "denoise_step": lambda model: denoise_step(vector_timestep(model), slots=STATE_SLOTS),
         "vae_decoder": lambda model: decode_image(
             model,
             slots=STATE_SLOTS,
@@ -82,7 +83,7 @@ def make_graphs(folder: OnnxFolder, dimensions: Dimensions, engines: Collection[
     models: dict[str, onnx.ModelProto] = {}
     if not set(PROJECTIONS).isdisjoint(engines):
         try:
-            split = split_unet(load_graph(folder.model("unet")))
+            split = split_unet(vector_timestep(load_graph(folder.model("unet"))))
         except CannotSplitError as error:
             because = f"in one piece: {error}"
         else:
@@ -162,8 +163,7 @@ def build_engines(
                 graph = keep_graph(
                     load_graph(work / name / MODEL_FILE), name, dimensions, destination
                 )
-                usual = Call(profile.height.opt, profile.width.opt, profile.batch.opt)
-                cost = count(graph, shapes_at(graph, usual))
+                cost = count(graph, shapes_at(graph, usual_call(profile)))
                 output = destination / name
                 output.mkdir()
                 built = targets.build_engine(
@@ -188,6 +188,11 @@ def build_engines(
             )
             progress.advance(1, name)
     return records
+
+
+def usual_call(profile: Profile) -> Call:
+    """The call that a profile expects, with guidance."""
+    return Call(profile.height.opt, profile.width.opt, profile.batch.opt)
 
 
 def keep_graph(

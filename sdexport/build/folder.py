@@ -2,33 +2,66 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.metadata
+import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from sdexport import bundle as bundles
 from sdexport import half_check, reading, storage
 from sdexport.build.dimensions import Dimensions, read_dimensions
-from sdexport.build.engines import COMPONENT_OF, PROJECTIONS, build_engines, prepare_graphs
+from sdexport.build.engines import build_engines, prepare_graphs, usual_call
 from sdexport.build.options import BuildOptions, Choice, decide
+from sdexport.build.order import (
+    EXPORT,
+    Order,
+    components_of,
+    difference,
+    dimensions_in,
+    fingerprints_of,
+    kept_files,
+    missing_engines,
+    sizes_of,
+)
 from sdexport.build.report import BuildReport, Stopwatch
 from sdexport.build.shapes import call_shapes
-from sdexport.bundle import Bundle, Manifest
+from sdexport.bundle import Bundle, EngineRecord, Manifest
 from sdexport.errors import FolderError, MissingExtraError, UsageError
 from sdexport.graph.flops import count
 from sdexport.graph.proto import load_graph
+from sdexport.graph.skeleton import shapes_at
 from sdexport.keywords import explains_keywords
-from sdexport.onnx_folder import MODEL_FILE, OnnxFolder, open_folder
-from sdexport.pipeline.parts import PipelineParts
+from sdexport.onnx_folder import MODEL_FILE, OnnxFolder, by_component, open_folder
+from sdexport.pipeline.load import parts_of
 from sdexport.pipeline.tokenizer import PromptTokenizer
 from sdexport.progress import SILENT, Progress
 from sdexport.spec import Precision, Profile, Range
+from sdexport.verification import has_passed, is_stale
 
 HALF = {Precision.FP16: 10, Precision.BF16: 16}
 """ONNX's numbers for the element types, which `onnx` is not needed to know."""
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where the graphs of a build come from.
+
+    Attributes:
+        folder: gives the ONNX folder; called only where an engine has to be built, with a place
+            that the folder may be made in.
+        passing: the folder is thrown away afterwards, so its weights may be moved.
+        dimensions, record: of the ONNX folder and its export, where they are known before; None:
+            they follow from the engines, and are those of a bundle that has them all.
+    """
+
+    folder: Callable[[Path], OnnxFolder]
+    passing: bool = False
+    dimensions: Dimensions | None = None
+    record: Mapping[str, object] | None = None
 
 
 @explains_keywords()
@@ -40,18 +73,19 @@ def build_folder(
     force: bool = False,
     progress: Progress = SILENT,
 ) -> BuildReport:
-    """Builds the engines of an ONNX folder into a bundle; reuses a bundle that is equal.
+    """Builds the engines of an ONNX folder into a bundle; keeps what is right of one that stands.
 
     Args:
         onnx_dir: a diffusers-ONNX folder, this project's or optimum-onnx's.
         bundle: where the bundle goes; an older bundle there is replaced whole, anything else is
             left alone.
         options: target, precision, profile, default guidance.
-        force: build also when the bundle's fingerprints are equal.
+        force: build everything also when the bundle has it.
         progress: hears of the stages.
 
     Raises:
-        FolderError: the ONNX folder is incomplete, or `bundle` is a folder of something else.
+        FolderError: the ONNX folder is incomplete or was altered after its export, or `bundle` is
+            a folder of something else.
         MissingExtraError: a library that is needed is not installed.
         EngineError: the target's library refused a graph.
         StorageError: the place cannot be written.
@@ -66,19 +100,21 @@ def build_folder(
     refuse_other_folder(destination)
     stopwatch = Stopwatch()
     with stopwatch.stage("read the ONNX folder"):
-        profile = options.profile or read_dimensions(folder).default_profile()
+        sources = by_component(folder.checked_digests())
+        dimensions, plain = read_dimensions(folder), folder.plain_parts()
+        profile = options.profile or dimensions.default_profile()
         require_precision(folder, choice)
-        fingerprints = fingerprints_of(folder.digests(), choice, profile)
-    if not force:
-        report = reuse(destination, fingerprints, choice, profile, options.guidance, stopwatch)
-        if report is not None:
-            return report
-    with storage.folder_aside(destination) as aside:
-        manifest = fill_bundle(
-            folder, aside, choice, options, fingerprints, folder.path.name, stopwatch, progress
+        order = Order(
+            name=folder.path.resolve().name,
+            choice=choice,
+            profile=profile,
+            guidance=options.guidance,
+            native_pixels=dimensions.native_pixels,
+            fingerprints=fingerprints_of(sources, choice, profile, sizes_of(dimensions), plain),
+            plain=plain,
         )
-        bundles.write_manifest(aside, manifest)
-    return finished(bundles.open_bundle(destination, check=False), choice, stopwatch, reused=False)
+    source = Source(lambda place: folder, dimensions=dimensions, record=folder.about)
+    return complete(order, source, destination, stopwatch, progress, force=force)
 
 
 def require_onnx() -> None:
@@ -121,163 +157,197 @@ def require_precision(folder: OnnxFolder, choice: Choice) -> None:
         )
 
 
-def fingerprints_of(
-    sources: Mapping[str, object], choice: Choice, profile: Profile | None
-) -> dict[str, str]:
-    """The fingerprint of every engine that can be built.
+def complete(
+    order: Order,
+    source: Source,
+    destination: Path,
+    stopwatch: Stopwatch,
+    progress: Progress,
+    *,
+    force: bool,
+    verify: Callable[[Path], object] | None = None,
+) -> BuildReport:
+    """Makes the bundle at `destination` what a build from nothing would make of `order`.
+
+    Engines that are there and right are kept, and a bundle that is right is left as it is. Whatever
+    else differs, a new bundle is written aside and takes the old one's place.
 
     Args:
-        sources: by component, what stands for its content: digests and how it was exported.
-        choice: target, precision and builder options.
-        profile: the shapes to serve.
+        verify: compares a bundle with PyTorch and keeps the figures in its manifest; called unless
+            the figures that it has are of the same engines, files and comparison. None: figures
+            that are not are dropped.
     """
-    settings = choice.settings(profile)
-    return {
-        engine: reading.digest_of({"source": sources[component]} | settings)
-        for engine, component in COMPONENT_OF.items()
-        if component in sources and (choice.target.projects or engine not in PROJECTIONS)
-    }
+    found = None if force else _standing(destination, stopwatch)
+    missing = missing_engines(found, order)
+    changes: tuple[str, ...] = ()
+    if found is not None and not missing:
+        wanted = _wanted(order, source, found)
+        changes = difference(found, order, wanted)
+        if verify is None and is_stale(found.manifest):
+            changes = (*changes, "parity dropped")
+        if not changes:
+            if verify is not None and not has_passed(found.manifest):
+                with stopwatch.stage("verify"):
+                    verify(destination)
+            return _finished(destination, order, stopwatch)
+    with storage.folder_aside(destination) as aside:
+        storage.write_files(aside, order.plain)
+        if found is None or missing:
+            place = aside / ".onnx"
+            folder = source.folder(place)
+            wanted = order.manifest(read_dimensions(folder), folder.about)
+            made = _built(
+                order, wanted, folder, missing, aside, stopwatch, progress, source.passing
+            )
+            if place.exists():
+                shutil.rmtree(place)
+        else:
+            old = found.manifest
+            made = replace(wanted, stages=old.stages, half_check=old.half_check)
+        if found is not None:
+            kept = [name for name in order.fingerprints if name in found.manifest.engines]
+            kept = [name for name in kept if name not in missing]
+            _keep(found, kept, aside, cache=not missing)
+            engines = {name: _counted(found, name, order.profile) for name in kept}
+            made = replace(made, engines={**engines, **made.engines})
+        written = bundles.write_manifest(aside, made)
+        if found is not None:
+            changes = changes or _also_changed(difference(found, order, wanted))
+            before = replace(written.manifest, parity=found.manifest.parity)
+            if not is_stale(before):
+                written = bundles.record(written, parity=before.parity)
+        if verify is not None and not has_passed(written.manifest):
+            with stopwatch.stage("verify"):
+                verify(aside)
+    rebuilt = () if found is None else components_of(missing)
+    return _finished(
+        destination, order, stopwatch, built=found is None, rebuilt=rebuilt, updated=changes
+    )
 
 
-@dataclass(frozen=True, slots=True)
-class _Served:
-    """What a manifest says that no engine's bytes depend on."""
-
-    profile: Profile
-    default_guidance: float
-
-
-def reuse(
-    destination: Path,
-    fingerprints: Mapping[str, str],
-    choice: Choice,
-    profile: Profile | None,
-    guidance: float,
-    stopwatch: Stopwatch,
-) -> BuildReport | None:
-    """The report on the bundle at `destination` if its engines are the wanted ones, else None.
-
-    A damaged bundle is never reused, nor one of an earlier version, which kept no graphs. Guidance
-    is brought up to date, which no engine's bytes depend on, and so is the profile, which is part
-    of the fingerprints where they do.
-    """
+def _standing(destination: Path, stopwatch: Stopwatch) -> Bundle | None:
+    """The bundle that stands at `destination`; None where there is none, or a damaged one."""
     if not bundles.is_bundle(destination):
         return None
     with stopwatch.stage("check the bundle that is there"):
         try:
-            found = bundles.open_bundle(destination)
+            return bundles.open_bundle(destination)
         except FolderError:
             return None
-    there = {name: e.fingerprint for name, e in found.manifest.engines.items()}
-    # Where a UNet cannot be split there are no projections, and building again would not help.
-    projected = not set(PROJECTIONS).isdisjoint(there)
-    expected = {n: f for n, f in fingerprints.items() if projected or n not in PROJECTIONS}
-    if there != expected:
-        return None
-    if any(bundles.graph_name(name) not in found.manifest.files for name in expected):
-        return None
-    wanted = _Served(profile or found.manifest.profile, guidance)
-    if wanted != _Served(found.manifest.profile, found.manifest.default_guidance):
-        found = bundles.record(
-            found, profile=wanted.profile, default_guidance=wanted.default_guidance
-        )
-    return finished(found, choice, stopwatch, reused=True)
 
 
-def fill_bundle(
+def _wanted(order: Order, source: Source, found: Bundle) -> Manifest:
+    """The manifest that a bundle with the engines of `found` is to have."""
+    dimensions, record = source.dimensions, source.record
+    if dimensions is None:
+        dimensions = dimensions_in(found.manifest, order.native_pixels)
+    if record is None:
+        record = {**found.manifest.export, "checkpoint": order.name}
+    return order.manifest(dimensions, record)
+
+
+def _also_changed(changes: tuple[str, ...]) -> tuple[str, ...]:
+    """What differs beside engines that are built again: a new export's record always does."""
+    return tuple(name for name in changes if name != EXPORT)
+
+
+def _keep(found: Bundle, engines: Collection[str], destination: Path, *, cache: bool) -> None:
+    """Puts the files of `engines` into the folder of a new bundle, without copying where it can.
+
+    Args:
+        cache: of all its engines; then what was compiled for this machine is kept as well.
+    """
+    with storage.explained(destination):
+        for name in kept_files(found, engines):
+            (destination / name).parent.mkdir(parents=True, exist_ok=True)
+            _link(found.path / name, destination / name)
+        if cache and found.runtime_cache.is_dir():
+            shutil.copytree(
+                found.runtime_cache,
+                destination / found.runtime_cache.name,
+                copy_function=shutil.copyfile,
+            )
+
+
+def _link(source: Path, destination: Path) -> None:
+    """Another name for a file, or a copy where the system has none or `source` is itself a link."""
+    if not source.is_symlink():
+        with contextlib.suppress(OSError):
+            os.link(source, destination)
+            return
+    shutil.copyfile(source, destination)
+
+
+def _counted(found: Bundle, engine: str, profile: Profile) -> EngineRecord:
+    """The record of an engine that is kept, its cost that of a call which `profile` expects."""
+    record = found.manifest.engines[engine]
+    if profile == found.manifest.profile:
+        return record
+    graph = load_graph(found.graph_file(engine))
+    return replace(record, flops=count(graph, shapes_at(graph, usual_call(profile))).flops)
+
+
+def _built(
+    order: Order,
+    wanted: Manifest,
     folder: OnnxFolder,
+    engines: Collection[str],
     aside: Path,
-    choice: Choice,
-    options: BuildOptions,
-    fingerprints: Mapping[str, str],
-    name: str,
     stopwatch: Stopwatch,
     progress: Progress,
-    *,
-    consume: bool = False,
+    passing: bool,
 ) -> Manifest:
-    """Fills the empty folder `aside` with a bundle's files, and gives the manifest to write last.
+    """Builds `engines` into the folder `aside`, and gives the manifest with their records.
 
     Raises:
         EngineError, FolderError, StorageError: as `build_folder`.
     """
-    dimensions = read_dimensions(folder)
-    profile = options.profile or dimensions.default_profile()
+    dimensions, choice = read_dimensions(folder), order.choice
     work = aside / ".graphs"
+    fingerprints = {name: order.fingerprints[name] for name in engines}
     with stopwatch.stage("prepare the graphs"):
-        because = prepare_graphs(folder, work, dimensions, fingerprints, consume=consume)
+        because = prepare_graphs(folder, work, dimensions, engines, consume=passing)
     checked = None
     if choice.checked:
         with stopwatch.stage("check half precision"):
-            checked = _check_half(folder, work, dimensions, profile, progress)
-    engines = build_engines(
-        work, aside, choice, dimensions, profile, fingerprints, stopwatch, progress
+            checked = _check_half(folder, work, dimensions, wanted, progress)
+    records = build_engines(
+        work, aside, choice, dimensions, order.profile, fingerprints, stopwatch, progress
     )
     if because:
-        step = engines["denoise_step"]
-        engines["denoise_step"] = replace(step, built={**step.built, "unet": because})
+        step = records["denoise_step"]
+        records["denoise_step"] = replace(step, built={**step.built, "unet": because})
     shutil.rmtree(work)
-    with storage.explained(aside):
-        shutil.copytree(folder.tokenizer, aside / "tokenizer")
-        shutil.copytree(folder.scheduler_config.parent, aside / "scheduler")
-    native = dimensions.native_pixels
-    return Manifest(
-        name=name,
-        target=choice.target.name,
-        library=choice.library,
-        precision=choice.precision,
-        profile=profile,
-        latent_channels=dimensions.latent_channels,
-        latent_scale=dimensions.latent_scale,
-        tokens=dimensions.tokens,
-        embedding_dim=dimensions.embedding_dim,
-        text_layers=dimensions.text_layers,
-        embedded_guidance=dimensions.embedded_guidance,
-        scaling_factor=dimensions.scaling_factor,
-        shift_factor=dimensions.shift_factor,
-        default_guidance=options.guidance,
-        default_size=(
-            (native, native)
-            if any(native in one.width and native in one.height for one in profile.all)
-            else (profile.width.opt, profile.height.opt)
-        ),
-        engines=engines,
-        export=folder.record,
-        built_with={
-            "sdexport": importlib.metadata.version("sdexport"),
-            "onnx": importlib.metadata.version("onnx"),
-        },
-        builder=choice.builder.as_json(),
-        half_check=checked,
-        stages=tuple(asdict(one) for one in stopwatch.stages),
-    )
+    stages = tuple(asdict(one) for one in stopwatch.stages)
+    return replace(wanted, engines=records, half_check=checked, stages=stages)
 
 
 def _check_half(
-    folder: OnnxFolder, work: Path, dimensions: Dimensions, profile: Profile, progress: Progress
+    folder: OnnxFolder, work: Path, dimensions: Dimensions, wanted: Manifest, progress: Progress
 ) -> dict[str, object]:
     """The record of the half-precision graphs in `work`, in which what overflows is mended."""
-    native = dimensions.native_pixels
-    fits = native in profile.width and native in profile.height
-    usual = (native, native) if fits else (profile.width.opt, profile.height.opt)
+    usual = wanted.default_size
     model = load_graph(work / "denoise_step" / MODEL_FILE)
     shapes = call_shapes(
         "denoise_step", dimensions, batch=1, branches=2, height=usual[1], width=usual[0]
     )
     trial = half_check.choose_trial(usual, count(model, shapes).flops)
-    make_parts = functools.partial(
-        PipelineParts,
-        tokenizer=PromptTokenizer.load(folder.tokenizer, dimensions.tokens),
-        scheduler_config=reading.read_json(folder.scheduler_config),
+    manifest = replace(
+        wanted,
         # The graphs are open in every dimension: pictures are drawn one by one.
         profile=Profile(Range(1, 1, 1), *_sides(trial.size)),
-        latent_channels=dimensions.latent_channels,
-        tokens=dimensions.tokens,
-        embedding_dim=dimensions.embedding_dim,
-        default_guidance=half_check.GUIDANCE,
         default_size=trial.size,
+        default_guidance=half_check.GUIDANCE,
+    )
+    make_parts = functools.partial(
+        parts_of,
+        manifest,
+        tokenizer=PromptTokenizer.load(folder.tokenizer, manifest.tokens),
+        scheduler_config=reading.read_json(folder.scheduler_config),
         about={},
-        latent_scale=dimensions.latent_scale,
+        vae_encoder=None,
+        text_projection=None,
+        time_projection=None,
     )
     return half_check.check_half(work, make_parts, trial, progress)
 
@@ -295,17 +365,27 @@ def _unsplit(manifest: Manifest) -> tuple[str, ...]:
     return () if why is None else (f"denoise step {why}; it computes texts and timesteps anew",)
 
 
-def finished(bundle: Bundle, choice: Choice, stopwatch: Stopwatch, *, reused: bool) -> BuildReport:
-    """The report on a bundle that stands."""
-    manifest = bundle.manifest
+def _finished(
+    path: Path,
+    order: Order,
+    stopwatch: Stopwatch,
+    *,
+    built: bool = False,
+    rebuilt: tuple[str, ...] = (),
+    updated: tuple[str, ...] = (),
+) -> BuildReport:
+    """The report on the bundle that stands at `path`."""
+    manifest = bundles.open_bundle(path, check=False).manifest
     return BuildReport(
-        bundle=bundle.path,
+        bundle=path,
         target=manifest.target,
         precision=str(manifest.precision),
-        reasons=(*choice.reasons, *_unsplit(manifest)),
-        reused=reused,
+        reasons=(*order.choice.reasons, *_unsplit(manifest)),
+        built=built,
+        rebuilt=rebuilt,
+        updated=updated,
         fingerprint=manifest.fingerprint,
-        bytes=storage.size_of(bundle.path),
+        bytes=storage.size_of(path),
         stages=tuple(stopwatch.stages),
         parity=manifest.parity,
     )

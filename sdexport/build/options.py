@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 from dataclasses import dataclass, field
 from numbers import Real
 
+from sdexport import __version__
 from sdexport.backends import targets
 from sdexport.builder_options import BuilderOptions
 from sdexport.errors import UsageError, shown
@@ -89,6 +91,10 @@ class Choice:
     def settings(self, profile: Profile | None) -> dict[str, object]:
         """Everything but the model's content that changes an engine's bytes.
 
+        This project's version is among it, and that of onnx, which writes the graphs: what an
+        engine was made by is never another than the manifest's `built_with`. `GRAPH_VERSION` is
+        for changes between two releases.
+
         Args:
             profile: the shapes to serve. It counts where they are built in; the engines of the
                 CPU targets keep batch, height and width open, so there a profile only says what is
@@ -97,6 +103,7 @@ class Choice:
         value: dict[str, object] = {
             "target": self.target.name,
             "library": self.library,
+            "built_with": built_with(),
             "precision": str(self.precision),
             "graph": GRAPH_VERSION,
             "slots": STATE_SLOTS,
@@ -104,9 +111,13 @@ class Choice:
         if self.target.typed:
             value["profiles"] = None if profile is None else profile.as_json()
             value["builder"] = self.builder.as_json()
-            # Which values are kept in float32 follows from the check and the model's content.
             value["half_check"] = CHECK_VERSION if self.checked else None
         return value
+
+
+def built_with() -> dict[str, str]:
+    """The versions of this project and of the library that writes its graphs."""
+    return {"sdexport": __version__, "onnx": importlib.metadata.version("onnx")}
 
 
 def decide(options: BuildOptions) -> Choice:

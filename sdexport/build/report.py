@@ -51,8 +51,10 @@ class BuildReport:
     """The outcome of a build.
 
     Attributes:
-        reused: the bundle was there with equal fingerprints; nothing was built.
         reasons: why this target and precision, one sentence each.
+        built: nothing of a bundle that stood there could be kept, or there was none.
+        rebuilt: components whose engines were built again, the others kept; `updated`: what else
+            of a bundle that stood there was brought up to date.
         bytes: size of the bundle on disk.
         parity: figures of the check against PyTorch, None if there was none.
     """
@@ -61,12 +63,32 @@ class BuildReport:
     target: str
     precision: str
     reasons: tuple[str, ...]
-    reused: bool
+    built: bool
+    rebuilt: tuple[str, ...]
+    updated: tuple[str, ...]
     fingerprint: str
     bytes: int
     stages: tuple[StageRecord, ...]
     parity: Mapping[str, object] | None
 
+    @property
+    def reused(self) -> bool:
+        """No engine was built: the bundle was there with equal fingerprints."""
+        return not self.built and not self.rebuilt
+
+    @property
+    def outcome(self) -> str:
+        """`built`, or what became of the bundle that stood there: `rebuilt: unet`, `reused`, …"""
+        if self.built:
+            return "built"
+        parts = [
+            f"{verb}: {', '.join(names)}"
+            for verb, names in (("rebuilt", self.rebuilt), ("updated", self.updated))
+            if names
+        ]
+        return "; ".join(parts) or "reused"
+
     def as_json(self) -> dict[str, Any]:
         """The report as one JSON object."""
-        return asdict(self) | {"bundle": str(self.bundle)}
+        own = {"bundle": str(self.bundle), "outcome": self.outcome, "reused": self.reused}
+        return asdict(self) | own

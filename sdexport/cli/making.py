@@ -87,7 +87,7 @@ NoHalfCheck = Annotated[
     ),
 ]
 Force = Annotated[
-    bool, typer.Option("--force", help="Build also when an equal bundle is already there.")
+    bool, typer.Option("--force", help="Build every engine, also those that are already there.")
 ]
 Json = Annotated[
     bool, typer.Option("--json", help="Print one JSON document on stdout, and no progress.")
@@ -136,7 +136,8 @@ def compile(
         typer.Option(
             parser=given_path,
             metavar="DIR",
-            help="Keep the ONNX folder here, for build, inspect or another tool.",
+            help="Keep the ONNX folder here, for build, inspect or another tool. One that is here "
+            "already and fits is not exported again.",
             show_default="thrown away",
         ),
     ] = None,
@@ -151,9 +152,9 @@ def compile(
     """Make a bundle from a checkpoint, checked against PyTorch.
 
     That is export, build and verify in one. The bundle is a folder of engines for one target on
-    this kind of machine, or for the GPUs that are named. When an equal bundle is already there,
-    nothing is built. A bundle whose pictures differ from PyTorch's is refused, and what stood in
-    its place stays. Needs PyTorch: pip install "sdexport[export]".
+    this kind of machine, or for the GPUs that are named. Of a bundle that is already there only
+    what changed is made again. A bundle whose pictures differ from PyTorch's is refused, and what
+    stood in its place stays. Needs PyTorch: pip install "sdexport[export]".
 
     \b
     Example:
@@ -306,7 +307,8 @@ def build(
     """Build a bundle from an ONNX folder, without PyTorch.
 
     The bundle is not compared with PyTorch; sdexport verify does that where the checkpoint is.
-    Needs onnx: pip install "sdexport[build]".
+    A folder that was altered after its export is refused; remove its sdexport.json to build it all
+    the same, as another tool's. Needs onnx: pip install "sdexport[build]".
 
     \b
     Example:
@@ -337,7 +339,8 @@ def _show_build(report: BuildReport, json: bool) -> None:
         return
     terminal.print_facts(
         [
-            ("bundle", value["bundle"] + (" (was there already, equal)" if report.reused else "")),
+            ("bundle", value["bundle"]),
+            ("outcome", value["outcome"]),
             ("target", value["target"]),
             ("precision", value["precision"]),
             *(("because", reason) for reason in value["reasons"]),

@@ -36,6 +36,9 @@ VAE_PARTS = {
     "vae_decoder": ("decoder.", "post_quant_conv."),
     "vae_encoder": ("encoder.", "quant_conv."),
 }
+WEIGHT_FORMATS = (".safetensors", ".bin", ".ckpt", ".pt", ".pth", ".msgpack", ".h5", ".onnx")
+"""How files of weights end, of which those that were chosen are read and no others."""
+
 FOREIGN = ("text_encoder_2", "text_encoder_3", "transformer", "prior", "controlnet", "unet_2")
 """Parts that Stable Diffusion 1.x does not have."""
 
@@ -97,19 +100,35 @@ class Checkpoint:
         """What scheduler_config.json says."""
         return reading.read_json(self.path / "scheduler" / "scheduler_config.json", infinite=True)
 
-    def digests(self, components: Iterable[str]) -> dict[str, str]:
-        """The SHA-256 of each component: of its weights' files and its configuration."""
-        folders = {name: FOLDER_OF[name] for name in components}
-        digest_of_folder = {
-            folder: reading.digest_of(
-                {
-                    file.name: reading.digest(file)
-                    for file in (self.path / folder / "config.json", *self.weights[folder].files)
+    def files(self, component: str) -> list[Path]:
+        """Every file that loading `component` may read.
+
+        All of its folder but other formats and variants of the weights, which are never opened,
+        and hidden files: diffusers and transformers decide what else of it they look at (a
+        configuration of an adapter, for one).
+        """
+        folder = self.path / FOLDER_OF[component]
+        chosen = self.weights[FOLDER_OF[component]].files
+        return [
+            file
+            for file in reading.files_below(folder)
+            if file in chosen or not (file.name.startswith(".") or file.suffix in WEIGHT_FORMATS)
+        ]
+
+    def digests(self, components: Iterable[str]) -> dict[str, dict[str, str]]:
+        """The SHA-256 of each file of each component, by its path in the checkpoint."""
+        found: dict[str, dict[str, str]] = {}
+        for name in components:
+            same = [other for other in found if FOLDER_OF[other] == FOLDER_OF[name]]
+            found[name] = (
+                found[same[0]]
+                if same
+                else {
+                    file.relative_to(self.path).as_posix(): reading.digest(file)
+                    for file in self.files(name)
                 }
             )
-            for folder in set(folders.values())
-        }
-        return {name: digest_of_folder[folder] for name, folder in folders.items()}
+        return found
 
     def parameters(self, component: str) -> int:
         """The number of weights of `component`, from its files' headers."""

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import gc
-import shutil
 import time
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from sdexport import memory, reading, storage
 from sdexport.errors import UsageError
@@ -15,16 +15,20 @@ from sdexport.export.destination import check_space, refuse_other_folder
 from sdexport.export.libraries import require_libraries, versions
 from sdexport.export.report import ComponentReport, ExportReport
 from sdexport.keywords import explains_keywords
-from sdexport.onnx_folder import INDEX_FILE, RECORD_FILE, RECORD_FORMAT, TOKENIZER_FILES
+from sdexport.onnx_folder import INDEX_FILE, RECORD_FILE, RECORD_FORMAT, TOKENIZER_FILES, OnnxFolder
 from sdexport.progress import SILENT, Progress, stage
 from sdexport.spec import COMPONENTS, Precision
+
+EXPORT_VERSION = 1
+"""Part of what an export is made from: raise it when this package exports another graph, or writes
+another configuration, than before."""
 
 LEFT_OUT = ("safety_checker", "feature_extractor", "image_encoder")
 
 
 @explains_keywords()
 def export_checkpoint(
-    checkpoint: Path | str,
+    checkpoint: Checkpoint | Path | str,
     folder: Path | str,
     *,
     precision: Precision = Precision.FP32,
@@ -35,7 +39,7 @@ def export_checkpoint(
     """Exports a checkpoint's components to ONNX, with batch, height and width open.
 
     Args:
-        checkpoint: a diffusers folder or a hub id.
+        checkpoint: a diffusers folder, a hub id, or one that is open.
         folder: where the ONNX folder goes; an older one there is replaced whole, anything else is
             left alone.
         precision: of weights, inputs and outputs; a timestep is float32 in any case.
@@ -56,10 +60,10 @@ def export_checkpoint(
     destination = reading.given_path(folder, "the ONNX folder's path")
     names = _chosen(components)
     refuse_other_folder(destination)
-    opened = open_checkpoint(checkpoint)
+    opened = checkpoint if isinstance(checkpoint, Checkpoint) else open_checkpoint(checkpoint)
     check_space(opened, destination, names, precision)
     with storage.folder_aside(destination) as aside:
-        _copy_plain_parts(opened, aside)
+        _write_plain_parts(opened, aside)
         reports = {}
         for name in names:
             reports[name] = _export_component(opened, name, aside, precision, parity, progress)
@@ -71,7 +75,11 @@ def export_checkpoint(
             components=reports,
             versions=versions(),
         )
-        value = report.as_json() | {"format": RECORD_FORMAT}
+        value = report.as_json() | {
+            "format": RECORD_FORMAT,
+            "made_from": made_from(opened, names, precision),
+            "files": OnnxFolder(aside).digests(),
+        }
         value.pop("folder")
         storage.write_json(aside / RECORD_FILE, value)
     return report
@@ -95,18 +103,43 @@ def _opset() -> int:
     return OPSET
 
 
-def _copy_plain_parts(checkpoint: Checkpoint, folder: Path) -> None:
-    """model_index.json, the tokenizer and the scheduler's configuration."""
-    with storage.explained(folder):
-        (folder / "tokenizer").mkdir()
-        for name in TOKENIZER_FILES:
-            source = checkpoint.path / "tokenizer" / name
-            if reading.is_file(source):
-                shutil.copyfile(source, folder / "tokenizer" / name)
-        (folder / "scheduler").mkdir()
+def made_from(
+    checkpoint: Checkpoint, components: Iterable[str], precision: Precision
+) -> dict[str, dict[str, Any]]:
+    """By component, all that its export follows from, JSON values.
+
+    The versions are among it: torch and onnxscript make the graph, diffusers and transformers fill
+    in what a configuration leaves out, and this project's own code does both. `EXPORT_VERSION` is
+    for its changes between two releases. Of model_index.json nothing is: it is looked at to see
+    which kind of checkpoint this is, and whatever passes gives the same export.
+    """
+    return {
+        name: {
+            "checkpoint": files,
+            "precision": str(precision),
+            "exporter": EXPORT_VERSION,
+            "versions": versions(),
+        }
+        for name, files in checkpoint.digests(components).items()
+    }
+
+
+def plain_parts(checkpoint: Checkpoint) -> dict[str, bytes]:
+    """The tokenizer and the scheduler's configuration as an export has them: content by path."""
+    files = {name: checkpoint.path / "tokenizer" / name for name in TOKENIZER_FILES}
+    parts = {
+        f"tokenizer/{name}": reading.read_bytes(file)
+        for name, file in files.items()
+        if reading.is_file(file)
+    }
     scheduler = checkpoint.scheduler_config
     scheduler.pop("_name_or_path", None)
-    storage.write_json(folder / "scheduler" / "scheduler_config.json", scheduler)
+    return parts | {"scheduler/scheduler_config.json": storage.json_text(scheduler).encode()}
+
+
+def _write_plain_parts(checkpoint: Checkpoint, folder: Path) -> None:
+    """model_index.json, the tokenizer and the scheduler's configuration."""
+    storage.write_files(folder, plain_parts(checkpoint))
     index = checkpoint.index
     index.pop("_name_or_path", None)
     for name in LEFT_OUT:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import fields, replace
 from functools import partial
 from typing import Any
 
@@ -11,7 +12,7 @@ from sdexport import __version__, reading
 from sdexport.backends.late import LateEngine
 from sdexport.backends.protocol import Engine
 from sdexport.backends.targets import AUTO, check_loop, find_target, load_engine, make_device
-from sdexport.bundle import Bundle, open_bundle
+from sdexport.bundle import Bundle, Manifest, open_bundle
 from sdexport.errors import UsageError
 from sdexport.keywords import explains_keywords
 from sdexport.pipeline.parts import PipelineParts
@@ -70,43 +71,66 @@ def load_parts(bundle: Bundle, *, threads: int | None = None, loop: str = AUTO) 
         isinstance(threads, bool) or not isinstance(threads, int) or threads < 1
     ):
         raise UsageError(f"threads {threads!r} is not possible; give a whole number >= 1")
-    manifest, limits = bundle.manifest, limits_of(bundle)
+    manifest = bundle.manifest
     target = find_target(manifest.target)
     check_loop(target, loop)
-    tokenizer = PromptTokenizer.load(bundle.tokenizer, manifest.tokens)
 
     def engine(name: str) -> Engine:
         return load_engine(target, name, bundle.engine_file(name), manifest.precision, threads)
 
-    def projection(name: str) -> Engine | None:
+    def optional(name: str) -> Engine | None:
         return engine(name) if name in manifest.engines else None
 
-    parts = PipelineParts(
+    parts = parts_of(
+        manifest,
+        tokenizer=PromptTokenizer.load(bundle.tokenizer, manifest.tokens),
+        scheduler_config=bundle.scheduler_config,
+        about=_about(bundle),
         text_encoder=engine("text_encoder"),
         denoise_step=engine("denoise_step"),
         vae_decoder=engine("vae_decoder"),
-        tokenizer=tokenizer,
-        scheduler_config=limits.scheduler_config,
-        profile=limits.profile,
-        latent_channels=manifest.latent_channels,
-        tokens=manifest.tokens,
-        embedding_dim=manifest.embedding_dim,
-        default_guidance=limits.default_guidance,
-        default_size=limits.default_size,
-        about=_about(bundle),
-        latent_scale=manifest.latent_scale,
         vae_encoder=LateEngine("vae_encoder", partial(engine, "vae_encoder"))
-        if limits.takes_images
+        if "vae_encoder" in manifest.engines
         else None,
-        text_projection=projection("text_projection"),
-        time_projection=projection("time_projection"),
-        text_layers=manifest.text_layers,
-        embedded_guidance=manifest.embedded_guidance,
-        scaling_factor=manifest.scaling_factor,
-        shift_factor=manifest.shift_factor,
+        text_projection=optional("text_projection"),
+        time_projection=optional("time_projection"),
     )
     device = make_device(target, parts.engines, loop=loop, cache=bundle.runtime_cache)
     return replace(parts, device=device)
+
+
+def parts_of(
+    manifest: Manifest,
+    *,
+    tokenizer: PromptTokenizer,
+    scheduler_config: Mapping[str, Any],
+    about: Mapping[str, Any],
+    text_encoder: Engine,
+    denoise_step: Engine,
+    vae_decoder: Engine,
+    vae_encoder: Engine | None,
+    text_projection: Engine | None,
+    time_projection: Engine | None,
+) -> PipelineParts:
+    """The parts of the model that `manifest` is about, on the processor until they are placed.
+
+    The one place where they are made, for whoever has engines. What a manifest and the parts both
+    have by name is handed over by name, so that no field can be forgotten.
+    """
+    shared = {field.name for field in fields(PipelineParts)} & {f.name for f in fields(Manifest)}
+    model: dict[str, Any] = {name: getattr(manifest, name) for name in shared}
+    return PipelineParts(
+        **model,
+        tokenizer=tokenizer,
+        scheduler_config=scheduler_config,
+        about=about,
+        text_encoder=text_encoder,
+        denoise_step=denoise_step,
+        vae_decoder=vae_decoder,
+        vae_encoder=vae_encoder,
+        text_projection=text_projection,
+        time_projection=time_projection,
+    )
 
 
 def _about(bundle: Bundle) -> dict[str, Any]:

@@ -24,6 +24,7 @@ REPORT = {
     "target": "openvino-cpu",
     "precision": "bf16",
     "reasons": ["it is there", "it is fast"],
+    "outcome": "built",
     "reused": False,
     "fingerprint": "0123456789abcdef" * 4,
     "bytes": 12_345_678,
@@ -50,7 +51,7 @@ class Maker:
             print("a library prints something")
             if self.failure is not None:
                 raise self.failure
-        return SimpleNamespace(as_json=lambda: self.report, reused=self.report.get("reused"))
+        return SimpleNamespace(as_json=lambda: self.report)
 
 
 @pytest.fixture
@@ -62,7 +63,7 @@ def compiling(monkeypatch: pytest.MonkeyPatch) -> Maker:
 
 @pytest.fixture
 def building(monkeypatch: pytest.MonkeyPatch) -> Maker:
-    maker = Maker(REPORT | {"parity": None, "reused": True})
+    maker = Maker(REPORT | {"parity": None, "outcome": "updated: scheduler"})
     monkeypatch.setattr("sdexport.build.build_folder", maker)
     return maker
 
@@ -233,7 +234,7 @@ def test_build(run: Run, building: Maker, tmp_path: Path) -> None:
     ((arguments, options),) = building.calls
     assert arguments[:2] == (tmp_path / "onnx", Path("b"))
     assert options == {"force": True}
-    assert "was there already" in ended.out
+    assert "updated: scheduler" in ended.out
     assert "not compared" in ended.out
 
 

@@ -145,16 +145,29 @@ def test_whatever_changes_bytes_changes_every_fingerprint(
     monkeypatch: pytest.MonkeyPatch,
     change: Callable[[pytest.MonkeyPatch], BuildOptions],
 ) -> None:
-    from sdexport.build.folder import fingerprints_of
-    from sdexport.onnx_folder import open_folder
+    from sdexport.build.dimensions import read_dimensions
+    from sdexport.build.order import fingerprints_of, sizes_of
+    from sdexport.onnx_folder import by_component, open_folder
 
     before = {name: e.fingerprint for name, e in manifest_of(built).engines.items()}
     options = change(monkeypatch)
+    folder = open_folder(half_onnx)
     after = fingerprints_of(
-        open_folder(half_onnx).digests(), options_module.decide(options), options.profile
+        by_component(folder.digests()),
+        options_module.decide(options),
+        options.profile,
+        sizes_of(read_dimensions(folder)),
+        folder.plain_parts(),
     )
     assert set(after) == set(before)
     assert all(after[name] != before[name] for name in before)
+
+
+def own_folder(folder: Path, destination: Path) -> Path:
+    """A copy of an ONNX folder that may be edited: without the record, as another tool's."""
+    copy = Path(shutil.copytree(folder, destination))
+    (copy / "sdexport.json").unlink()
+    return copy
 
 
 def planted(folder: Path, component: str, factor: float) -> None:
@@ -177,7 +190,7 @@ def planted(folder: Path, component: str, factor: float) -> None:
 
 def test_a_vae_that_overflows_is_mended_where_it_does(half_onnx: Path, tmp_path: Path) -> None:
     """As SDXL's: large between its normalisations, harmless at its ends."""
-    folder = Path(shutil.copytree(half_onnx, tmp_path / "onnx"))
+    folder = own_folder(half_onnx, tmp_path / "onnx")
     planted(folder, "vae_decoder", 20_000)
     build_folder(folder, tmp_path / "bundle", dataclasses.replace(OPTIONS, profile=SQUARE))
     record: Any = manifest_of(tmp_path / "bundle").half_check
@@ -194,7 +207,7 @@ def test_a_vae_that_overflows_is_mended_where_it_does(half_onnx: Path, tmp_path:
 def test_what_no_island_can_mend_is_refused(
     half_onnx: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = Path(shutil.copytree(half_onnx, tmp_path / "onnx"))
+    folder = own_folder(half_onnx, tmp_path / "onnx")
     planted(folder, "vae_decoder", 20_000)
     monkeypatch.setattr(half_check, "island_of", lambda model, sizes, limit: ())
     with pytest.raises(EngineError, match=r"vae_decoder .*half precision.*--precision bf16"):
