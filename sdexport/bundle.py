@@ -13,18 +13,21 @@ bundle is refused when it is opened.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self, TypeVar
 
-from sdexport import json_schema, reading, storage
+from sdexport import json_schema, locks, reading, storage
 from sdexport.engine_files import check_engine_files
-from sdexport.errors import FolderError, UsageError
+from sdexport.errors import FolderError, StorageError, UsageError
 from sdexport.manifest_schema import MANIFEST
 from sdexport.onnx_folder import TOKENIZER_FILES
 from sdexport.spec import Precision, Profile
 
+T = TypeVar("T")
 MANIFEST_FILE = "bundle.json"
 GRAPHS = "graphs"
 RUNTIME_CACHE = "runtime_cache"
@@ -181,10 +184,57 @@ class Manifest:
 
 @dataclass(frozen=True, slots=True)
 class Bundle:
-    """A bundle on disk whose manifest was read."""
+    """A bundle on disk whose manifest was read.
+
+    One that `open_bundle` gave is held: another may be built in its place, and what is read
+    through it is what was opened, until it is closed or dropped.
+
+    Attributes:
+        path: where it was opened.
+        held: the open folder; None for one that was just written.
+    """
 
     path: Path
     manifest: Manifest
+    held: locks.HeldFolder | None = field(default=None, compare=False, repr=False)
+
+    @property
+    def place(self) -> Path:
+        """Where its files are now; what is read there is read with `read`.
+
+        Raises:
+            FolderError: it was closed, or replaced and removed on a disk without locks.
+        """
+        return self.path if self.held is None else self.held.where()
+
+    @property
+    def replaced(self) -> bool:
+        """Whether something else is at `path` by now."""
+        return self.held is not None and self.held.replaced
+
+    def read(self, read: Callable[[Path], T]) -> T:
+        """What `read` makes of the place that it is given, wherever the bundle is moved meanwhile.
+
+        Raises:
+            FolderError: as `place`, and whatever `read` raises.
+        """
+        return read(self.path) if self.held is None else self.held.read(read)
+
+    def close(self) -> None:
+        """Lets go of the folder; nothing more can be read through this object."""
+        if self.held is not None:
+            self.held.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
+    ) -> None:
+        self.close()
 
     def engine_file(self, engine: str) -> Path:
         """The file to load for `engine`.
@@ -198,7 +248,7 @@ class Bundle:
                 f"{self.path} has no engine {engine!r}, only {', '.join(self.manifest.engines)}; "
                 "build it again with all components"
             )
-        return self.path / record.file
+        return self.place / record.file
 
     def graph_file(self, engine: str) -> Path:
         """The graph of `engine` without its weights, which is never loaded to run.
@@ -212,21 +262,21 @@ class Bundle:
                 f"{self.path} keeps no graph of {engine!r} ({name}), so what it costs at a size "
                 "cannot be counted; build the bundle again"
             )
-        return self.path / name
+        return self.place / name
 
     @property
     def runtime_cache(self) -> Path:
         """Where kernels are kept that a library compiled on this machine; no part of the bundle."""
-        return self.path / RUNTIME_CACHE
+        return self.place / RUNTIME_CACHE
 
     @property
     def tokenizer(self) -> Path:
-        return self.path / "tokenizer"
+        return self.place / "tokenizer"
 
     @property
     def scheduler_config(self) -> dict[str, object]:
         """The checkpoint's scheduler configuration, as diffusers writes it."""
-        return reading.read_json(self.path / SCHEDULER_FILE, infinite=True)
+        return self.read(lambda place: reading.read_json(place / SCHEDULER_FILE, infinite=True))
 
 
 def graph_name(engine: str) -> str:
@@ -258,12 +308,37 @@ def write_manifest(path: Path, manifest: Manifest) -> Bundle:
 def record(bundle: Bundle, **changes: Any) -> Bundle:
     """The bundle with fields of its manifest changed (parity, profile, …), on disk as well.
 
+    What another process recorded since it was opened stays. Readers see one manifest or the other.
+
     Raises:
-        StorageError: the manifest cannot be written.
+        StorageError: the manifest cannot be written, or another bundle is at its place by now.
     """
-    manifest = replace(bundle.manifest, **changes)
-    _write(bundle.path, manifest)
-    return Bundle(bundle.path, manifest)
+    place = bundle.place
+    with _sole_recorder(place):
+        there = _read_manifest(place)
+        if bundle.replaced or there.fingerprint != bundle.manifest.fingerprint:
+            raise StorageError(
+                f"{bundle.path} was replaced while it was in use, so {', '.join(changes)} of the "
+                "earlier one is not recorded; run it again"
+            )
+        manifest = replace(there, **changes)
+        _write(place, manifest)
+    return Bundle(bundle.path, manifest, bundle.held)
+
+
+@contextmanager
+def _sole_recorder(place: Path) -> Iterator[None]:
+    """Keeps others from changing the manifest at `place`: its lock, which goes with the file."""
+    path = place / MANIFEST_FILE
+    with storage.explained(path):
+        lock = None
+        while lock is None:
+            lock = locks.take(path, wait=True)
+            if lock is not None and not lock.is_at(path):
+                lock.close()
+                lock = None
+    with lock:
+        yield
 
 
 def _write(path: Path, manifest: Manifest) -> None:
@@ -283,23 +358,38 @@ def open_bundle(path: Path, *, check: bool = True) -> Bundle:
         FolderError: no bundle, of another format, or damaged; the message names the file.
     """
     path = reading.given_path(path, "the bundle's path")
+    if not reading.exists(path):
+        storage.found_again(path)
     if not reading.is_folder(path):
         raise FolderError(f"no bundle at {path}; make one with: sdexport compile CHECKPOINT {path}")
-    if not is_bundle(path):
+    try:
+        held = locks.HeldFolder(path)
+    except OSError as error:
+        raise FolderError(f"cannot read {path}: {error.strerror}") from error
+    try:
+        return Bundle(path, held.read(lambda place: _checked(path, place, check)), held)
+    except BaseException:
+        held.close()
+        raise
+
+
+def _checked(path: Path, place: Path, check: bool) -> Manifest:
+    """The manifest of the bundle at `path`, which lies at `place` now and is whole."""
+    if not is_bundle(place):
         raise FolderError(
             f"{path} is no bundle: it has no {MANIFEST_FILE}; "
             "make one with: sdexport compile CHECKPOINT BUNDLE"
         )
-    manifest = _read_manifest(path)
+    manifest = _read_manifest(place)
     missing = [name for name in REQUIRED if name not in manifest.engines]
     if missing:
         raise FolderError(f"{path} lacks {', '.join(missing)}; build it again with all components")
     for name, expected in manifest.files.items():
-        _check_file(path / name, expected, check)
+        _check_file(place / name, expected, check)
     for engine in manifest.engines.values():
-        check_engine_files(path, engine.file, manifest.files)
-    _check_parts(path, manifest)
-    return Bundle(path, manifest)
+        check_engine_files(place, engine.file, manifest.files)
+    _check_parts(place, manifest)
+    return manifest
 
 
 def _read_manifest(path: Path) -> Manifest:

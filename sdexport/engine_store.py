@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -13,7 +12,7 @@ from typing import Any
 from sdexport import reading, storage
 from sdexport.backends.gpus import find_gpus
 from sdexport.backends.targets import find_target, library_version, runs_here
-from sdexport.bundle import MANIFEST_FILE, Bundle, is_bundle, open_bundle
+from sdexport.bundle import MANIFEST_FILE, RUNTIME_CACHE, Bundle, is_bundle, open_bundle
 from sdexport.errors import FolderError, SdexportError, UsageError
 
 DEPTH = 3
@@ -134,6 +133,7 @@ def _look(path: Path) -> Stored:
         bundle = open_bundle(path, check=False)
     except SdexportError as error:
         return Stored(path, "damaged", size, age, why=str(error))
+    bundle.close()
     manifest = bundle.manifest
     capabilities = manifest.builder.get("compute_capabilities", ())
     why = why_not(bundle)
@@ -231,9 +231,18 @@ def prune(
         kept, note = _kept(stored), _note(stored)
         frees = 0 if kept else reading.size_below(stored.path, links=False)
         if remove and not kept:
+
+            def why_keep(place: Path) -> str:
+                """Why what was found is not to go any more: another was built in its place."""
+                now = _look(place)
+                return _kept(now) if _reason(now, older_days, cannot_run) else "it was built anew"
+
             with storage.explained(stored.path, "remove"):
-                _remove(stored)
-        done.append(Pruned(stored, reason, kept, "" if kept else note, frees))
+                if stored.kind == "leftover":
+                    kept = storage.remove_leftover(stored.path)
+                else:
+                    kept = storage.discard(stored.path, why_keep)
+        done.append(Pruned(stored, reason, kept, "" if kept else note, 0 if kept else frees))
     return tuple(done)
 
 
@@ -254,10 +263,11 @@ def _kept(stored: Stored) -> str:
     if stored.kind == "damaged":
         return "it is damaged, and what in it was built is not known; remove it yourself"
     if stored.kind == "bundle":
-        named = {MANIFEST_FILE, *open_bundle(stored.path, check=False).manifest.files}
+        with open_bundle(stored.path, check=False) as bundle:
+            named = {MANIFEST_FILE, *bundle.manifest.files}
         for path, is_folder in _below(stored.path):
             name = path.relative_to(stored.path).as_posix()
-            if not is_folder and name not in named:
+            if not is_folder and name not in named and not _is_passing(path, stored.path):
                 return f"it holds {name}, which no build made; move that away first"
     return ""
 
@@ -278,14 +288,9 @@ def _below(folder: Path) -> Iterator[tuple[Path, bool]]:
         yield from ((Path(place, name), False) for name in files)
 
 
-def _remove(stored: Stored) -> None:
-    if stored.kind == "leftover":
-        shutil.rmtree(stored.path)
-        return
-    # The manifest goes first: what is left of an interrupted removal is no bundle any more.
-    names = [MANIFEST_FILE, *open_bundle(stored.path, check=False).manifest.files]
-    for name in names:
-        (stored.path / name).unlink()
-    folders = sorted((path for path, is_folder in _below(stored.path) if is_folder), reverse=True)
-    for path in (*folders, stored.path):
-        path.rmdir()
+def _is_passing(path: Path, bundle: Path) -> bool:
+    """Whether a file came with use: compiled kernels, or what a killed writer left beside its."""
+    if path.parent == bundle / RUNTIME_CACHE and path.suffix == ".cache":
+        return True
+    aside = storage.LEFTOVER.fullmatch(path.name)
+    return aside is not None and (path.parent / aside["name"]).exists()

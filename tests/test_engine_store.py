@@ -20,8 +20,6 @@ from sdexport.spec import Precision
 from tests.cli.doubles import PROFILE, SCHEDULER, Ran
 
 Run = Callable[..., Ran]
-DEAD = 2**22 + 1
-"""No process has this number: Linux gives at most 2**22."""
 
 ADA, AMPERE = Gpu("Ada", "sm89", 8 << 30), Gpu("Ampere", "sm86", 8 << 30)
 
@@ -146,18 +144,39 @@ def test_damaged_is_told_and_left(tmp_path: Path) -> None:
 
 
 def test_leftovers_of_killed_builds_go(tmp_path: Path) -> None:
-    dead = tmp_path / f".one.{DEAD}-0123abcd.part"
-    living = tmp_path / f".one.{os.getpid()}-0123abcd.part"
     mine = tmp_path / ".secret.part"
-    for path in (dead, living, mine):
+    dead = [tmp_path / f".one.{key}.part" for key in ("1-0123abcd", f"{os.getpid()}-0123abcd")]
+    dead.append(tmp_path / ".one.0123456789abcdef.part")
+    for path in (*dead, mine):
         path.mkdir()
         (path / "file").write_bytes(b"x" * 10)
-    assert only(tmp_path).kind == "leftover"
-    assert [p.stored.path for p in prune(tmp_path, older_days=None, cannot_run=False, remove=True)
-            ] == [dead]  # fmt: skip
-    assert not dead.exists()
-    assert living.exists()
+    with storage.folder_aside(tmp_path / "living") as living:
+        assert {one.kind for one in stored_in(tmp_path)} == {"leftover"}
+        done = prune(tmp_path, older_days=None, cannot_run=False, remove=True)
+        assert {one.stored.path: one.kept for one in done} == dict.fromkeys(dead, "")
+        assert not any(path.exists() for path in dead)
+        assert living.exists()
     assert mine.exists()
+
+
+def test_what_version_01_displaced_is_put_back(tmp_path: Path) -> None:
+    make(tmp_path / ".one.1-old.part")
+    prune(tmp_path, older_days=None, cannot_run=False, remove=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["one"]
+    bundles.open_bundle(tmp_path / "one")
+    assert sorted(p.name for p in (tmp_path / "one").iterdir()) == [
+        "bundle.json", *sorted(bundles.REQUIRED[1:2]), "scheduler", "text_encoder", "vae_decoder"
+    ]  # fmt: skip
+
+
+def test_a_bundle_that_is_read_is_left(tmp_path: Path) -> None:
+    path = make(tmp_path / "b")
+    with bundles.open_bundle(path):
+        (done,) = prune(tmp_path, older_days=0, cannot_run=False, remove=True)
+        assert done.kept == storage.IN_USE
+        bundles.open_bundle(path)
+    prune(tmp_path, older_days=0, cannot_run=False, remove=True)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_pruned_by_age(tmp_path: Path) -> None:

@@ -45,15 +45,29 @@ def test_replaces_an_older_folder_whole(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["folder"]
 
 
-def test_remains_of_a_killed_run_are_removed(tmp_path: Path) -> None:
-    dead = tmp_path / ".folder.999999999-abc.part"
+@pytest.mark.parametrize("process", [1, os.getpid(), os.getppid(), 999999999])
+def test_remains_of_a_killed_run_are_removed(tmp_path: Path, process: int) -> None:
+    """Whatever number is in the name: in another container it is another process's."""
+    dead = tmp_path / f".folder.{process}-0123abcd.part"
     dead.mkdir()
-    living = tmp_path / f".folder.{os.getppid()}-abc.part"
-    living.mkdir()
+    other = tmp_path / f".folder.more.{process}-0123abcd.part"
+    other.mkdir()
+    (tmp_path / ".folder.mine.part").mkdir()
     with storage.folder_aside(tmp_path / "folder"):
         pass
-    assert not dead.exists()
-    assert living.exists()
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".folder.mine.part", other.name, "folder"]
+
+
+def test_what_is_being_written_is_no_leftover(tmp_path: Path) -> None:
+    with storage.folder_aside(tmp_path / "folder") as first:
+        (first / "file").write_text("first")
+        assert storage.leftovers(tmp_path) == ()
+        assert storage.remove_leftover(first.parent) == storage.WRITTEN
+        with storage.folder_aside(tmp_path / "folder") as second:
+            (second / "file").write_text("second")
+        assert (tmp_path / "folder" / "file").read_text() == "second"
+    assert (tmp_path / "folder" / "file").read_text() == "first"
+    assert [p.name for p in tmp_path.iterdir()] == ["folder"]
 
 
 def test_full_disk_is_a_users_error(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,8 +64,8 @@ def build(target: str, request: EngineRequest) -> BuiltEngine:
     with storage.explained(request.output):
         for file in request.model.parent.iterdir():
             if file != request.model and file.is_file():
-                shutil.move(file, request.output / file.name)
-        shutil.move(request.model, request.output / ENGINE_FILE)
+                file.rename(request.output / file.name)
+        request.model.rename(request.output / ENGINE_FILE)
     return BuiltEngine(Path(ENGINE_FILE))
 
 

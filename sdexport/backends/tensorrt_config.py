@@ -212,6 +212,4 @@ def keep_timing_cache(config: Any, options: BuilderOptions) -> None:
         return
     with storage.explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        aside = path.with_name(f".{path.name}{storage.ASIDE}")
-        aside.write_bytes(config.get_timing_cache().serialize())
-        aside.replace(path)
+        storage.write_bytes(path, bytes(config.get_timing_cache().serialize()))

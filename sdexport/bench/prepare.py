@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +58,7 @@ def _remove_earlier(system: System, folder: Path, checkpoint: str) -> None:
         if other == folder or not reading.exists(other / RECORD):
             continue
         if reading.read_json(other / RECORD).get("checkpoint") == checkpoint:
-            shutil.rmtree(other, ignore_errors=True)
+            storage.discard(other)
 
 
 def _key(system: System, checkpoint: str) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -54,13 +53,11 @@ def write(results: Results, folder: Path) -> Path:
     }
     place = folder / PLOTS
     drawn = plots.draw(results)
-    with storage.explained(place):
-        shutil.rmtree(place, ignore_errors=True)
-        place.mkdir(parents=True)
     figures = {}
-    for name, document in drawn.items():
-        storage.write_text(place / f"{name}.svg", svg.for_file(document, alts.get(name, name)))
-        figures[name] = f"{PLOTS}/{name}.svg"
+    with storage.folder_aside(place) as aside:
+        for name, document in drawn.items():
+            storage.write_text(aside / f"{name}.svg", svg.for_file(document, alts.get(name, name)))
+            figures[name] = f"{PLOTS}/{name}.svg"
     if reading.exists(folder / contact_sheet.FILE):
         figures[CONTACT_SHEET] = contact_sheet.FILE
     storage.write_text(folder / FILE, render(content, figures))

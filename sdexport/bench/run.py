@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import datetime
 import importlib.util
-import os
 import re
-import shutil
 import signal
-import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -136,9 +133,11 @@ def run(
         KeyboardInterrupt: before anything was measured.
     """
     check(systems, scenario)
-    with storage.explained(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-    with _ended_like_interrupted(), _work_folder(folder) as work:
+    with (
+        _ended_like_interrupted(),
+        storage.sole_writer(folder),
+        storage.scratch_folder(folder, "run") as work,
+    ):
         machine = facts.machine_facts() | {"load_before": facts.load_average()}
         with stage(progress, "measure the machine's ceilings"):
             possible = _possible(systems, scenario)
@@ -197,26 +196,12 @@ def _judge(found: dict[str, Any], pictures: judging.Pictures, possible: Possible
             value["limit"] = possible.reached(value, found["systems"][0])
 
 
-@contextmanager
-def _work_folder(folder: Path) -> Iterator[Path]:
-    """A folder for what is not finished, removed at the end; so are those of killed runs."""
-    for left in storage.leftovers(folder):
-        shutil.rmtree(left, ignore_errors=True)
-    with storage.explained(folder):
-        work = folder / f".run.{os.getpid()}-{uuid.uuid4().hex[:8]}{storage.ASIDE}"
-        work.mkdir()
-    try:
-        yield work
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-
-
 def _put_in_place(work: Path, folder: Path) -> None:
     """Pictures and latents of this run in the place of an earlier run's; its results go first."""
     with storage.explained(folder):
         (folder / results.FILE).unlink(missing_ok=True)
         for kept in DRAWN.values():
-            shutil.rmtree(folder / kept, ignore_errors=True)
+            storage.remove_tree(folder / kept)
             if (work / kept).is_dir():
                 (work / kept).rename(folder / kept)
 

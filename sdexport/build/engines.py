@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -178,7 +177,7 @@ def build_engines(
                         progress=progress,
                     ),
                 )
-                shutil.rmtree(work / name)
+                storage.remove_tree(work / name)
             records[name] = EngineRecord(
                 file=f"{name}/{built.file.name}",
                 fingerprint=fingerprint,
@@ -221,4 +220,7 @@ def place_weights(model: onnx.ModelProto, source: Path, work: Path, *, consume: 
     """
     for name in weights_files(model):
         reading.require_file(source / name)
-        (shutil.move if consume else shutil.copyfile)(source / name, work / name)
+        if consume:
+            (source / name).rename(work / name)
+        else:
+            storage.copy_file(source / name, work / name)

@@ -6,7 +6,6 @@ import contextlib
 import functools
 import importlib.metadata
 import os
-import shutil
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -190,7 +189,7 @@ def complete(
                 with stopwatch.stage("verify"):
                     verify(destination)
             return _finished(destination, order, stopwatch)
-    with storage.folder_aside(destination) as aside:
+    with storage.folder_aside(destination, check=refuse_other_folder) as aside:
         storage.write_files(aside, order.plain)
         if found is None or missing:
             place = aside / ".onnx"
@@ -199,8 +198,8 @@ def complete(
             made = _built(
                 order, wanted, folder, missing, aside, stopwatch, progress, source.passing
             )
-            if place.exists():
-                shutil.rmtree(place)
+            with storage.explained(place, "remove"):
+                storage.remove_tree(place)
         else:
             old = found.manifest
             made = replace(wanted, stages=old.stages, half_check=old.half_check)
@@ -219,6 +218,8 @@ def complete(
         if verify is not None and not has_passed(written.manifest):
             with stopwatch.stage("verify"):
                 verify(aside)
+        if found is not None:
+            found.close()  # What is still read would not be removed when it is replaced.
     rebuilt = () if found is None else components_of(missing)
     return _finished(
         destination, order, stopwatch, built=found is None, rebuilt=rebuilt, updated=changes
@@ -257,25 +258,27 @@ def _keep(found: Bundle, engines: Collection[str], destination: Path, *, cache: 
     Args:
         cache: of all its engines; then what was compiled for this machine is kept as well.
     """
-    with storage.explained(destination):
+
+    def keep(place: Path) -> None:
         for name in kept_files(found, engines):
             (destination / name).parent.mkdir(parents=True, exist_ok=True)
-            _link(found.path / name, destination / name)
-        if cache and found.runtime_cache.is_dir():
-            shutil.copytree(
-                found.runtime_cache,
-                destination / found.runtime_cache.name,
-                copy_function=shutil.copyfile,
-            )
+            _link(place / name, destination / name)
+        if cache and (place / bundles.RUNTIME_CACHE).is_dir():
+            storage.remove_tree(destination / bundles.RUNTIME_CACHE)
+            storage.copy_tree(place / bundles.RUNTIME_CACHE, destination / bundles.RUNTIME_CACHE)
+
+    with storage.explained(destination):
+        found.read(keep)
 
 
 def _link(source: Path, destination: Path) -> None:
     """Another name for a file, or a copy where the system has none or `source` is itself a link."""
+    destination.unlink(missing_ok=True)
     if not source.is_symlink():
         with contextlib.suppress(OSError):
             os.link(source, destination)
             return
-    shutil.copyfile(source, destination)
+    storage.copy_file(source, destination)
 
 
 def _counted(found: Bundle, engine: str, profile: Profile) -> EngineRecord:
@@ -317,7 +320,8 @@ def _built(
     if because:
         step = records["denoise_step"]
         records["denoise_step"] = replace(step, built={**step.built, "unet": because})
-    shutil.rmtree(work)
+    with storage.explained(work, "remove"):
+        storage.remove_tree(work)
     stages = tuple(asdict(one) for one in stopwatch.stages)
     return replace(wanted, engines=records, half_check=checked, stages=stages)
 

@@ -62,7 +62,7 @@ def export_checkpoint(
     refuse_other_folder(destination)
     opened = checkpoint if isinstance(checkpoint, Checkpoint) else open_checkpoint(checkpoint)
     check_space(opened, destination, names, precision)
-    with storage.folder_aside(destination) as aside:
+    with storage.folder_aside(destination, check=refuse_other_folder) as aside:
         _write_plain_parts(opened, aside)
         reports = {}
         for name in names:

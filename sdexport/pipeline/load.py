@@ -13,7 +13,7 @@ from sdexport.backends.late import LateEngine
 from sdexport.backends.protocol import Engine
 from sdexport.backends.targets import AUTO, check_loop, find_target, load_engine, make_device
 from sdexport.bundle import Bundle, Manifest, open_bundle
-from sdexport.errors import UsageError
+from sdexport.errors import SdexportError, UsageError
 from sdexport.keywords import explains_keywords
 from sdexport.pipeline.parts import PipelineParts
 from sdexport.pipeline.pipeline import Pipeline
@@ -46,8 +46,18 @@ def load(
         EngineError: an engine cannot be loaded.
         UsageError: `threads` is no number of threads, or `loop` no form for this target.
     """
-    bundle = open_bundle(reading.given_path(path, "the bundle's path"), check=check)
-    return Pipeline(load_parts(bundle, threads=threads, loop=loop))
+    place = reading.given_path(path, "the bundle's path")
+    for retry in (True, False):
+        bundle = open_bundle(place, check=check)
+        try:
+            return Pipeline(load_parts(bundle, threads=threads, loop=loop))
+        except SdexportError:
+            # Another was built in its place: the message would be about what is gone.
+            replaced = bundle.replaced
+            bundle.close()
+            if not (replaced and retry):
+                raise
+    raise AssertionError("the second time it was loaded or said why not")
 
 
 def limits_of(bundle: Bundle) -> Limits:
@@ -76,14 +86,19 @@ def load_parts(bundle: Bundle, *, threads: int | None = None, loop: str = AUTO) 
     check_loop(target, loop)
 
     def engine(name: str) -> Engine:
-        return load_engine(target, name, bundle.engine_file(name), manifest.precision, threads)
+        # What it takes from the disk is what was opened, also when that lies elsewhere by now.
+        return bundle.read(
+            lambda _: load_engine(
+                target, name, bundle.engine_file(name), manifest.precision, threads
+            )
+        )
 
     def optional(name: str) -> Engine | None:
         return engine(name) if name in manifest.engines else None
 
     parts = parts_of(
         manifest,
-        tokenizer=PromptTokenizer.load(bundle.tokenizer, manifest.tokens),
+        tokenizer=bundle.read(lambda _: PromptTokenizer.load(bundle.tokenizer, manifest.tokens)),
         scheduler_config=bundle.scheduler_config,
         about=_about(bundle),
         text_encoder=engine("text_encoder"),
@@ -96,7 +111,7 @@ def load_parts(bundle: Bundle, *, threads: int | None = None, loop: str = AUTO) 
         time_projection=optional("time_projection"),
     )
     device = make_device(target, parts.engines, loop=loop, cache=bundle.runtime_cache)
-    return replace(parts, device=device)
+    return replace(parts, device=device, bundle=bundle)
 
 
 def parts_of(

@@ -9,6 +9,7 @@ from typing import Any
 from sdexport.backends.host_workspace import HostDevice
 from sdexport.backends.protocol import Engine
 from sdexport.backends.workspace import Device, Engines, Shape
+from sdexport.bundle import Bundle
 from sdexport.pipeline.request import Limits, Request
 from sdexport.pipeline.tokenizer import PromptTokenizer
 from sdexport.sampling import STATE_SLOTS
@@ -35,6 +36,8 @@ class PipelineParts:
         vae_encoder: the engine, None where pictures are drawn from text alone.
         text_layers, embedded_guidance: see `request.Limits`.
         scaling_factor, shift_factor: a latent is (encoded - shift_factor) * scaling_factor.
+        bundle: what the engines are loaded from, closed with the pipeline; None for parts that
+            were made another way.
     """
 
     text_encoder: Engine
@@ -58,6 +61,7 @@ class PipelineParts:
     embedded_guidance: bool = False
     scaling_factor: float = 1.0
     shift_factor: float = 0.0
+    bundle: Bundle | None = None
 
     @property
     def limits(self) -> Limits:

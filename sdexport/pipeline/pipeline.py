@@ -47,6 +47,8 @@ class Pipeline:
         with ExitStack() as stack:
             places = self._turn.emptied()
             # Whatever one of them says, the others are closed as well.
+            if self.parts.bundle is not None:
+                stack.callback(self.parts.bundle.close)
             stack.callback(self._device.close)
             for workspaces in places:
                 stack.callback(workspaces.close)

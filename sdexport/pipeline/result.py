@@ -6,7 +6,6 @@ import io
 import json
 import os
 import re
-import uuid
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,7 +19,7 @@ from sdexport.pipeline.prompts import WEIGHTS
 from sdexport.pipeline.request import Request
 from sdexport.reading import given_path, is_folder
 from sdexport.sampling import find_sampler
-from sdexport.storage import ASIDE, explained
+from sdexport.storage import explained, write_bytes
 
 MARKS = re.compile(r"[()\[\]\\]")
 
@@ -140,13 +139,7 @@ def png(image: Image.Image, texts: Mapping[str, str]) -> bytes:
 def _write(path: Path, content: bytes) -> None:
     with explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        # Not after the file's own name, which may be as long as the system allows.
-        aside = path.with_name(f".{uuid.uuid4().hex}{ASIDE}")
-        try:
-            aside.write_bytes(content)
-            aside.replace(path)
-        finally:
-            aside.unlink(missing_ok=True)
+        write_bytes(path, content)
 
 
 def parameters_of(request: Request, about: Mapping[str, Any]) -> dict[str, Any]:
