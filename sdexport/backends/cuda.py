@@ -16,6 +16,7 @@ from typing import Any, Protocol, Self
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from sdexport.backends import forks
 from sdexport.errors import (
     DeviceLostError,
     DeviceMemoryError,
@@ -77,6 +78,7 @@ def driver() -> Any:
             "that runs on the processor (see sdexport doctor)"
         ) from error
     check("cuInit", result, bindings=found)
+    forks.started("CUDA")
     return found
 
 

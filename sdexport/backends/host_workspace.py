@@ -8,11 +8,12 @@ with them when they have an effect.
 
 from __future__ import annotations
 
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from time import perf_counter
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,7 +36,7 @@ from sdexport.backends.workspace import (
     step_shapes,
     text_shapes,
 )
-from sdexport.errors import EngineError
+from sdexport.errors import EngineError, UsageError
 
 KEPT = 4
 """Workspaces that stay bound; an older one is bound again when its shape comes back."""
@@ -211,6 +212,11 @@ class HostWorkspace:
         self._done = index + 1
         return self._done
 
+    def close(self) -> None:
+        """Nothing can be computed with it after that, by whoever still has it."""
+        self._rows, self._run = (), (_refuse, _refuse)
+        self.encode = self.encode_images = self.begin = self.decode = _refuse  # type: ignore[method-assign]  # the loop has no check to pay for
+
     def latents(self) -> Floats:
         return self._loop.states[self._done & 1][:, 0]
 
@@ -229,6 +235,10 @@ class HostWorkspace:
         return Times(texts, self._denoise, self._decoding, tuple(self._evaluations))
 
 
+def _refuse(*_: object, **__: object) -> NoReturn:
+    raise UsageError("this pipeline is closed, and its engines were given back; load it again")
+
+
 def _per_evaluation(course: Course, names: tuple[str, ...]) -> dict[str, Floats]:
     """The inputs `names` of a course, (N, B) each, also where they stay the same."""
     shape = course.evaluations, len(course.state)
@@ -244,9 +254,12 @@ class HostWorkspaces:
         projection = engines.time_projection
         self._times = None if projection is None else TimeProjection(projection)
         self._bound: OrderedDict[Shape, HostWorkspace] = OrderedDict()
+        self._closed = False
 
     def __call__(self, shape: Shape) -> HostWorkspace:
         """See `workspace.Workspaces`; so the other."""
+        if self._closed:
+            _refuse()
         if shape in self._bound:
             self._bound.move_to_end(shape)
             return self._bound[shape]
@@ -256,6 +269,9 @@ class HostWorkspaces:
         return workspace
 
     def close(self) -> None:
+        self._closed = True
+        for workspace in self._bound.values():
+            workspace.close()
         self._bound.clear()
 
 
@@ -266,10 +282,18 @@ class HostDevice:
 
     def __init__(self, engines: Engines) -> None:
         self._engines = engines
+        self._made: weakref.WeakSet[HostWorkspaces] = weakref.WeakSet()
+        self._closed = False
 
     def workspaces(self) -> HostWorkspaces:
         """See `workspace.Device`; so the other."""
-        return HostWorkspaces(self._engines)
+        if self._closed:
+            _refuse()
+        made = HostWorkspaces(self._engines)
+        self._made.add(made)
+        return made
 
     def close(self) -> None:
-        return
+        self._closed = True
+        for workspaces in list(self._made):
+            workspaces.close()

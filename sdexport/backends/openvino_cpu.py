@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sdexport import reading, storage
-from sdexport.backends import openvino_plain, openvino_precision
+from sdexport.backends import forks, openvino_plain, openvino_precision
 from sdexport.backends.buffers import host_buffers
 from sdexport.backends.openvino_shapes import Compilations
 from sdexport.backends.protocol import Array
@@ -43,7 +43,9 @@ def core() -> Any:
             f"openvino cannot be imported: {error}; "
             'pip install --force-reinstall "sdexport[openvino]"'
         ) from error
-    return openvino.Core()
+    made = openvino.Core()
+    forks.never_freed_in_child(made)
+    return made
 
 
 def has_bf16() -> bool:
@@ -96,7 +98,9 @@ def load(
     Raises:
         FolderError: a file is missing.
         EngineError: OpenVINO refuses it, or the processor has no bfloat16.
+        UsageError: this process was forked from one in which OpenVINO has run.
     """
+    forks.check_start("OpenVINO")
     reader = core()
     for file in (path, path.with_suffix(".bin")):
         if not reading.exists(file):
@@ -120,6 +124,7 @@ def load(
         model = reader.read_model(path, path.with_suffix(".bin"))
 
         def compile_model(one: Any) -> Any:
+            forks.started("OpenVINO")
             if precision is not Precision.FP32:
                 openvino_precision.keep_float32(one, reader)
             return reader.compile_model(one, DEVICE, settings)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol, cast
 
+from sdexport.backends import forks
 from sdexport.backends.gpus import find_gpus
 from sdexport.backends.protocol import Engine
 from sdexport.backends.request import BuiltEngine, EngineRequest
@@ -350,7 +351,9 @@ def load_engine(
             "build for another target to draw here"
         )
     runtime = cast(_Runtime, importlib.import_module(target.runtime))
-    return runtime.load(target.name, name, path, precision, threads)
+    engine = runtime.load(target.name, name, path, precision, threads)
+    forks.never_freed_in_child(engine)
+    return engine
 
 
 def check_loop(target: Target, loop: str) -> None:

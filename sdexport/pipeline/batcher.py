@@ -12,6 +12,7 @@ and a new course goes on from them.
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import replace
@@ -20,6 +21,7 @@ from time import perf_counter
 import numpy as np
 from PIL import Image
 
+from sdexport.backends.forks import check_process
 from sdexport.backends.workspace import Floats, Shape, Workspace, Workspaces
 from sdexport.errors import EngineError, UsageError
 from sdexport.pipeline.drawing import make_rows, no_picture, warnings_of
@@ -140,6 +142,7 @@ class Batcher:
 
     def __init__(self, parts: PipelineParts, workspaces: Workspaces) -> None:
         self._parts = parts
+        self._process = os.getpid()
         self._workspaces = workspaces
         self._groups: dict[Shape, _Group] = {}
         # The group whose course is under way, and what of the course is left.
@@ -171,6 +174,7 @@ class Batcher:
         Raises:
             EngineError: an engine failed; what was handed in is in an undefined state.
         """
+        check_process(self._process)
         group = self._whose_turn()
         if group is None:
             return False

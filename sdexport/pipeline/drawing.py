@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from time import perf_counter
@@ -9,6 +10,7 @@ from time import perf_counter
 import numpy as np
 from PIL import Image
 
+from sdexport.backends.forks import check_process
 from sdexport.backends.workspace import Floats, Shape, Workspace
 from sdexport.errors import EngineError, UsageError
 from sdexport.pipeline.parts import PipelineParts
@@ -43,7 +45,7 @@ class Step:
         caller's own.
 
         Raises:
-            UsageError: the request has gone on to another step.
+            UsageError: the request has gone on to another step, or ended.
         """
         return self._read()
 
@@ -95,6 +97,10 @@ class Drawing:
         """Evaluations of the whole request, over all batches."""
         return self._request.plan.evaluations * len(self.batches)
 
+    def close(self) -> None:
+        """The request has ended: the latents of its steps are another's from now on."""
+        self._done = -1
+
     def resumed(self) -> None:
         """The caller asks for the next step: time counts again."""
         self._since = perf_counter()
@@ -128,11 +134,14 @@ class Drawing:
     def _reader(self, workspace: Workspace, done: int, images: int) -> Callable[[], Floats]:
         """What reads the latents as long as `done` evaluations are done."""
 
+        process = os.getpid()
+
         def read() -> Floats:
+            check_process(process)
             if self._done != done:
                 raise UsageError(
-                    f"the latents of step {done - 1} are gone: the request has gone on; read them "
-                    "before the next step, and copy what is to be kept"
+                    f"the latents of step {done - 1} are gone: the request has gone on or ended; "
+                    "read them before the next step, and copy what is to be kept"
                 )
             return workspace.latents()[:images]
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import weakref
 from collections.abc import Generator, Sequence
 from contextlib import ExitStack, closing
+from dataclasses import replace
 from typing import Self
 
+from sdexport.backends.forks import check_process
 from sdexport.backends.workspace import Workspaces
+from sdexport.errors import UsageError, shown
 from sdexport.keywords import explains_keywords
 from sdexport.pipeline.batcher import Batcher
 from sdexport.pipeline.drawing import Drawing, Step
@@ -15,9 +19,16 @@ from sdexport.pipeline.guidance import WHOLE
 from sdexport.pipeline.parts import PipelineParts
 from sdexport.pipeline.pictures import EXACT, PictureLike
 from sdexport.pipeline.prompts import PLAIN
-from sdexport.pipeline.request import DEFAULT_STEPS, HINTS, Request, make_request
+from sdexport.pipeline.request import (
+    DEFAULT_STEPS,
+    HINTS,
+    MOST_IMAGES,
+    Request,
+    make_request,
+)
 from sdexport.pipeline.result import Result
-from sdexport.pipeline.turn import Turn
+from sdexport.pipeline.turn import CLOSED, Turn
+from sdexport.pipeline.values import sequence_of
 from sdexport.sampling import NOISE_SOURCES
 
 __all__ = ["Pipeline", "PipelineParts", "Step"]
@@ -32,20 +43,26 @@ class Pipeline:
     """
 
     def __init__(self, parts: PipelineParts) -> None:
-        self.parts = parts
+        self._process = os.getpid()
         self._device = parts.placed()
+        # So that memory which is taken by way of the parts is closed with the pipeline.
+        self.parts = replace(parts, device=self._device)
         self._turn: Turn[Workspaces] = Turn(self._device.workspaces, self._device.requests)
         # A pipeline that is dropped gives its memory back; the engines may be another's too.
-        weakref.finalize(self, _give_back, self._turn).atexit = False
+        weakref.finalize(self, _give_back, self._turn, self._process).atexit = False
 
     def close(self) -> None:
-        """Gives buffers and engines back; on a GPU its memory. Nothing can be drawn after that.
+        """Gives the buffers back, on a GPU the engines too. Nothing can be drawn after that.
+
+        Closing twice does nothing, and in a forked child nothing is touched.
 
         Raises:
             UsageError: a stream is unfinished.
         """
+        if self._turn.closed or os.getpid() != self._process:
+            return
         with ExitStack() as stack:
-            places = self._turn.emptied()
+            places = self._turn.close()
             # Whatever one of them says, the others are closed as well.
             if self.parts.bundle is not None:
                 stack.callback(self.parts.bundle.close)
@@ -173,6 +190,7 @@ class Pipeline:
             UsageError: a request cannot be served, or this thread holds an unfinished stream.
             EngineError: an engine failed or gave values that are no numbers.
         """
+        requests = _checked(requests)
         for request in requests:
             self._check(request)
         with self._turn.taken() as held:
@@ -250,18 +268,24 @@ class Pipeline:
         return Drawing(self.parts, request).evaluations
 
     def _check(self, request: Request) -> None:
+        if not isinstance(request, Request):
+            raise UsageError(f"a request must be made by `request`, got {shown(request)}")
+        check_process(self._process)
+        if self._turn.closed:
+            raise UsageError(CLOSED)
         self.parts.profile.serving(height=request.height, width=request.width)
 
     def _steps(self, request: Request, watched: bool) -> Generator[Step]:
         finished: Step | None = None
-        with self._turn.taken() as held:
-            drawing = Drawing(self.parts, request)
+        check_process(self._process)
+        with self._turn.taken() as held, closing(Drawing(self.parts, request)) as drawing:
             for batch in drawing.batches:
                 for step in drawing.batch(held.place(batch.shape), batch, watched=watched):
                     if step.result is not None:
                         finished = step
                         break
                     yield step
+                    check_process(self._process)
                     held.resumed()
                     drawing.resumed()
         # The last step comes when the pipeline is free again: its caller may never ask for more.
@@ -269,7 +293,17 @@ class Pipeline:
         yield finished
 
 
-def _give_back(turn: Turn[Workspaces]) -> None:
+def _checked(requests: Sequence[Request]) -> Sequence[Request]:
+    """The requests, which are seen to be a list or the like of at most `MOST_IMAGES`."""
+    several = sequence_of(requests)
+    if several is None or len(several) > MOST_IMAGES:
+        raise UsageError(f"requests must be a list of at most {MOST_IMAGES}, got {shown(requests)}")
+    return requests
+
+
+def _give_back(turn: Turn[Workspaces], process: int) -> None:
+    if os.getpid() != process:
+        return  # What was inherited by a fork is never freed.
     with ExitStack() as stack:
-        for workspaces in turn.emptied():
+        for workspaces in turn.close():
             stack.callback(workspaces.close)

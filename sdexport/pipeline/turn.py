@@ -11,6 +11,8 @@ from sdexport.errors import UsageError
 
 Place = TypeVar("Place")
 
+CLOSED = "this pipeline is closed, and its engines were given back; load the bundle again"
+
 
 class Held(Generic[Place]):
     """A place that a request holds, and the thread that the request belongs to just now."""
@@ -38,6 +40,7 @@ class Turn(Generic[Place]):
         self._made: list[Place] = []
         self._free: list[Place] = []
         self._held: list[Held[Place]] = []
+        self._closed = False
         # A plain condition, because a generator may be closed by another thread than began it.
         self._changed = threading.Condition(threading.Lock())
 
@@ -46,7 +49,8 @@ class Turn(Generic[Place]):
         """Waits for the turn of this thread and holds a place.
 
         Raises:
-            UsageError: every place is this thread's already, so that it would wait for itself.
+            UsageError: every place is this thread's already, so that it would wait for itself; or
+                the turn is closed.
         """
         held = self._take()
         try:
@@ -59,6 +63,7 @@ class Turn(Generic[Place]):
 
     def _take(self) -> Held[Place]:
         with self._changed:
+            self._check_open()
             while not self._free and len(self._held) >= self._places:
                 if all(held.owner == threading.get_ident() for held in self._held):
                     raise UsageError(
@@ -66,6 +71,7 @@ class Turn(Generic[Place]):
                         "finish that stream or call its close() first"
                     )
                 self._changed.wait()
+                self._check_open()
             if not self._free:
                 place = self._make()
                 self._made.append(place)
@@ -75,8 +81,17 @@ class Turn(Generic[Place]):
             self._held.append(held)
             return held
 
-    def emptied(self) -> list[Place]:
-        """Every place, taken away; new ones are made when they are wanted again.
+    @property
+    def closed(self) -> bool:
+        """Whether no place is given any more."""
+        return self._closed
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise UsageError(CLOSED)
+
+    def close(self) -> list[Place]:
+        """Every place, taken away for good; none the second time.
 
         Raises:
             UsageError: a place is held.
@@ -88,4 +103,6 @@ class Turn(Generic[Place]):
                 )
             places, self._made = self._made, []
             self._free.clear()
+            self._closed = True
+            self._changed.notify_all()
             return places

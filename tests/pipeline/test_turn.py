@@ -64,15 +64,15 @@ def test_a_thread_with_one_of_two_places_waits_for_the_other() -> None:
         thread.join(60)
 
 
-def test_emptied_gives_every_place_once() -> None:
+def test_closing_gives_every_place_once() -> None:
     numbers = count()
     turn = Turn(lambda: next(numbers), places=2)
     with turn.taken(), turn.taken(), pytest.raises(UsageError, match="still drawing"):
-        turn.emptied()
-    assert sorted(turn.emptied()) == [0, 1]
-    assert turn.emptied() == []
-    with turn.taken() as held:
-        assert held.place == 2
+        turn.close()
+    assert sorted(turn.close()) == [0, 1]
+    assert turn.close() == []
+    with pytest.raises(UsageError, match="closed"), turn.taken():
+        pass
 
 
 def test_a_place_that_cannot_be_made_harms_nobody() -> None:
