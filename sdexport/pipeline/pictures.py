@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from sdexport import reading
-from sdexport.errors import UsageError
+from sdexport.errors import FolderError, UsageError
 from sdexport.spec import PIXEL_MULTIPLE, Profile
 
 Floats = NDArray[np.float32]
@@ -58,12 +58,14 @@ def open_picture(value: object, what: str) -> Image.Image:
     if not isinstance(value, str | os.PathLike):
         raise UsageError(f"{what} {value!r} is neither a file's path nor a PIL image")
     path = reading.given_path(value, f"the {what}'s path")
-    if not reading.exists(path):
-        raise UsageError(f"there is no {what} at {path}; give the path of a picture")
     try:
+        if not reading.exists(path):
+            raise UsageError(f"there is no {what} at {path}; give the path of a picture")
         with reading.open_file(path) as file, Image.open(file) as image:
             image.load()
             return ImageOps.exif_transpose(image)
+    except FolderError as error:
+        raise UsageError(f"the {what} cannot be read: {error}") from error
     except UnidentifiedImageError:
         raise UsageError(f"{path} is no picture that can be read; give a PNG or JPEG") from None
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:

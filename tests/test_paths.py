@@ -1,0 +1,376 @@
+"""Paths that cannot be read, and documents that are none: a user's error that names the path."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import sdexport
+from sdexport import bundle as bundles
+from sdexport import json_schema, reading
+from sdexport.engine_store import prune, stored_in
+from sdexport.errors import FolderError, UsageError
+from sdexport.manifest_schema import MANIFEST
+
+PACKAGE = Path(sdexport.__file__).parent
+SCRIPT = Path(__file__).parent / "bad_paths.py"
+
+ASKING = {
+    *("open", "read_text", "read_bytes", "exists", "is_dir", "is_file", "is_fifo", "is_symlink"),
+    *("iterdir", "rglob", "glob", "stat", "lstat", "resolve", "expanduser", "samefile", "walk"),
+    *("scandir", "listdir", "fdopen"),
+}
+"""Calls that ask the file system, and raise what no user can read."""
+
+PARSING = {("json", "load"), ("json", "loads"), ("tomllib", "load"), ("tomllib", "loads")}
+
+EXPLAINED = {
+    "reading.py": "the place where it is done",
+    "storage.py": "writes, and translates what the system says",
+    "memory.py": "the system's own files",
+    "machine.py": "the system's own files",
+    "backends/host.py": "the system's own files",
+    "bench/energy.py": "the system's own files",
+    "bench/ceilings.py": "a file of its own process, and the system's own",
+    "bench/worker.py": "streams of its own process",
+    "bench/process.py": "what its own process answers",
+    "bench/prepare.py": "a folder of its own",
+    "bench/run.py": "a folder of its own",
+    "bench/turns.py": "a folder of its own",
+    "bench/systems.py": "the repository's own folder of peers",
+    "bench/judging.py": "an open file, and a folder that was looked at before",
+    "bench/contact_sheet.py": "an open file",
+    "bench/recognise.py": "an array of captions, its errors translated",
+    "pipeline/pictures.py": "an open file",
+    "backends/onnxruntime_cpu.py": "a folder that the build made",
+    "backends/tensorrt_build.py": "a folder that the build made",
+    "build/engines.py": "a folder that the build made",
+    "export/onnx_export.py": "a folder that the export made",
+    "graph/proto.py": "a file that the build makes",
+    "graph/widen_half.py": "files that the build made",
+    "half_check.py": "a folder that the build made",
+    "cli/app.py": "/dev/null",
+    "cli/drawing.py": "`exists` is that of reading",
+    "engine_store.py": "walks without raising",
+}
+"""Modules that ask the file system themselves, and why they may."""
+
+
+def asks(path: Path) -> list[str]:
+    """The calls in a module that ask the file system by other ways than `reading`."""
+    found = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if not isinstance(node, ast.Call):
+            continue
+        name, owner = "", ""
+        if isinstance(node.func, ast.Attribute):
+            name, owner = node.func.attr, ast.unparse(node.func.value)
+        elif isinstance(node.func, ast.Name):
+            name = node.func.id
+        if (name in ASKING and owner != "reading") or (owner, name) in PARSING:
+            found.append(f"line {node.lineno}: {ast.unparse(node)[:80]}")
+    return found
+
+
+@pytest.mark.parametrize(
+    "module", sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))
+)
+def test_users_files_are_read_in_one_place(module: str) -> None:
+    if module not in EXPLAINED:
+        assert asks(PACKAGE / module) == [], f"{module} shall ask sdexport.reading"
+
+
+def test_every_exception_is_one() -> None:
+    for module in EXPLAINED:
+        assert asks(PACKAGE / module), f"{module} asks nothing any more"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="fifos, devices and privileges of Linux")
+def test_every_verb_and_function_with_every_bad_path(
+    tiny_bundle: Callable[[str], Path], tiny_onnx: Path, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    """Subjects are listed by introspection in `bad_paths.py`, in a process without privileges."""
+    command = [sys.executable, str(SCRIPT)]
+    command += map(str, (tiny_bundle("onnxruntime-cpu"), tiny_onnx, tiny_checkpoint, tmp_path))
+    if os.geteuid() == 0:
+        if shutil.which("setpriv") is None:
+            pytest.skip("as root every folder can be entered, and there is no setpriv")
+        command = ["setpriv", "--bounding-set=-all", "--inh-caps=-all", *command]
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        timeout=1200,
+        check=False,
+        stdin=subprocess.DEVNULL,
+        env=os.environ | {"PYTHONPATH": str(PACKAGE.parent)},
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    cases = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    assert len(cases) > 500
+    wrong = [f"{c['what']}, {c['kind']}: {c['problem']}" for c in cases if c["problem"]]
+    assert wrong == []
+
+
+DAMAGED = {
+    "deep": b'{"a":' * 100_000,
+    "deep enough to be parsed": b'{"a":' * 200 + b"1" + b"}" * 200,
+    "a long number": b'{"a": ' + b"9" * 5000 + b"}",
+    "NaN": b'{"a": NaN}',
+    "Infinity": b'{"a": Infinity}',
+    "overflow": b'{"a": 1e999}',
+    "a key twice": b'{"a": 1, "a": 2}',
+    "a BOM": b'\xef\xbb\xbf{"a": 1}',
+    "not UTF-8": b'{"a": "\xff"}',
+    "UTF-16": '{"a": 1}'.encode("utf-16"),
+    "empty": b"",
+    "a list": b"[1]",
+    "a number": b"7",
+    "null": b"null",
+    "cut": b'{"a": [1, 2',
+}
+
+
+@pytest.mark.parametrize("content", DAMAGED.values(), ids=DAMAGED)
+def test_json_that_is_none(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "x.json"
+    path.write_bytes(content)
+    with pytest.raises(FolderError, match=r"x\.json"):
+        reading.read_json(path)
+
+
+def test_infinity_where_diffusers_writes_it(tmp_path: Path) -> None:
+    path = tmp_path / "x.json"
+    path.write_text('{"lambda_min_clipped": -Infinity}')
+    assert reading.read_json(path, infinite=True) == {"lambda_min_clipped": float("-inf")}
+    path.write_text('{"lambda_min_clipped": NaN}')
+    with pytest.raises(FolderError):
+        reading.read_json(path, infinite=True)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *(b"a = nan", b"a = inf", b"a = 1e999", b"a = 0x" + b"f" * 999, b"a = " + b"[" * 9999),
+        *(b"a = " + b"9" * 5000, b"a = 1\na = 2", b"\xff", b"a = " + b"[" * 99 + b"]" * 99),
+    ],
+)
+def test_toml_that_is_none(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "x.toml"
+    path.write_bytes(content)
+    with pytest.raises(FolderError, match=r"x\.toml"):
+        reading.read_toml(path)
+
+
+def test_a_long_file_is_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "x.json"
+    with path.open("wb") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(FolderError, match="too long"):
+        reading.read_json(path)
+
+
+def resigned(path: Path, change: Callable[[dict[str, object]], None]) -> None:
+    """Changes a manifest, and makes its digest right again."""
+    file = path / bundles.MANIFEST_FILE
+    value = json.loads(file.read_text())
+    value.pop("digest")
+    change(value)
+    file.write_text(json.dumps(value | {"digest": reading.digest_of(value)}))
+
+
+def fields(schema: dict[str, object], place: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+    """Every required field of the manifest that a schema names."""
+    found = []
+    properties = schema.get("properties", {})
+    assert isinstance(properties, dict)
+    for name in schema.get("required", ()):  # type: ignore[attr-defined]
+        found.append((*place, name))
+        found += fields(properties.get(name, {}), (*place, name))
+    return found
+
+
+@pytest.mark.parametrize("place", fields(MANIFEST), ids="/".join)
+@pytest.mark.parametrize("wrong", ["", -1, 10**40, [[]], {"x": 1}, "nothing"], ids=repr)
+def test_no_wrong_value_in_a_manifest_is_used(
+    own_bundle: Path, place: tuple[str, ...], wrong: object
+) -> None:
+    def change(value: dict[str, object]) -> None:
+        for name in place[:-1]:
+            value = value[name]  # type: ignore[assignment]
+        if wrong == "nothing":
+            del value[place[-1]]
+        else:
+            value[place[-1]] = wrong
+
+    resigned(own_bundle, change)
+    try:
+        bundle = bundles.open_bundle(own_bundle, check=False)
+    except FolderError:
+        return
+    # Any text is a name, and any number of the model's a number: what else it needs says so.
+    text = place[-1] in ("name", "library", "target", "export", "built_with", "parity")
+    number = isinstance(wrong, int) and abs(wrong) == 1
+    assert text or number, bundle.manifest
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["../x", "/etc/passwd", "a/../../x", "a\0b", "a\\b", "", ".", "..", "a//b", "a/", "./a"],
+)
+def test_a_manifest_names_its_own_files_only(own_bundle: Path, name: str) -> None:
+    def change(value: dict[str, object]) -> None:
+        value["files"][name] = {"bytes": 1, "sha256": "0" * 64}  # type: ignore[index]
+
+    resigned(own_bundle, change)
+    with pytest.raises(FolderError, match="files"):
+        bundles.open_bundle(own_bundle)
+
+
+def test_an_engine_is_one_of_the_files(own_bundle: Path) -> None:
+    (own_bundle / "denoise_step" / "other.onnx").write_bytes(b"x")
+
+    def change(value: dict[str, object]) -> None:
+        value["engines"]["denoise_step"]["file"] = "denoise_step/other.onnx"  # type: ignore[index]
+
+    resigned(own_bundle, change)
+    with pytest.raises(FolderError, match="not among the bundle's own files"):
+        bundles.open_bundle(own_bundle)
+
+
+@pytest.mark.parametrize("check", [True, False])
+@pytest.mark.parametrize("place", ["../outside.data", "other.data", "/tmp/outside.data"])
+def test_weights_are_among_the_files(own_bundle: Path, place: str, check: bool) -> None:
+    import onnx
+
+    folder = own_bundle / "vae_decoder"
+    model = onnx.load(folder / "engine.onnx", load_external_data=False)
+    if not place.startswith("/"):
+        shutil.copyfile(folder / "model.onnx.data", folder / place)
+    for tensor in model.graph.initializer:
+        for entry in tensor.external_data:
+            if entry.key == "location":
+                entry.value = place
+    (folder / "engine.onnx").write_bytes(model.SerializeToString())
+    content = folder / "engine.onnx"
+
+    def change(value: dict[str, object]) -> None:
+        value["files"]["vae_decoder/engine.onnx"] = {  # type: ignore[index]
+            "bytes": content.stat().st_size,
+            "sha256": reading.digest(content),
+        }
+
+    resigned(own_bundle, change)
+    with pytest.raises(FolderError, match="not among the bundle's own files"):
+        bundles.open_bundle(own_bundle, check=check)
+
+
+@pytest.mark.parametrize("name", ["added_tokens.json", "vocab.json"])
+def test_a_tokenizer_file_that_came_later(own_bundle: Path, name: str) -> None:
+    file = own_bundle / "tokenizer" / name
+    known = file.exists()
+    file.write_text("{}")
+    with pytest.raises(FolderError, match=name):
+        bundles.open_bundle(own_bundle, check=True)
+    if not known:
+        with pytest.raises(FolderError, match="came into the bundle"):
+            bundles.open_bundle(own_bundle, check=False)
+
+
+def hub_layout(source: Path, place: Path) -> Path:
+    """A folder as huggingface_hub's cache lays it out: links into a store of flat names."""
+    snapshot, store = place / "snapshots" / "1", place / "blobs"
+    store.mkdir(parents=True)
+    for file in reading.files_below(source):
+        blob = store / reading.digest(file)
+        shutil.copyfile(file, blob)
+        link = snapshot / file.relative_to(source)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(os.path.relpath(blob, link.parent))
+    return snapshot
+
+
+@pytest.mark.parametrize("target", ["onnxruntime-cpu", "openvino-cpu"])
+def test_a_bundle_of_links_draws(
+    tiny_bundle: Callable[[str], Path], tmp_path: Path, target: str
+) -> None:
+    bundle = hub_layout(tiny_bundle(target), tmp_path)
+    with sdexport.load(bundle) as pipeline:
+        drawn = pipeline.generate("a fox", steps=1, seed=1)
+    with sdexport.load(tiny_bundle(target)) as pipeline:
+        assert pipeline.generate("a fox", steps=1, seed=1).images == drawn.images
+
+
+def test_pruning_leaves_what_links_lead_to(
+    tiny_bundle: Callable[[str], Path], tmp_path: Path
+) -> None:
+    bundle = hub_layout(tiny_bundle("onnxruntime-cpu"), tmp_path)
+    blobs = sorted((tmp_path / "blobs").iterdir())
+    (done,) = prune(tmp_path, older_days=0, cannot_run=False, remove=True)
+    assert not done.kept
+    assert "links" in done.note
+    assert done.frees == 0
+    assert not bundle.exists()
+    assert sorted((tmp_path / "blobs").iterdir()) == blobs
+
+
+def test_a_link_to_a_bundle_is_not_pruned(own_bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(own_bundle)
+    (done,) = prune(tmp_path / "link", older_days=0, cannot_run=False, remove=True)
+    assert "link" in done.kept
+    assert bundles.open_bundle(own_bundle)
+
+
+@pytest.mark.parametrize("damage", ["loop", "fifo", "folder", "empty", "dangling"])
+def test_one_damaged_bundle_stops_no_list(own_bundle: Path, tmp_path: Path, damage: str) -> None:
+    whole = Path(shutil.copytree(own_bundle, tmp_path / "whole"))
+    for name in (bundles.MANIFEST_FILE, "vae_decoder/engine.onnx"):
+        file = own_bundle / name
+        file.unlink()
+        if damage == "loop":
+            file.symlink_to(file.name)
+        elif damage == "fifo":
+            os.mkfifo(file)
+        elif damage == "folder":
+            file.mkdir()
+        elif damage == "dangling":
+            file.symlink_to("nowhere")
+        else:
+            file.touch()
+        listed = {one.path: one.kind for one in stored_in(tmp_path)}
+        assert listed[whole] == "bundle"
+        assert listed.get(own_bundle, "damaged") == "damaged"
+
+
+def test_schemas_say_what_is_checked() -> None:
+    """No word of a schema is one that `json_schema.check` does not follow."""
+
+    def words(schema: object) -> set[str]:
+        if isinstance(schema, list):
+            return set().union(*map(words, schema)) if schema else set()
+        if not isinstance(schema, dict):
+            return set()
+        found = set(schema)
+        for word, value in schema.items():
+            inner = value.values() if word in ("properties", "$defs") else [value]
+            if word not in ("required", "enum", "const", "type"):
+                found |= set().union(*map(words, inner)) if inner else set()
+        return found
+
+    results = json.loads((PACKAGE / "bench" / "results.schema.json").read_text())
+    assert words(results) | words(MANIFEST) <= json_schema.KNOWN
+
+
+@pytest.mark.parametrize("value", [None, 3, b"x", [], object()], ids=repr)
+def test_what_is_no_path(value: object) -> None:
+    with pytest.raises(UsageError, match="must be a str or a"):
+        reading.given_path(value)
