@@ -24,7 +24,7 @@ KNOWN = frozenset(
     {
         *("$schema", "title", "description", "$defs", "$ref", "type", "const", "enum", "anyOf"),
         *("required", "properties", "additionalProperties", "propertyNames", "items", "pattern"),
-        *("minItems", "maxItems", "minimum", "maximum", "format"),
+        *("minItems", "maxItems", "minimum", "exclusiveMinimum", "maximum", "format"),
     }
 )
 """The words of a schema that `check` follows, or that say nothing of a value (`format` here)."""
@@ -60,6 +60,8 @@ def _check(value: Any, schema: Schema, defs: Mapping[str, Any], where: str) -> N
     if _is(value, "number"):
         if value < schema.get("minimum", value):
             raise _differs(value, where, f"at least {schema['minimum']}")
+        if "exclusiveMinimum" in schema and value <= schema["exclusiveMinimum"]:
+            raise _differs(value, where, f"more than {schema['exclusiveMinimum']}")
         if value > schema.get("maximum", value):
             raise _differs(value, where, f"at most {schema['maximum']}")
     if isinstance(value, str) and not re.fullmatch(schema.get("pattern", r"(?s:.*)"), value):

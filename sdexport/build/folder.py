@@ -104,7 +104,7 @@ def build_folder(
         profile = options.profile or dimensions.default_profile()
         require_precision(folder, choice)
         order = Order(
-            name=folder.path.resolve().name,
+            name=reading.resolved(folder.path).name,
             choice=choice,
             profile=profile,
             guidance=options.guidance,
