@@ -184,7 +184,11 @@ def _wrapper(folder: Path, name: str) -> Iterator[Path]:
         wrapper = folder / f".{name}.{_key()}{ASIDE}"
         wrapper.mkdir()
         # One who removes leftovers may see it before it is locked: then that one has the lock.
-        lock = _own(wrapper)
+        try:
+            lock = _own(wrapper)
+        except OSError:
+            remove_tree(wrapper)
+            raise
         if lock is not None:
             break
     else:
@@ -291,11 +295,11 @@ def _clear(wrapper: Path) -> str:
                             return IN_USE
                         stack.enter_context(lock)
             for path in wrapper.iterdir():
-                if path.name != LOCK:
+                if path.name.startswith(OLD):
                     # Nobody takes a part of it for what is to be put back.
-                    gone = wrapper / f"{GONE}{_key()}"
-                    path.rename(gone)
-                    remove_tree(gone)
+                    path = path.rename(wrapper / f"{GONE}{_key()}")
+                if path.name != LOCK:
+                    remove_tree(path)
             (wrapper / LOCK).unlink(missing_ok=True)
             wrapper.rmdir()
         except FileNotFoundError:

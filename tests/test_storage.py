@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import errno
+import inspect
+import io
 import os
 import shutil
+import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from sdexport import reading, storage
 from sdexport.errors import FolderError, StorageError
+
+ROOT = Path(__file__).parent.parent
 
 
 def test_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
@@ -149,3 +156,202 @@ def test_memory_that_can_be_taken(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     assert memory.available_bytes() == 1_024_000
     files["meminfo"] = "nothing known\n"
     assert memory.available_bytes() is None
+
+
+def folder_with(text: str) -> Callable[[Path], None]:
+    def write(place: Path) -> None:
+        with storage.folder_aside(place) as aside:
+            (aside / "file").write_text(text)
+
+    return write
+
+
+def scratch(place: Path) -> None:
+    with storage.scratch_folder(place.parent, place.name) as folder:
+        (folder / "file").write_text("passing")
+
+
+def alone(place: Path) -> None:
+    with storage.sole_writer(place):
+        pass
+
+
+def copied(place: Path) -> None:
+    with storage.folder_aside(place) as aside:
+        storage.copy_tree(Path(__file__).parent / "gpu", aside / "tree")
+        storage.copy_file(Path(__file__), aside / "copy")
+        (aside / "file").write_text("new")
+
+
+def flushed(place: Path) -> None:
+    with storage.explained(place):
+        storage.flush(place)
+
+
+def removed(place: Path) -> None:
+    with storage.explained(place, "remove"):
+        storage.remove_tree(place)
+
+
+WRITING: dict[str, Callable[[Path], object]] = {
+    "folder_aside": folder_with("new"),
+    "scratch_folder": scratch,
+    "sole_writer": alone,
+    "copy_tree": copied,
+    "copy_file": copied,
+    "flush": flushed,
+    "remove_tree": removed,
+    "discard": storage.discard,
+    "write_bytes": lambda place: storage.write_bytes(place / "more", b"new"),
+    "write_text": lambda place: storage.write_text(place / "more", "new"),
+    "write_json": lambda place: storage.write_json(place / "more", {}),
+    "write_files": lambda place: storage.write_files(place, {"more/file": b"new"}),
+}
+"""What changes files, each at a place where a folder is."""
+NOT_WRITING = {
+    *("explained", "size_of", "free_bytes", "leftovers", "json_text"),
+    *("found_again", "remove_leftover", "remove_file_aside"),  # of what others left, see below
+}
+
+
+def test_every_function_of_storage_is_swept() -> None:
+    public = {
+        name
+        for name, value in vars(storage).items()
+        if inspect.isfunction(value)
+        and value.__module__ == storage.__name__
+        and not name.startswith("_")
+    }
+    assert public == {*WRITING, *NOT_WRITING}
+
+
+CALLS = (
+    (os, "mkdir"),
+    (os, "rename"),
+    (os, "replace"),
+    (os, "fsync"),
+    (os, "open"),
+    (io, "open"),
+    (storage, "exchange"),
+)
+
+
+@pytest.mark.parametrize("name", WRITING)
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO])
+def test_whatever_fails_is_a_users_error_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, code: int
+) -> None:
+    """Every call that a function makes of the system fails in turn."""
+    failures = 0
+    for module, call in CALLS:
+        for turn in range(50):
+            parent = tmp_path / f"{call}-{turn}-{module.__name__}"
+            place = parent / "place"
+            place.mkdir(parents=True)
+            (place / "file").write_text("old")
+            real, seen = getattr(module, call), []
+
+            def failing(*arguments: Any, real: Any = real, seen: list[int] = seen,
+                        turn: int = turn, **words: Any) -> Any:  # fmt: skip
+                seen.append(1)
+                if len(seen) == turn + 1:
+                    raise OSError(code, os.strerror(code), arguments[0])
+                return real(*arguments, **words)
+
+            with monkeypatch.context() as patch:
+                patch.setattr(module, call, failing)
+                try:
+                    WRITING[name](place)
+                    failed = False
+                except (StorageError, FolderError):
+                    failed = True
+            failures += failed
+            if failed and name != "remove_tree":
+                assert (place / "file").read_text() in ("old", "new")
+                assert not [p.name for p in parent.iterdir() if p != place]
+                assert not list(place.glob(".*"))
+            if len(seen) <= turn:
+                break  # It made no more such calls.
+            if place.exists():
+                storage.discard(place)
+            folder_with("again")(place)
+            assert [p.name for p in parent.iterdir()] == ["place"]
+    assert failures > 0 or name == "remove_tree"
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o027, 0o077])
+def test_modes_are_those_of_the_mask_and_not_of_the_source(tmp_path: Path, mask: int) -> None:
+    source = tmp_path / "source"
+    (source / "folder").mkdir(parents=True)
+    (source / "folder" / "file").write_text("x")
+    (source / "link").symlink_to(source / "folder" / "file")
+    for path in (source / "folder" / "file", source / "folder", source):
+        path.chmod(0o555 if path.is_dir() else 0o400)
+    before = os.umask(mask)
+    try:
+        with storage.folder_aside(tmp_path / "made") as aside:
+            storage.copy_tree(source, aside / "tree")
+            storage.write_text(aside / "text", "x")
+    finally:
+        os.umask(before)
+    made = tmp_path / "made"
+    assert not (made / "tree" / "link").is_symlink()
+    for path in (made, *made.rglob("*")):
+        wanted = (0o777 if path.is_dir() else 0o666) & ~mask
+        assert path.stat().st_mode & 0o7777 == wanted, path
+    source.chmod(0o755)
+
+
+@pytest.mark.parametrize("kind", ["fifo", "device", "circle"])
+def test_what_is_no_file_is_not_copied(tmp_path: Path, kind: str) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    if kind == "fifo":
+        os.mkfifo(source / "odd")
+    else:
+        (source / "odd").symlink_to("/dev/zero" if kind == "device" else source)
+    with pytest.raises(FolderError, match="odd"):
+        storage.copy_tree(source, tmp_path / "copy")
+
+
+def test_an_old_folder_with_odd_modes_is_replaced_and_removed(tmp_path: Path) -> None:
+    place = tmp_path / "place"
+    (place / "deep").mkdir(parents=True)
+    (place / "deep" / "file").write_text("old")
+    (place / "deep").chmod(0o500)
+    place.chmod(0o500)
+    drop = ["setpriv", "--bounding-set=-all", "--inh-caps=-all"] if os.geteuid() == 0 else []
+    script = (
+        "import sys; from pathlib import Path; from sdexport import storage\n"
+        "with storage.folder_aside(Path(sys.argv[1])) as aside: (aside / 'new').touch()"
+    )
+    subprocess.run([*drop, sys.executable, "-c", script, str(place)], check=True, cwd=ROOT)
+    assert [path.name for path in place.iterdir()] == ["new"]
+    assert [path.name for path in tmp_path.iterdir()] == ["place"]
+
+
+def test_a_folder_that_may_not_be_replaced_any_more(tmp_path: Path) -> None:
+    """What came to the place during minutes of work is not lost."""
+
+    def check(place: Path) -> None:
+        if (place / "thesis").exists():
+            raise FolderError("it holds a thesis")
+
+    with (
+        pytest.raises(FolderError, match="a thesis"),
+        storage.folder_aside(tmp_path / "place", check=check),
+    ):
+        (tmp_path / "place").mkdir()
+        (tmp_path / "place" / "thesis").touch()
+    assert [path.name for path in tmp_path.rglob("*")] == ["place", "thesis"]
+
+
+def test_one_run_writes_into_a_folder(tmp_path: Path) -> None:
+    with (
+        storage.sole_writer(tmp_path),
+        pytest.raises(StorageError, match="another run writes into it"),
+        storage.sole_writer(tmp_path),
+    ):
+        pass
+    with storage.sole_writer(tmp_path):
+        pass

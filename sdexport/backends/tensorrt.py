@@ -150,6 +150,7 @@ class TensorRtEngine:
         self._lock = threading.Lock()
         self._cache: Any = None
         self._kept: tuple[Path, int] | None = None
+        self._bundle: tuple[int, int] | None = None
         names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
         mode = module.TensorIOMode.INPUT
         specs = {tensor: self._spec(tensor) for tensor in names}
@@ -240,7 +241,7 @@ class TensorRtEngine:
             content = reading.read_bytes(path, CACHE_BYTES)
             # One for another GPU, driver or version is refused, and is written anew.
             size = len(content) if cache.deserialize(content) else 0
-        self._cache, self._kept = cache, (path, size)
+        self._cache, self._kept, self._bundle = cache, (path, size), _identity(folder.parent)
 
     def save_cache(self) -> None:
         """Writes the kernels compiled so far, where there are more than are kept already.
@@ -251,6 +252,8 @@ class TensorRtEngine:
         if self._kept is None:
             return
         path, size = self._kept
+        if _identity(path.parent.parent) != self._bundle:
+            return  # Another bundle was built in this one's place: these are not its kernels.
         with self._lock:
             content = bytes(self._cache.serialize())
             if len(content) == size:
@@ -390,3 +393,12 @@ class TensorRtCall:
 
     def close(self) -> None:
         self._context = None
+
+
+def _identity(folder: Path) -> tuple[int, int] | None:
+    """What tells a folder from another that is put in its place; None where there is none."""
+    try:
+        status = folder.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
