@@ -2,6 +2,7 @@
 
     python benchmarks/sampler_parity.py                     # a linear model, about three minutes
     python benchmarks/sampler_parity.py --unet CHECKPOINT   # a checkpoint's UNet, five minutes
+    python benchmarks/sampler_parity.py --random            # random configurations, five minutes
 
 Each scheduler class runs step by step on a linear model that predicts for a Gaussian target, and
 its plan runs in the numpy interpreter; every sample of the way is compared, relative to the
@@ -16,6 +17,7 @@ import argparse
 import json
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -26,14 +28,18 @@ import numpy.typing as npt
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.sampler_cases import Case, cases
+from benchmarks.sampler_random import PER_CLASS, cases_of
 from benchmarks.sampler_table import write_table
+from benchmarks.sampler_verdicts import verdict
 from sdexport.errors import UsageError
 from sdexport.export.trajectory import Trajectory, run_scheduler
 from sdexport.sampling import compile_plan, interpret, samplers
+from sdexport.sampling.registry import scheduler_classes
 
 Array = npt.NDArray[Any]
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results" / "sampler_parity.json"
+RANDOM = HERE / "results" / "sampler_random.json"
 STEPS = (1, 2, 5, 20, 50)
 SHAPE, UNET_SHAPE = (1, 1, 3, 5), (1, 4, 16, 16)
 
@@ -159,10 +165,31 @@ def all_cases() -> Iterator[Case]:
             yield from cases(name)
 
 
+def run_random() -> list[dict[str, Any]]:
+    """What became of the random cases: a row a class."""
+    rows = []
+    for name in scheduler_classes():
+        verdicts = [verdict(case) for case in cases_of(name, PER_CLASS)]
+        equal = [each.distance for each in verdicts if each.kind == "equal" and each.distance]
+        rows.append({
+            "scheduler": name,
+            "kinds": Counter(each.kind for each in verdicts),
+            "reasons": Counter(
+                each.text.split(";")[0] for each in verdicts if each.kind == "different"
+            ),
+            "float64": max((each["float64"] for each in equal), default=0.0),
+            "float32": max((each["float32"] for each in equal), default=0.0),
+            "median32": float(np.median([each["float32"] for each in equal])) if equal else 0.0,
+        })  # fmt: skip
+        print(name, dict(rows[-1]["kinds"]), flush=True)
+    return rows
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--afresh", action="store_true", help="forget what was measured before")
     parser.add_argument("--table", action="store_true", help="write the table of what there is")
+    parser.add_argument("--random", action="store_true", help="the random configurations alone")
     parser.add_argument("--unet", metavar="CHECKPOINT", help="also with this checkpoint's UNet")
     arguments = parser.parse_args()
     import diffusers
@@ -171,6 +198,10 @@ def main() -> None:
     torch.set_num_threads(1)
     diffusers.logging.set_verbosity_error()
     RESULTS.parent.mkdir(exist_ok=True)
+    if arguments.random:
+        _save(run_random(), RANDOM)
+        write_table(json.loads(RESULTS.read_text()), json.loads(RANDOM.read_text()))
+        return
     known: dict[tuple[str, str, str], dict[str, Any]] = {}
     if RESULTS.exists() and not arguments.afresh:
         for row in json.loads(RESULTS.read_text()):
@@ -192,12 +223,12 @@ def main() -> None:
             if key in known:
                 rows.append(known[key])
     _save(rows)
-    write_table(json.loads(RESULTS.read_text()))
+    write_table(json.loads(RESULTS.read_text()), json.loads(RANDOM.read_text()))
 
 
-def _save(rows: list[dict[str, Any]]) -> None:
+def _save(rows: list[dict[str, Any]], path: Path = RESULTS) -> None:
     lines = ",\n".join(json.dumps(_short(row), separators=(",", ":")) for row in rows)
-    RESULTS.write_text(f"[\n{lines}\n]\n", encoding="utf-8")
+    path.write_text(f"[\n{lines}\n]\n", encoding="utf-8")
 
 
 def _short(value: Any) -> Any:

@@ -29,7 +29,7 @@ def _between(low: float, high: float) -> Draw:
 
 
 def _seldom(value: Any, otherwise: Any, share: float = 0.08) -> Draw:
-    """A value that is refused here, so that most draws compare something."""
+    """Mostly the value that compares something."""
     return lambda random: value if random.random() < share else otherwise
 
 
@@ -39,6 +39,16 @@ def _often(value: Any, otherwise: Any) -> Draw:
 
 _FLAG = _of(False, True)
 
+RARE = {
+    "trained_betas": "drawn",
+    "clip_sample": True,
+    "thresholding": True,
+    "scale_factors": [1.0, 2.0],
+    "interpolation_type": "log_linear",
+    "noise_sampler_seed": 3,
+}
+"""Values that are drawn seldom, since most are refused; each comes once at least."""
+
 DRAWS: dict[str, Draw] = {
     "num_train_timesteps": _of(1000, 1000, 1000, 10, 50, 77, 250, 501, 999, 1001),
     "beta_start": _between(1e-5, 2e-3),
@@ -47,15 +57,15 @@ DRAWS: dict[str, Draw] = {
         "linear", "linear", "scaled_linear", "scaled_linear", "squaredcos_cap_v2", "exp", "sigmoid",
         "laplace",
     ),
-    "trained_betas": _seldom("drawn", None, 0.12),
+    "trained_betas": _seldom(RARE["trained_betas"], None, 0.12),
     "prediction_type": _of("epsilon", "epsilon", "v_prediction", "sample", "flow_prediction"),
     "timestep_spacing": _of("linspace", "leading", "trailing"),
     "steps_offset": _of(0, 0, 1, 1, 2, 5),
     "rescale_betas_zero_snr": _often(True, False),
     "set_alpha_to_one": _FLAG,
-    "clip_sample": _seldom(True, False),
+    "clip_sample": _seldom(RARE["clip_sample"], False),
     "clip_sample_range": _between(0.5, 2),
-    "thresholding": _seldom(True, False),
+    "thresholding": _seldom(RARE["thresholding"], False),
     "dynamic_thresholding_ratio": _between(0.9, 1),
     "sample_max_value": _between(0.5, 2),
     "variance_type": _of(None, None, None, "fixed_small", "fixed_small_log", "fixed_large",
@@ -76,7 +86,7 @@ DRAWS: dict[str, Draw] = {
     "invert_sigmas": _seldom(True, False, 0.15),
     "shift_terminal": lambda random: random.choice([None, None, None, random.uniform(0.01, 0.2)]),
     "stochastic_sampling": _FLAG,
-    "scale_factors": _seldom([1.0, 2.0], None),
+    "scale_factors": _seldom(RARE["scale_factors"], None),
     "upscale_mode": _of("bicubic", "nearest"),
     "sigma_min": _between(0.002, 0.3),
     "sigma_max": _between(10, 120),
@@ -84,10 +94,10 @@ DRAWS: dict[str, Draw] = {
     "sigma_schedule": _of("karras", "exponential"),
     "rho": _between(3, 9),
     "final_sigmas_type": _of("zero", "sigma_min"),
-    "interpolation_type": _seldom("log_linear", "linear"),
+    "interpolation_type": _seldom(RARE["interpolation_type"], "linear"),
     "timestep_type": _of("discrete", "discrete", "continuous"),
     "lambda_min_clipped": _of(-float("inf"), -float("inf"), -5.1, -3.0),
-    "noise_sampler_seed": _seldom(3, None),
+    "noise_sampler_seed": _seldom(RARE["noise_sampler_seed"], None),
     "solver_order": _of(1, 2, 2, 3),
     "predictor_order": _of(1, 2, 3, 4),
     "corrector_order": _of(1, 2, 3, 4),
@@ -154,7 +164,10 @@ def random_case(scheduler: str, number: int) -> RandomCase:
     if number % 3 == 2:
         family = find_sampler(scheduler).family
         other = random.choice([n for n in scheduler_classes() if find_sampler(n).family == family])
-    config = _config(random, other)
+    rare = [name for name in parameters(scheduler) if name in RARE]
+    place, first = divmod(number, 12)
+    forced = rare[place : place + 1] if first == 10 else []
+    config = _config(random, other, {name: RARE[name] for name in forced})
     steps = random.choice([1, 2, 3, random.randint(4, 20), random.randint(4, 60)])
     steps = max(1, min(steps, config.get("num_train_timesteps", 1000) - 1))
     case = RandomCase(
@@ -163,7 +176,7 @@ def random_case(scheduler: str, number: int) -> RandomCase:
     return _with_run(random, case)
 
 
-def _config(random: Random, scheduler: str) -> dict[str, Any]:
+def _config(random: Random, scheduler: str, forced: dict[str, Any]) -> dict[str, Any]:
     """A configuration of a class, in which some keys may be missing, filled in or unknown."""
     config: dict[str, Any] = {"_class_name": scheduler, "_diffusers_version": "0.42.1"}
     known = parameters(scheduler)
@@ -179,6 +192,7 @@ def _config(random: Random, scheduler: str) -> dict[str, Any]:
             value = random.choice(fine)
         if random.random() < 0.85:
             config[name] = value
+    config |= forced
     spacings = [n for n in config if n in SPACINGS and config[n]]
     if random.random() < 0.9:
         for name in spacings[1:]:

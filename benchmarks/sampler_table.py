@@ -128,7 +128,50 @@ def words_of(row: dict[str, Any]) -> list[str]:
     ]
 
 
-def write_table(rows: list[dict[str, Any]]) -> None:
+RANDOM_HEAD = """## Random configurations
+
+Made by `python benchmarks/sampler_parity.py --random`, and asserted by
+`tests/sampling/test_random.py` (a few of each class always, all of them in the slow tests). Each case draws every parameter of the
+class's constructor in diffusers, 1 to 60 steps, and a strength, eta, mu, timesteps or sigmas; every
+third configuration is another class's, as `from_config` takes it. What
+both refuse are options that contradict each other, or that a class does not know.
+
+- equal: timesteps, evaluations, `add_noise` and every sample within the limits above; in float32
+  the plan may be up to twice as far from diffusers' float64 as diffusers' own float32 is.
+- roots: equal to diffusers with square roots that are rounded to the nearest. torch takes Intel
+  MKL's on x86, whose last bit differs from processor to processor; where a noise level lies on a
+  training step's, that bit decides whether the timestep is cut off below it.
+- here: refused here alone, for the reasons in [samplers.md](samplers.md): clipping, thresholding, a
+  learned variance, and the like.
+- limit: diffusers gives NaN, and the plan takes the limit of the same formula.
+
+| class | equal | roots | refused by both | here | limit | float64 | float32 (median) |
+|---|---|---|---|---|---|---|---|
+"""
+
+COLUMNS = (
+    "equal",
+    "equal but for MKL's roots",
+    "refused by both",
+    "refused here",
+    "fails in diffusers",
+)
+
+
+def random_table(rows: list[dict[str, Any]]) -> list[str]:
+    """The lines of the table of random configurations."""
+    lines = [
+        f"| {row['scheduler']} | "
+        + " | ".join(str(row["kinds"].get(kind, 0)) for kind in COLUMNS)
+        + f" | {row['float64']:.0e} | {row['float32']:.0e} ({row['median32']:.0e}) |"
+        for row in sorted(rows, key=lambda row: str(row["scheduler"]))
+    ]
+    totals = [sum(row["kinds"].get(kind, 0) for row in rows) for kind in COLUMNS]
+    lines.append(f"| all | {' | '.join(map(str, totals))} | | |")
+    return [*RANDOM_HEAD.rstrip().splitlines(), *lines, ""]
+
+
+def write_table(rows: list[dict[str, Any]], random: list[dict[str, Any]]) -> None:
     """Writes the page from the rows of the results."""
     kinds = Counter(
         kind_of(cell, precision)
@@ -144,6 +187,7 @@ def write_table(rows: list[dict[str, Any]]) -> None:
         *(f"- {count}: {kind}" for kind, count in kinds.most_common()),
         "",
     ]
+    lines += random_table(random)
     for name in sorted(classes):
         lines += [f"## {name}", "", "| case | float64 | float32 | note |", "|---|---|---|---|"]
         lines += [_line(row) for row in rows if row["scheduler"] == name]

@@ -9,7 +9,13 @@ import numpy as np
 from sdexport.errors import UsageError
 from sdexport.sampling.config import ScheduleConfig, checked_mapping, options_of
 from sdexport.sampling.plan import SamplingPlan
-from sdexport.sampling.registry import Sampler, check_family, find_sampler, sampler_of_config
+from sdexport.sampling.registry import (
+    Sampler,
+    check_family,
+    find_sampler,
+    sampler_of_config,
+    samplers,
+)
 from sdexport.sampling.run import Run, numbers, steps_left_out
 from sdexport.sampling.schedulers import EULER
 from sdexport.sampling.trace import TraceError, Tracer
@@ -69,6 +75,11 @@ def compile_plan(
         raise UsageError(f"exact must be true or false, got {shown(exact)}.")
     chosen = sampler_of_config(config) if sampler is None else find_sampler(sampler)
     check_family(config, chosen)
+    if mu is not None and "use_dynamic_shifting" not in chosen.scheduler.reads:
+        raise UsageError(f"sampler {chosen.name} takes no mu; leave it out.")
+    if eta is not None and not chosen.takes_eta:
+        taking = ", ".join(sampler.name for sampler in samplers() if sampler.takes_eta)
+        raise UsageError(f"sampler {chosen.name} takes no eta; leave it out, or choose {taking}.")
     schedule = ScheduleConfig.read(config, chosen.scheduler, chosen.forced, exact)
     own = _own(chosen, timesteps, sigmas)
     count = _checked_steps(_given_steps(chosen, steps, own), schedule.num_train_timesteps)

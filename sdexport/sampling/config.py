@@ -107,6 +107,8 @@ class ScheduleConfig:
                 _refuse(option, value, ", ".join(map(str, accepted)), scheduler.name)
             listed = accepted is not None or (option in scheduler.refuses and value is None)
             values[option] = value if listed else _checked(option, value, default, scheduler.name)
+        if scheduler.free_karras and values["use_karras_sigmas"]:
+            values["sigma_min"] = values["sigma_max"] = None
         algorithm = {**own_words(config, scheduler), **forced}.get("algorithm_type")
         _check_together(values, algorithm, scheduler)
         training = TrainingSchedule(

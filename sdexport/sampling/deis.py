@@ -11,7 +11,7 @@ import numpy as np
 
 from sdexport.sampling.config import ScheduleConfig
 from sdexport.sampling.half_log_snr import Level, predicted, vp_levels
-from sdexport.sampling.levels import flow_sigmas, solver_levels
+from sdexport.sampling.levels import check_mu, flow_sigmas, solver_levels
 from sdexport.sampling.run import Run
 from sdexport.sampling.trace import Linear, Tracer
 from sdexport.sampling.training import training_sigmas
@@ -81,6 +81,7 @@ def resting_levels(config: ScheduleConfig, run: Run) -> tuple[list[float], list[
 
     With Karras sigmas and the like that is where it starts from, and it changes nothing.
     """
+    check_mu(config, run)
     respaced = config.use_karras_sigmas or config.use_exponential_sigmas or config.use_beta_sigmas
     if config.use_flow_sigmas and not respaced:
         sigmas = flow_sigmas(config, run)

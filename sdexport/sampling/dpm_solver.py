@@ -14,7 +14,7 @@ import numpy as np
 
 from sdexport.sampling.config import ScheduleConfig
 from sdexport.sampling.half_log_snr import Level, predicted, vp_levels
-from sdexport.sampling.levels import flow_sigmas, solver_levels
+from sdexport.sampling.levels import check_mu, flow_sigmas, solver_levels
 from sdexport.sampling.run import Run
 from sdexport.sampling.trace import Linear, Tracer
 from sdexport.sampling.training import Floats, training_sigmas
@@ -175,6 +175,7 @@ def _draws(config: ScheduleConfig) -> bool:
 def _levels(
     config: ScheduleConfig, run: Run, whole_always: bool
 ) -> tuple[list[float], list[Level]]:
+    check_mu(config, run)
     sigmas: Floats
     respaced = config.use_karras_sigmas or config.use_exponential_sigmas or config.use_beta_sigmas
     if config.use_flow_sigmas and not respaced and not config.use_lu_lambdas:

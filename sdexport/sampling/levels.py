@@ -138,14 +138,7 @@ def clipped(config: ScheduleConfig) -> int:
 def flow_sigmas(config: ScheduleConfig, run: Run) -> Floats:
     """Flow sigmas of DPM-Solver, DEIS and SA-Solver: even, then shifted; without the last."""
     even = 1 - np.linspace(1, 1 / config.num_train_timesteps, run.steps + 1)
-    shift = config.flow_shift
-    if run.mu is not None:
-        if config.time_shift_type != "exponential":
-            raise UsageError(
-                f"mu goes with time_shift_type exponential here, and it is "
-                f"{config.time_shift_type}; change it, or leave mu out."
-            )
-        shift = math.exp(run.mu)
+    shift = math.exp(run.mu) if run.mu is not None else config.flow_shift
     return np.flip(shifted(even, shift))[:-1]
 
 
@@ -216,6 +209,17 @@ def edm_sigmas(config: ScheduleConfig, steps: int) -> Floats:
 def _whole_timesteps(config: ScheduleConfig, timesteps: tuple[float, ...]) -> list[int]:
     _within(config, timesteps)
     return [int(timestep) for timestep in timesteps]
+
+
+def check_mu(config: ScheduleConfig, run: Run) -> None:
+    """Raises `UsageError` for a `mu` that DPM-Solver and DEIS would not take in diffusers."""
+    if run.mu is not None and not (
+        config.use_dynamic_shifting and config.time_shift_type == "exponential"
+    ):
+        raise UsageError(
+            "mu goes with use_dynamic_shifting and the time_shift_type exponential; set them in "
+            "scheduler/scheduler_config.json, or leave mu out."
+        )
 
 
 def without_own(config: ScheduleConfig, run: Run) -> None:

@@ -65,6 +65,7 @@ class Sampler:
     evaluations  steps → calls of the model
     family       what kind of model it is for: "diffusion", "edm", "flow" or "sines"
     in_diffusers  whether diffusers has it
+    takes_eta    whether its share of fresh noise can be asked for
     """
 
     name: str
@@ -79,6 +80,7 @@ class Sampler:
     evaluations: Callable[[int], int] = one_a_step
     family: str = "diffusion"
     in_diffusers: bool = True
+    takes_eta: bool = False
 
     @property
     def diffusers(self) -> str | None:
@@ -99,7 +101,7 @@ def _dpm(algorithm: str, order: int, solver: str = "midpoint") -> dict[str, obje
 _MULTI, _SINGLE = classes.DPM_MULTISTEP, classes.DPM_SINGLESTEP
 _SDE = "sde-dpmsolver++"
 _LISTED = (
-    Sampler("ddim", "DDIM", classes.DDIM, ddim, 1, "2010.02502"),
+    Sampler("ddim", "DDIM", classes.DDIM, ddim, 1, "2010.02502", takes_eta=True),
     Sampler("ddpm", "DDPM", classes.DDPM, ddpm, 1, "2006.11239", draws_noise=True),
     Sampler("pndm", "PLMS", classes.PNDM, pndm, 4, "2202.09778", evaluations=pndm_evaluations),
     Sampler("euler", "Euler", classes.EULER, euler, 1, "2206.00364", ("k_euler",)),
@@ -118,7 +120,7 @@ _LISTED = (
     Sampler("dpmpp-2s-a", "DPM++ 2S a", classes.KDPM2_ANCESTRAL,
             dpmpp_2s_ancestral, 1, "k-diffusion",
             ("k_dpmpp_2s_a", "k_dpmpp_2s_ancestral", "dpmpp-2s-ancestral"), draws_noise=True,
-            evaluations=two_a_step, in_diffusers=False),
+            evaluations=two_a_step, in_diffusers=False, takes_eta=True),
     Sampler("dpmpp-2m", "DPM++ 2M", _MULTI, dpm_multistep, 2, "2211.01095", ("k_dpmpp_2m",),
             forced=_dpm("dpmsolver++", 2)),
     Sampler("dpmpp-2m-sde", "DPM++ 2M SDE", _MULTI, dpm_multistep, 1, "2211.01095",
@@ -131,7 +133,7 @@ _LISTED = (
             forced=_dpm("dpmsolver++", 3)),
     Sampler("dpmpp-3m-sde", "DPM++ 3M SDE", classes.KDPM2_ANCESTRAL,
             dpmpp_3m_sde, 1, "k-diffusion", ("k_dpmpp_3m_sde",), draws_noise=True,
-            in_diffusers=False),
+            in_diffusers=False, takes_eta=True),
     Sampler("dpmpp-sde", "DPM++ SDE", classes.DPM_SDE, dpmpp_sde, 1, "k-diffusion",
             ("k_dpmpp_sde",), draws_noise=True, evaluations=two_a_step),
     Sampler("dpmpp-3s", "DPM++ 3S", _SINGLE, dpm_singlestep, 3, "2211.01095",
@@ -152,7 +154,7 @@ _LISTED = (
     Sampler("sa-solver", "SA-Solver", classes.SA_SOLVER, sa_solver, 1, "2309.05019",
             draws_noise=True),
     Sampler("lcm", "LCM", classes.LCM, lcm, 1, "2310.04378", draws_noise=True),
-    Sampler("tcd", "TCD", classes.TCD, tcd, 1, "2402.19159"),
+    Sampler("tcd", "TCD", classes.TCD, tcd, 1, "2402.19159", takes_eta=True),
     Sampler("edm-euler", "EDM Euler", classes.EDM_EULER, edm_euler, 1, "2206.00364",
             family="edm"),
     Sampler("edm-dpmpp-2m", "EDM DPM++ 2M", classes.EDM_DPM_MULTISTEP, edm_dpm_multistep, 2,

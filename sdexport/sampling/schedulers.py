@@ -35,6 +35,7 @@ class SchedulerOptions:
               own default is not supported
     own       what the user may give instead of a rule: "timesteps", "sigmas"
     floored   whether ᾱ of a zero-terminal-SNR schedule ends just above zero
+    free_karras  whether its Karras sigmas ignore sigma_min and sigma_max
     same_step  classes that differ in how they are called, not in what they do
     """
 
@@ -46,6 +47,7 @@ class SchedulerOptions:
     borrowed: Mapping[str, object] = field(default_factory=dict)
     own: tuple[str, ...] = ()
     floored: bool = False
+    free_karras: bool = False
     same_step: tuple[str, ...] = ()
 
     @property
@@ -71,6 +73,9 @@ _SIGMAS: dict[str, object] = {
     "use_karras_sigmas": False,
     "use_exponential_sigmas": False,
     "use_beta_sigmas": False,
+    # Most classes have no such parameter, and obey it where their config says it.
+    "sigma_min": None,
+    "sigma_max": None,
 }
 _FLOW: dict[str, object] = {"use_flow_sigmas": False, "flow_shift": 1.0}
 _DYNAMIC: dict[str, object] = {"use_dynamic_shifting": False, "time_shift_type": "exponential"}
@@ -135,7 +140,10 @@ PNDM = SchedulerOptions(
     borrowed={"skip_prk_steps": True},
 )
 LMS = SchedulerOptions(
-    "LMSDiscreteScheduler", reads=_TRAINING | _SPACED | _SIGMAS, accepts=_CHOICES
+    "LMSDiscreteScheduler",
+    reads=_TRAINING | _SPACED | _SIGMAS,
+    accepts=_CHOICES,
+    free_karras=True,
 )
 EULER = SchedulerOptions(
     "EulerDiscreteScheduler",
@@ -146,8 +154,6 @@ EULER = SchedulerOptions(
     | {
         "interpolation_type": "linear",
         "timestep_type": "discrete",
-        "sigma_min": None,
-        "sigma_max": None,
         "final_sigmas_type": "zero",
     },
     accepts=_CHOICES
@@ -197,6 +203,7 @@ DPM_SDE = SchedulerOptions(
             "it seeds a Brownian tree of its own; here the noise follows from the picture's seed",
         )
     },
+    free_karras=True,
 )
 _READ_AS_MIDPOINT = dict.fromkeys(("logrho", "bh1", "bh2"), "midpoint")
 _ALGORITHMS = ("dpmsolver++", "sde-dpmsolver++", "dpmsolver", "sde-dpmsolver")
@@ -291,8 +298,6 @@ UNIPC = SchedulerOptions(
         "solver_type": "bh2",
         "disable_corrector": (),
         "final_sigmas_type": "zero",
-        "sigma_min": None,
-        "sigma_max": None,
         "shift_terminal": None,
     },
     accepts=_CHOICES

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
+from random import Random
+from typing import Any
 
 import diffusers
+import numpy as np
 import pytest
 
 from benchmarks.sampler_random import (
@@ -17,9 +20,9 @@ from benchmarks.sampler_random import (
     random_case,
 )
 from benchmarks.sampler_table import NOT_SAMPLERS
-from benchmarks.sampler_verdicts import Verdict, is_stated, verdict
+from benchmarks.sampler_verdicts import Verdict, ieee_square_roots, is_stated, verdict
 from sdexport.errors import UsageError
-from sdexport.sampling import sampler_of_config
+from sdexport.sampling import compile_plan, find_sampler, pipeline_config, sampler_of_config
 from sdexport.sampling.registry import scheduler_classes
 
 FEW = 3
@@ -83,3 +86,51 @@ def test_many_random_configurations(scheduler: str) -> None:
     assert kinds["equal"] >= PER_CLASS * 0.4
     assert kinds["refused here"] <= PER_CLASS * 0.25
     assert kinds["equal but for MKL's roots"] <= PER_CLASS * 0.1
+
+
+LOADED = [
+    name
+    for name in scheduler_classes()
+    if find_sampler(name).family == "diffusion" and not name.endswith("ParallelScheduler")
+]
+
+OTHERS = [name for name in LOADED if name != "PNDMScheduler"]
+"""PNDM skips its Runge-Kutta start where another class's config does not mention it."""
+
+
+@pytest.mark.filterwarnings("ignore")  # diffusers' deprecations of the configs that it corrects
+@pytest.mark.parametrize("scheduler", LOADED)
+def test_what_a_pipeline_makes_of_random_configurations(scheduler: str) -> None:
+    """Its own sampler, and another one chosen instead, after the pipeline's corrections."""
+    random = Random(scheduler)
+    compared = 0
+    for number in range(4):
+        config = dict(random_case(scheduler, number).config)
+        if config.get("beta_schedule") == "squaredcos_cap_v2":
+            config["beta_schedule"] = "linear"  # float32 rounds less visibly
+        for option, choices in (("steps_offset", (0, 1, 2)), ("clip_sample", (True, False))):
+            if random.random() < 0.5:
+                config[option] = random.choice(choices)
+        for name in (config["_class_name"], random.choice(OTHERS)):
+            try:
+                with ieee_square_roots():
+                    theirs = loaded(config, name)
+                    theirs.set_timesteps(7)
+                ours = compile_plan(pipeline_config(config), name, 7)
+            except Exception:  # refusals are compared above
+                continue
+            np.testing.assert_allclose(ours.timesteps, theirs.timesteps, rtol=1e-6, atol=1e-4)
+            compared += 1
+    assert compared >= 3
+
+
+def loaded(config: dict[str, object], name: str) -> Any:
+    """A scheduler as a pipeline that has loaded `config` makes it."""
+    own = getattr(diffusers, str(config["_class_name"])).from_config(config)
+    parts = dict.fromkeys(
+        ("vae", "text_encoder", "tokenizer", "unet", "safety_checker", "feature_extractor")
+    )
+    pipe = diffusers.StableDiffusionPipeline(**parts, scheduler=own, requires_safety_checker=False)
+    if name == config["_class_name"]:
+        return pipe.scheduler
+    return getattr(diffusers, name).from_config(pipe.scheduler.config)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from typing import Any
 
 import diffusers
@@ -38,8 +39,20 @@ def test_every_option_is_read_refused_or_without_effect(sampler: Sampler) -> Non
             fine, reason = options.refuses[name]
             assert plain(parameter.default) in fine
             assert reason
-    assert set(options.reads) <= names
+    assert set(options.reads) <= names | unnamed(sampler.diffusers)
     assert set(options.refuses) <= names
+
+
+def unnamed(scheduler: str) -> set[str]:
+    """Options that a class of diffusers obeys where its config has them, without a parameter."""
+    source = inspect.getsource(getattr(diffusers, scheduler))
+    return set(re.findall(r'hasattr\(self\.config, "(\w+)"\)', source))
+
+
+@pytest.mark.parametrize("sampler", IN_DIFFUSERS.values(), ids=list(IN_DIFFUSERS))
+def test_options_without_a_parameter_are_read(sampler: Sampler) -> None:
+    assert sampler.diffusers is not None
+    assert unnamed(sampler.diffusers) <= set(sampler.scheduler.reads)
 
 
 def test_every_scheduler_of_diffusers_is_a_sampler_or_has_a_reason() -> None:
