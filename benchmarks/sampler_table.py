@@ -131,8 +131,8 @@ def words_of(row: dict[str, Any]) -> list[str]:
 RANDOM_HEAD = """## Random configurations
 
 Made by `python benchmarks/sampler_parity.py --random`, and asserted by
-`tests/sampling/test_random.py` (a few of each class always, all of them in the slow tests). Each case
-draws every parameter of the class's constructor in diffusers, 1 to 60 steps, and a strength, eta,
+`tests/sampling/test_random.py` (a few of each class always, all of them in the slow tests). Each
+case draws every parameter of the class's constructor in diffusers, 1 to 60 steps, a strength, eta,
 mu, timesteps or sigmas; every third configuration is another class's, as `from_config` takes it.
 What both refuse are options that contradict each other, or that a class does not know.
 
