@@ -105,11 +105,10 @@ def sign(bundle: Path) -> None:
 
     file = bundle / "bundle.json"
     try:
-        value = json.loads(file.read_text())
+        value: Any = reading.read_json(file)
         for name in value["files"]:
-            content = (bundle / name).read_bytes() if (bundle / name).is_file() else b""
-            record = {"bytes": len(content), "sha256": reading.digest(bundle / name)}
-            value["files"][name] = record
+            size, content = reading.size(bundle / name), reading.digest(bundle / name)
+            value["files"][name] = {"bytes": size, "sha256": content}
         value.pop("digest", None)
         file.write_text(json.dumps(value | {"digest": reading.digest_of(value)}))
     except Exception:  # what cannot be signed is tried as it is

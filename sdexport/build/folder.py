@@ -347,7 +347,7 @@ def _check_half(
         parts_of,
         manifest,
         tokenizer=PromptTokenizer.load(folder.tokenizer, manifest.tokens),
-        scheduler_config=reading.read_json(folder.scheduler_config),
+        scheduler_config=reading.read_json(folder.scheduler_config, infinite=True),
         about={},
         vae_encoder=None,
         text_projection=None,

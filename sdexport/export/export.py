@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -134,7 +135,9 @@ def plain_parts(checkpoint: Checkpoint) -> dict[str, bytes]:
     }
     scheduler = checkpoint.scheduler_config
     scheduler.pop("_name_or_path", None)
-    return parts | {"scheduler/scheduler_config.json": storage.json_text(scheduler).encode()}
+    # Not as other documents: diffusers writes -Infinity where a scheduler clips nothing.
+    text = json.dumps(scheduler, indent=2, sort_keys=True) + "\n"
+    return parts | {"scheduler/scheduler_config.json": text.encode()}
 
 
 def _write_plain_parts(checkpoint: Checkpoint, folder: Path) -> None:
