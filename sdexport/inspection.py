@@ -135,10 +135,9 @@ def inspect(
 
 
 def _folder(folder: OnnxFolder, at: At) -> Inspection:
+    folder.checked_digests()
     parts = tuple(_onnx(folder.model(name), name, at) for name in folder.components)
-    return Inspection(
-        folder.path, "ONNX folder", storage.size_of(folder.path), parts, folder.record
-    )
+    return Inspection(folder.path, "ONNX folder", storage.size_of(folder.path), parts, folder.about)
 
 
 def _bundle(bundle: Bundle, at: At) -> Inspection:
