@@ -232,9 +232,11 @@ def prune(
         frees = 0 if kept else reading.size_below(stored.path, links=False)
         if remove and not kept:
 
-            def why_keep(place: Path) -> str:
+            def why_keep(place: Path, note: str = note) -> str:
                 """Why what was found is not to go any more: another was built in its place."""
                 now = _look(place)
+                if note and _note(now) == note:
+                    return ""  # Links to beside it lead nowhere from aside; a build makes none.
                 return _kept(now) if _reason(now, older_days, cannot_run) else "it was built anew"
 
             with storage.explained(stored.path, "remove"):

@@ -207,6 +207,7 @@ def test_no_wrong_value_in_a_manifest_is_used(
     own_bundle: Path, place: tuple[str, ...], wrong: object
 ) -> None:
     def change(value: dict[str, object]) -> None:
+        value["parity"] = {"ok": True}
         for name in place[:-1]:
             value = value[name]  # type: ignore[assignment]
         if wrong == "nothing":
