@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from sdexport.errors import UsageError
+from sdexport.errors import UsageError, shown
 from sdexport.pipeline.tokenizer import PromptTokenizer
 from sdexport.spec import MOST_PIECES
 
@@ -41,13 +41,18 @@ COMMA = ","
 COMMA_REACH = 20
 """Tokens at the end of a full piece among which a comma is looked for."""
 
+MOST_MARKS = 20_000
+"""Of a prompt with weights: many times as many as the tokens that are drawn."""
+
 _MARKS = re.compile(
     r"\\(?P<literal>[()\[\]\\])"
     r"|(?P<lost>\\)"
     r"|:\s*(?P<weight>[+-]?(?:\d+(?:\.\d*)?|\.\d+))\s*\)"
     r"|(?P<bracket>[()\[\]])"
-    r"|\s*\b(?P<next>BREAK)\b\s*"
+    r"|\b(?P<next>BREAK)\b\s*"
 )
+"""Read in one pass. White space before BREAK is taken off the text before it: a pattern that begins
+with it would try every place of a long run of spaces."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,66 +94,101 @@ def read_prompt(tokenizer: PromptTokenizer, text: str, syntax: str) -> Prompt:
 def parse(text: str) -> list[Fragment]:
     """The fragments of a text with weights, neighbours of equal weight joined; at least one.
 
+    In time that grows with the text's length alone, however deep its brackets are.
+
     Raises:
-        UsageError: nested weights multiply to a number that is too large for a float32.
+        UsageError: nested weights multiply to a number that is too large for a float32, or there
+            are more than `MOST_MARKS` marks.
     """
     texts: list[str | None] = []
-    weights: list[float] = []
+    # Of each kind of bracket: those that are open, and of those that were closed the first fragment
+    # inside, the first one behind and the factor.
     opened: dict[str, list[int]] = {"(": [], "[": []}
+    closed: dict[str, list[tuple[int, int, float]]] = {"(": [], "[": []}
 
-    def add(part: str | None) -> None:
-        texts.append(part)
-        weights.append(1.0)
-
-    def weigh(first: int, factor: float) -> None:
-        for index in range(first, len(weights)):
-            weights[index] *= factor
+    def close(bracket: str, factor: float) -> None:
+        closed[bracket].append((opened[bracket].pop(), len(texts), factor))
 
     position = 0
-    for mark in _MARKS.finditer(text):
-        if mark.start() > position:
-            add(text[position : mark.start()])
+    for count, mark in enumerate(_MARKS.finditer(text)):
+        if count == MOST_MARKS:
+            raise UsageError(
+                f"a prompt with weights must have at most {MOST_MARKS} brackets, backslashes and "
+                f"BREAKs, got more: {shown(text)}"
+            )
+        before = text[position : mark.start()]
+        texts.append(before if mark["next"] is None else before.rstrip())
         position = mark.end()
         bracket = mark["bracket"]
         if mark["literal"] is not None:
-            add(mark["literal"])
+            texts.append(mark["literal"])
         elif mark["next"] is not None:
-            add(None)
+            texts.append(None)
         elif mark["weight"] is not None and opened["("]:
-            weigh(opened["("].pop(), float(mark["weight"]))
+            close("(", float(mark["weight"]))
         elif bracket in opened:
             opened[bracket].append(len(texts))
         elif bracket == ")" and opened["("]:
-            weigh(opened["("].pop(), ROUND)
+            close("(", ROUND)
         elif bracket == "]" and opened["["]:
-            weigh(opened["["].pop(), SQUARE)
+            close("[", SQUARE)
         elif mark["lost"] is None:
-            add(mark[0])  # A closing bracket that closes nothing is an ordinary character.
-    add(text[position:])
+            texts.append(mark[0])  # A closing bracket that closes nothing is an ordinary character.
+    texts.append(text[position:])
     for bracket, factor in (("(", ROUND), ("[", SQUARE)):
-        for first in opened[bracket]:
-            weigh(first, factor)
-    return _joined(texts, weights)
+        while opened[bracket]:
+            close(bracket, factor)
+    weights = zip(*(_factors(closed[bracket], len(texts)) for bracket in "(["), strict=True)
+    return _joined(texts, [round_ * square for round_, square in weights])
+
+
+def _factors(ranges: Sequence[tuple[int, int, float]], length: int) -> list[float]:
+    """The product of the factors of the nested ranges (first, end, factor) that hold each index."""
+    begins: list[list[float]] = [[] for _ in range(length)]
+    ends = [0] * (length + 1)
+    # The inner of two ranges that begin together was closed first.
+    for first, end, factor in reversed(ranges):
+        if first < end:
+            begins[first].append(factor)
+            ends[end] += 1
+    found: list[float] = []
+    products = [1.0]
+    for begin, end in zip(begins, ends, strict=False):
+        if end:
+            del products[-end:]
+        for factor in begin:
+            products.append(products[-1] * factor)
+        found.append(products[-1])
+    return found
 
 
 def _joined(texts: Sequence[str | None], weights: Sequence[float]) -> list[Fragment]:
     """Fragments without empty texts, neighbours of equal weight joined."""
     found: list[Fragment] = []
+    parts: list[str] = []
+    current = 1.0
+
+    def end() -> None:
+        if parts:
+            found.append(Fragment("".join(parts), current))
+            parts.clear()
+
     for text, weight in zip(texts, weights, strict=True):
         if text == "":
             continue
         if not abs(weight) <= LARGEST:
             raise UsageError(
-                f"the weight of {text!r} is {weight:g}, which is too large; weights of nested "
+                f"the weight of {shown(text)} is {weight:g}, which is too large; weights of nested "
                 "brackets multiply: take some brackets away"
             )
-        last = found[-1] if found else None
+        if text is None or weight != current:
+            end()
         if text is None:
             found.append(Fragment(None))
-        elif last is not None and last.text is not None and last.weight == weight:
-            found[-1] = Fragment(last.text + text, weight)
         else:
-            found.append(Fragment(text, weight))
+            current = weight
+            parts.append(text)
+    end()
     return found or [Fragment("")]
 
 
@@ -196,10 +236,12 @@ def _pieces(tokenizer: PromptTokenizer, fragments: Iterable[Fragment]) -> Prompt
         if dropped:
             dropped.append(fragment.text or "")
         elif fragment.text is None:
-            filling.close()
-        else:
+            # More pieces than are drawn are not counted: what follows is dropped all the same.
+            if len(filling.pieces) <= MOST_PIECES:
+                filling.close()
+        elif not fragment.text.isspace():
             text = tokenizer.expanded(fragment.text)
-            for token, offset in tokenizer.pieces(text):
+            for token, offset in tokenizer.pieces(text, MOST_PIECES * filling.room + 1):
                 if filling.is_full:
                     dropped.append(text[offset:])
                     break

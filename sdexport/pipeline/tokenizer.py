@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import bisect
 import itertools
+import re
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +35,16 @@ UNLIMITED = 1e20
 _WORDS = (
     r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 )
+
+
+HEADS = (1 << 14, 1 << 16, None)
+"""Characters of a text's head, read one after another until it has enough tokens; None: all."""
+
+MARGIN = 1 << 10
+"""Characters at the end of a head whose tokens may be others in the whole text."""
+
+# Such a run is one space to CLIP; what Python alone takes for white space is left out.
+_SPACES = re.compile(r"[^\S\x1c-\x1f]{64,}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +134,8 @@ class PromptTokenizer:
         """
         if not self._vectors:
             return text
-        for token in dict.fromkeys(self._tokenizer.encode(text, add_special_tokens=False).tokens):
+        head, _ = _head(text, HEADS[1])
+        for token in dict.fromkeys(self._tokenizer.encode(head, add_special_tokens=False).tokens):
             if token in self._vectors:
                 text = text.replace(token, " ".join(self._vectors[token]))
         return text
@@ -132,23 +145,30 @@ class PromptTokenizer:
         ids = np.full((len(texts), self.length), self._pad, np.int64)
         dropped = []
         for row, text in zip(ids, map(self.expanded, texts), strict=True):
-            # One at a time: a batch would start threads, which make a later fork unsafe.
-            encoding = self._tokenizer.encode(text)
-            found = encoding.ids
-            rest = ""
-            if len(found) > self.length:
-                rest = text[encoding.offsets[self.length - 1][0] :].strip()
-                found = [*found[: self.length - 1], self._end]
-            row[: len(found)] = found
+            found = self.pieces(text, self.length - 1)
+            rest = text[found[-1][1] :].strip() if len(found) > self.length - 2 else ""
+            row[:] = self.framed([token for token, _ in found[: self.length - 2]])
             dropped.append(rest)
         return Tokens(ids, tuple(dropped))
 
-    def pieces(self, text: str) -> list[tuple[int, int]]:
-        """The ids of all of an expanded text without begin and end, each with its place in it."""
-        encoding = self._tokenizer.encode(text, add_special_tokens=False)
-        return [
-            (token, start) for token, (start, _) in zip(encoding.ids, encoding.offsets, strict=True)
-        ]
+    def pieces(self, text: str, most: int) -> list[tuple[int, int]]:
+        """The first `most` ids of an expanded text without begin and end, each with its place.
+
+        Of a long text its head is read alone, so the time does not grow with what is cut off.
+        """
+        for size in HEADS:
+            head, skipped = _head(text, size)
+            # One at a time: a batch would start threads, which make a later fork unsafe.
+            encoding = self._tokenizer.encode(head, add_special_tokens=False)
+            sure = len(head) - MARGIN if size is not None and len(head) >= size else len(head)
+            found = [
+                (token, start + _before(skipped, start))
+                for token, (start, end) in zip(encoding.ids, encoding.offsets, strict=True)
+                if end <= sure
+            ]
+            if len(found) >= most or sure == len(head):
+                return found[:most]
+        raise AssertionError("the last head is the text")
 
     def framed(self, ids: Sequence[int]) -> NDArray[np.int64]:
         """At most `length` - 2 ids between begin and end, padded: (length,)."""
@@ -164,6 +184,39 @@ class PromptTokenizer:
     def encode(self, texts: Sequence[str]) -> NDArray[np.int64]:
         """The ids of every text: (N, 77) int64, truncated and padded."""
         return self.tokenize(texts).ids
+
+
+def _head(text: str, size: int | None) -> tuple[str, list[tuple[int, int]]]:
+    """The first `size` characters of a text in which long runs of white space are one space.
+
+    Also the places in the head behind such a run, each with the characters left out up to it.
+    """
+    if size is None or len(text) < size:
+        return text, []
+    parts: list[str] = []
+    skipped: list[tuple[int, int]] = []
+    length = position = left_out = 0
+    while position < len(text) and length < size:
+        run = _SPACES.search(text, position, position + size)
+        end = min(position + size, len(text)) if run is None else run.start()
+        parts.append(text[position:end])
+        length += end - position
+        position = end
+        if run is not None:
+            longest = _SPACES.match(text, position)
+            assert longest is not None, "it was found there"
+            parts.append(" ")
+            length += 1
+            left_out += longest.end() - position - 1
+            position = longest.end()
+            skipped.append((length, left_out))
+    return "".join(parts)[:size], skipped
+
+
+def _before(skipped: Sequence[tuple[int, int]], place: int) -> int:
+    """Characters that were left out before a place in the head."""
+    index = bisect.bisect_right(skipped, place, key=lambda one: one[0])
+    return skipped[index - 1][1] if index else 0
 
 
 def text_length(folder: Path, positions: int) -> int:
