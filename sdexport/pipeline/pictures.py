@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from sdexport import reading
-from sdexport.errors import FolderError, UsageError
+from sdexport.errors import SdexportError, UsageError, shown
 from sdexport.spec import PIXEL_MULTIPLE, Profile
 
 Floats = NDArray[np.float32]
@@ -47,29 +48,93 @@ class Source:
     digests: tuple[str, str | None] = ("", None)
 
 
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
+"""Of files. Pillow's other readers are rarely used and less well kept."""
+
+MOST_BYTES = 1 << 28
+MOST_PIXELS = 1 << 26
+"""Of a picture's file, and of a picture: 8192 pixels a side."""
+
+READY = ("RGB", "RGBA", "RGBX", "L", "LA", "P", "PA", "1", "CMYK", "YCbCr", "HSV")
+"""Pillow's modes that it converts rightly to RGB and to grey."""
+
+CONVERTED = {"RGBa": "RGBA", "La": "LA"}
+SIXTEEN = ("I;16", "I;16L", "I;16B", "I;16N")
+
+
 def open_picture(value: object, what: str) -> Image.Image:
-    """The picture that `value` is or names, read in full; a file is turned upright.
+    """The picture that `value` is or names, read in full, in one of `READY`; a file is upright.
 
     Raises:
         UsageError: no picture, or one that cannot be read.
     """
     if isinstance(value, Image.Image):
-        return value
+        with _explained(f"the {what}"):
+            value.load()
+            return _ready(value, what)
     if not isinstance(value, str | os.PathLike):
-        raise UsageError(f"{what} {value!r} is neither a file's path nor a PIL image")
+        raise UsageError(
+            f"{what} must be a file's path or a PIL image, got {shown(value)}; PIL.Image.fromarray "
+            "makes one of an array, PIL.Image.open(io.BytesIO(content)) of a file's content"
+        )
     path = reading.given_path(value, f"the {what}'s path")
+    if not reading.exists(path):
+        raise UsageError(f"there is no {what} at {path}; give the path of a picture")
+    reading.require_file(path, MOST_BYTES)
+    with (
+        _explained(f"the {what} {path}"),
+        reading.open_file(path) as file,
+        Image.open(file, formats=FORMATS) as image,
+    ):
+        _check_size(image, what)
+        frames = getattr(image, "n_frames", 1)
+        # MPO is a phone's JPEG with a preview behind the picture.
+        if frames > 1 and image.format != "MPO":
+            raise UsageError(
+                f"the {what} {path} must be one picture, it has {frames}; save the one that is "
+                "meant by itself"
+            )
+        image.load()
+        return _ready(ImageOps.exif_transpose(image), what)
+
+
+@contextmanager
+def _explained(which: str) -> Iterator[None]:
     try:
-        if not reading.exists(path):
-            raise UsageError(f"there is no {what} at {path}; give the path of a picture")
-        with reading.open_file(path) as file, Image.open(file) as image:
-            image.load()
-            return ImageOps.exif_transpose(image)
-    except FolderError as error:
-        raise UsageError(f"the {what} cannot be read: {error}") from error
+        yield
+    except SdexportError:
+        raise
     except UnidentifiedImageError:
-        raise UsageError(f"{path} is no picture that can be read; give a PNG or JPEG") from None
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise UsageError(f"the {what} {path} cannot be read: {error}") from error
+        raise UsageError(
+            f"{which} cannot be read: it is none of {', '.join(FORMATS)}, or damaged"
+        ) from None
+    except Exception as error:  # Readers of damaged files raise whatever they stumble over.
+        raise UsageError(f"{which} cannot be read: {shown(str(error))}; save it anew") from error
+
+
+def _check_size(image: Image.Image, what: str) -> None:
+    width, height = image.size
+    if not 0 < width * height <= MOST_PIXELS:
+        raise UsageError(
+            f"the {what} must have from 1 to {MOST_PIXELS} pixels, got {_by(image.size)}"
+        )
+
+
+def _ready(image: Image.Image, what: str) -> Image.Image:
+    """The image in one of `READY`; of 16 bits the upper 8 are kept."""
+    _check_size(image, what)
+    if image.mode in READY:
+        return image
+    if image.mode in CONVERTED:
+        return image.convert(CONVERTED[image.mode])
+    if image.mode in SIXTEEN:
+        order = ">u2" if image.mode == "I;16B" else "<u2"
+        values = np.frombuffer(image.tobytes(), order).reshape(image.size[::-1])
+        return Image.fromarray((values >> 8).astype(np.uint8))
+    raise UsageError(
+        f"the {what} is of Pillow's mode {image.mode!r}, whose colours cannot be told; convert it "
+        "to 'RGB' or 'L'"
+    )
 
 
 def size_for(image: Image.Image, profile: Profile, fit: str) -> tuple[int, int]:
@@ -97,6 +162,8 @@ def source_of(
     Raises:
         UsageError: the picture, or the mask, is of another size and `fit` is exact.
     """
+    picture = _ready(picture, "image")
+    mask = None if mask is None else _ready(mask, "mask")
     if mask is not None and mask.size != picture.size and fit != RESIZE:
         raise UsageError(
             f"the mask is {_by(mask.size)} and the image is {_by(picture.size)}; give a mask of "

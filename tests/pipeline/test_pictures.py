@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import pytest
 from PIL import Image
 
 from sdexport.errors import UsageError
+from sdexport.pipeline import pictures
 from sdexport.pipeline.pictures import FITS, open_picture, size_for, source_of
 from sdexport.spec import Profile, Range
 
@@ -146,3 +149,84 @@ def test_digests_tell_pictures_apart() -> None:
     assert one.digests != two.digests
     assert len(one.digests[0]) == 64
     assert one.digests[1] is None
+
+
+ACCEPTED = {*pictures.READY, *pictures.CONVERTED, *pictures.SIXTEEN}
+MODES = sorted({*Image.MODES, *ACCEPTED} - {"I;16L", "I;16N"})
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("what", ["image", "mask"])
+def test_every_mode_of_pillow_is_right_or_refused(mode: str, what: str) -> None:
+    given = Image.new(mode, (16, 16))
+    if mode not in ACCEPTED:
+        with pytest.raises(UsageError, match=f"mode '{mode}'"):
+            open_picture(given, what)
+        return
+    opened = open_picture(given, what)
+    made = source_of(opened, opened, (16, 16), "exact", 8)
+    assert made.pixels.shape == (3, 16, 16)
+    assert np.isfinite(made.pixels).all()
+
+
+def test_sixteen_bits_keep_their_brightness(tmp_path: Path) -> None:
+    values = np.array([[0, 0x4000, 0x8000, 0xFFFF]] * 4, np.uint16)
+    Image.fromarray(values).save(tmp_path / "deep.png")
+    opened = open_picture(tmp_path / "deep.png", "image")
+    assert np.asarray(opened)[0].tolist() == [0, 0x40, 0x80, 0xFF]
+
+
+Image.init()
+
+
+@pytest.mark.parametrize("form", sorted(Image.SAVE))
+def test_every_format_of_pillow_is_read_or_refused(tmp_path: Path, form: str) -> None:
+    file = tmp_path / "picture"
+    try:
+        picture(16, 16).save(file, form)
+    except Exception as error:  # A format that takes no RGB, or whose library is not there.
+        pytest.skip(f"Pillow cannot write it: {error}")
+    if form in pictures.FORMATS:
+        assert open_picture(file, "image").size == (16, 16)
+    else:
+        with contextlib.suppress(UsageError):  # A JPEG under another name may be read.
+            assert open_picture(file, "image").size == (16, 16)
+    content = file.read_bytes()
+    for cut in range(0, len(content), max(1, len(content) // 40)):
+        damaged = bytearray(content)
+        damaged[cut] ^= 0xFF
+        for one in (content[:cut], bytes(damaged)):
+            file.write_bytes(one)
+            with contextlib.suppress(UsageError), warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                open_picture(file, "image")
+
+
+def test_what_is_not_one_picture_is_refused(tmp_path: Path) -> None:
+    frames = [picture(16, 16, seed=seed) for seed in (1, 2)]
+    frames[0].save(tmp_path / "moving.gif", save_all=True, append_images=frames[1:])
+    with pytest.raises(UsageError, match="must be one picture, it has 2"):
+        open_picture(tmp_path / "moving.gif", "image")
+    (tmp_path / "drawing.svg").write_text("<svg/>")
+    with pytest.raises(UsageError, match="none of PNG, JPEG"):
+        open_picture(tmp_path / "drawing.svg", "image")
+    with pytest.raises(UsageError, match="pixels, got 0x5"):
+        open_picture(Image.new("RGB", (0, 5)), "image")
+    with pytest.raises(UsageError, match="fromarray"):
+        open_picture(np.zeros((8, 8, 3), np.uint8), "image")
+    with pytest.raises(UsageError, match="fromarray"):
+        open_picture(b"PNG", "image")
+    huge = Image.new("1", (9000, 9000))
+    huge.save(tmp_path / "huge.png")
+    with pytest.raises(UsageError, match="pixels, got 9000x9000"):
+        open_picture(tmp_path / "huge.png", "image")
+
+
+def test_an_image_whose_file_is_gone_is_refused(tmp_path: Path) -> None:
+    picture(64, 64).save(tmp_path / "a.png")
+    content = (tmp_path / "a.png").read_bytes()
+    (tmp_path / "cut.png").write_bytes(content[: len(content) // 2])
+    with Image.open(tmp_path / "cut.png") as cut:
+        pass
+    with pytest.raises(UsageError, match="cannot be read"):
+        open_picture(cut, "image")
