@@ -231,7 +231,7 @@ def generate(
                 progress.advance(1, f"{which} of {request.images}")
                 result = step.result
     assert result is not None, "the last step carries the result"
-    files = result.save(file)
+    files = _saved(result, file)
     if json:
         _print_document(result, files)
         return
@@ -261,9 +261,8 @@ def _output(output: str | None, request: Request) -> Path:
         UsageError: no name for a PNG file.
         StorageError: the folder cannot be made or written.
     """
-    from sdexport.pipeline.result import output_files
+    from sdexport.pipeline.result import check_place, output_files
 
-    folder = Path()
     named = None if output is None else given_path(output, "the output's path")
     if named is None or str(output).endswith(("/", os.sep)) or is_folder(named):
         folder = named or Path()
@@ -274,17 +273,37 @@ def _output(output: str | None, request: Request) -> Path:
             file = folder / f"{stem}-{number}.png"
     else:
         file = named
-        folder = output_files(file, request.images)[0].parent
     # Now, not after minutes of drawing.
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StorageError(
-            f"cannot make the folder {folder}: {error.strerror}; choose another place with -o"
-        ) from error
-    if not os.access(folder, os.W_OK):
-        raise StorageError(f"the folder {folder} cannot be written; choose another place with -o")
+    check_place(output_files(file, request.images), request.width * request.height)
     return file
+
+
+def _saved(result: Result, file: Path) -> list[Path]:
+    """The files of the images.
+
+    Where one cannot be written in the end, all go to a new folder for temporary files as well.
+
+    Raises:
+        StorageError: one could not be written; says where the images are.
+    """
+    import tempfile
+
+    from sdexport.pipeline.result import output_files
+
+    files = output_files(file, len(result.images))
+    failed = result.save_as(files)
+    if not failed:
+        return files
+    said = "; ".join(f"{one} was not saved: {reason}" for one, reason in failed.items())
+    try:
+        other = Path(tempfile.mkdtemp(prefix="sdexport-"))
+    except OSError as error:
+        raise StorageError(f"{said}; nor can temporary files be written: {error}") from error
+    aside = [other / one.name for one in files]
+    lost = result.save_as(aside)
+    if lost:
+        raise StorageError(f"{said}; nor can {other} be written: {next(iter(lost.values()))}")
+    raise StorageError(f"{said}; all images are in {other}")
 
 
 def _print_document(result: Result, files: Sequence[Path]) -> None:

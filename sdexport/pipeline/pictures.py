@@ -78,9 +78,10 @@ def open_picture(value: object, what: str) -> Image.Image:
             "makes one of an array, PIL.Image.open(io.BytesIO(content)) of a file's content"
         )
     path = reading.given_path(value, f"the {what}'s path")
-    if not reading.exists(path):
-        raise UsageError(f"there is no {what} at {path}; give the path of a picture")
-    reading.require_file(path, MOST_BYTES)
+    with _explained(f"the {what} {path}"):
+        if not reading.exists(path):
+            raise UsageError(f"there is no {what} at {path}; give the path of a picture")
+        reading.require_file(path, MOST_BYTES)
     with (
         _explained(f"the {what} {path}"),
         reading.open_file(path) as file,
@@ -102,8 +103,10 @@ def open_picture(value: object, what: str) -> Image.Image:
 def _explained(which: str) -> Iterator[None]:
     try:
         yield
-    except SdexportError:
+    except UsageError:
         raise
+    except SdexportError as error:
+        raise UsageError(f"{which} cannot be read: {error}") from error
     except UnidentifiedImageError:
         raise UsageError(
             f"{which} cannot be read: it is none of {', '.join(FORMATS)}, or damaged"

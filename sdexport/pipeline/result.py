@@ -6,7 +6,10 @@ import io
 import json
 import os
 import re
-from collections.abc import Mapping
+import stat
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,14 +17,17 @@ from typing import Any
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from sdexport.errors import UsageError
+from sdexport.errors import SdexportError, StorageError, UsageError
 from sdexport.pipeline.prompts import WEIGHTS
 from sdexport.pipeline.request import Request
 from sdexport.reading import given_path, is_folder
 from sdexport.sampling import find_sampler
-from sdexport.storage import explained, write_bytes
+from sdexport.storage import ASIDE, explained, free_bytes, write_bytes
 
 MARKS = re.compile(r"[()\[\]\\]")
+
+TEXT_BYTES = 1 << 16
+"""Of a file's metadata, unless its prompts are very long."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,9 +100,25 @@ class Result:
             StorageError: the place cannot be written.
         """
         files = output_files(given_path(path, "the image's path"), len(self.images))
-        for index, (file, image) in enumerate(zip(files, self.images, strict=True)):
-            _write(file, png(image, self.metadata(index)))
+        failed = self.save_as(files)
+        if failed:
+            saved = [str(file) for file in files if file not in failed]
+            raise StorageError(
+                "; ".join(f"{file} was not saved: {reason}" for file, reason in failed.items())
+                + (f"; saved are: {', '.join(saved)}" if saved else "")
+                + "; the result still holds the images: save it elsewhere"
+            )
         return files
+
+    def save_as(self, files: Sequence[Path]) -> dict[Path, SdexportError]:
+        """Writes one file an image; returns those that could not be written, and why."""
+        failed: dict[Path, SdexportError] = {}
+        for index, (file, image) in enumerate(zip(files, self.images, strict=True)):
+            try:
+                _write(file, png(image, self.metadata(index)))
+            except SdexportError as error:
+                failed[file] = error
+        return failed
 
 
 def output_files(path: Path, images: int) -> list[Path]:
@@ -124,12 +146,64 @@ def output_files(path: Path, images: int) -> list[Path]:
     return [given_path(file, "the image's path") for file in files]
 
 
+def check_place(files: Sequence[Path], pixels: int) -> None:
+    """Sees before anything is drawn that the images can be saved; makes their folder.
+
+    Args:
+        files: of `output_files`.
+        pixels: of an image.
+
+    Raises:
+        StorageError: one of them is there and may not be replaced, the folder cannot be made or
+            written, or its disk is too full.
+    """
+    folder = files[0].parent
+    with _told(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    for file in files:
+        with _told(file):
+            if file.is_symlink() and not file.exists():
+                raise StorageError(f"{file} is a link to nothing; choose another name")
+            if not file.exists():
+                continue
+            if not file.is_file():
+                raise StorageError(f"{file} is there and is not a file; choose another name")
+            if not file.stat().st_mode & stat.S_IWUSR:
+                raise StorageError(f"{file} is there and is read-only; choose another name")
+    with _told(files[0]):
+        probe = files[0].with_name(f".{uuid.uuid4().hex}{ASIDE}")
+        try:
+            probe.touch(exist_ok=False)
+        finally:
+            probe.unlink(missing_ok=True)
+        # A picture of noise takes as much as its pixels.
+        needed, free = len(files) * (3 * pixels + TEXT_BYTES), free_bytes(folder)
+    if free < needed:
+        raise StorageError(
+            f"{len(files)} images need up to {needed >> 20} MiB in {folder}, where {free >> 20} "
+            "MiB are free; free some space or choose another place"
+        )
+
+
+@contextmanager
+def _told(path: Path) -> Iterator[None]:
+    """Whatever the system refuses is a user's error that names `path`."""
+    try:
+        with explained(path):
+            yield
+    except OSError as error:
+        raise StorageError(
+            f"cannot write {path}: {error.strerror or error}; choose another place"
+        ) from error
+
+
 def png(image: Image.Image, texts: Mapping[str, str]) -> bytes:
     """The image as a PNG file that carries `texts` (tEXt where Latin-1 holds them, else iTXt)."""
     info = PngInfo()
     for key, text in texts.items():
-        # A name that is not UTF-8 cannot be written as text; its bytes are shown.
-        info.add_text(key, text.encode(errors="backslashreplace").decode())
+        # A name that is not UTF-8 cannot be written as text; its bytes are shown. NUL ends a text.
+        written = text.encode(errors="backslashreplace").decode().replace("\0", "\\x00")
+        info.add_text(key, written)
     # Encoded in memory, because Pillow hides the system's reason when a file cannot be written.
     buffer = io.BytesIO()
     image.save(buffer, format="PNG", pnginfo=info)
@@ -137,9 +211,11 @@ def png(image: Image.Image, texts: Mapping[str, str]) -> bytes:
 
 
 def _write(path: Path, content: bytes) -> None:
-    with explained(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_bytes(path, content)
+    # A link stays a link: what it leads to is replaced.
+    with _told(path):
+        target = path.resolve() if path.is_symlink() else path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write_bytes(target, content)
 
 
 def parameters_of(request: Request, about: Mapping[str, Any]) -> dict[str, Any]:

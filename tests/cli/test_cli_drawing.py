@@ -170,3 +170,54 @@ def test_evaluations_are_for_steps_that_can_be(run: Run) -> None:
     failed = run("samplers", "--steps", 0)
     assert failed.code == 2
     assert "steps 0 is not possible" in failed.err
+
+
+def test_images_whose_place_is_lost_go_elsewhere(
+    run: Run, bundle: Path, drawing: DrawingDouble, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sdexport.errors import StorageError
+    from sdexport.pipeline import result
+
+    write, elsewhere = result._write, tmp_path / "elsewhere"
+    elsewhere.mkdir()
+
+    def full(path: Path, content: bytes) -> None:
+        if path == tmp_path / "a-001.png":
+            raise StorageError("the disk is full")
+        write(path, content)
+
+    monkeypatch.setattr(result, "_write", full)
+    monkeypatch.setattr("tempfile.tempdir", str(elsewhere))
+    failed = run("generate", bundle, "a", "--count", 2, "-o", tmp_path / "a.png", "--steps", 1)
+    assert failed.code == 2
+    assert "a-001.png was not saved: the disk is full; all images are in" in failed.err
+    assert (tmp_path / "a-000.png").is_file()
+    assert sorted(file.name for file in elsewhere.rglob("*.png")) == ["a-000.png", "a-001.png"]
+
+
+@pytest.mark.parametrize("wrong", ["folder", "link", "read-only", "fifo", "full"])
+def test_what_cannot_be_saved_is_seen_before_anything_is_drawn(
+    run: Run,
+    bundle: Path,
+    drawing: DrawingDouble,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    wrong: str,
+) -> None:
+    import os
+
+    file = tmp_path / "a-001.png"
+    if wrong == "folder":
+        file.mkdir()
+    if wrong == "link":
+        file.symlink_to(tmp_path / "nothing")
+    if wrong == "read-only":
+        file.touch(0o444)
+    if wrong == "fifo":
+        os.mkfifo(file)
+    if wrong == "full":
+        monkeypatch.setattr("sdexport.pipeline.result.free_bytes", lambda _: 1000)
+    failed = run("generate", bundle, "a", "--count", 2, "-o", tmp_path / "a.png", "--steps", 1)
+    assert failed.code == 2
+    assert drawing.requests == []
+    assert "Traceback" not in failed.err

@@ -134,13 +134,13 @@ def test_what_is_no_picture_is_named(tmp_path: Path) -> None:
     (tmp_path / "cut.png").write_bytes((tmp_path / "cut.png").read_bytes()[:80])
     for value, message in (
         (tmp_path / "nothing.png", "no mask at .*nothing.png"),
-        (tmp_path / "text.png", "text.png is no picture"),
+        (tmp_path / "text.png", "text.png cannot be read: it is none of PNG"),
         (tmp_path / "cut.png", "mask .*cut.png cannot be read"),
         (tmp_path, "cannot be read"),
-        (3, "mask 3 is neither"),
+        (3, "mask must be a file.s path or a PIL image, got 3"),
     ):
         with pytest.raises(UsageError, match=message):
-            open_picture(value, "mask")  # type: ignore[arg-type]  # wrong on purpose
+            open_picture(value, "mask")
 
 
 def test_digests_tell_pictures_apart() -> None:

@@ -1,0 +1,188 @@
+"""Whatever is asked of the Python API, an image comes out or a user's error.
+
+    SDEXPORT_API_SECONDS=600 python -m pytest -q tests/test_python_api.py
+
+draws for ten minutes; without the variable it is a few seconds. The options are those of the
+signature of `make_request`, each with good, extreme and wrong values.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import itertools
+import os
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, Phase, given, seed, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+import sdexport
+from sdexport.errors import SdexportError
+from sdexport.pipeline.load import load
+from sdexport.pipeline.pipeline import Pipeline
+from sdexport.pipeline.request import make_request
+from sdexport.pipeline.result import Result
+
+SECONDS = float(os.environ.get("SDEXPORT_API_SECONDS", "5"))
+EXAMPLES = 25
+
+WRONG = st.sampled_from(
+    [
+        None, True, False, 0, -1, 1, 2**63, 2**64, 10**9, -(10**5000), 0.5, 1e39, float("nan"),
+        float("inf"), -float("inf"), 1j, "", "x", "\0", "\ud800", "1", b"x", bytearray(b"x"), [],
+        (), {}, set(), [None], ["a", 1], [[1]], range(10**6), object(), type, iter(()), Ellipsis,
+        np.float32(0.5), np.int8(1), np.bool_(True), np.array(1), np.zeros((2, 2)), "9" * 5000,
+    ]
+)  # fmt: skip
+TEXT = st.text(max_size=40) | st.text("(a:1.1)[] \\BREAK", max_size=60)
+COLOURS = st.sampled_from(["RGB", "RGBA", "L", "1", "P", "CMYK", "LAB", "I", "F", "I;16", "HSV"])
+SIDES = st.sampled_from([0, 1, 32, 40, 64, 70, 200])
+PICTURES = st.builds(
+    lambda mode, width, height: Image.new(mode, (width, height)), COLOURS, SIDES, SIDES
+)
+GOOD: dict[str, st.SearchStrategy[Any]] = {
+    "negative_prompt": TEXT | st.lists(TEXT, max_size=3),
+    "steps": st.integers(1, 3),
+    "guidance": st.floats(0, 20) | st.just(1),
+    "guidance_rescale": st.floats(0, 1),
+    "guidance_interval": st.tuples(st.floats(0, 1), st.floats(0, 1)),
+    "sampler": st.sampled_from(["ddim", "euler-a", "dpmpp-2m-karras", "lcm", "heun", "no", ""]),
+    "seed": st.integers(0, 2**64) | st.lists(st.integers(0, 5), max_size=4),
+    "size": st.sampled_from(["64x64", (64, 32), [128, 64], "72x64", "65x64", (64,)]),
+    "count": st.integers(1, 3),
+    "noise": st.sampled_from(["torch-cpu", "torch-cuda", "torch"]),
+    "prompt_syntax": st.sampled_from(["plain", "long", "weights", "compel"]),
+    "clip_skip": st.integers(0, 3),
+    "image": PICTURES | st.lists(PICTURES, max_size=2) | st.sampled_from(["no.png", Path("/")]),
+    "mask": PICTURES | st.sampled_from(["/dev/zero", "\0", "a" * 300]),
+    "strength": st.floats(0, 1),
+    "fit": st.sampled_from(["exact", "resize", "crop", "pad", "stretch"]),
+}
+UNKNOWN = st.sampled_from(["num_inference_steps", "guidanse", "prompts", "", "self", "limits"])
+ASKING = ("generate", "stream", "batch", "request", "abandon", "close")
+
+
+def options() -> st.SearchStrategy[dict[str, Any]]:
+    """A few options, most of them good."""
+
+    def some(names: list[str]) -> st.SearchStrategy[dict[str, Any]]:
+        return st.fixed_dictionaries(
+            {
+                name: st.integers(0, 5).flatmap(lambda n, good=GOOD[name]: good if n else WRONG)
+                for name in names
+            }
+        )
+
+    chosen = st.lists(st.sampled_from(sorted(GOOD)), max_size=5, unique=True)
+    unknown = st.integers(0, 14).flatmap(
+        lambda n: st.just({}) if n else st.dictionaries(UNKNOWN, st.just(1), min_size=1, max_size=1)
+    )
+    return st.builds(
+        lambda known, other: {"steps": 1} | known | other, chosen.flatmap(some), unknown
+    )
+
+
+CALLS = st.lists(
+    st.tuples(
+        st.sampled_from(ASKING),
+        TEXT | st.lists(TEXT, max_size=3) | WRONG,
+        options(),
+    ),
+    min_size=1,
+    max_size=5,
+)
+
+
+def test_every_option_has_values() -> None:
+    parameters = inspect.signature(make_request).parameters.values()
+    assert set(GOOD) == {one.name for one in parameters if one.kind is one.KEYWORD_ONLY}
+
+
+def checked(result: Result, images: int) -> None:
+    assert len(result.images) == len(result.seeds) == images
+    for image in result.images:
+        assert np.isfinite(np.asarray(image, np.float32)).all()
+        assert min(image.size) >= 32
+
+
+def ask(pipe: Pipeline, how: str, prompt: Any, given: dict[str, Any]) -> None:
+    """One call; raises what the API raises."""
+    if how == "close":
+        pipe.close()
+        return
+    request = pipe.request(prompt, **given)
+    assert set(given) <= set(GOOD), "an unknown name was accepted"
+    if how == "generate":
+        checked(pipe.generate(prompt, **given), request.images)
+    elif how == "batch":
+        results = pipe.generate_batch([request, request])
+        for result in results:
+            checked(result, request.images)
+    elif how == "stream":
+        last = None
+        for last in pipe.stream(prompt, **given):
+            assert np.isfinite(last.latents).all()
+        assert last is not None
+        assert last.result is not None
+        checked(last.result, request.images)
+    elif how == "abandon":
+        stream = pipe.steps(request)
+        next(stream)
+        stream.close()
+
+
+def test_an_image_or_a_users_error(tiny_bundle: Callable[[str], Path]) -> None:
+    parts = load(tiny_bundle("onnxruntime-cpu")).parts
+    outcomes: dict[str, int] = {}
+
+    def run(calls: list[tuple[str, Any, dict[str, Any]]]) -> None:
+        # The device belongs to the pipeline that is closed here.
+        pipe = Pipeline(replace(parts, device=None))
+        for how, prompt, said in calls:
+            refused: Exception | None = None
+            try:
+                ask(pipe, how, prompt, said)
+            except (SdexportError, TypeError) as error:
+                refused = error
+            if isinstance(refused, TypeError):
+                assert not set(said) <= set(GOOD), refused
+            elif refused is not None:
+                assert 0 < len(str(refused)) < 3000
+            outcome = how if refused is None else type(refused).__name__
+            outcomes[outcome] = outcomes.get(outcome, 0) + 1
+
+    quiet = settings(
+        max_examples=EXAMPLES,
+        deadline=None,
+        database=None,
+        derandomize=False,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
+    end = time.monotonic() + SECONDS
+    for number in itertools.count():
+        seed(number)(quiet(given(CALLS)(run)))()
+        if time.monotonic() > end:
+            break
+    print(dict(sorted(outcomes.items())))
+    assert outcomes["UsageError"] > 0
+    assert outcomes["generate"] > 0
+
+
+@pytest.mark.parametrize("name", ["Range", "Profile", "BuildOptions"])
+@settings(max_examples=60, suppress_health_check=list(HealthCheck))
+@given(values=st.lists(WRONG, min_size=3, max_size=3))
+def test_what_describes_a_build_is_checked(name: str, values: list[Any]) -> None:
+    made = getattr(sdexport, name)
+    for parameter, value in zip(inspect.signature(made).parameters, values, strict=False):
+        defaults = {"min": 1, "opt": 1, "max": 1} if name == "Range" else {}
+        with contextlib.suppress(SdexportError):  # and nothing else
+            made(**(defaults | {parameter: value}))
