@@ -33,7 +33,7 @@ from sdexport.graph.widen_half import WATCH, widen_half, widen_weights
 from sdexport.onnx_folder import MODEL_FILE
 from sdexport.pipeline.pipeline import Pipeline, PipelineParts
 from sdexport.progress import Progress, stage
-from sdexport.spec import PIXEL_MULTIPLE, TensorSpec
+from sdexport.spec import TensorSpec
 
 NOT_RUN = "not run on a device"
 NEAR = LARGEST / 4
@@ -162,7 +162,7 @@ class _WatchedBinding:
         record.calls.append((inputs, outputs))
 
 
-def choose_trial(usual: tuple[int, int], flops: int) -> Trial:
+def choose_trial(usual: tuple[int, int], flops: int, multiple: int) -> Trial:
     """As many steps as `BUDGET` allows, at the usual size or, where that is too much, at half.
 
     A smaller picture is a fair trial: what a value becomes depends on what surrounds it, and hardly
@@ -171,11 +171,12 @@ def choose_trial(usual: tuple[int, int], flops: int) -> Trial:
     Args:
         usual: (width, height) in pixels.
         flops: of one guided evaluation at that size.
+        multiple: of pixels that a side of a picture has.
     """
     steps = int(BUDGET / max(1, flops) / len(PROMPTS))
     if steps >= ENOUGH_STEPS:
         return Trial(usual, min(steps, MOST_STEPS))
-    width, height = (max(64, side // 16 * PIXEL_MULTIPLE) for side in usual)
+    width, height = (max(64, side // 2 // multiple * multiple) for side in usual)
     return Trial((width, height), max(FEWEST_STEPS, min(MOST_STEPS, 4 * steps)))
 
 

@@ -132,13 +132,7 @@ class Profile:
             raise UsageError(f"a profile's others must be a tuple of Profiles, got {said}")
         if any(other.others for other in self.others):
             raise UsageError("a profile that is one of several has no others of its own")
-        for name in ("height", "width"):
-            limits: Range = getattr(self, name)
-            for value in (limits.min, limits.opt, limits.max):
-                if value % PIXEL_MULTIPLE:
-                    raise UsageError(
-                        f"{name} {value} in the profile is no multiple of {PIXEL_MULTIPLE} pixels"
-                    )
+        _check_sides(self.height, self.width)
 
     @property
     def all(self) -> tuple[Profile, ...]:
@@ -206,6 +200,33 @@ class Profile:
             width=Range(*value["width"]),
             others=tuple(cls.from_json(other) for other in value.get("others", ())),
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Ranges:
+    """The ranges of a profile that somebody asked for; None leaves one to the build.
+
+    Attributes:
+        others: of further profiles of the same engines.
+    """
+
+    batch: Range | None = None
+    height: Range | None = None
+    width: Range | None = None
+    others: tuple[Ranges, ...] = ()
+
+    def __post_init__(self) -> None:
+        _check_sides(self.height, self.width)
+
+
+def _check_sides(height: Range | None, width: Range | None) -> None:
+    """Raises UsageError where a range of a profile is not of multiples of `PIXEL_MULTIPLE`."""
+    for name, limits in (("height", height), ("width", width)):
+        for value in () if limits is None else (limits.min, limits.opt, limits.max):
+            if value % PIXEL_MULTIPLE:
+                raise UsageError(
+                    f"{name} {value} in the profile is no multiple of {PIXEL_MULTIPLE} pixels"
+                )
 
 
 def _check_multiples(height: int, width: int) -> None:

@@ -23,12 +23,14 @@ from sdexport.backends.workspace import Course, Shape
 from sdexport.bundle import GRAPHS, Bundle, Manifest
 from sdexport.errors import ParityError, UsageError
 from sdexport.keywords import explains_keywords
+from sdexport.native_size import pixel_multiple
 from sdexport.onnx_folder import PLAIN, digests_of
 from sdexport.pipeline.load import load_parts
 from sdexport.pipeline.pipeline import Pipeline, PipelineParts
+from sdexport.pipeline.tokenizer import PromptTokenizer
 from sdexport.progress import SILENT, Progress, stage
 from sdexport.sampling import STATE_SLOTS, TorchNoise
-from sdexport.spec import PIXEL_MULTIPLE, Precision
+from sdexport.spec import Precision
 
 if TYPE_CHECKING:
     from sdexport.export.checkpoint import Checkpoint
@@ -58,21 +60,26 @@ class Tolerance:
     """How far a bundle may be from PyTorch in float32.
 
     Attributes:
+        precision: of the bundle.
         engine: relative RMS of an engine's output.
         picture_rms: RMS of a picture's difference, of the range 0 to 1.
         picture_largest: the largest difference of a pixel, of 255; None where rounding in half
             precision makes single pixels meaningless.
     """
 
+    precision: Precision
     engine: float
     picture_rms: float
     picture_largest: int | None
 
 
 TOLERANCES = {
-    Precision.FP32: Tolerance(engine=1e-3, picture_rms=2 / 255, picture_largest=2),
-    Precision.FP16: Tolerance(engine=0.03, picture_rms=0.02, picture_largest=None),
-    Precision.BF16: Tolerance(engine=0.05, picture_rms=0.04, picture_largest=None),
+    one.precision: one
+    for one in (
+        Tolerance(Precision.FP32, engine=1e-3, picture_rms=2 / 255, picture_largest=2),
+        Tolerance(Precision.FP16, engine=0.03, picture_rms=0.02, picture_largest=None),
+        Tolerance(Precision.BF16, engine=0.05, picture_rms=0.04, picture_largest=None),
+    )
 }
 
 
@@ -153,9 +160,9 @@ def has_passed(manifest: Manifest) -> bool:
 
 def _call_of(manifest: Manifest) -> tuple[int, int, int]:
     """Width and height in pixels, and the batch, of what is compared."""
-    profile = manifest.profile
+    profile, multiple = manifest.profile, pixel_multiple(manifest.latent_scale)
     width, height = (
-        max(limits.min, min(limits.opt, LARGEST_SIDE) // PIXEL_MULTIPLE * PIXEL_MULTIPLE)
+        max(limits.min, min(limits.opt, LARGEST_SIDE) // multiple * multiple)
         for limits in (profile.width, profile.height)
     )
     return width, height, min(max(2, profile.batch.min), profile.batch.max)
@@ -225,7 +232,8 @@ def verify(
     with stage(progress, "comparing with PyTorch", stages):
         h, w = height // manifest.latent_scale, width // manifest.latent_scale
         progress.advance(0, "text_encoder")
-        tokens = parts.tokenizer.encode([NEGATIVE_PROMPT, PROMPTS[0]])
+        prompts = prompts_for(parts.tokenizer)
+        tokens = parts.tokenizer.encode([NEGATIVE_PROMPT, prompts[0]])
         inputs: dict[str, Array] = {"input_ids": tokens}
         if parts.text_layers:
             inputs["clip_skip"] = np.zeros(len(tokens), np.int64)
@@ -238,7 +246,9 @@ def verify(
         comparisons.append(_vae_decoder(parts, reference, (h, w), tolerance))
         if parts.vae_encoder is not None:
             progress.advance(1, "vae_encoder")
-            comparisons.append(_vae_encoder(parts.vae_encoder, reference, (h, w), tolerance))
+            comparisons.append(
+                _vae_encoder(parts.vae_encoder, reference, (h, w), manifest.latent_scale, tolerance)
+            )
         progress.advance(1, "pictures")
         comparisons.append(_pictures(parts, reference, (width, height), batch, tolerance))
         progress.advance(1)
@@ -254,6 +264,12 @@ def verify(
     return report
 
 
+def prompts_for(tokenizer: PromptTokenizer) -> tuple[str, ...]:
+    """`PROMPTS`, with the tokens that the checkpoint's tokenizer has learned besides CLIP's."""
+    learned = " ".join(tokenizer.learned)
+    return tuple(f"{prompt} {learned}".rstrip() for prompt in PROMPTS)
+
+
 def _refuse(report: VerifyReport, tolerance: Tolerance) -> None:
     for comparison in report.comparisons:
         if comparison.ok:
@@ -263,8 +279,8 @@ def _refuse(report: VerifyReport, tolerance: Tolerance) -> None:
             limit += f" and {tolerance.picture_largest} of 255"
         raise ParityError(
             f"{comparison.what} differs from PyTorch by RMS {comparison.rms:.3g}, at most "
-            f"{comparison.largest:.3g}; allowed is {limit} for {report.precision}. Build with "
-            "--precision fp32, or check that bundle and checkpoint belong together"
+            f"{comparison.largest:.3g}; allowed is {limit} for {report.precision}. "
+            f"{_remedy(report.precision)}check that bundle and checkpoint belong together"
         )
 
 
@@ -288,18 +304,23 @@ def _engine(what: str, ours: Array, theirs: Array, tolerance: Tolerance) -> Comp
     difference = ours.astype(np.float64) - theirs.astype(np.float64)
     scale = float(np.sqrt(np.mean(np.square(theirs, dtype=np.float64))))
     rms = float(np.sqrt(np.mean(np.square(difference)))) / max(scale, 1e-12)
-    _refuse_no_numbers(what, rms)
+    _refuse_no_numbers(what, rms, tolerance.precision)
     return Comparison(
         what, rms, float(np.abs(difference).max()), tolerance.engine, rms <= tolerance.engine
     )
 
 
-def _refuse_no_numbers(what: str, rms: float) -> None:
+def _refuse_no_numbers(what: str, rms: float, precision: str) -> None:
     if not np.isfinite(rms):
         raise ParityError(
             f"{what} gives values that are no numbers (NaN or infinity); "
-            "build with --precision fp32, or check the checkpoint's weights"
+            f"{_remedy(precision)}check the checkpoint's weights"
         )
+
+
+def _remedy(precision: str) -> str:
+    """What may help where a bundle is not in float32 already."""
+    return "" if precision == Precision.FP32 else "build with --precision fp32, or "
 
 
 def _denoise_step(
@@ -369,13 +390,15 @@ def _vae_decoder(
 
 
 def _vae_encoder(
-    engine: Engine, reference: Any, latent_size: tuple[int, int], tolerance: Tolerance
+    engine: Engine,
+    reference: Any,
+    latent_size: tuple[int, int],
+    latent_scale: int,
+    tolerance: Tolerance,
 ) -> Comparison:
     """Means and log variances of a random smooth picture's latents."""
-    height, width = (length * PIXEL_MULTIPLE for length in latent_size)
     coarse = TorchNoise(SEED + 2).randn((1, 3, *latent_size))
-    pixels = coarse.repeat(PIXEL_MULTIPLE, axis=2).repeat(PIXEL_MULTIPLE, axis=3)
-    pixels = np.tanh(pixels[:, :, :height, :width])
+    pixels = np.tanh(coarse.repeat(latent_scale, axis=2).repeat(latent_scale, axis=3))
     theirs = reference.encode(pixels)
     ours = _call(engine, {"sample": pixels}, ("latent_parameters", theirs.shape))
     return _engine("vae_encoder", ours, theirs, tolerance)
@@ -388,7 +411,7 @@ def _pictures(
     count: int,
     tolerance: Tolerance,
 ) -> Comparison:
-    prompts = PROMPTS[:count]
+    prompts = prompts_for(parts.tokenizer)[:count]
     seeds = [SEED + index for index in range(len(prompts))]
     result = Pipeline(parts).generate(
         list(prompts),
@@ -412,10 +435,11 @@ def _pictures(
     difference = ours - np.stack(theirs).astype(np.float64)
     rms = float(np.sqrt(np.mean(np.square(difference / 255), axis=(1, 2, 3))).max())
     largest = float(np.abs(difference).max())
-    _refuse_no_numbers("pictures", rms)
+    _refuse_no_numbers("pictures", rms, tolerance.precision)
     if ours.max() == 0 and np.stack(theirs).max() > 0:
         raise ParityError(
-            "the pictures are black where PyTorch's are not; build with --precision fp32"
+            "the pictures are black where PyTorch's are not; "
+            f"{_remedy(tolerance.precision)}check that bundle and checkpoint belong together"
         )
     ok = rms <= tolerance.picture_rms and (
         tolerance.picture_largest is None or largest <= tolerance.picture_largest

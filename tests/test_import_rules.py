@@ -27,6 +27,7 @@ FOUNDATION = {
     "progress",
     "memory",
     "onnx_folder",
+    "native_size",
     "__init__",
     "builder_options",
 }
@@ -38,6 +39,7 @@ ALLOWED = {
     "privacy": set(),
     "__init__": set(),
     "spec": {"errors", "keywords"},
+    "native_size": {"errors", "spec"},
     "builder_options": {"errors", "keywords", "spec", "reading"},
     "reading": {"errors"},
     "storage": {"errors", "locks", "exchange", "reading"},
@@ -52,7 +54,8 @@ ALLOWED = {
     "graph": FOUNDATION,
     "backends": FOUNDATION,
     "pipeline": FOUNDATION | {"bundle", "backends", "sampling"},
-    "export": FOUNDATION | {"sampling"},
+    # A checkpoint's tokenizer is read by what will read the prompts.
+    "export": FOUNDATION | {"sampling", "pipeline"},
     "verification": FOUNDATION | {"bundle", "backends", "sampling", "pipeline", "export"},
     "engine_store": FOUNDATION | {"backends", "bundle"},
     "half_check": FOUNDATION | {"backends", "graph", "pipeline"},

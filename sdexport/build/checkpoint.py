@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from sdexport import reading
 from sdexport.backends import targets
 from sdexport.build import folder as folders
-from sdexport.build.dimensions import profile_around
 from sdexport.build.options import BuildOptions, decide
 from sdexport.build.order import Order, fingerprints_of, sizes_of
 from sdexport.build.report import BuildReport, Stopwatch
 from sdexport.keywords import explains_keywords
+from sdexport.native_size import native_size, profile_for
 from sdexport.onnx_folder import RECORD_FILE, OnnxFolder, digests_of, open_folder
 from sdexport.progress import SILENT, Progress
 from sdexport.spec import COMPONENTS
-
-if TYPE_CHECKING:
-    from sdexport.export.checkpoint import Checkpoint
 
 
 @explains_keywords()
@@ -68,8 +65,9 @@ def compile_checkpoint(
     stopwatch = Stopwatch()
     with stopwatch.stage("read the checkpoint"):
         opened = open_checkpoint(checkpoint)
-        native, plain = _native_pixels(opened), plain_parts(opened)
-        profile = options.profile or profile_around(native)
+        scale, plain = opened.sizes.latent_scale, plain_parts(opened)
+        native = native_size(opened.unet_config, scale)
+        profile = profile_for(options.profile, native, scale)
         sources = made_from(opened, components, choice.graph_precision)
         sizes = sizes_of(opened.sizes)
         order = Order(
@@ -77,7 +75,7 @@ def compile_checkpoint(
             choice=choice,
             profile=profile,
             guidance=options.guidance,
-            native_pixels=native,
+            native_size=native,
             fingerprints=fingerprints_of(sources, choice, profile, sizes, plain),
             plain=plain,
         )
@@ -104,7 +102,7 @@ def compile_checkpoint(
         if force or not _is_export_of(folder, sources, plain):
             export(folder)
         source = folders.Source(lambda place: open_folder(folder))
-    return folders.complete(
+    report = folders.complete(
         order,
         source,
         destination,
@@ -113,6 +111,7 @@ def compile_checkpoint(
         force=force,
         verify=compare if verify and targets.runs_here(choice.target)[0] else None,
     )
+    return replace(report, notes=opened.notes)
 
 
 def _is_export_of(path: Path, sources: Mapping[str, object], plain: Mapping[str, bytes]) -> bool:
@@ -127,10 +126,3 @@ def _is_export_of(path: Path, sources: Mapping[str, object], plain: Mapping[str,
     files = folder.checked_digests()
     copied = {name: files.get(name) for name in folder.plain_parts()}
     return folder.record.get("made_from") == sources and copied == digests_of(plain)
-
-
-def _native_pixels(checkpoint: Checkpoint) -> int:
-    """The side of the pictures that the checkpoint was trained for, as `read_dimensions` has it."""
-    sample = reading.read_json(checkpoint.path / "unet" / "config.json").get("sample_size")
-    latents = sample if isinstance(sample, int) and sample > 0 else 64
-    return latents * checkpoint.sizes.latent_scale

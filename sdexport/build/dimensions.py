@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from sdexport import reading
-from sdexport.errors import FolderError
+from sdexport.errors import FolderError, UsageError
 from sdexport.graph.proto import load_graph
 from sdexport.graph.select_hidden_state import skippable_layers
+from sdexport.native_size import native_size, profile_for
 from sdexport.onnx_folder import OnnxFolder
-from sdexport.spec import PIXEL_MULTIPLE, Profile, Range
+from sdexport.pipeline.tokenizer import text_length
+from sdexport.spec import Profile, Ranges
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +21,7 @@ class Dimensions:
     """The sizes of a model that the pipeline has to know, read from its configurations.
 
     Attributes:
+        native_size: (width, height) in pixels of the pictures that it was trained for.
         text_layers: of the text encoder, as many as can be left out; 0 where its export has none.
         embedded_guidance: the UNet takes the guidance scale as an embedding.
     """
@@ -29,20 +32,13 @@ class Dimensions:
     shift_factor: float
     tokens: int
     embedding_dim: int
-    native_pixels: int
+    native_size: tuple[int, int]
     text_layers: int = 0
     embedded_guidance: bool = False
 
-    def default_profile(self) -> Profile:
-        """The profile that is built where nobody asks for one."""
-        return profile_around(self.native_pixels)
-
-
-def profile_around(native: int) -> Profile:
-    """One to four pictures of half, the whole and double `native`, a model's own size in pixels."""
-    half = max(PIXEL_MULTIPLE, native // 2 // PIXEL_MULTIPLE * PIXEL_MULTIPLE)
-    side = Range(half, native, native * 2)
-    return Profile(batch=Range(1, 1, 4), height=side, width=side)
+    def profile(self, asked: Profile | Ranges | None) -> Profile:
+        """The whole profile of what was asked for; raises UsageError as `profile_for`."""
+        return profile_for(asked, self.native_size, self.latent_scale)
 
 
 def read_dimensions(folder: OnnxFolder) -> Dimensions:
@@ -73,17 +69,22 @@ def read_dimensions(folder: OnnxFolder) -> Dimensions:
             "export the checkpoint again"
         )
     scale = 2 ** (len(channels) - 1)
-    sample = unet.get("sample_size")
-    native = (sample if isinstance(sample, int) and sample > 0 else 64) * scale
-    shift = vae.get("shift_factor")
+    try:
+        native = native_size(unet, scale)
+    except UsageError as error:
+        raise FolderError(
+            f"{folder.config('unet')}: {error}; export the checkpoint again"
+        ) from error
+    positions = number(text, "text_encoder", "max_position_embeddings")
     return Dimensions(
         latent_channels=number(vae, "vae_decoder", "latent_channels"),
         latent_scale=scale,
         scaling_factor=number(vae, "vae_decoder", "scaling_factor"),
-        shift_factor=float(shift) if isinstance(shift, int | float) else 0.0,
-        tokens=number(text, "text_encoder", "max_position_embeddings"),
+        # Stable Diffusion's pipelines do not apply the VAE's `shift_factor`; others' do.
+        shift_factor=0.0,
+        tokens=text_length(folder.tokenizer, positions),
         embedding_dim=number(text, "text_encoder", "hidden_size"),
-        native_pixels=native,
+        native_size=native,
         text_layers=skippable_layers(load_graph(folder.model("text_encoder"))),
         embedded_guidance=unet.get("time_cond_proj_dim") is not None,
     )

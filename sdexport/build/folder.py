@@ -34,6 +34,7 @@ from sdexport.graph.flops import count
 from sdexport.graph.proto import load_graph
 from sdexport.graph.skeleton import shapes_at
 from sdexport.keywords import explains_keywords
+from sdexport.native_size import pixel_multiple
 from sdexport.onnx_folder import MODEL_FILE, OnnxFolder, by_component, open_folder
 from sdexport.pipeline.load import parts_of
 from sdexport.pipeline.tokenizer import PromptTokenizer
@@ -101,14 +102,14 @@ def build_folder(
     with stopwatch.stage("read the ONNX folder"):
         sources = by_component(folder.checked_digests())
         dimensions, plain = read_dimensions(folder), folder.plain_parts()
-        profile = options.profile or dimensions.default_profile()
+        profile = dimensions.profile(options.profile)
         require_precision(folder, choice)
         order = Order(
             name=reading.resolved(folder.path).name,
             choice=choice,
             profile=profile,
             guidance=options.guidance,
-            native_pixels=dimensions.native_pixels,
+            native_size=dimensions.native_size,
             fingerprints=fingerprints_of(sources, choice, profile, sizes_of(dimensions), plain),
             plain=plain,
         )
@@ -241,7 +242,7 @@ def _wanted(order: Order, source: Source, found: Bundle) -> Manifest:
     """The manifest that a bundle with the engines of `found` is to have."""
     dimensions, record = source.dimensions, source.record
     if dimensions is None:
-        dimensions = dimensions_in(found.manifest, order.native_pixels)
+        dimensions = dimensions_in(found.manifest, order.native_size)
     if record is None:
         record = {**found.manifest.export, "checkpoint": order.name}
     return order.manifest(dimensions, record)
@@ -335,7 +336,8 @@ def _check_half(
     shapes = call_shapes(
         "denoise_step", dimensions, batch=1, branches=2, height=usual[1], width=usual[0]
     )
-    trial = half_check.choose_trial(usual, count(model, shapes).flops)
+    multiple = pixel_multiple(dimensions.latent_scale)
+    trial = half_check.choose_trial(usual, count(model, shapes).flops, multiple)
     manifest = replace(
         wanted,
         # The graphs are open in every dimension: pictures are drawn one by one.

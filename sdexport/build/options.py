@@ -13,7 +13,7 @@ from sdexport.errors import UsageError, shown
 from sdexport.graph import GRAPH_VERSION
 from sdexport.keywords import explains_fields
 from sdexport.sampling import STATE_SLOTS
-from sdexport.spec import Precision, Profile
+from sdexport.spec import Precision, Profile, Ranges
 
 CHECK_VERSION = 1
 """Part of the fingerprint of engines whose half precision was checked: raise it when the check
@@ -31,7 +31,8 @@ class BuildOptions:
     Attributes:
         target: a target's name, or `auto`.
         precision: None chooses what is fastest on this machine's target.
-        profile: sizes and batches to serve; None takes the checkpoint's own size, half and double.
+        profile: sizes and batches to serve; of what it leaves open, the model's own size, half and
+            double, and one to four pictures.
         guidance: the bundle's default guidance scale, at least 0.
         builder: how the target's library builds; the CPU targets take none of it.
         half_check: run half-precision graphs on the CPU over real prompts before they are built.
@@ -39,7 +40,7 @@ class BuildOptions:
 
     target: str = "auto"
     precision: Precision | None = None
-    profile: Profile | None = None
+    profile: Profile | Ranges | None = None
     guidance: float = DEFAULT_GUIDANCE
     builder: BuilderOptions = field(default_factory=BuilderOptions)
     half_check: bool = True

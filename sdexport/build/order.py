@@ -37,7 +37,7 @@ class Order:
 
     Attributes:
         name: the checkpoint's name, for people.
-        native_pixels: the side of the pictures that the model was trained for.
+        native_size: (width, height) in pixels of the pictures that the model was trained for.
         fingerprints: of every engine that can be built.
         plain: what the bundle copies, content by path: tokenizer and scheduler.
     """
@@ -46,13 +46,13 @@ class Order:
     choice: Choice
     profile: Profile
     guidance: float
-    native_pixels: int
+    native_size: tuple[int, int]
     fingerprints: Mapping[str, str]
     plain: Mapping[str, bytes] = field(repr=False)
 
     def manifest(self, dimensions: Dimensions, export: Mapping[str, object]) -> Manifest:
         """The manifest but for what the build tells: engines, stages, the half-precision check."""
-        native, profile = self.native_pixels, self.profile
+        (width, height), profile = self.native_size, self.profile
         shared = {one.name for one in fields(Dimensions)} & {one.name for one in fields(Manifest)}
         model: dict[str, Any] = {name: getattr(dimensions, name) for name in shared}
         return Manifest(
@@ -64,8 +64,8 @@ class Order:
             profile=profile,
             default_guidance=self.guidance,
             default_size=(
-                (native, native)
-                if any(native in one.width and native in one.height for one in profile.all)
+                (width, height)
+                if any(width in one.width and height in one.height for one in profile.all)
                 else (profile.width.opt, profile.height.opt)
             ),
             engines={},
@@ -167,11 +167,11 @@ def _below(digests: Mapping[str, str], folder: str) -> dict[str, str]:
     return {name: one for name, one in digests.items() if name.startswith(f"{folder}/")}
 
 
-def dimensions_in(manifest: Manifest, native_pixels: int) -> Dimensions:
+def dimensions_in(manifest: Manifest, native_size: tuple[int, int]) -> Dimensions:
     """The dimensions of the model of a bundle; what a manifest does not say is given."""
-    names = {one.name for one in fields(Dimensions)} - {"native_pixels"}
+    names = {one.name for one in fields(Dimensions)} - {"native_size"}
     model: dict[str, Any] = {name: getattr(manifest, name) for name in names}
-    return Dimensions(**model, native_pixels=native_pixels)
+    return Dimensions(**model, native_size=native_size)
 
 
 def kept_files(found: Bundle, engines: Collection[str]) -> list[str]:

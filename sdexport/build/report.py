@@ -57,6 +57,7 @@ class BuildReport:
             of a bundle that stood there was brought up to date.
         bytes: size of the bundle on disk.
         parity: figures of the check against PyTorch, None if there was none.
+        notes: what of the checkpoint was left out or ignored, and what was chosen.
     """
 
     bundle: Path
@@ -70,6 +71,7 @@ class BuildReport:
     bytes: int
     stages: tuple[StageRecord, ...]
     parity: Mapping[str, object] | None
+    notes: tuple[str, ...] = ()
 
     @property
     def reused(self) -> bool:

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sdexport import reading
-from sdexport.errors import FolderError, UsageError
-from sdexport.spec import PIXEL_MULTIPLE, Precision, Profile, Range
+from sdexport.errors import UsageError
+from sdexport.spec import Precision, Range, Ranges
 
 if TYPE_CHECKING:
     from sdexport.build import BuildOptions
@@ -34,31 +32,8 @@ def given_ranges(batch: str | None, height: str | None, width: str | None) -> di
     return ranges
 
 
-def _profile(asked: Mapping[str, Range], source: Path) -> Profile | None:
-    """The profile of the ranges that were asked for; None where none was, for the build to choose.
-
-    Of the others, batch is 1:1:4, and height and width are half, whole and double the size that the
-    model in the folder `source` was trained for (512 pixels where that is not known).
-    """
-    if not asked:
-        return None
-    native = 512
-    try:
-        sample = reading.read_json(source / "unet" / "config.json").get("sample_size")
-        if isinstance(sample, int) and sample > 0:
-            native = sample * PIXEL_MULTIPLE
-    except FolderError:
-        pass  # An id of the hub, or a folder that the build will refuse with a better message.
-    half = max(PIXEL_MULTIPLE, native // 2 // PIXEL_MULTIPLE * PIXEL_MULTIPLE)
-    side = Range(half, native, native * 2)
-    usual = {"batch": Range(1, 1, 4), "height": side, "width": side}
-    chosen = {**usual, **asked}
-    return Profile(chosen["batch"], chosen["height"], chosen["width"])
-
-
 def build_options(
     plan: Recipe | None,
-    source: Path,
     ranges: Mapping[str, Range],
     *,
     target: str | None,
@@ -70,8 +45,7 @@ def build_options(
     """What is to be built: what was given, then what the recipe says, then what is usual.
 
     Args:
-        source: the folder with the model's configurations, for the usual size.
-        ranges: of the dimensions that were given.
+        ranges: of the dimensions that were given; the build chooses the others.
     """
     from sdexport.build import BuildOptions
     from sdexport.builder_options import parse_capabilities
@@ -80,26 +54,27 @@ def build_options(
     builder = usual.builder if plan is None else plan.builder
     if capabilities:
         builder = replace(builder, compute_capabilities=parse_capabilities(capabilities))
-    if plan is None:
-        profile = _profile(ranges, source)
-    elif plan.others and ranges:
+    if plan is not None and plan.others and ranges:
         raise UsageError(
             f"--{next(iter(ranges))} was given beside {plan.path}, which has several profiles; "
             "change them there, or leave the option out"
         )
-    else:
-        profile = _profile({**plan.profile, **ranges}, source)
-        others = [_profile(one, source) for one in plan.others]
-        if profile is not None and others:
-            profile = replace(profile, others=tuple(one for one in others if one is not None))
+    asked = _ranges(ranges)
+    if plan is not None:
+        others = tuple(map(_ranges, plan.others))
+        asked = replace(_ranges({**plan.profile, **ranges}), others=others)
         target = plan.target if target is None else target
         precision = plan.precision if precision is None else precision
         guidance = plan.guidance if guidance is None else guidance
     return BuildOptions(
         target=usual.target if target is None else target,
         precision=precision,
-        profile=profile,
+        profile=None if asked == Ranges() else asked,
         guidance=usual.guidance if guidance is None else guidance,
         builder=builder,
         half_check=half_check,
     )
+
+
+def _ranges(asked: Mapping[str, Range]) -> Ranges:
+    return Ranges(asked.get("batch"), asked.get("height"), asked.get("width"))

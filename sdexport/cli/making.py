@@ -178,7 +178,6 @@ def compile(
 
     options = build_options(
         plan,
-        given_path(checkpoint, "the checkpoint"),
         given_ranges(batch, height, width),
         target=target,
         precision=given_precision(precision),
@@ -319,7 +318,6 @@ def build(
 
     options = build_options(
         None if recipe is None else load_recipe(recipe),
-        onnx_dir,
         given_ranges(batch, height, width),
         target=target,
         precision=given_precision(precision),
@@ -344,6 +342,7 @@ def _show_build(report: BuildReport, json: bool) -> None:
             ("target", value["target"]),
             ("precision", value["precision"]),
             *(("because", reason) for reason in value["reasons"]),
+            *(("note", note) for note in value["notes"]),
             ("size", terminal.size(value["bytes"])),
             ("fingerprint", value["fingerprint"][:16]),
             ("parity", _parity(value["parity"])),
@@ -387,7 +386,8 @@ def _show_export(folder: Path, value: Mapping[str, Any]) -> None:
                 f"{parity['max_abs']:.2g}" if "max_abs" in parity else "",
             )
         )
-    terminal.print_facts([("ONNX folder", folder)])
+    notes = (("note", note) for note in value.get("notes", ()))
+    terminal.print_facts([("ONNX folder", folder), *notes])
     print()
     columns = ("component", "time", "size", "parameters", "rel. rms", "largest difference")
     terminal.print_table(columns, rows, right=columns[1:])

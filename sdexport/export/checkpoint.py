@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -9,10 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from sdexport import reading
-from sdexport.errors import CheckpointError, FolderError
+from sdexport.errors import CheckpointError, FolderError, UsageError
+from sdexport.export.config_keys import READ, check_keys
 from sdexport.export.libraries import require_libraries
 from sdexport.export.weights import Weights, find_weights
+from sdexport.native_size import UNSAID, native_size
 from sdexport.onnx_folder import INDEX_FILE
+from sdexport.pipeline.tokenizer import PromptTokenizer, text_length
+from sdexport.sampling import compile_plan, pipeline_config
 
 ACCEPTED = "a diffusers folder of Stable Diffusion 1.x or 2.x (with model_index.json), or a hub id"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -32,6 +38,12 @@ MODELS = {
 }
 """Folder → the class that it must name, and what its weights' files are called."""
 
+TOKENIZERS = ("CLIPTokenizer", "CLIPTokenizerFast")
+LIBRARIES = ("diffusers", "transformers")
+
+FEW_STEPS, USUAL_SAMPLER = 4, "ddim"
+"""With what is tried whether a scheduler's options can be followed."""
+
 VAE_PARTS = {
     "vae_decoder": ("decoder.", "post_quant_conv."),
     "vae_encoder": ("encoder.", "quant_conv."),
@@ -42,15 +54,24 @@ WEIGHT_FORMATS = (".safetensors", ".bin", ".ckpt", ".pt", ".pth", ".msgpack", ".
 FOREIGN = ("text_encoder_2", "text_encoder_3", "transformer", "prior", "controlnet", "unet_2")
 """Parts that Stable Diffusion 1.x does not have."""
 
-UNET_OFF = (
-    "addition_embed_type",
-    "class_embed_type",
-    "num_class_embeds",
-    "encoder_hid_dim",
-    "encoder_hid_dim_type",
-    "time_embedding_dim",
+LEFT_OUT = {
+    "safety_checker": "pictures are not checked",
+    "feature_extractor": "it serves the safety checker",
+    "image_encoder": "pictures are not drawn from others by IP-Adapter",
+}
+"""Parts that a checkpoint may have and that are not exported → what that means."""
+
+PIPELINES = (
+    "StableDiffusionPipeline",
+    "StableDiffusionImg2ImgPipeline",
+    "StableDiffusionInpaintPipeline",
+    "LatentConsistencyModelPipeline",
+    "LatentConsistencyModelImg2ImgPipeline",
 )
-"""Options of the UNet that bring inputs which Stable Diffusion 1.x does not have."""
+"""diffusers' classes whose pictures are drawn; another one's parts are drawn with as the first."""
+
+WEIGHT_FILES = (".safetensors", ".bin", ".ckpt", ".pt", ".pth", ".msgpack", ".onnx")
+ADAPTER_FILE = "adapter_config.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,12 +104,14 @@ class Checkpoint:
         name: for people: the folder's name or the hub id.
         path: the diffusers folder on disk.
         weights: by folder: `text_encoder`, `unet`, `vae`.
+        notes: what is left out or ignored, and what was chosen; a line each, for people.
     """
 
     name: str
     path: Path
     weights: Mapping[str, Weights]
     sizes: Sizes
+    notes: tuple[str, ...] = ()
 
     @property
     def index(self) -> dict[str, object]:
@@ -97,8 +120,16 @@ class Checkpoint:
 
     @property
     def scheduler_config(self) -> dict[str, object]:
-        """What scheduler_config.json says."""
-        return reading.read_json(self.path / "scheduler" / "scheduler_config.json", infinite=True)
+        """What scheduler_config.json says, for the class that model_index.json names.
+
+        diffusers makes that class, whichever the file was saved by.
+        """
+        return _scheduler_config(self.path, self.index)
+
+    @property
+    def unet_config(self) -> dict[str, object]:
+        """What the UNet's config.json says."""
+        return reading.read_json(self.path / "unet" / "config.json")
 
     def files(self, component: str) -> list[Path]:
         """Every file that loading `component` may read.
@@ -145,19 +176,30 @@ def open_checkpoint(checkpoint: Path | str) -> Checkpoint:
             part, what is accepted and the remedy.
         MissingExtraError: a hub id, and diffusers is not installed.
     """
+    name = str(checkpoint)
     path = reading.given_path(checkpoint, "the checkpoint")
-    kind = reading.kind_of(path)
-    if kind is reading.Kind.FOLDER:
-        return _open_folder(path, reading.resolved(path).name)
-    if kind is not reading.Kind.NOTHING:
+    try:
+        kind = reading.kind_of(path)
+        if kind is reading.Kind.FOLDER:
+            # A name that is not UTF-8 cannot be written down.
+            name = os.fsencode(reading.resolved(path).name).decode(errors="replace")
+            return _open_folder(path, name)
+    except FolderError as error:
+        raise CheckpointError(str(error)) from error
+    if kind is reading.Kind.FILE:
         raise CheckpointError(
             f"{path} is {kind}; accepted is {ACCEPTED}. Convert a single-file checkpoint with "
             "StableDiffusionPipeline.from_single_file(FILE).save_pretrained(FOLDER)"
         )
-    name = str(checkpoint)
+    if kind is not reading.Kind.NOTHING:
+        raise CheckpointError(f"{path} is {kind}; accepted is {ACCEPTED}")
     if not HUB_ID.fullmatch(name):
         raise CheckpointError(f"there is no checkpoint at {name}; accepted is {ACCEPTED}")
-    return _open_folder(_download(name), name)
+    folder = _download(name)
+    try:
+        return _open_folder(folder, name)
+    except FolderError as error:
+        raise CheckpointError(str(error)) from error
 
 
 def _download(name: str) -> Path:
@@ -178,26 +220,40 @@ def _download(name: str) -> Path:
 
 
 def _open_folder(path: Path, name: str) -> Checkpoint:
-    if not reading.exists(path / INDEX_FILE):
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise CheckpointError(
+            f"the path of the checkpoint is not UTF-8: {str(path)!a}; safetensors cannot "
+            "read it: rename the folder, or make a link with another name"
+        ) from None
+    if not reading.is_file(path / INDEX_FILE):
         raise CheckpointError(f"{path} is no checkpoint: it has no {INDEX_FILE}; accepted is "
                               f"{ACCEPTED}")  # fmt: skip
     index = _read(path / INDEX_FILE)
-    _check_structure(path, index)
+    notes = _check_structure(path, index)
     for part in (*MODELS, "tokenizer", "scheduler"):
         if not reading.is_folder(path / part):
             raise CheckpointError(
                 f"{path} lacks its {part}: there is no folder {part}/; download the checkpoint "
                 "again"
             )
-    if not reading.exists(path / "scheduler" / "scheduler_config.json"):
-        raise CheckpointError(
-            f"{path / 'scheduler'} has no scheduler_config.json; download the checkpoint again"
-        )
-    _check_tokenizer(path / "tokenizer")
     configs = {part: _read(path / part / "config.json") for part in MODELS}
+    if isinstance(configs["text_encoder"].get("text_config"), dict):
+        configs["text_encoder"] = configs["text_encoder"]["text_config"]
+    for part, config in configs.items():
+        notes += check_keys(path / part / "config.json", part, config)
     sizes = _read_sizes(path, configs)
+    notes += _check_tokenizer(path / "tokenizer", sizes)
+    notes += _check_scheduler(path, index)
+    if configs["unet"].get("sample_size") is None:
+        notes.append(
+            f"unet/config.json: no sample_size; taken are {UNSAID} latents a side, where diffusers "
+            "asks for a size"
+        )
     weights = {part: find_weights(path / part, stem) for part, (_, stem) in MODELS.items()}
-    return Checkpoint(name, path, weights, sizes)
+    notes += _left_out(path, index, weights)
+    return Checkpoint(name, path, weights, sizes, tuple(notes))
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -209,8 +265,8 @@ def _read(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{error}; or download the checkpoint again") from error
 
 
-def _check_structure(path: Path, index: Mapping[str, Any]) -> None:
-    """Whether model_index.json speaks of Stable Diffusion 1.x's parts and no others."""
+def _check_structure(path: Path, index: Mapping[str, Any]) -> list[str]:
+    """Refuses what has other parts than Stable Diffusion 1.x; what is to be said of the rest."""
     pipeline = index.get("_class_name")
     foreign = [name for name in FOREIGN if _class_of(index, name)]
     if foreign:
@@ -225,6 +281,30 @@ def _check_structure(path: Path, index: Mapping[str, Any]) -> None:
                 f"{path} is a {pipeline} whose {part} is {found or 'missing'} where a {wanted} is "
                 f"needed; accepted is {ACCEPTED}"
             )
+    tokenizer = _class_of(index, "tokenizer")
+    if tokenizer not in TOKENIZERS:
+        raise CheckpointError(
+            f"{path} has a tokenizer {tokenizer}; accepted is {' or '.join(TOKENIZERS)}"
+        )
+    custom = {name: value[0] for name, value in index.items() if _class_of(index, name)}
+    for name, library in custom.items():
+        if name in (*MODELS, "tokenizer", "scheduler") and library not in LIBRARIES:
+            raise CheckpointError(
+                f"{path} takes its {name} from {library!r}, code that this project does not run; "
+                f"accepted is {' or '.join(LIBRARIES)}"
+            )
+    further = [name for name in custom if name not in READ["index"]]
+    if further and pipeline not in PIPELINES:
+        raise CheckpointError(
+            f"{path} is a {pipeline} with {', '.join(further)}, which are not parts of Stable "
+            f"Diffusion 1.x; accepted is {ACCEPTED}"
+        )
+    notes = check_keys(path / INDEX_FILE, "index", index)
+    if pipeline not in PIPELINES:
+        notes.append(
+            f"{INDEX_FILE} names the pipeline {pipeline}; pictures are drawn as {PIPELINES[0]} does"
+        )
+    return notes
 
 
 def _class_of(index: Mapping[str, Any], part: str) -> str | None:
@@ -232,45 +312,146 @@ def _class_of(index: Mapping[str, Any], part: str) -> str | None:
     return value[1] if isinstance(value, list) and len(value) == 2 else None
 
 
-def _check_tokenizer(folder: Path) -> None:
-    lacking = [name for name in ("vocab.json", "merges.txt") if not reading.exists(folder / name)]
-    if lacking and not reading.exists(folder / "tokenizer.json"):
+def _check_tokenizer(folder: Path, sizes: Sizes) -> list[str]:
+    lacking = [name for name in ("vocab.json", "merges.txt") if not reading.is_file(folder / name)]
+    if lacking and not reading.is_file(folder / "tokenizer.json"):
         raise CheckpointError(
             f"{folder} lacks {' and '.join(lacking)}; accepted is tokenizer.json, or vocab.json "
             "with merges.txt. Download the checkpoint again"
         )
+    tokenizer = PromptTokenizer.load(folder, sizes.tokens)
+    if tokenizer.largest_id >= sizes.vocabulary:
+        raise CheckpointError(
+            f"the tokenizer in {folder} has {tokenizer.largest_id + 1} tokens and the text encoder "
+            f"embeddings for {sizes.vocabulary}: tokens were added to the tokenizer alone. "
+            "Save both with StableDiffusionPipeline.save_pretrained(FOLDER)"
+        )
+    file = folder / "tokenizer_config.json"
+    return check_keys(file, "tokenizer", _read(file)) if reading.exists(file) else []
+
+
+def _scheduler_config(path: Path, index: Mapping[str, Any]) -> dict[str, object]:
+    config = reading.read_json(path / "scheduler" / "scheduler_config.json", infinite=True)
+    return config | {"_class_name": _class_of(index, "scheduler")}
+
+
+def _check_scheduler(path: Path, index: Mapping[str, Any]) -> list[str]:
+    """Whether anything can be drawn with the scheduler's options, and by which samplers."""
+    file = path / "scheduler" / "scheduler_config.json"
+    if not reading.exists(file):
+        raise CheckpointError(
+            f"{path / 'scheduler'} has no scheduler_config.json; download the checkpoint again"
+        )
+    if _class_of(index, "scheduler") is None:
+        raise CheckpointError(f"{path / INDEX_FILE} names no scheduler; download the checkpoint "
+                              "again")  # fmt: skip
+    config = pipeline_config(_scheduler_config(path, index))
+    try:
+        compile_plan(config, None, FEW_STEPS)
+    except UsageError as own:
+        try:
+            compile_plan(config, USUAL_SAMPLER, FEW_STEPS)
+        except UsageError:
+            raise CheckpointError(f"{file}: {own}") from own
+        return [f"the checkpoint's own scheduler cannot be used ({own}); draw with another sampler"]
+    return []
+
+
+def _left_out(path: Path, index: Mapping[str, Any], weights: Mapping[str, Weights]) -> list[str]:
+    """A line for everything in the folder that is not exported."""
+    notes = [
+        f"left out: {name}; {means}"
+        for name, means in LEFT_OUT.items()
+        if _class_of(index, name) or reading.exists(path / name)
+    ]
+    for part, found in weights.items():
+        taken = {file.name for file in found.files}
+        others = [
+            entry.name
+            for entry in reading.entries(path / part)
+            if entry.name not in taken and _holds_weights(entry)
+        ]
+        if found.variant is not None or others:
+            which = ", ".join(file.name for file in found.files)
+            rest = f"; left out: {', '.join(others)}" if others else ""
+            notes.append(f"{part}: the weights are {which}{rest}")
+    used = {*MODELS, *LEFT_OUT, "tokenizer", "scheduler"}
+    further = [
+        entry.name
+        for entry in reading.entries(path)
+        if entry.name not in used and _holds_weights(entry)
+    ]
+    if further:
+        notes.append(
+            f"left out, as in diffusers until somebody loads it: {', '.join(further)}. Load it in "
+            "diffusers, fuse it, and save the pipeline, to have it exported"
+        )
+    return notes
+
+
+def _holds_weights(entry: Path) -> bool:
+    """Whether a file, or a folder by the files in it, holds weights or an adapter."""
+    files = [entry]
+    if reading.is_folder(entry) and not entry.name.startswith("."):
+        files = reading.entries(entry)
+    return any(f.suffix in WEIGHT_FILES or f.name == ADAPTER_FILE for f in files)
 
 
 def _read_sizes(path: Path, configs: Mapping[str, Mapping[str, Any]]) -> Sizes:
-    unet, vae, text = configs["unet"], configs["vae"], configs["text_encoder"]
-    text = text.get("text_config") or text
-    for option in UNET_OFF:
-        if unet.get(option) is not None:
+    def given(part: str, key: str) -> Any:
+        return configs[part].get(key, READ[part][key])
+
+    def count(part: str, key: str) -> int:
+        value = given(part, key)
+        if type(value) is not int or value < 1:
             raise CheckpointError(
-                f"{path / 'unet' / 'config.json'} has {option} {unet[option]!r}, which Stable "
-                f"Diffusion 1.x does not have; accepted is {ACCEPTED}"
+                f"{path / part / 'config.json'}: {key} must be a whole number of at least 1, got "
+                f"{value!r}"
             )
-    # What is missing has diffusers' or transformers' own default: older checkpoints leave it out.
+        return value
+
+    channels = given("vae", "block_out_channels")
+    if not isinstance(channels, list | tuple) or not channels:
+        raise CheckpointError(
+            f"{path / 'vae' / 'config.json'}: block_out_channels must be a list, got {channels!r}"
+        )
+    scaling = given("vae", "scaling_factor")
+    if type(scaling) not in (int, float) or not math.isfinite(scaling) or scaling == 0:
+        raise CheckpointError(
+            f"{path / 'vae' / 'config.json'}: scaling_factor must be a number other than 0, got "
+            f"{scaling!r}"
+        )
+    guided = given("unet", "time_cond_proj_dim") is not None
     sizes = Sizes(
-        latent_channels=vae.get("latent_channels", 4),
-        latent_scale=2 ** (len(vae.get("block_out_channels", ())) - 1),
-        tokens=text.get("max_position_embeddings", 77),
-        vocabulary=text.get("vocab_size", 49408),
-        embedding_dim=text.get("hidden_size", 512),
-        text_layers=text.get("num_hidden_layers", 12),
-        guidance_width=unet.get("time_cond_proj_dim") or 0,
+        latent_channels=count("vae", "latent_channels"),
+        latent_scale=2 ** (len(channels) - 1),
+        tokens=text_length(path / "tokenizer", count("text_encoder", "max_position_embeddings")),
+        vocabulary=count("text_encoder", "vocab_size"),
+        embedding_dim=count("text_encoder", "hidden_size"),
+        text_layers=count("text_encoder", "num_hidden_layers"),
+        guidance_width=count("unet", "time_cond_proj_dim") if guided else 0,
     )
-    channels, width = unet.get("in_channels", 4), unet.get("cross_attention_dim")
-    if channels != sizes.latent_channels:
+    try:
+        native_size(configs["unet"], sizes.latent_scale)
+    except UsageError as error:
+        raise CheckpointError(f"{path / 'unet' / 'config.json'}: {error}") from error
+    taken, made = count("unet", "in_channels"), configs["unet"].get("out_channels", 4)
+    if taken != sizes.latent_channels:
         raise CheckpointError(
-            f"the UNet of {path} takes {channels} channels and a latent has "
-            f"{sizes.latent_channels}: an inpainting or instruction model; accepted is {ACCEPTED} "
-            "that draws from text"
+            f"the UNet of {path} takes {taken} channels and a latent has {sizes.latent_channels}: "
+            f"an inpainting or instruction model; accepted is {ACCEPTED} that draws from text"
         )
-    if width != sizes.embedding_dim:
+    if made != taken:
         raise CheckpointError(
-            f"the UNet of {path} takes embeddings of {width} numbers and the text encoder gives "
-            f"{sizes.embedding_dim}: these parts do not belong together; download the checkpoint "
-            "again"
+            f"the UNet of {path} takes {taken} channels and gives {made} (out_channels): accepted "
+            "are as many of both"
         )
+    widths = given("unet", "cross_attention_dim")
+    for width in widths if isinstance(widths, list) else [widths]:
+        if width != sizes.embedding_dim:
+            raise CheckpointError(
+                f"the UNet of {path} takes embeddings of {width} numbers and the text encoder "
+                f"gives {sizes.embedding_dim}: these parts do not belong together; download the "
+                "checkpoint again"
+            )
     return sizes

@@ -11,7 +11,7 @@ from typing import Any
 
 from sdexport import memory, reading, storage
 from sdexport.errors import UsageError
-from sdexport.export.checkpoint import Checkpoint, open_checkpoint
+from sdexport.export.checkpoint import LEFT_OUT, Checkpoint, open_checkpoint
 from sdexport.export.destination import check_space, refuse_other_folder
 from sdexport.export.libraries import require_libraries, versions
 from sdexport.export.report import ComponentReport, ExportReport
@@ -23,8 +23,6 @@ from sdexport.spec import COMPONENTS, Precision
 EXPORT_VERSION = 1
 """Part of what an export is made from: raise it when this package exports another graph, or writes
 another configuration, than before."""
-
-LEFT_OUT = ("safety_checker", "feature_extractor", "image_encoder")
 
 
 @explains_keywords()
@@ -62,6 +60,7 @@ def export_checkpoint(
     names = _chosen(components)
     refuse_other_folder(destination)
     opened = checkpoint if isinstance(checkpoint, Checkpoint) else open_checkpoint(checkpoint)
+    _check_models(opened, names)
     check_space(opened, destination, names, precision)
     with storage.folder_aside(destination, check=refuse_other_folder) as aside:
         _write_plain_parts(opened, aside)
@@ -75,6 +74,7 @@ def export_checkpoint(
             opset=_opset(),
             components=reports,
             versions=versions(),
+            notes=opened.notes,
         )
         value = report.as_json() | {
             "format": RECORD_FORMAT,
@@ -96,6 +96,12 @@ def _chosen(components: Iterable[str]) -> tuple[str, ...]:
             else f"no component was asked for; choose from: {', '.join(COMPONENTS)}"
         )
     return tuple(name for name in COMPONENTS if name in names)
+
+
+def _check_models(checkpoint: Checkpoint, components: Iterable[str]) -> None:
+    from sdexport.export.loading import check_models
+
+    check_models(checkpoint, components)
 
 
 def _opset() -> int:

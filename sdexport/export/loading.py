@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -68,13 +68,78 @@ def load_folder(checkpoint: Checkpoint, folder: str, dtype: torch.dtype = torch.
             else:
                 model_class = UNet2DConditionModel if folder == "unet" else AutoencoderKL
                 model, info = model_class.from_pretrained(path, torch_dtype=dtype, **common)
-        except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
-            reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        # Structure and files were found to be in order before: what is left is what only the
+        # libraries know of, and safetensors, diffusers and transformers have no common error.
+        except Exception as error:
             raise CheckpointError(
-                f"{path} cannot be loaded: {reason}; download the checkpoint again"
+                f"{path} cannot be loaded: {_reason(error)}; download the checkpoint again"
             ) from error
         _check_loaded(path, info)
     return cast(model, dtype)
+
+
+def check_models(checkpoint: Checkpoint, components: Iterable[str]) -> None:
+    """Sees before anything is exported whether the models can be made, filled and run.
+
+    They are made without memory for their weights (on torch's `meta` device) and run once on
+    shapes, so that a configuration that no library can follow is known in seconds.
+
+    Raises:
+        CheckpointError: a configuration cannot be followed, or the weights do not fit it.
+    """
+    from sdexport.export import components as tensors
+    from sdexport.export.modules import MODULES
+
+    for component in components:
+        folder = FOLDER_OF[component]
+        path = checkpoint.path / folder
+        inputs = tensors.random_inputs(component, checkpoint.sizes, **tensors.TRACED)
+        wanted = tensors.signature(component, checkpoint.sizes, Precision.FP32).outputs
+        with quiet_loading(), torch.inference_mode():
+            try:
+                model = _made_on_meta(path, folder)
+                results = MODULES[component](model)(*(one.to("meta") for one in inputs.values()))
+                shapes = [tuple(one.shape) for one in _tensors(results)]
+            # As in `load_folder`: a model of other options can fail in every way that code can.
+            except Exception as error:
+                raise CheckpointError(
+                    f"{path / 'config.json'} describes a model that cannot be run: "
+                    f"{_reason(error)}; correct it, or download the checkpoint again"
+                ) from error
+        lengths = tensors.TRACED | {
+            f"{checkpoint.sizes.latent_scale}*{side}": checkpoint.sizes.latent_scale
+            * tensors.TRACED[side]
+            for side in ("height", "width")
+        }
+        expected = [
+            tuple(n if isinstance(n, int) else lengths[n] for n in one.shape) for one in wanted
+        ]
+        if shapes != expected:
+            raise CheckpointError(
+                f"{path / 'config.json'} describes a model that gives {shapes[0]} where "
+                f"{expected[0]} is due: the number of blocks and block_out_channels do not belong "
+                "together; correct it, or download the checkpoint again"
+            )
+
+
+def _made_on_meta(path: Path, folder: str) -> Any:
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    with torch.device("meta"):
+        if folder == "text_encoder":
+            config = CLIPTextConfig.from_pretrained(path, attn_implementation="eager")
+            return CLIPTextModel(config).eval()
+        model_class: Any = UNet2DConditionModel if folder == "unet" else AutoencoderKL
+        return model_class.from_config(model_class.load_config(path)).eval()
+
+
+def _tensors(results: Any) -> tuple[torch.Tensor, ...]:
+    return results if isinstance(results, tuple) else (results,)
+
+
+def _reason(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
 def cast(model: Any, dtype: torch.dtype) -> Any:

@@ -104,7 +104,7 @@ def compare(
             if not np.isfinite(ours[name]).all():
                 raise ParityError(
                     f"the exported {component} gives {name} with NaN or infinity in {precision}; "
-                    "export with --precision fp32"
+                    + _remedy(precision)
                 )
             difference = ours[name].astype(np.float64) - theirs
             scale = max(float(np.sqrt(np.mean(np.square(theirs, dtype=np.float64)))), 1e-12)
@@ -115,13 +115,15 @@ def compare(
         raise ParityError(
             f"the exported {component} differs from PyTorch by a relative RMS of {rel_rms:.3g}, "
             f"at most {max_abs:.3g}; {tolerance:.2g} is allowed for {precision}. "
-            + (
-                "This is a defect of the export: report it with the checkpoint's name"
-                if precision is Precision.FP32
-                else "Export with --precision fp32"
-            )
+            + _remedy(precision)
         )
     return Parity(max_abs, rel_rms, tolerance, COMPARED[precision])
+
+
+def _remedy(precision: Precision) -> str:
+    if precision is Precision.FP32:
+        return "this is a defect of the export: report it with the checkpoint's name"
+    return "export with --precision fp32"
 
 
 def _session(component: str, path: Path, threads: int) -> Any:

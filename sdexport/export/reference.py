@@ -77,9 +77,8 @@ class ReferenceModels:
 
     def decode(self, latents: Array) -> Array:
         """Latents (B, 4, h, w) as the loop leaves them → pictures (B, H, W, 3) float32, 0 to 1."""
-        config = self._model("vae").config
-        scaled = latents.astype(np.float32) / config.scaling_factor
-        scaled = scaled + (getattr(config, "shift_factor", None) or 0.0)
+        # Stable Diffusion's pipelines do not apply the VAE's `shift_factor`.
+        scaled = latents.astype(np.float32) / self._model("vae").config.scaling_factor
         sample = self._answer("vae_decoder", "vae", latent_sample=scaled)["sample"]
         return np.clip(sample / 2 + 0.5, 0, 1).transpose(0, 2, 3, 1)
 

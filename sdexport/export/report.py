@@ -43,7 +43,10 @@ class ComponentReport:
 
 @dataclass(frozen=True, slots=True)
 class ExportReport:
-    """A whole export: where it is, what of, in which precision, by which versions."""
+    """A whole export: where it is, what of, in which precision, by which versions.
+
+    `notes` are lines for people: what was left out or ignored, and what was chosen.
+    """
 
     folder: str
     checkpoint: str
@@ -51,6 +54,7 @@ class ExportReport:
     opset: int
     components: Mapping[str, ComponentReport]
     versions: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     @property
     def seconds(self) -> float:
@@ -66,5 +70,6 @@ class ExportReport:
             "opset": self.opset,
             "seconds": self.seconds,
             "versions": dict(self.versions),
+            "notes": list(self.notes),
             "components": {name: one.as_json() for name, one in self.components.items()},
         }

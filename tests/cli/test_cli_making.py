@@ -14,7 +14,7 @@ import pytest
 
 from sdexport.errors import MissingExtraError, ParityError
 from sdexport.progress import Progress, stage
-from sdexport.spec import COMPONENTS, Precision, Range
+from sdexport.spec import COMPONENTS, Precision, Range, Ranges
 from tests.cli.doubles import Ran
 
 Run = Callable[..., Ran]
@@ -25,6 +25,7 @@ REPORT = {
     "precision": "bf16",
     "reasons": ["it is there", "it is fast"],
     "outcome": "built",
+    "notes": ["left out: safety_checker"],
     "reused": False,
     "fingerprint": "0123456789abcdef" * 4,
     "bytes": 12_345_678,
@@ -129,22 +130,13 @@ def test_every_option_arrives(run: Run, compiling: Maker, tmp_path: Path) -> Non
     assert made.profile.width == Range(64, 64, 256)
 
 
-def test_a_range_left_out_follows_the_models_own_size(
-    run: Run, compiling: Maker, tmp_path: Path
+@pytest.mark.parametrize("option", ["batch", "height", "width"])
+def test_a_range_left_out_is_left_to_the_build(
+    run: Run, compiling: Maker, building: Maker, option: str
 ) -> None:
-    (tmp_path / "c" / "unet").mkdir(parents=True)
-    (tmp_path / "c" / "unet" / "config.json").write_text('{"sample_size": 16}')
-    assert run("compile", tmp_path / "c", "b", "--batch", "1:1:8").code == 0
-    profile = options_of(compiling).profile
-    assert profile.batch == Range(1, 1, 8)
-    assert profile.height == profile.width == Range(64, 128, 256)
-
-
-def test_a_range_left_out_without_a_known_size(run: Run, compiling: Maker) -> None:
-    assert run("compile", "someone/model", "b", "--width", "512").code == 0
-    profile = options_of(compiling).profile
-    assert profile.height == Range(256, 512, 1024)
-    assert profile.width == Range(512, 512, 512)
+    for verb, made in (("compile", compiling), ("build", building)):
+        assert run(verb, "someone/model", "b", f"--{option}", "8:16:24").code == 0
+        assert options_of(made).profile == Ranges(**{option: Range(8, 16, 24)})
 
 
 def recipe(folder: Path, text: str) -> Path:
@@ -167,9 +159,7 @@ def test_a_recipe_names_everything(run: Run, compiling: Maker, tmp_path: Path) -
     assert options["components"] == ("text_encoder", "unet", "vae_decoder")
     made = options_of(compiling)
     assert (made.target, made.precision, made.guidance) == ("openvino-cpu", Precision.FP32, 2.5)
-    assert made.profile.as_json() == {
-        "batch": [1, 1, 8], "height": [64, 128, 256], "width": [128, 128, 128],
-    }  # fmt: skip
+    assert made.profile == Ranges(Range(1, 1, 8), Range(64, 128, 256), Range(128, 128, 128))
 
 
 def test_options_go_before_the_recipe(run: Run, compiling: Maker, tmp_path: Path) -> None:
@@ -283,9 +273,9 @@ def test_a_recipe_for_gpus(run: Run, building: Maker, tmp_path: Path) -> None:
     assert made.builder.compute_capabilities == ("sm86", "sm89")
     assert made.builder.optimization_level == 2
     assert made.half_check is True
-    first, second = made.profile.all
-    assert (first.batch, first.height) == (Range(1, 1, 4), Range(512, 512, 512))
-    assert (second.batch, second.width) == (Range(1, 1, 1), Range(768, 768, 768))
+    small, large = (Range(side, side, side) for side in (512, 768))
+    second = Ranges(Range(1, 1, 1), large, large)
+    assert made.profile == Ranges(None, small, small, others=(second,))
 
 
 def test_capabilities_go_before_the_recipe(run: Run, compiling: Maker, tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ DIMENSIONS = Dimensions(
     shift_factor=0.0,
     tokens=TOKENS,
     embedding_dim=DIM,
-    native_pixels=64,
+    native_size=(64, 64),
 )
 CALL = Call(height=64, width=128)
 
