@@ -140,7 +140,7 @@ def random_inputs(
 def answer(component: str, model: Any, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """What `model` gives by its library's own forward pass, by the names of the outputs."""
     if component == "text_encoder":
-        output = model(input_ids=inputs["input_ids"], output_hidden_states=True)
+        output = model(input_ids=inputs["input_ids"], output_hidden_states=True, return_dict=True)
         return {
             "last_hidden_state": output.last_hidden_state,
             "pooler_output": output.pooler_output,

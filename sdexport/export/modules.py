@@ -155,6 +155,7 @@ class GatedGelu(nn.Module):
                 original.proj.out_features // 2,
                 bias=original.proj.bias is not None,
                 dtype=original.proj.weight.dtype,
+                device=original.proj.weight.device,
             )
             for _ in range(2)
         )
