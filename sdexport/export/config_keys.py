@@ -84,7 +84,7 @@ the library takes where an older file leaves it out."""
 _CROSS, _NONE = "CrossAttnDownBlock2D", (None,)
 UNET_DOWN = (_CROSS, "DownBlock2D", "AttnDownBlock2D")
 UNET_UP = ("CrossAttnUpBlock2D", "UpBlock2D", "AttnUpBlock2D")
-"""The others take further inputs, or serve only even sizes in diffusers (`ResnetUpsampleBlock2D`)."""
+"""Others take further inputs, or diffusers serves only even sizes (`ResnetUpsampleBlock2D`)."""
 
 ACCEPTED: dict[str, dict[str, tuple[object, ...]]] = {
     "unet": {
