@@ -202,6 +202,7 @@ class Profile:
         )
 
 
+@explains_fields
 @dataclass(frozen=True, slots=True)
 class Ranges:
     """The ranges of a profile that somebody asked for; None leaves one to the build.

@@ -49,7 +49,7 @@ class BuildOptions:
         for name, value, kind in (
             ("target", self.target, str),
             ("precision", self.precision, Precision | None),
-            ("profile", self.profile, Profile | None),
+            ("profile", self.profile, Profile | Ranges | None),
             ("builder", self.builder, BuilderOptions),
             ("half_check", self.half_check, bool),
         ):
