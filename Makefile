@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PROMPT ?= a red apple
 
-.PHONY: help quickstart test test-slow gpu-check check format docs clean
+.PHONY: help quickstart wheel check-install test test-slow gpu-check check format docs clean
 
 help:            ## Show what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
@@ -14,12 +14,19 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "Installing into $(VENV) (a few minutes the first time) ..."
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt 'torch==2.13.0'
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[build,export,openvino,tensorrt-rtx,bench,dev]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[build,export,onnxruntime,openvino,tensorrt-rtx,bench,dev]'
 	@touch $@
 
 quickstart: $(INSTALLED)  ## Compile the emoji checkpoint and draw a picture
 	$(BIN)/sdexport compile --recipe engines/emoji.toml
 	$(BIN)/sdexport generate engines/emoji "$(PROMPT)" --steps 50 --seed 0 -o quickstart.png
+
+wheel: $(INSTALLED)       ## Build the wheel into dist/
+	rm -rf build/lib build/bdist.* dist
+	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps -w dist .
+
+check-install: wheel      ## Install the wheel with each extra, lowest and newest versions, and draw; write docs/versions.md
+	$(BIN)/python scripts/check_install.py dist/*.whl --write
 
 test: $(INSTALLED)        ## Run the tests
 	$(BIN)/python -m pytest -q

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from sdexport.bundle import Bundle
 from sdexport.errors import MissingExtraError, UsageError
+from sdexport.extras import install_command
 
 WIDTHS: Mapping[str, int] = {"fp32": 4, "tf32": 4, "fp16": 2, "bf16": 2, "int8": 1}
 """Bytes of a number, by number format."""
@@ -80,7 +81,7 @@ def engine_work(
     except ModuleNotFoundError as error:
         raise MissingExtraError(
             f"counting what engines compute needs {error.name}, which is not installed; "
-            'pip install "sdexport[build]"'
+            f"{install_command('build')}"
         ) from None
     width, height = size
     scale = bundle.manifest.latent_scale

@@ -16,6 +16,7 @@ from sdexport import reading, storage
 from sdexport.bundle import ENGINES, Bundle, EngineRecord, is_bundle, open_bundle
 from sdexport.costs import WIDTHS, engine_work
 from sdexport.errors import FolderError, MissingExtraError, UsageError
+from sdexport.extras import install_command
 from sdexport.keywords import explains_keywords
 from sdexport.onnx_folder import MODEL_FILE, OnnxFolder, open_folder
 from sdexport.spec import COMPONENTS, TensorSpec
@@ -270,7 +271,7 @@ def _onnx(path: Path, name: str, at: At | None) -> Part:
         import onnx
     except ModuleNotFoundError:
         raise MissingExtraError(
-            'reading ONNX files needs onnx, which is not installed; pip install "sdexport[build]"'
+            "reading ONNX files needs onnx, which is not installed; " + install_command("build")
         ) from None
     from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # no types
 

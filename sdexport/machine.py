@@ -18,6 +18,7 @@ from typing import Any
 
 from sdexport import __version__
 from sdexport.errors import SdexportError
+from sdexport.extras import BUILD, EXPORT, EXPORT_EXTRAS, install_command
 from sdexport.keywords import explains_keywords
 
 LIBRARIES = (
@@ -42,8 +43,10 @@ LIBRARIES = (
 )
 """The distributions whose versions matter, those that drawing needs first."""
 
+GPU_BUILD = "onnxruntime-gpu"
+"""The build of ONNX Runtime for GPUs, which brings the import name of the other one."""
+
 DRAW = ("numpy", "tokenizers", "pillow")
-EXPORT = ("torch", "diffusers", "transformers", "accelerate", "safetensors", "onnx", "onnxscript")
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,9 +207,9 @@ def _verbs(
         if any(target.builds for target in targets)
         else "; ".join(t.build_remedy for t in targets)
     )
-    draw = _lacking(libraries, DRAW, "pip install --force-reinstall sdexport") or runs
-    build = _lacking(libraries, ("onnx",), 'pip install "sdexport[build]"')
-    export = _lacking(libraries, EXPORT, 'pip install "sdexport[export]"')
+    draw = _lacking(libraries, DRAW, "install sdexport again") or runs
+    build = _lacking(libraries, BUILD, install_command("build"))
+    export = _lacking(libraries, EXPORT, install_command(*EXPORT_EXTRAS))
     remedies = {
         "compile": export or build or builder,
         "export": export,
@@ -225,16 +228,20 @@ def _verbs(
 
 
 def _lacking(libraries: Mapping[str, str | None], needed: tuple[str, ...], remedy: str) -> str:
-    missing = [name for name in needed if libraries[name] is None]
+    # One import name, two distributions that bring it.
+    found = dict(libraries) | {"onnxruntime": libraries["onnxruntime"] or libraries[GPU_BUILD]}
+    missing = [name for name in needed if found[name] is None]
     return f"{', '.join(missing)} not installed: {remedy}" if missing else ""
 
 
 def _warnings(libraries: Mapping[str, str | None]) -> tuple[str, ...]:
     found = []
-    if libraries["onnxruntime"] and libraries["onnxruntime-gpu"]:
+    if libraries["onnxruntime"] and libraries[GPU_BUILD]:
         found.append(
             "onnxruntime and onnxruntime-gpu are both installed; they share one import name and "
-            "overwrite each other: pip uninstall both, then install the one that is wanted"
+            "overwrite each other: pip uninstall onnxruntime onnxruntime-gpu; then install the one "
+            f"that is wanted: {install_command('onnxruntime')} for processors, or "
+            f"{install_command('onnxruntime-gpu')} for GPUs"
         )
     return tuple(found)
 

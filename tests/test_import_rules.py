@@ -16,6 +16,7 @@ PACKAGE = Path(sdexport.__file__).parent
 FOUNDATION = {
     "errors",
     "keywords",
+    "extras",
     "spec",
     "reading",
     "json_schema",
@@ -34,6 +35,7 @@ FOUNDATION = {
 ALLOWED = {
     "errors": set(),
     "keywords": set(),
+    "extras": set(),
     "progress": set(),
     "memory": set(),
     "privacy": set(),

@@ -13,6 +13,7 @@ import pytest
 from sdexport import machine
 from sdexport.backends import targets
 from sdexport.errors import EngineError
+from sdexport.extras import install_command
 
 ALL = dict.fromkeys(machine.LIBRARIES, "1.0")
 
@@ -66,7 +67,8 @@ def test_without_torch_bundles_are_built_and_drawn(monkeypatch: pytest.MonkeyPat
     assert works["build"]
     assert works["generate"]
     remedy = next(verb.remedy for verb in found.verbs if verb.name == "export")
-    assert remedy == 'torch, diffusers not installed: pip install "sdexport[export]"'
+    command = install_command("export", "onnxruntime")
+    assert remedy == f"torch, diffusers not installed: {command}"
 
 
 def test_without_onnx_bundles_are_drawn(monkeypatch: pytest.MonkeyPatch) -> None:

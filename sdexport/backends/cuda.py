@@ -23,6 +23,7 @@ from sdexport.errors import (
     EngineError,
     MissingExtraError,
 )
+from sdexport.extras import install_command
 
 ALIGNMENT = 256
 """Bytes: what TensorRT asks of every tensor's address, and of activation memory."""
@@ -68,7 +69,7 @@ def driver() -> Any:
         from cuda.bindings import driver as found
     except ImportError as error:
         raise MissingExtraError(
-            f"cuda-bindings cannot be imported: {error}; pip install cuda-bindings"
+            f"cuda-bindings cannot be imported: {error}; {install_command('cuda')}"
         ) from error
     try:
         result = found.cuInit(0)

@@ -13,6 +13,7 @@ from sdexport.backends.host import physical_cores
 from sdexport.backends.protocol import Array
 from sdexport.backends.request import BuiltEngine, EngineRequest
 from sdexport.errors import EngineError, FolderError, MissingExtraError
+from sdexport.extras import install_command
 from sdexport.spec import Precision, TensorSpec
 
 ENGINE_FILE = "engine.onnx"
@@ -42,7 +43,7 @@ def runtime() -> Any:
         import onnxruntime
     except ImportError as error:
         raise MissingExtraError(
-            f"onnxruntime cannot be imported: {error}; pip install --force-reinstall onnxruntime"
+            f"onnxruntime cannot be imported: {error}; {install_command('onnxruntime')}"
         ) from error
     onnxruntime.set_default_logger_severity(SILENT)
     return onnxruntime

@@ -26,13 +26,12 @@ from sdexport.backends.tensorrt import context
 from sdexport.backends.workspace import Engines
 from sdexport.builder_options import BuilderOptions
 from sdexport.errors import DeviceMemoryError, EngineError, FolderError, MissingExtraError
+from sdexport.extras import install_command
 from sdexport.spec import Precision, TensorSpec
 
 CUDA, TENSORRT = "CUDAExecutionProvider", "TensorrtExecutionProvider"
 PROVIDERS = {"onnxruntime-cuda": (CUDA,), "onnxruntime-tensorrt": (TENSORRT, CUDA)}
 """The providers of each target, the preferred one first."""
-
-REMEDY = "pip uninstall onnxruntime; pip install onnxruntime-gpu"
 
 ASYNCHRONOUS = "disable_synchronize_execution_providers"
 """The run option under which a run returns when its work is enqueued."""
@@ -82,7 +81,8 @@ def load(
     if missing:
         raise MissingExtraError(
             f"the ONNX Runtime {library.__version__} that is installed has no "
-            f"{' and no '.join(missing)}, only {', '.join(found)}; {REMEDY}"
+            f"{' and no '.join(missing)}, only {', '.join(found)}; pip uninstall onnxruntime; "
+            f"{install_command('onnxruntime-gpu')}"
         )
     stream = _stream()
     place = {"device_id": "0", "user_compute_stream": str(int(stream.handle))}

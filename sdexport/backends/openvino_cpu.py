@@ -15,6 +15,7 @@ from sdexport.backends.openvino_shapes import Compilations
 from sdexport.backends.protocol import Array
 from sdexport.backends.request import BuiltEngine, EngineRequest
 from sdexport.errors import EngineError, FolderError, MissingExtraError
+from sdexport.extras import install_command
 from sdexport.spec import Precision, TensorSpec
 
 ENGINE_FILE = "engine.xml"
@@ -40,8 +41,8 @@ def core() -> Any:
         import openvino
     except ImportError as error:
         raise MissingExtraError(
-            f"openvino cannot be imported: {error}; "
-            'pip install --force-reinstall "sdexport[openvino]"'
+            f"openvino cannot be imported: {error}; pip uninstall openvino; "
+            f"{install_command('openvino')}"
         ) from error
     made = openvino.Core()
     forks.never_freed_in_child(made)

@@ -20,6 +20,7 @@ from sdexport.backends.request import BuiltEngine, EngineRequest
 from sdexport.backends.workspace import Device, Engines
 from sdexport.builder_options import BuilderOptions
 from sdexport.errors import EngineError, MissingExtraError, UsageError
+from sdexport.extras import BUILD, install_command, missing
 from sdexport.spec import Precision
 
 AUTO = "auto"
@@ -32,7 +33,7 @@ class Target:
     Attributes:
         name: as users write it.
         library: the runtime's name, both to import and to install it.
-        extra: the extra of this package that brings it; empty where the package itself does.
+        extra: the extra of this package that brings it, and what else it needs to run.
         suffix: of an engine's file.
         precisions: those it computes in.
         description: one line for people.
@@ -65,9 +66,7 @@ class Target:
     @property
     def remedy(self) -> str:
         """The command that installs its library."""
-        return (
-            f'pip install "sdexport[{self.extra}]"' if self.extra else f"pip install {self.library}"
-        )
+        return install_command(self.extra)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +91,7 @@ OPENVINO_CPU = Target(
 ONNXRUNTIME_CPU = Target(
     name="onnxruntime-cpu",
     library="onnxruntime",
-    extra="",
+    extra="onnxruntime",
     suffix=".onnx",
     precisions=(Precision.FP32,),
     description="processors, through ONNX Runtime; works everywhere",
@@ -145,7 +144,7 @@ TENSORRT_RTX = Target(
 ONNXRUNTIME_TENSORRT = Target(
     name="onnxruntime-tensorrt",
     library="onnxruntime",
-    extra="",
+    extra="onnxruntime-gpu",
     suffix=".onnx",
     precisions=(Precision.FP16, Precision.FP32),
     description="NVIDIA GPUs, through ONNX Runtime's TensorRT provider",
@@ -158,7 +157,7 @@ ONNXRUNTIME_TENSORRT = Target(
 ONNXRUNTIME_CUDA = Target(
     name="onnxruntime-cuda",
     library="onnxruntime",
-    extra="",
+    extra="onnxruntime-gpu",
     suffix=".onnx",
     precisions=(Precision.FP16, Precision.FP32),
     description="NVIDIA GPUs, through ONNX Runtime's CUDA provider",
@@ -222,10 +221,7 @@ def availability(target: Target) -> tuple[bool, str]:
 
 
 def _installed(target: Target) -> bool:
-    try:
-        return importlib.util.find_spec(target.library) is not None
-    except (ImportError, ValueError):  # A module without a specification, as a stub leaves it.
-        return False
+    return not missing((target.library,))
 
 
 def runs_here(target: Target) -> tuple[bool, str]:
@@ -238,8 +234,10 @@ def runs_here(target: Target) -> tuple[bool, str]:
     if target.runs_with and _version_of(target.runs_with) is None:
         return False, (
             f"needs {target.runs_with} in the place of {target.library}: "
-            f"pip uninstall {target.library}; pip install {target.runs_with}"
+            f"pip uninstall {target.library}; {target.remedy}"
         )
+    if missing(("cuda.bindings",)):
+        return False, f"cuda-bindings is not installed: {target.remedy}"
     gpus, why = find_gpus()
     return (True, f"{text} on {gpus[0].name}") if gpus else (False, why)
 
@@ -247,8 +245,12 @@ def runs_here(target: Target) -> tuple[bool, str]:
 def builds_here(target: Target) -> tuple[bool, str]:
     """Whether engines of `target` can be built on this machine, and why not or with what."""
     installed, text = availability(target)
-    if not installed or target.gpu != "build and run":
-        return installed, text
+    if not installed:
+        return False, text
+    if missing(BUILD):
+        return False, f"{' and '.join(missing(BUILD))} not installed: {install_command('build')}"
+    if target.gpu != "build and run":
+        return True, text
     gpus, why = find_gpus()
     return (True, text) if gpus else (False, f"{why}; it builds on the GPU that it runs on")
 
@@ -268,17 +270,17 @@ def choose(name: str = AUTO) -> TargetChoice:
                 f"{target.remedy}"
             )
         return TargetChoice(target, "asked for")
-    missing: list[str] = []
+    lacking: list[str] = []
     for target in TARGETS:
         if runs_here(target)[0]:
-            without = f"; not installed: {', '.join(missing)}" if missing else ""
-            why = "the fastest that runs here" if not missing else "the one that is installed"
+            without = f"; not installed: {', '.join(lacking)}" if lacking else ""
+            why = "the fastest that runs here" if not lacking else "the one that is installed"
             return TargetChoice(target, f"{why}{without}")
         # What needs a GPU that is not here is no omission of the user's, nor is what stands in the
         # place of a library that is.
         if not target.runs_with and (not target.gpu or find_gpus()[0]):
-            missing.append(f"{target.name} ({target.remedy})")
-    raise MissingExtraError(f"no target's library is installed; {' or '.join(missing)}")
+            lacking.append(f"{target.name} ({target.remedy})")
+    raise MissingExtraError(f"no target's library is installed; {' or '.join(lacking)}")
 
 
 def default_precision(target: Target) -> tuple[Precision, str]:

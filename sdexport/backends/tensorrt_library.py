@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sdexport.errors import MissingExtraError, UsageError
+from sdexport.extras import install_command
 
 TENSORRT = "tensorrt"
 TENSORRT_RTX = "tensorrt-rtx"
@@ -27,7 +28,6 @@ MODULES = {TENSORRT: "tensorrt", TENSORRT_RTX: "tensorrt_rtx"}
 TITLES = {TENSORRT: "TensorRT", TENSORRT_RTX: "TensorRT for RTX"}
 """What people call them."""
 
-INSTALL = 'pip install "sdexport[{name}]"'
 FAILURES = ("INTERNAL_ERROR", "ERROR")
 """The severities that mean a failure, as the libraries call them."""
 
@@ -42,7 +42,7 @@ def library(name: str) -> Any:
     module = MODULES.get(name)
     if module is None:
         raise UsageError(f"{name!r} is no TensorRT; choose one of: {', '.join(MODULES)}")
-    remedy = INSTALL.format(name=name)
+    remedy = install_command(name)
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:

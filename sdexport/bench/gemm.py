@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from sdexport.backends import onnxruntime_cpu, openvino_cpu
 from sdexport.errors import MissingExtraError
+from sdexport.extras import install_command
 
 SMALL, LARGE, MANY = 2048, (3072, 4096), 8
 """Rows, columns and depth of the square matrices: the small size, and the larger of two where there
@@ -129,7 +130,7 @@ def _onnxruntime(size: int, threads: int) -> Iterator[Product]:
         from onnx import TensorProto, helper, numpy_helper
     except ModuleNotFoundError:
         raise MissingExtraError(
-            'writing an ONNX model needs onnx; pip install "sdexport[build]"'
+            f"writing an ONNX model needs onnx; {install_command('build')}"
         ) from None
 
     library = f"onnxruntime {runtime.__version__}"

@@ -19,6 +19,7 @@ from sdexport.bench.claims import Results, System
 from sdexport.bench.quality import CLOSE_PSNR, CLOSE_RELATIVE, CLOSE_SSIM
 from sdexport.bench.report_text import STAGES, digits, unit_for
 from sdexport.errors import MissingExtraError
+from sdexport.extras import install_command
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -56,7 +57,7 @@ def _style() -> Iterator[Any]:
         from matplotlib.figure import Figure
     except ImportError:
         raise MissingExtraError(
-            "plots need matplotlib, which is not installed; pip install 'sdexport[bench]'"
+            f"plots need matplotlib, which is not installed; {install_command('bench')}"
         ) from None
     settings: Any = {
         "svg.fonttype": "none",

@@ -12,6 +12,7 @@ from sdexport.bench.claims import Results
 from sdexport.bench.report_blocks import CONTACT_SHEET, Figure, Report
 from sdexport.bench.report_content import report
 from sdexport.errors import MissingExtraError
+from sdexport.extras import install_command
 
 FILE = "report.html"
 TEMPLATES = Path(__file__).parent / "templates"
@@ -45,7 +46,7 @@ def render(content: Report, drawn: dict[str, str], sheet: bytes | None) -> str:
         from markupsafe import Markup
     except ImportError:
         raise MissingExtraError(
-            "the HTML report needs Jinja2, which is not installed; pip install 'sdexport[bench]'"
+            f"the HTML report needs Jinja2, which is not installed; {install_command('bench')}"
         ) from None
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),

@@ -27,6 +27,7 @@ from sdexport.bench.systems import System
 from sdexport.bench.turns import DRAWN, Effort, Harness
 from sdexport.bundle import open_bundle
 from sdexport.errors import CheckpointError, MissingExtraError, UsageError
+from sdexport.extras import install_command
 from sdexport.pipeline.load import limits_of
 from sdexport.pipeline.request import make_request
 from sdexport.progress import SILENT, Progress, stage
@@ -226,8 +227,7 @@ def require_report_libraries() -> None:
     missing = [name for name in ("jinja2", "matplotlib") if importlib.util.find_spec(name) is None]
     if missing:
         raise MissingExtraError(
-            f"reports need {' and '.join(missing)}, not installed here; "
-            'pip install "sdexport[bench]"'
+            f"reports need {' and '.join(missing)}, not installed here; {install_command('bench')}"
         )
 
 

@@ -15,6 +15,7 @@ import sdexport
 from sdexport import reading
 from sdexport.bundle import is_bundle, open_bundle
 from sdexport.errors import FolderError, MissingExtraError, UsageError
+from sdexport.extras import EXPORT_EXTRAS, install_command
 
 PACKAGE = Path(sdexport.__file__).parent
 PEERS = Path("benchmarks") / "peers"
@@ -100,7 +101,7 @@ def _require_baseline() -> None:
     if missing:
         raise MissingExtraError(
             f"the baseline needs {' and '.join(missing)}, not installed here; "
-            'pip install "sdexport[export]"'
+            f"{install_command(*EXPORT_EXTRAS)}"
         )
 
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import importlib.metadata
 import os
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from sdexport import bundle as bundles
-from sdexport import half_check, reading, storage
+from sdexport import extras, half_check, reading, storage
 from sdexport.build.dimensions import Dimensions, read_dimensions
 from sdexport.build.engines import build_engines, prepare_graphs, usual_call
 from sdexport.build.options import BuildOptions, Choice, decide
@@ -119,12 +118,12 @@ def build_folder(
 
 def require_onnx() -> None:
     """Raises MissingExtraError where the graph stage cannot work."""
-    try:
-        importlib.metadata.version("onnx")
-    except importlib.metadata.PackageNotFoundError:
+    missing = extras.missing(extras.BUILD)
+    if missing:
         raise MissingExtraError(
-            'building engines needs onnx, which is not installed; pip install "sdexport[build]"'
-        ) from None
+            f"building engines needs {' and '.join(missing)}, not installed here; "
+            f"{extras.install_command('build')}"
+        )
 
 
 def refuse_other_folder(destination: Path) -> None:

@@ -6,10 +6,10 @@ import importlib.metadata
 from dataclasses import dataclass, field
 from numbers import Real
 
-from sdexport import __version__
+from sdexport import __version__, extras
 from sdexport.backends import targets
 from sdexport.builder_options import BuilderOptions
-from sdexport.errors import UsageError, shown
+from sdexport.errors import MissingExtraError, UsageError, shown
 from sdexport.graph import GRAPH_VERSION
 from sdexport.keywords import explains_fields
 from sdexport.sampling import STATE_SLOTS
@@ -126,7 +126,8 @@ def decide(options: BuildOptions) -> Choice:
 
     Raises:
         UsageError: unknown target, or a precision or builder option that the target has not.
-        MissingExtraError: the target's library is not installed.
+        MissingExtraError: the target's library, or that of the half-precision check, is not
+            installed.
         EngineError: the target builds on a GPU, and there is none.
     """
     chosen = targets.choose(options.target)
@@ -144,4 +145,10 @@ def decide(options: BuildOptions) -> Choice:
     library = f"{target.library} {targets.library_version(target)}"
     builder = targets.settle(target, options.builder)
     checked = target.typed and precision is Precision.FP16 and options.half_check
+    if checked and extras.missing(("onnxruntime",)):
+        raise MissingExtraError(
+            "the half-precision check runs the graphs on the CPU with ONNX Runtime, which is not "
+            f"installed; {extras.install_command('onnxruntime')}, or leave the check out with "
+            "--no-half-check"
+        )
     return Choice(target, precision, library, tuple(reasons), builder, checked)

@@ -181,8 +181,8 @@ def run_bench(
     """Measure bundles, the baseline and others in turns.
 
     Every system has a process of its own; where one fails the rest goes on, and the exit code is 1.
-    Ctrl-C ends them all and keeps what was measured. Needs PyTorch for the baseline: pip install
-    "sdexport[export,bench]".
+    Ctrl-C ends them all and keeps what was measured. Needs PyTorch for the baseline: the
+    extras export, onnxruntime and bench.
 
     \b
     Example:

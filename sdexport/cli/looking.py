@@ -40,8 +40,8 @@ def verify(
     """Compare a bundle with its checkpoint in PyTorch.
 
     Engine by engine and by whole pictures. The figures are kept in the bundle. Exit code 1 says
-    that the bundle draws something else than PyTorch. Needs PyTorch: pip install
-    "sdexport[export]".
+    that the bundle draws something else than PyTorch. Needs PyTorch: the
+    extras export and onnxruntime.
 
     \b
     Example:

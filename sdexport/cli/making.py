@@ -154,7 +154,7 @@ def compile(
     That is export, build and verify in one. The bundle is a folder of engines for one target on
     this kind of machine, or for the GPUs that are named. Of a bundle that is already there only
     what changed is made again. A bundle whose pictures differ from PyTorch's is refused, and what
-    stood in its place stays. Needs PyTorch: pip install "sdexport[export]".
+    stood in its place stays. Needs PyTorch: the extras export and onnxruntime.
 
     \b
     Example:
@@ -235,7 +235,7 @@ def export(
 
     The folder has the layout that diffusers and optimum-onnx read and write. Each component is
     compared with PyTorch on the same inputs, and the figures are kept in the folder. Batch, height
-    and width stay open. Needs PyTorch: pip install "sdexport[export]".
+    and width stay open. Needs PyTorch: the extras export and onnxruntime.
 
     \b
     Example:
@@ -307,7 +307,7 @@ def build(
 
     The bundle is not compared with PyTorch; sdexport verify does that where the checkpoint is.
     A folder that was altered after its export is refused; remove its sdexport.json to build it all
-    the same, as another tool's. Needs onnx: pip install "sdexport[build]".
+    the same, as another tool's. Needs onnx: the extra build.
 
     \b
     Example:

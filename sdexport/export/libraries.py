@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import importlib.metadata
-import importlib.util
 
+from sdexport import extras
 from sdexport.errors import MissingExtraError
-
-NEEDED = ("torch", "diffusers", "transformers", "accelerate", "safetensors", "onnx", "onnxscript")
 
 
 def require_libraries() -> None:
@@ -16,12 +14,12 @@ def require_libraries() -> None:
     Raises:
         MissingExtraError: names the libraries and the extra that brings them.
     """
-    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
+    missing = extras.missing(extras.EXPORT)
     if missing:
         raise MissingExtraError(
             f"reading checkpoints needs {', '.join(missing)}, which "
             f"{'is' if len(missing) == 1 else 'are'} not installed; "
-            'pip install "sdexport[export]"'
+            f"{extras.install_command(*extras.EXPORT_EXTRAS)}"
         )
 
 

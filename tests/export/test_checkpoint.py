@@ -299,6 +299,6 @@ def test_missing_libraries_are_named(
         lambda: ReferenceModels(tiny_checkpoint),
         lambda: open_checkpoint("someone/model"),
     ):
-        with pytest.raises(MissingExtraError, match=r'diffusers.*pip install "sdexport\[export\]"'):
+        with pytest.raises(MissingExtraError, match=r"diffusers.*\[export,onnxruntime\]"):
             call()
     assert not (tmp_path / "onnx").exists()

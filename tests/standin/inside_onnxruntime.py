@@ -182,7 +182,7 @@ def test_the_package_for_processors_is_told_apart(standin: Standin) -> None:
     path = open_bundle(BUNDLE, check=False).engine_file("vae_decoder")
     with pytest.raises(
         MissingExtraError,
-        match="has no CUDAExecutionProvider, only .*pip uninstall onnxruntime; pip install onn",
+        match="no CUDAExecutionProvider, only .*pip uninstall onnxruntime; pip install .*-gpu",
     ):
         onnxruntime_cuda.load("onnxruntime-cuda", "vae_decoder", path, Precision.FP32, None)
 
