@@ -201,9 +201,8 @@ def png(image: Image.Image, texts: Mapping[str, str]) -> bytes:
     """The image as a PNG file that carries `texts` (tEXt where Latin-1 holds them, else iTXt)."""
     info = PngInfo()
     for key, text in texts.items():
-        # A name that is not UTF-8 cannot be written as text; its bytes are shown. NUL ends a text.
-        written = text.encode(errors="backslashreplace").decode().replace("\0", "\\x00")
-        info.add_text(key, written)
+        # A name that is not UTF-8 cannot be written as text; its bytes are shown.
+        info.add_text(key, text.encode(errors="backslashreplace").decode())
     # Encoded in memory, because Pillow hides the system's reason when a file cannot be written.
     buffer = io.BytesIO()
     image.save(buffer, format="PNG", pnginfo=info)
