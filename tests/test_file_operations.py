@@ -30,12 +30,14 @@ METHODS = {
 
 ASIDE = "in a folder that `folder_aside` gave to this process alone"
 UNIQUE = "in the system's place, under a name that nobody has"
+FORKED = "tells a fork from the process that loaded; locks nothing"
 GRAPH = "not of a file, but of an operator in a graph"
 EXPLAINED = {
     ("backends/onnxruntime_cpu.py", "rename"): (2, ASIDE),
     ("backends/tensorrt.py", "mkdir"): (1, "a cache's folder, which may be there already"),
     ("backends/tensorrt_build.py", "write_bytes"): (1, ASIDE),
     ("backends/tensorrt_config.py", "mkdir"): (1, "a cache's folder, which may be there already"),
+    ("backends/forks.py", "os.getpid"): (5, FORKED),
     ("backends/cuda_workspace.py", "touch"): (1, "not of a file"),
     ("backends/openvino_plain.py", "replace"): (1, GRAPH),
     ("backends/openvino_precision.py", "replace"): (1, GRAPH),
@@ -56,7 +58,7 @@ EXPLAINED = {
     ("build/folder.py", "os.link"): (1, ASIDE),
     ("build/folder.py", "unlink"): (1, ASIDE),
     ("cli/benchmarking.py", "tempfile.TemporaryDirectory"): (1, UNIQUE),
-    ("cli/drawing.py", "mkdir"): (1, "the folder of pictures, which may be there already"),
+    ("cli/drawing.py", "tempfile.mkdtemp"): (1, UNIQUE),
     ("export/ceilings.py", "write_text"): (1, "the answer of a child, in its parent's folder"),
     ("export/export.py", "mkdir"): (3, ASIDE),
     ("export/parity.py", "tempfile.TemporaryDirectory"): (1, UNIQUE),
@@ -64,7 +66,12 @@ EXPLAINED = {
     ("graph/proto.py", "write_bytes"): (1, ASIDE),
     ("graph/widen_half.py", "open for writing"): (1, ASIDE),
     ("memory.py", "open for writing"): (1, "a file of the kernel's"),
-    ("pipeline/result.py", "mkdir"): (1, "the folder of pictures, which may be there already"),
+    ("pipeline/batcher.py", "os.getpid"): (1, FORKED),
+    ("pipeline/drawing.py", "os.getpid"): (1, FORKED),
+    ("pipeline/pipeline.py", "os.getpid"): (3, FORKED),
+    ("pipeline/result.py", "mkdir"): (2, "the folder of pictures, which may be there already"),
+    ("pipeline/result.py", "touch"): (1, "a probe under a name that nobody has"),
+    ("pipeline/result.py", "unlink"): (1, "of that probe"),
 }  # fmt: skip
 """By file and call: how many there may be, and why they harm nobody who writes at the same time."""
 
