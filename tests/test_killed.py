@@ -24,3 +24,14 @@ def test_killed_at_many_moments() -> None:
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         check=True,
     )
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="kills forks")
+def test_a_writer_of_a_folder_killed_at_every_moment() -> None:
+    """Seconds; see `tests.killing_folders`."""
+    subprocess.run(
+        [sys.executable, "-m", "tests.killing_folders"],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        check=True,
+    )
