@@ -66,13 +66,14 @@ def count_and_kill(moment: int | None, exchanging: bool) -> Callable[[], int]:
     return lambda: seen
 
 
-def compile_here(checkpoint: Path, bundle: Path) -> None:
+def compile_here(checkpoint: Path, bundle: Path, *, again: bool = False) -> None:
+    """Compiles; `again`: as a user does after a kill, here without comparing with PyTorch anew."""
     from sdexport.build import BuildOptions, compile_checkpoint
     from sdexport.spec import Precision, Profile, Range
 
     profile = Profile(batch=Range(1, 1, 2), height=Range(32, 32, 64), width=Range(32, 32, 64))
     options = BuildOptions("onnxruntime-cpu", Precision.FP32, profile)
-    compile_checkpoint(checkpoint, bundle, options, force=True)
+    compile_checkpoint(checkpoint, bundle, options, force=not again, verify=not again)
 
 
 def forked(run: Callable[[], None]) -> int:
@@ -121,6 +122,8 @@ class Trial:
     """Two checkpoints, their bundles and what these draw."""
 
     def __init__(self, work: Path) -> None:
+        # Threads that wait for each other by spinning take minutes where others compute as well.
+        os.environ["OMP_NUM_THREADS"] = "1"
         # Imported once, for all children; nothing is computed here, which no fork would survive.
         import diffusers  # noqa: F401
         import onnxruntime  # noqa: F401
@@ -186,7 +189,8 @@ class Trial:
         return found, left
 
     def rerun(self, bundle: Path) -> None:
-        assert forked(lambda: compile_here(self.work / "new-checkpoint", bundle)) == 0
+        checkpoint = self.work / "new-checkpoint"
+        assert forked(lambda: compile_here(checkpoint, bundle, again=True)) == 0
         assert self.found(bundle) == "new"
         assert beside(bundle) == [], beside(bundle)
 
@@ -231,6 +235,7 @@ def tried(trial: Trial, moments: int, *, old: bool, exchanging: bool, only_last:
         found, leftovers = trial.kill(moment, old, exchanging)
         counts[found] += 1
         left += leftovers
+        print(f"moment {moment} of {total}: {found}", file=sys.stderr, flush=True)
     return {
         "old bundle there": old,
         "exchange": exchanging,
