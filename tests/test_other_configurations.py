@@ -80,6 +80,7 @@ def random_configuration(seed: int) -> dict[str, dict[str, Any]]:
                 {},
                 {
                     "_class_name": "DDIMScheduler",
+                    "prediction_type": "v_prediction",
                     "rescale_betas_zero_snr": True,
                     "timestep_spacing": "trailing",
                 },

@@ -18,6 +18,7 @@ from PIL import Image
 
 from sdexport.errors import UsageError, shown
 from sdexport.keywords import explains_keywords
+from sdexport.native_size import pixel_multiple
 from sdexport.pipeline import pictures
 from sdexport.pipeline.guidance import WHOLE, guidance_scales
 from sdexport.pipeline.pictures import PictureLike, Source
@@ -327,6 +328,13 @@ def _check_size(
     limits: Limits, width: int, height: int, images: Sequence[Image.Image], fit: str
 ) -> None:
     """Refuses a size that the bundle does not serve; of an image, with what can be done."""
+    multiple = pixel_multiple(limits.latent_scale)
+    for name, value in (("width", width), ("height", height)):
+        if multiple > PIXEL_MULTIPLE and value % multiple:
+            raise UsageError(
+                f"{name} must be a multiple of {multiple} pixels, of which this model's latents "
+                f"have {limits.latent_scale} a side; got {value}"
+            )
     try:
         limits.profile.serving(height=height, width=width)
     except UsageError as error:
