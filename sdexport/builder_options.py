@@ -35,6 +35,15 @@ UNITS = {
 HARDWARE = ("none", "ampere_plus", "same_compute_capability")
 LEVELS = range(6)
 
+AMPERE = 80
+"""The first compute capability of the Ampere generation, and of those that have TF32."""
+
+NOT_SERVED = {
+    "strip_weights": "a plan without weights has to be refitted before it runs, and nothing puts "
+    "the weights in when a bundle is loaded"
+}
+"""Options that the libraries have and no target takes, and why."""
+
 
 @explains_fields
 @dataclass(frozen=True, slots=True)
@@ -49,7 +58,7 @@ class BuilderOptions:
             builder's.
         version_compatible: run also with other versions of the library.
         refittable: weights can be replaced later.
-        strip_weights: leave out the weights, which are put in by a refit before the first run.
+        strip_weights: leave out the weights; no target takes it, see `NOT_SERVED`.
         timing_cache: a file that carries measurements from build to build.
     """
 
@@ -90,6 +99,10 @@ class BuilderOptions:
     def refuse_others(self, target: str, accepted: Collection[str]) -> None:
         """Raises UsageError where an option is given that `target` does not take."""
         for name in self.given():
+            if name in NOT_SERVED:
+                raise UsageError(
+                    f"builder option {name} is not served: {NOT_SERVED[name]}; leave it out"
+                )
             if name not in accepted:
                 raise UsageError(
                     f"target {target} has no builder option {name}; "
@@ -129,6 +142,52 @@ class BuilderOptions:
                 )
             given[name] = _read(name, value, folder)
         return cls(**given)
+
+
+@dataclass(frozen=True, slots=True)
+class BuiltFor:
+    """What engines ask of the machine that loads them.
+
+    Attributes:
+        capabilities: the compute capabilities that they were built for, as `sm89`; empty where any
+            GPU will do.
+        hardware_compatibility: one of `HARDWARE`.
+        version_compatible: they bring the runtime that they run with, which is code that the
+            library runs on the host.
+        stripped: their weights were left out.
+    """
+
+    capabilities: tuple[str, ...] = ()
+    hardware_compatibility: str = "none"
+    version_compatible: bool = False
+    stripped: bool = False
+
+    @classmethod
+    def of(cls, builder: Mapping[str, object]) -> BuiltFor:
+        """From a manifest's `builder`, or from `BuilderOptions.as_json`."""
+        capabilities = builder.get("compute_capabilities")
+        listed = capabilities if isinstance(capabilities, list | tuple) else ()
+        return cls(
+            tuple(str(capability) for capability in listed),
+            str(builder.get("hardware_compatibility", "none")),
+            builder.get("version_compatible") is True,
+            builder.get("strip_weights") is True,
+        )
+
+    def fits(self, capability: str) -> bool:
+        """Whether engines built so run on a GPU of `capability`."""
+        if not self.capabilities or capability in self.capabilities:
+            return True
+        return self.hardware_compatibility == "ampere_plus" and number(capability) >= AMPERE
+
+
+ANYWHERE = BuiltFor()
+"""Of engines that ask nothing of the machine but a GPU."""
+
+
+def number(capability: str) -> int:
+    """A compute capability such as `sm89` as a number that can be compared: 89."""
+    return int(capability.removeprefix("sm"))
 
 
 def _read(name: str, value: object, folder: Path) -> object:

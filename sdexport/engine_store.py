@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from sdexport import reading, storage
-from sdexport.backends.gpus import find_gpus
-from sdexport.backends.targets import find_target, library_version, runs_here
+from sdexport.backends.gpus import find_gpus, first_that_runs, mismatch
+from sdexport.backends.targets import Target, find_target, library_version, runs_here
+from sdexport.builder_options import BuiltFor
 from sdexport.bundle import MANIFEST_FILE, RUNTIME_CACHE, Bundle, is_bundle, open_bundle
 from sdexport.errors import FolderError, SdexportError, UsageError
 
@@ -172,35 +173,41 @@ def why_not(bundle: Bundle) -> str:
         return str(error)
     runs, why = runs_here(target)
     # First what is wrong with the engines themselves: it stays when the machine is put right.
-    if target.typed:
-        installed = f"{target.library} {library_version(target)}"
-        # An ONNX graph is read by every version.
-        portable = target.suffix == ".onnx" or manifest.builder.get("version_compatible", False)
-        if manifest.library != installed and runs and not portable:
-            return (
-                f"built with {manifest.library}, and {installed} is installed: its engines run "
-                "with the version that built them; build again, or install that version"
-            )
-    if not runs:
-        return why
-    return _wrong_gpu(bundle) if target.gpu else ""
+    if target.typed and runs:
+        why_version = _wrong_version(bundle, target)
+        if why_version:
+            return why_version
+    gpus, _ = find_gpus()
+    built = BuiltFor.of(manifest.builder)
+    if built.stripped:
+        return "built without its weights (strip_weights); build again without that option"
+    if target.gpu and gpus and first_that_runs(built, gpus) is None:
+        return mismatch(target.name, built, gpus)
+    return "" if runs else why
 
 
-def _wrong_gpu(bundle: Bundle) -> str:
-    """Why no GPU of this machine is one that the bundle was built for; empty where one is."""
-    builder = bundle.manifest.builder
-    built = builder.get("compute_capabilities")
-    here = [gpu.capability for gpu in find_gpus()[0]]
-    if not isinstance(built, list | tuple) or set(built) & set(here):
+def _wrong_version(bundle: Bundle, target: Target) -> str:
+    """Why the installed version of the library does not run the engines; empty where it does."""
+    built, installed = bundle.manifest.library, f"{target.library} {library_version(target)}"
+    # An ONNX graph is read by every version.
+    if built == installed or target.suffix == ".onnx":
         return ""
-    if builder.get("hardware_compatibility") == "ampere_plus" and any(
-        int(capability[2:]) >= 80 for capability in here
-    ):
-        return ""
+    if BuiltFor.of(bundle.manifest.builder).version_compatible:
+        if _version(built) <= _version(installed):
+            return ""
+        return (
+            f"built with {built}, and {installed} is installed: such engines run with later "
+            "versions than the one that built them; build again, or install that one or a later one"
+        )
     return (
-        f"built for compute capability {', '.join(built)}, and this machine has "
-        f"{', '.join(here)}; build again with --compute-capability {here[0]}"
+        f"built with {built}, and {installed} is installed: its engines run with the version that "
+        "built them; build again, or install that version"
     )
+
+
+def _version(library: str) -> tuple[int, ...]:
+    """The numbers of a library and its version, as a manifest has it: `tensorrt 11.4.0.106`."""
+    return tuple(int(part) for part in library.rpartition(" ")[2].split(".") if part.isdigit())
 
 
 def prune(

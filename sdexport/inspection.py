@@ -211,6 +211,8 @@ def _plan(file: Path, record: EngineRecord, name: str) -> Part:
     )
     activations = built.get("activation_bytes")
     note = f"as noted when it was built; read back from {built.get('read_from')}"
+    if built.get("not_checked"):
+        note += f"; not checked: {', '.join(built['not_checked'])}"
     if activations is not None:
         note = f"{activations:,} bytes of activations; {note}"
     return Part(name, file.name, 0, inputs, outputs, note=note)

@@ -130,6 +130,9 @@ MANIFEST: dict[str, Any] = {
                     "items": {"type": "string", "pattern": r"sm[0-9]{2,3}"},
                 },
                 "workspace": _COUNT,
+                "hardware_compatibility": _TEXT,
+                "version_compatible": {"type": "boolean"},
+                "strip_weights": {"type": "boolean"},
             },
         },
         "stages": {
@@ -156,6 +159,7 @@ MANIFEST: dict[str, Any] = {
                             "inputs": _SPECS,
                             "outputs": _SPECS,
                             "activation_bytes": {"type": ["integer", "null"]},
+                            "not_checked": {"type": "array", "items": _TEXT},
                         },
                     },
                 },

@@ -21,6 +21,7 @@ from tests.cli.doubles import PROFILE, SCHEDULER, Ran
 
 Run = Callable[..., Ran]
 
+HOPPER, TURING = Gpu("an H100", "sm90", 80 << 30), Gpu("Turing", "sm75", 8 << 30)
 ADA, AMPERE = Gpu("Ada", "sm89", 8 << 30), Gpu("Ampere", "sm86", 8 << 30)
 
 
@@ -105,6 +106,15 @@ def test_no_folder(tmp_path: Path) -> None:
         ((AMPERE, ADA), {}, ""),
         ((AMPERE,), {}, "built for compute capability sm89, and this machine has sm86"),
         ((AMPERE,), {"builder": {"hardware_compatibility": "ampere_plus"}}, ""),
+        ((HOPPER, AMPERE, ADA), {}, ""),
+        ((ADA,), {"builder": {"strip_weights": True}}, "built without its weights"),
+        ((HOPPER,), {}, "built for compute capability sm89, and this machine has sm90 (an H100); "
+         "build the bundle again on this machine with --target tensorrt"),
+        ((HOPPER,), {"builder": {"hardware_compatibility": "ampere_plus"}}, ""),
+        ((TURING,), {"builder": {"hardware_compatibility": "ampere_plus"}}, "built for compute"),
+        ((AMPERE,), {"builder": {"hardware_compatibility": "same_compute_capability"}}, "built fo"),
+        ((ADA,), {"library": "tensorrt_rtx 1.9", "builder": {"version_compatible": True}},
+         "built with tensorrt_rtx 1.9, and tensorrt_rtx 1.7 is installed: such engines"),
         ((ADA,), {"library": "tensorrt_rtx 1.5"}, "built with tensorrt_rtx 1.5, and"),
         ((ADA,), {"library": "tensorrt_rtx 1.5", "builder": {"version_compatible": True}}, ""),
     ],

@@ -17,6 +17,8 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from sdexport.backends import forks
+from sdexport.backends.gpus import find_gpus, first_that_runs, mismatch
+from sdexport.builder_options import BuiltFor
 from sdexport.errors import (
     DeviceLostError,
     DeviceMemoryError,
@@ -36,10 +38,15 @@ BLOCKING_WAIT = 1
 
 NO_MEMORY, NO_DEVICE, NOT_READY = 2, 100, 600
 
-LOST = frozenset({4, 214, 700, 702, 710, 714, 715, 716, 717, 718, 719})
-"""Statuses after which, as the driver's documentation has it, "the process must be terminated and
-relaunched" (700 illegal address, 719 launch failed …), or the driver is going away (4), or the
-memory has failed (214)."""
+LOST = frozenset(
+    {4, 214, 220, 226, 700, 702, 709, 710, 714, 715, 716, 717, 718, 719, 721, 810, 911, 918}
+)
+"""Statuses that end the process's use of the device.
+
+Of most the driver's documentation says that "the process must be terminated and relaunched" (700
+illegal address, 719 launch failed …) or that the context cannot be used any more (709, 710). Beside
+them: the driver is going away (4); memory or a link has failed for good (214, 220); a captured
+graph was given up half-way (918), of which the documentation does not say what is left."""
 
 REMEDIES = {
     1: "this is a defect of sdexport: report it",
@@ -159,6 +166,35 @@ class Context:
     def close(self) -> None:
         """Gives the context up; what was made in it is gone when no other library holds it."""
         _call("cuDevicePrimaryCtxRelease", self._device)
+
+
+@functools.cache
+def context(ordinal: int) -> Context:
+    """The context of the GPU number `ordinal`, one for the whole process."""
+    return Context(ordinal)
+
+
+def context_for(target: str, name: str, built: BuiltFor) -> Context:
+    """The context of the first GPU on which engines of `target` built so run.
+
+    Args:
+        name: of the engine, for the message.
+
+    Raises:
+        MissingExtraError: cuda-bindings is not installed.
+        EngineError: there is no GPU, or none that runs them; names the GPUs and what was built.
+    """
+    driver()
+    gpus, why = find_gpus()
+    chosen = first_that_runs(built, gpus)
+    if chosen is not None:
+        return context(chosen.ordinal)
+    if gpus:
+        reason = mismatch(target, built, gpus)
+    else:
+        find_gpus.cache_clear()  # What failed once may be there the next time.
+        reason = f"there is no GPU to run it: {why}"
+    raise EngineError(f"{target} cannot load {name}: {reason}")
 
 
 def close_all(resources: Iterable[Closeable]) -> None:
@@ -304,6 +340,16 @@ class Stream(_Resource):
     def launch(self, graph: Graph) -> None:
         """Enqueues everything that was captured."""
         _call("cuGraphLaunch", graph.handle, self.handle)
+
+    @property
+    def capturing(self) -> bool:
+        """Whether what is enqueued is being captured; may be asked then.
+
+        Raises:
+            DeviceLostError: the device was lost before.
+        """
+        status = _call("cuStreamIsCapturing", self.handle)
+        return bool(status != driver().CUstreamCaptureStatus.CU_STREAM_CAPTURE_STATUS_NONE)
 
     def wait(self) -> None:
         """Returns when everything that was enqueued is done."""

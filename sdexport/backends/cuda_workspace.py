@@ -110,6 +110,7 @@ class CudaWorkspace:
             self._step = call(engines.denoise_step, step)  # type: ignore[arg-type]  # every engine
             self._decoder = call(engines.vae_decoder, picture)  # type: ignore[arg-type]  # is one
             calls = self._text, self._step, self._decoder
+            self._kept = sum(made.kept for made in calls)
             size = max(made.memory for made in calls)
             if size:
                 memory = owner.activations(size)
@@ -162,7 +163,7 @@ class CudaWorkspace:
         """Of device memory, without the activations, which all workspaces share."""
         loops = sum(loop.bytes for loop in self.loops.values())
         staged = 0 if self._staged is None else self._staged.layout.size
-        return self._fixed.size + self._output.layout.size + staged + loops
+        return self._fixed.size + self._output.layout.size + staged + loops + self._kept
 
     def encode(self, ids: NDArray[np.int64], clip_skip: NDArray[np.int64] | None = None) -> None:
         # They go to the device together with everything else.

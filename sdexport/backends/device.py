@@ -25,6 +25,13 @@ class DeviceCall(Protocol):
     def memory(self) -> int:
         """Bytes of activation memory that it needs; calls that never overlap may share it."""
 
+    @property
+    def kept(self) -> int:
+        """Bytes of device memory that the runtime took for it, beside that, until it is closed.
+
+        As the driver's count of free memory tells: what others took meanwhile may be in it.
+        """
+
     def use_memory(self, address: int, size: int) -> None:
         """Takes this activation memory, before the first `enqueue`; it must outlive the call."""
 

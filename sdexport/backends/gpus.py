@@ -1,11 +1,21 @@
-"""Which NVIDIA GPUs this machine has, asked of the driver without making anything on them."""
+"""Which NVIDIA GPUs this machine has, and which of them runs what was built.
+
+The driver is asked, and nothing is made on the GPUs. What CUDA_VISIBLE_DEVICES hides, the driver
+does not show.
+"""
 
 from __future__ import annotations
 
 import ctypes
 import functools
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
+
+from sdexport.builder_options import BuiltFor
+
+DATA_CENTER = ("sm90", "sm100", "sm103")
+"""Compute capabilities that TensorRT builds for and TensorRT for RTX does not."""
 
 MAJOR, MINOR = 75, 76
 """CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR of the CUDA driver API."""
@@ -13,11 +23,19 @@ MAJOR, MINOR = 75, 76
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
-    """One GPU: its name, its compute capability as `sm89`, its memory in bytes."""
+    """One GPU.
+
+    Attributes:
+        name: as the driver has it.
+        capability: its compute capability, as `sm89`.
+        bytes: of its memory.
+        ordinal: its number among the GPUs that CUDA shows.
+    """
 
     name: str
     capability: str
     bytes: int
+    ordinal: int = 0
 
 
 @functools.cache
@@ -53,4 +71,31 @@ def _gpu(driver: Any, index: int) -> Gpu | None:
     )
     if failed:
         return None
-    return Gpu(name.value.decode(errors="replace"), f"sm{major.value}{minor.value}", size.value)
+    capability = f"sm{major.value}{minor.value}"
+    return Gpu(name.value.decode(errors="replace"), capability, size.value, index)
+
+
+def first_that_runs(built: BuiltFor, gpus: Iterable[Gpu]) -> Gpu | None:
+    """The first of `gpus` on which engines built so run; None where there is none."""
+    return next((gpu for gpu in gpus if built.fits(gpu.capability)), None)
+
+
+def listed(gpus: Iterable[Gpu]) -> str:
+    """The GPUs with their compute capabilities, for messages."""
+    return ", ".join(f"{gpu.capability} ({gpu.name})" for gpu in gpus)
+
+
+def mismatch(target: str, built: BuiltFor, gpus: Iterable[Gpu]) -> str:
+    """Why no GPU here runs engines of `target` built so, and what to do; there is a GPU."""
+    here = tuple(gpus)
+    capability = here[0].capability
+    if target == "tensorrt":
+        remedy = "build the bundle again on this machine"
+    elif capability in DATA_CENTER:
+        remedy = "build the bundle again on this machine with --target tensorrt"
+    else:
+        remedy = f"build the bundle again with --compute-capability {capability}"
+    return (
+        f"built for compute capability {', '.join(built.capabilities)}, and this machine has "
+        f"{listed(here)}; {remedy}"
+    )

@@ -11,7 +11,10 @@ onnxruntime-gpu has the import name of onnxruntime, and must not be installed be
 from __future__ import annotations
 
 import functools
+import io
+import os
 from collections.abc import Mapping
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +25,8 @@ from sdexport.backends.device import HostBinding
 from sdexport.backends.onnxruntime_cpu import SILENT, runtime
 from sdexport.backends.protocol import Array, numpy_dtype
 from sdexport.backends.request import BuiltEngine, EngineRequest
-from sdexport.backends.tensorrt import context
 from sdexport.backends.workspace import Engines
-from sdexport.builder_options import BuilderOptions
+from sdexport.builder_options import AMPERE, ANYWHERE, BuilderOptions, BuiltFor, number
 from sdexport.errors import DeviceMemoryError, EngineError, FolderError, MissingExtraError
 from sdexport.extras import install_command
 from sdexport.spec import Precision, TensorSpec
@@ -35,6 +37,9 @@ PROVIDERS = {"onnxruntime-cuda": (CUDA,), "onnxruntime-tensorrt": (TENSORRT, CUD
 
 ASYNCHRONOUS = "disable_synchronize_execution_providers"
 """The run option under which a run returns when its work is enqueued."""
+
+TF32_OVERRIDE = "NVIDIA_TF32_OVERRIDE"
+"""NVIDIA's variable: with 0, its libraries compute float32 in float32, whatever they are told."""
 
 KEPT_BINDINGS = 512
 """Sets of addresses whose binding is kept: a loop has one for each evaluation."""
@@ -50,27 +55,86 @@ def settle(target: str, options: BuilderOptions) -> BuilderOptions:
     return options
 
 
+def lacks(target: str, capability: str) -> str:
+    """Why the library does not run on GPUs of `capability`; that depends on how it was built."""
+    return ""
+
+
 def build(target: str, request: EngineRequest) -> BuiltEngine:
     """Moves the model into the output folder; see `onnxruntime_cpu.build`."""
     return onnxruntime_cpu.build(target, request)
 
 
 @functools.cache
-def _stream() -> cuda.Stream:
-    """The one stream of this process's sessions: a session is told its stream when it is made."""
-    context().use()
+def _stream(gpu: cuda.Context) -> cuda.Stream:
+    """The one stream of a GPU's sessions: a session is told its stream when it is made."""
+    gpu.use()
     return cuda.Stream()
 
 
+@functools.cache
+def _preload(library: Any) -> str:
+    """Loads the CUDA and cuDNN libraries that pip installed, which would not be found otherwise.
+
+    Versions before 1.21 cannot be asked to.
+
+    Returns:
+        What it said of those that it could not load; empty where all is well.
+    """
+    preload = getattr(library, "preload_dlls", None)
+    if preload is None:
+        return ""
+    said = io.StringIO()
+    try:
+        with redirect_stdout(said):  # It prints.
+            preload()
+    # Whatever it is, a library that is missing keeps the provider from being set up, and is told.
+    except Exception as error:
+        said.write(str(error))
+    return " ".join(said.getvalue().split())
+
+
+def _options(provider: str, gpu: cuda.Context, stream: cuda.Stream) -> dict[str, str]:
+    """The options of a provider; whatever computes float32 in fewer bits is switched off.
+
+    That is `use_tf32` of the CUDA provider. The TensorRT provider has no such option, see
+    `_refuse_tf32`; its reduced precisions (`trt_fp16_enable` and the like) are off by default.
+    """
+    place = {"device_id": str(gpu.ordinal), "user_compute_stream": str(int(stream.handle))}
+    return place | {"use_tf32": "0"} if provider == CUDA else place
+
+
+def _refuse_tf32(target: str, precision: Precision, gpu: cuda.Context) -> None:
+    """Raises EngineError where float32 would be computed in TF32 and nothing can be set against it.
+
+    The variable is NVIDIA's, holds for the whole process and is read when the libraries start; so
+    it is asked for, and not set here.
+    """
+    if TENSORRT not in PROVIDERS[target] or precision is not Precision.FP32:
+        return
+    if number(gpu.capability) >= AMPERE and os.environ.get(TF32_OVERRIDE) != "0":
+        raise EngineError(
+            f"{target} computes float32 in TF32 (factors of 10 bits) on {gpu.name}, and ONNX "
+            f"Runtime has no option against it: start the program with {TF32_OVERRIDE}=0 in its "
+            "environment, or build the bundle for onnxruntime-cuda"
+        )
+
+
 def load(
-    target: str, name: str, path: Path, precision: Precision, threads: int | None
+    target: str,
+    name: str,
+    path: Path,
+    precision: Precision,
+    threads: int | None,
+    built: BuiltFor = ANYWHERE,
 ) -> OnnxRuntimeGpuEngine:
     """The engine of the component `name`, its weights on the GPU.
 
     Raises:
         FolderError: no such file.
         MissingExtraError: the ONNX Runtime that is installed has no such provider.
-        EngineError: there is no GPU, or the runtime refuses the model; says why.
+        EngineError: there is no GPU, the runtime refuses the model, or it would compute float32 in
+            fewer bits; says why.
     """
     library = runtime()
     if not reading.exists(path):
@@ -84,23 +148,34 @@ def load(
             f"{' and no '.join(missing)}, only {', '.join(found)}; pip uninstall onnxruntime; "
             f"{install_command('onnxruntime-gpu')}"
         )
-    stream = _stream()
-    place = {"device_id": "0", "user_compute_stream": str(int(stream.handle))}
-    chosen: list[Any] = [(provider, place) for provider in providers]
+    gpu = cuda.context_for(target, name, built)
+    _refuse_tf32(target, precision, gpu)
+    stream = _stream(gpu)
+    chosen: list[Any] = [(provider, _options(provider, gpu, stream)) for provider in providers]
     options = library.SessionOptions()
     options.log_severity_level = SILENT
+    said = io.StringIO(_preload(library))
+    said.seek(0, io.SEEK_END)
     try:
-        session = library.InferenceSession(str(path), sess_options=options, providers=chosen)
+        with redirect_stdout(said):  # Why a provider cannot be set up is printed.
+            session = library.InferenceSession(str(path), sess_options=options, providers=chosen)
     except Exception as error:  # The library's own classes derive from Exception alone.
-        raise _failure(f"ONNX Runtime cannot load {name} from {path}", error) from error
+        what = f"ONNX Runtime cannot load {name} from {path}{_bracketed(said)}"
+        raise _failure(gpu, what, error) from error
     # A provider that cannot be set up is left out without a word.
     if session.get_providers()[0] != providers[0]:
         raise EngineError(
             f"ONNX Runtime cannot set up {providers[0]} here and would run {name} with "
-            f"{session.get_providers()[0]}; see that the CUDA, cuDNN and TensorRT libraries that "
-            "its documentation names for this version are installed"
+            f"{session.get_providers()[0]}{_bracketed(said)}; see that the CUDA, cuDNN and "
+            "TensorRT libraries that its documentation names for this version are installed"
         )
-    return OnnxRuntimeGpuEngine(name, library, session, stream)
+    return OnnxRuntimeGpuEngine(name, library, session, gpu, stream)
+
+
+def _bracketed(said: io.StringIO) -> str:
+    """What was printed, on one line and in brackets after a blank; empty where nothing was."""
+    text = " ".join(said.getvalue().split())
+    return f" ({text})" if text else ""
 
 
 def device(engines: Engines, loop: str, cache: Path) -> CudaDevice:
@@ -108,13 +183,13 @@ def device(engines: Engines, loop: str, cache: Path) -> CudaDevice:
     return CudaDevice(engines, parse_form(loop))
 
 
-def _failure(what: str, error: Exception) -> EngineError:
+def _failure(gpu: cuda.Context, what: str, error: Exception) -> EngineError:
     """The error for what the runtime said.
 
     Raises:
         DeviceLostError: the device is lost; whatever the runtime says, that is the reason.
     """
-    context().memory()
+    gpu.memory()
     said = " ".join(str(error).split())
     if "out of memory" in said.lower() or "Failed to allocate memory" in said:
         return DeviceMemoryError(
@@ -129,10 +204,13 @@ class OnnxRuntimeGpuEngine:
 
     streams = 1
 
-    def __init__(self, name: str, library: Any, session: Any, stream: cuda.Stream) -> None:
+    def __init__(
+        self, name: str, library: Any, session: Any, gpu: cuda.Context, stream: cuda.Stream
+    ) -> None:
         self._name = name
         self._library = library
         self._session = session
+        self._gpu = gpu
         self._stream = stream
         self._inputs = onnxruntime_cpu.specs(session.get_inputs())
         self._outputs = onnxruntime_cpu.specs(session.get_outputs())
@@ -152,7 +230,7 @@ class OnnxRuntimeGpuEngine:
 
     @property
     def context(self) -> cuda.Context:
-        return context()
+        return self._gpu
 
     @property
     def stream(self) -> cuda.Stream | None:
@@ -189,8 +267,8 @@ class OnnxRuntimeGpuEngine:
 class OnnxRuntimeGpuCall:
     """A session over tensors of one set of shapes; see `device.DeviceCall`."""
 
-    memory = 0
-    """The session's arena is its own."""
+    memory = kept = 0
+    """The session's arena is its own, and takes nothing more for a call."""
 
     def __init__(
         self,
@@ -202,6 +280,7 @@ class OnnxRuntimeGpuCall:
     ) -> None:
         self._name = name
         self._session = session
+        self._gpu = engine.context
         self._tensors = tuple(
             (spec.name, numpy_dtype(spec.dtype).type, shapes[spec.name], spec in engine.inputs)
             for spec in (*engine.inputs, *engine.outputs)
@@ -226,7 +305,7 @@ class OnnxRuntimeGpuCall:
         try:
             self._session.run_with_iobinding(self._binding(addresses), self._options)
         except Exception as error:  # The library's own classes derive from Exception alone.
-            raise _failure(f"{self._name} failed in ONNX Runtime", error) from error
+            raise _failure(self._gpu, f"{self._name} failed in ONNX Runtime", error) from error
 
     def _binding(self, addresses: Mapping[str, int]) -> Any:
         """The tensors at these addresses, bound once."""
@@ -238,7 +317,7 @@ class OnnxRuntimeGpuCall:
             found = self._bindings[key] = self._session.io_binding()
             for (name, dtype, shape, is_input), address in zip(self._tensors, key, strict=True):
                 place = found.bind_input if is_input else found.bind_output
-                place(name, "cuda", 0, dtype, shape, address)
+                place(name, "cuda", self._gpu.ordinal, dtype, shape, address)
         return found
 
     def close(self) -> None:

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Literal, Protocol, cast
 
 from sdexport.backends import forks
-from sdexport.backends.gpus import find_gpus
+from sdexport.backends.gpus import Gpu, find_gpus, first_that_runs, listed, mismatch
 from sdexport.backends.protocol import Engine
 from sdexport.backends.request import BuiltEngine, EngineRequest
 from sdexport.backends.workspace import Device, Engines
-from sdexport.builder_options import BuilderOptions
+from sdexport.builder_options import ANYWHERE, BuilderOptions, BuiltFor
 from sdexport.errors import EngineError, MissingExtraError, UsageError
 from sdexport.extras import BUILD, install_command, missing
 from sdexport.spec import Precision
@@ -45,6 +45,8 @@ class Target:
         gpu: where an NVIDIA GPU is needed: to `run`, to `build and run`, or nowhere.
         projects: texts and timesteps are projected by engines of their own, once for all
             evaluations; see `graph.split_unet`.
+        arithmetic: what the builder always sets of the library's arithmetic; a part of the settings
+            that an engine's bytes depend on.
         runs_with: the distribution that has to be installed to run, where another one with the same
             import name does not do.
     """
@@ -62,6 +64,7 @@ class Target:
     gpu: Literal["", "run", "build and run"] = ""
     runs_with: str = ""
     projects: bool = False
+    arithmetic: tuple[tuple[str, bool], ...] = ()
 
     @property
     def remedy(self) -> str:
@@ -114,11 +117,11 @@ TENSORRT = Target(
         "hardware_compatibility",
         "version_compatible",
         "refittable",
-        "strip_weights",
         "timing_cache",
     ),
     typed=True,
     gpu="build and run",
+    arithmetic=(("tf32", False),),
 )
 TENSORRT_RTX = Target(
     name="tensorrt-rtx",
@@ -136,10 +139,10 @@ TENSORRT_RTX = Target(
         "optimization_level",
         "workspace",
         "refittable",
-        "strip_weights",
     ),
     typed=True,
     gpu="run",
+    arithmetic=(("tf32", False),),
 )
 ONNXRUNTIME_TENSORRT = Target(
     name="onnxruntime-tensorrt",
@@ -188,6 +191,9 @@ class _Builder(Protocol):
     # Of typed targets only.
     def settle(self, target: str, options: BuilderOptions) -> BuilderOptions: ...
 
+    # Of targets that need a GPU only.
+    def lacks(self, target: str, capability: str) -> str: ...
+
 
 class _Runtime(Protocol):
     """What the module offers that loads a target's engines."""
@@ -196,7 +202,20 @@ class _Runtime(Protocol):
         self, target: str, name: str, path: Path, precision: Precision, threads: int | None
     ) -> Engine: ...
 
-    # Of targets that need a GPU only.
+
+class _GpuRuntime(Protocol):
+    """What the module offers that loads a target's engines on a GPU."""
+
+    def load(
+        self,
+        target: str,
+        name: str,
+        path: Path,
+        precision: Precision,
+        threads: int | None,
+        built: BuiltFor,
+    ) -> Engine: ...
+
     def device(self, engines: Engines, loop: str, cache: Path) -> Device: ...
 
 
@@ -224,8 +243,12 @@ def _installed(target: Target) -> bool:
     return not missing((target.library,))
 
 
-def runs_here(target: Target) -> tuple[bool, str]:
-    """Whether engines of `target` can run on this machine, and why not or what they run on."""
+def runs_here(target: Target, built: BuiltFor = ANYWHERE) -> tuple[bool, str]:
+    """Whether engines of `target` can run on this machine, and why not or what they run on.
+
+    Args:
+        built: what the engines ask of a GPU.
+    """
     installed, text = availability(target)
     if not installed or not target.gpu:
         return installed, text
@@ -238,8 +261,27 @@ def runs_here(target: Target) -> tuple[bool, str]:
         )
     if missing(("cuda.bindings",)):
         return False, f"cuda-bindings is not installed: {target.remedy}"
+    gpu, why = _gpu_for(target)
+    if gpu is None:
+        return False, why
+    fitting = first_that_runs(built, find_gpus()[0])
+    if fitting is None:
+        return False, mismatch(target.name, built, find_gpus()[0])
+    return True, f"{text} on {gpu.name if built == ANYWHERE else fitting.name}"
+
+
+def _gpu_for(target: Target) -> tuple[Gpu | None, str]:
+    """The first GPU here that the target's library runs on; None, and why, where there is none."""
     gpus, why = find_gpus()
-    return (True, f"{text} on {gpus[0].name}") if gpus else (False, why)
+    for gpu in gpus:
+        try:
+            lacks = _builder(target).lacks(target.name, gpu.capability)
+        except MissingExtraError as error:
+            return None, str(error)
+        if not lacks:
+            return gpu, ""
+        why = f"{lacks}, and this machine has {listed(gpus)}"
+    return None, why
 
 
 def builds_here(target: Target) -> tuple[bool, str]:
@@ -251,8 +293,8 @@ def builds_here(target: Target) -> tuple[bool, str]:
         return False, f"{' and '.join(missing(BUILD))} not installed: {install_command('build')}"
     if target.gpu != "build and run":
         return True, text
-    gpus, why = find_gpus()
-    return (True, text) if gpus else (False, f"{why}; it builds on the GPU that it runs on")
+    gpu, why = _gpu_for(target)
+    return (True, text) if gpu else (False, f"{why}; it builds on the GPU that it runs on")
 
 
 def choose(name: str = AUTO) -> TargetChoice:
@@ -278,7 +320,8 @@ def choose(name: str = AUTO) -> TargetChoice:
             return TargetChoice(target, f"{why}{without}")
         # What needs a GPU that is not here is no omission of the user's, nor is what stands in the
         # place of a library that is.
-        if not target.runs_with and (not target.gpu or find_gpus()[0]):
+        present = target.runs_with or _installed(target)
+        if not present and (not target.gpu or find_gpus()[0]):
             lacking.append(f"{target.name} ({target.remedy})")
     raise MissingExtraError(f"no target's library is installed; {' or '.join(lacking)}")
 
@@ -330,12 +373,19 @@ def build_engine(target: Target, request: EngineRequest) -> BuiltEngine:
 
 
 def load_engine(
-    target: Target, name: str, path: Path, precision: Precision, threads: int | None = None
+    target: Target,
+    name: str,
+    path: Path,
+    precision: Precision,
+    threads: int | None = None,
+    *,
+    built: BuiltFor = ANYWHERE,
 ) -> Engine:
     """Loads the engine file at `path` as the component `name`.
 
     Args:
         threads: processor threads; None leaves it to the runtime.
+        built: what the engine asks of a GPU, as its bundle says.
 
     Raises:
         UsageError: the target has no such precision, or `threads` is under 1.
@@ -352,8 +402,11 @@ def load_engine(
             f"this version of sdexport builds engines for {target.name} and does not run them; "
             "build for another target to draw here"
         )
-    runtime = cast(_Runtime, importlib.import_module(target.runtime))
-    engine = runtime.load(target.name, name, path, precision, threads)
+    module = importlib.import_module(target.runtime)
+    if target.gpu:
+        engine = cast(_GpuRuntime, module).load(target.name, name, path, precision, threads, built)
+    else:
+        engine = cast(_Runtime, module).load(target.name, name, path, precision, threads)
     forks.never_freed_in_child(engine)
     return engine
 
@@ -385,7 +438,7 @@ def make_device(target: Target, engines: Engines, *, loop: str, cache: Path) -> 
     check_loop(target, loop)
     if not target.gpu:
         return None
-    runtime = cast(_Runtime, importlib.import_module(target.runtime))
+    runtime = cast(_GpuRuntime, importlib.import_module(target.runtime))
     return runtime.device(engines, loop, cache)
 
 

@@ -20,8 +20,17 @@ from sdexport.backends import cuda
 from sdexport.backends.cuda_device import CudaDevice, parse_form
 from sdexport.backends.device import HostBinding, aligned
 from sdexport.backends.protocol import Array
-from sdexport.backends.tensorrt_library import Words, library, listening, logger
+from sdexport.backends.tensorrt_library import (
+    Words,
+    compiles_at_run_time,
+    device_memory_bytes,
+    library,
+    listening,
+    logger,
+)
+from sdexport.backends.tensorrt_refusal import refusal
 from sdexport.backends.workspace import Engines
+from sdexport.builder_options import ANYWHERE, BuiltFor
 from sdexport.errors import DeviceMemoryError, EngineError, FolderError, StorageError
 from sdexport.spec import Precision, TensorSpec
 
@@ -36,19 +45,6 @@ DTYPES = {
 }
 """The dtypes of the library's type names."""
 
-HINTS = (
-    ("version_mismatch", "version"),
-    ("unsupported_cc", "gpu"),
-    ("malformed_engine", "broken"),
-    ("insufficient_gpu_memory", "memory"),
-    ("incompatible device", "gpu"),
-    ("version", "version"),
-    ("compute", "gpu"),
-    ("memory", "memory"),
-)
-"""What the libraries say of an engine that they do not take, and what it means; the first counts.
-TensorRT for RTX names the reason, TensorRT has sentences, of which these words were read."""
-
 ENGINE_BYTES = 1 << 36
 """The longest engine that is read; a manifest has compared its size before."""
 
@@ -59,45 +55,59 @@ STREAMS = 8
 """Requests that are drawn at once, at most; each takes memory for activations and buffers."""
 
 
-@functools.cache
-def context() -> cuda.Context:
-    """The GPU of this process, the first that CUDA shows.
+_creating = threading.Lock()
+"""Execution contexts are made one after another: what each takes of the device is measured."""
 
-    Raises:
-        EngineError: there is none.
+
+@functools.cache
+def _runtime(target: str, gpu: cuda.Context, host_code: bool) -> Any:
+    """The library's `IRuntime` on a GPU, which has to be the calling thread's.
+
+    Args:
+        host_code: whether plans may bring code that runs on the host, as those do that run with
+            other versions of the library.
     """
-    return cuda.Context()
-
-
-@functools.cache
-def _runtime(target: str) -> Any:
     module = library(target)
-    context()
-    return module.Runtime(logger(module))
+    runtime = module.Runtime(logger(module))
+    if host_code:
+        runtime.engine_host_code_allowed = True
+    return runtime
 
 
 def load(
-    target: str, name: str, path: Path, precision: Precision, threads: int | None
+    target: str,
+    name: str,
+    path: Path,
+    precision: Precision,
+    threads: int | None,
+    built: BuiltFor = ANYWHERE,
 ) -> TensorRtEngine:
-    """The engine of the component `name`, its weights on the GPU.
+    """The engine of the component `name`, its weights on the first GPU that it was built for.
 
     Raises:
         FolderError: no such file.
         MissingExtraError: a library is not installed.
-        EngineError: there is no GPU, or the library refuses the engine; says why.
+        EngineError: there is no GPU, none that the engine was built for, or the library refuses
+            the engine; says why.
     """
     if not reading.exists(path):
         raise FolderError(f"the engine of {name} is missing: {path}; build the bundle again")
+    if built.stripped:
+        raise EngineError(
+            f"the engine of {name} was built without its weights (strip_weights), and nothing puts "
+            "them in here; build the bundle again without that option"
+        )
     module = library(target)
-    gpu = context()
+    gpu = cuda.context_for(target, name, built)
     gpu.use()
-    runtime = _runtime(target)
+    runtime = _runtime(target, gpu, built.version_compatible)
     blob = reading.read_bytes(path, ENGINE_BYTES)
     with listening(this_thread=True) as words:
         engine = runtime.deserialize_cuda_engine(blob)
     if engine is None:
         gpu.memory()  # A device that is lost says so here.
-        why = _refusal(module, runtime, blob, words, gpu)
+        here = f"{gpu.name} of compute capability {gpu.capability}"
+        why = refusal(module, runtime, blob, words, here)
         raise EngineError(f"{target} cannot load {name} from {path}: {why}")
     return TensorRtEngine(name, module, engine, gpu)
 
@@ -105,34 +115,6 @@ def load(
 def device(engines: Engines, loop: str, cache: Path) -> CudaDevice:
     """The GPU on which `engines` were loaded; see `cuda_device`."""
     return CudaDevice(engines, parse_form(loop), cache=cache)
-
-
-def _refusal(module: Any, runtime: Any, blob: bytes, words: Words, gpu: cuda.Context) -> str:
-    """Why the library does not take an engine, and what to do."""
-    said = words.failure or "it does not say why"
-    reasons = _diagnostics(module, runtime, blob)
-    hint = " ".join((*reasons, said)).lower()
-    remedies = {
-        "version": "it was built by another version than the "
-        f"{module.__name__} {module.__version__} here: build the bundle again",
-        "gpu": f"it was built for other GPUs than this {gpu.name} of compute capability "
-        f"{gpu.capability}: build it on this machine, or for {gpu.capability}",
-        "memory": "the GPU's memory is full: end other programs that use the GPU",
-        "broken": "it is truncated or altered: build the bundle again",
-    }
-    kind = next((kind for word, kind in HINTS if word in hint), "broken")
-    found = f" ({', '.join(reasons)})" if reasons else ""
-    return f"{said}{found}; {remedies[kind]}"
-
-
-def _diagnostics(module: Any, runtime: Any, blob: bytes) -> list[str]:
-    """The names of what TensorRT for RTX finds wrong with an engine; TensorRT cannot be asked."""
-    kinds = getattr(module, "EngineInvalidityDiagnostics", None)
-    if kinds is None or not hasattr(runtime, "get_engine_validity"):
-        return []
-    _, found = runtime.get_engine_validity(blob)
-    number = int(getattr(found, "value", found))
-    return [name for name, kind in kinds.__members__.items() if number & int(kind.value)]
 
 
 class TensorRtEngine:
@@ -146,12 +128,19 @@ class TensorRtEngine:
         self._module = module
         self._engine = engine
         self._gpu = gpu
-        # Contexts are made one after another: the library is not asked to do it in parallel.
         self._lock = threading.Lock()
         self._cache: Any = None
         self._kept: tuple[Path, int] | None = None
         self._bundle: tuple[int, int] | None = None
         names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
+        host = module.TensorLocation.HOST
+        on_host = [tensor for tensor in names if engine.get_tensor_location(tensor) == host]
+        if on_host:
+            raise EngineError(
+                f"{name} reads or writes {', '.join(on_host)} in host memory, as it decides shapes "
+                "there, and every tensor has to be in device memory; it was built from a graph of "
+                "another kind: build the bundle again"
+            )
         mode = module.TensorIOMode.INPUT
         specs = {tensor: self._spec(tensor) for tensor in names}
         self._inputs = tuple(
@@ -205,16 +194,29 @@ class TensorRtEngine:
     def prepare(self, shapes: Mapping[str, tuple[int, ...]], stream: cuda.Stream) -> TensorRtCall:
         """See `device.DeviceEngine.prepare`."""
         profile = self._profile(shapes)
-        with self._lock, listening(this_thread=True) as words:
-            made = self._engine.create_execution_context(self._strategy())
+        with _creating, self._lock, listening(this_thread=True) as words:
+            configuration = self._configuration()
+            free_before, _ = self._gpu.memory()
+            made = self._engine.create_execution_context(configuration)
+            free_after, _ = self._gpu.memory()
         if made is None:
             raise failure(self._gpu, f"{self._name} cannot make an execution context", words)
-        return TensorRtCall(self, made, profile, shapes, stream)
+        kept = max(0, free_before - free_after)
+        return TensorRtCall(self, made, configuration, kept, profile, shapes, stream)
 
-    def _strategy(self) -> Any:
-        """How the library is asked for a context whose activation memory is ours."""
+    @property
+    def activation_bytes(self) -> int:
+        """The most activation memory that a context of it needs, over all profiles."""
+        return device_memory_bytes(self._engine)
+
+    def _configuration(self) -> Any:
+        """How the library is asked for a context whose activation memory is ours.
+
+        A strategy, or for TensorRT for RTX a configuration, which has to live as long as the
+        context.
+        """
         user = self._module.ExecutionContextAllocationStrategy.USER_MANAGED
-        if not _compiles_at_run_time(self._module):
+        if not compiles_at_run_time(self._module):
             return user
         config = self._engine.create_runtime_config()
         config.set_execution_context_allocation_strategy(user)
@@ -232,7 +234,7 @@ class TensorRtEngine:
 
         TensorRT for RTX alone compiles kernels at run time; for TensorRT this does nothing.
         """
-        if not _compiles_at_run_time(self._module):
+        if not compiles_at_run_time(self._module):
             return
         path = folder / f"{self._name}.{self._gpu.capability}.cache"
         cache = self._engine.create_runtime_config().create_runtime_cache()
@@ -298,11 +300,6 @@ class TensorRtEngine:
         self._cache = self._kept = self._engine = None
 
 
-def _compiles_at_run_time(module: Any) -> bool:
-    """Whether the library is TensorRT for RTX."""
-    return hasattr(module, "IRuntimeCache")
-
-
 def _misfit(
     name: str, shape: tuple[int, ...], low: tuple[int, ...], high: tuple[int, ...]
 ) -> str | None:
@@ -315,13 +312,20 @@ def _misfit(
     return None
 
 
-def failure(gpu: cuda.Context, what: str, words: Words) -> EngineError:
+def failure(
+    gpu: cuda.Context, what: str, words: Words, stream: cuda.Stream | None = None
+) -> EngineError:
     """The error for what the library did not do, with what it said.
+
+    Args:
+        stream: on which it was asked to, where it was a stream.
 
     Raises:
         DeviceLostError: the device is lost; whatever the library says, that is the reason.
     """
-    gpu.memory()
+    # A lost device says so to any question; while a stream captures, only this one may be asked.
+    if stream is None or not stream.capturing:
+        gpu.memory()
     said = words.failure or "the library does not say why"
     if "out of memory" in said.lower().replace("_", " "):
         return DeviceMemoryError(
@@ -338,6 +342,8 @@ class TensorRtCall:
         self,
         engine: TensorRtEngine,
         made: Any,
+        configuration: Any,
+        kept: int,
         profile: int,
         shapes: Mapping[str, tuple[int, ...]],
         stream: cuda.Stream,
@@ -345,6 +351,8 @@ class TensorRtCall:
         self._name = engine.name
         self._gpu = engine.context
         self._context = made
+        self._configuration = configuration
+        self._kept = kept
         self._tensors = tuple(spec.name for spec in (*engine.inputs, *engine.outputs))
         with listening(this_thread=True) as words:
             done = made.set_optimization_profile_async(profile, int(stream.handle))
@@ -353,7 +361,8 @@ class TensorRtCall:
             open_ = list(made.infer_shapes()) if done else []
         if not done or open_:
             which = f" ({', '.join(open_)})" if open_ else ""
-            raise failure(self._gpu, f"{self._name} does not take its inputs' shapes{which}", words)
+            what = f"{self._name} does not take its inputs' shapes{which}"
+            raise failure(self._gpu, what, words, stream)
         for spec in engine.outputs:
             given = tuple(made.get_tensor_shape(spec.name))
             if given != tuple(shapes[spec.name]):
@@ -362,15 +371,28 @@ class TensorRtCall:
                     f"{shapes[spec.name]} is needed; it was built by another version of sdexport: "
                     "build the bundle again"
                 )
-        self._memory = int(made.update_device_memory_size_for_shapes())
+        with listening(this_thread=True) as words:
+            self._memory = int(made.update_device_memory_size_for_shapes())
+        # The library says 0 where it could not tell, and of an engine that never needs any.
+        if not self._memory and engine.activation_bytes:
+            what = f"{self._name} does not tell how much activation memory it needs"
+            raise failure(self._gpu, what, words, stream)
 
     @property
     def memory(self) -> int:
         """See `device.DeviceCall`; so the others."""
         return aligned(self._memory)
 
+    @property
+    def kept(self) -> int:
+        return self._kept
+
     def use_memory(self, address: int, size: int) -> None:
-        self._context.set_device_memory(address, size)
+        with listening(this_thread=True) as words:
+            self._context.set_device_memory(address, size)
+        # It gives nothing back: what went wrong is in the log alone.
+        if words.failure:
+            raise failure(self._gpu, f"{self._name} does not take its activation memory", words)
 
     def can_be_captured(self, stream: cuda.Stream) -> bool:
         asked = getattr(self._context, "is_stream_capturable", None)
@@ -389,10 +411,12 @@ class TensorRtCall:
                 self._context.set_tensor_address(name, addresses[name]) for name in self._tensors
             ) and self._context.execute_async_v3(int(stream.handle))
         if not done:
-            raise failure(self._gpu, f"{self._name} cannot be run", words)
+            raise failure(self._gpu, f"{self._name} cannot be run", words, stream)
 
     def close(self) -> None:
+        # The configuration goes after the context that was made with it.
         self._context = None
+        self._configuration = None
 
 
 def _identity(folder: Path) -> tuple[int, int] | None:

@@ -22,9 +22,10 @@ from pathlib import Path
 from typing import Any
 
 from sdexport import memory, storage
-from sdexport.backends import tensorrt_config, tensorrt_readback
+from sdexport.backends import cuda, tensorrt_config, tensorrt_readback
 from sdexport.backends.request import BuiltEngine, EngineRequest, ShapeRange
 from sdexport.backends.tensorrt_library import (
+    TENSORRT,
     Words,
     library,
     listening,
@@ -46,6 +47,7 @@ DISK_FACTOR = 1.1
 """Bytes of an engine for one of its weights, at most."""
 
 settle = tensorrt_config.settle
+lacks = tensorrt_config.lacks
 
 
 def default_precision() -> tuple[Precision, str]:
@@ -65,7 +67,9 @@ def build(target: str, request: EngineRequest) -> BuiltEngine:
         KeyboardInterrupt: after the build was ended cleanly.
     """
     module = library(target)
-    tensorrt_config.require_gpu(target)
+    if target == TENSORRT:
+        # It builds for the GPU that is current in this thread.
+        cuda.context(tensorrt_config.require_gpu(target).ordinal).use()
     weights = sum(file.stat().st_size for file in request.model.parent.iterdir())
     check_resources(request.name, request.output, weights)
     start = time.perf_counter()
@@ -107,6 +111,7 @@ def build(target: str, request: EngineRequest) -> BuiltEngine:
             "seconds": round(time.perf_counter() - start, 3),
             "peak_bytes": memory.peak_bytes(),
             "workspace": request.options.workspace,
+            "tf32": False,
         },
     )
 
@@ -202,6 +207,11 @@ def add_profile(
     profile = builder.create_optimization_profile()
     inputs = _inputs(network)
     for tensor in inputs:
+        if tensor.is_shape_tensor:
+            raise EngineError(
+                f"{name} reads its input {tensor.name!r} in host memory, as it decides shapes, and "
+                "every input has to be in device memory; build from a graph that sdexport exported"
+            )
         limits = shapes.get(tensor.name)
         if limits is None:
             raise EngineError(

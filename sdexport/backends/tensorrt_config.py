@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from sdexport import reading, storage
-from sdexport.backends.gpus import find_gpus
+from sdexport.backends.gpus import DATA_CENTER, Gpu, find_gpus, listed
 from sdexport.backends.request import EngineRequest
 from sdexport.backends.tensorrt_library import TENSORRT, TENSORRT_RTX, library, title
-from sdexport.builder_options import BuilderOptions
+from sdexport.builder_options import BuilderOptions, number
 from sdexport.errors import EngineError, FolderError, UsageError
 
 WORKSPACE = 8 << 30
@@ -30,18 +30,45 @@ PAGE = 1 << 21
 FLAGS = {
     "version_compatible": "VERSION_COMPATIBLE",
     "refittable": "REFIT",
-    "strip_weights": "STRIP_PLAN",
 }
 """The library's flag behind each option that is one."""
 
+OLDEST = 75
+"""The least compute capability that TensorRT 10.8 and later run on."""
 
-def require_gpu(target: str) -> None:
-    """Raises EngineError where `target` builds on a GPU and there is none."""
-    if target == TENSORRT and not find_gpus()[0]:
+
+def lacks(target: str, capability: str) -> str:
+    """Why the library of `target` runs on no GPU of `capability`; empty where it does.
+
+    Raises:
+        MissingExtraError: the library is not installed, or cannot be imported.
+    """
+    if target == TENSORRT:
+        known = number(capability) >= OLDEST
+        return "" if known else f"TensorRT runs on GPUs from compute capability sm{OLDEST} on"
+    capabilities = known_capabilities(library(target))
+    if capability in capabilities:
+        return ""
+    other = "; such a GPU runs the target tensorrt" if capability in DATA_CENTER else ""
+    return f"{title(target)} runs on GPUs of {', '.join(capabilities)} only{other}"
+
+
+def require_gpu(target: str) -> Gpu:
+    """The GPU that `target` builds on: the first that it runs on.
+
+    Raises:
+        EngineError: there is none.
+    """
+    gpus, why = find_gpus()
+    found = next((gpu for gpu in gpus if not lacks(target, gpu.capability)), None)
+    if found is None:
+        if gpus:
+            why = f"{lacks(target, gpus[0].capability)}, and this machine has {listed(gpus)}"
         raise EngineError(
-            f"target tensorrt builds on the GPU that it runs on, and {find_gpus()[1]}; build on "
-            "the machine that will run it, or for the target tensorrt-rtx, which needs none"
+            f"target tensorrt builds on the GPU that it runs on, and {why}; build on the machine "
+            "that will run it, or for the target tensorrt-rtx, which needs none"
         )
+    return found
 
 
 def settle(target: str, options: BuilderOptions) -> BuilderOptions:
@@ -55,12 +82,12 @@ def settle(target: str, options: BuilderOptions) -> BuilderOptions:
         EngineError: `tensorrt` without a GPU.
         MissingExtraError: the library is not installed.
     """
-    require_gpu(target)
-    gpus, why = find_gpus()
     if target == TENSORRT:
-        chosen: tuple[str, ...] = (gpus[0].capability,)
-        workspace = max(gpus[0].bytes - SPARE, 1 << 28)
+        gpu = require_gpu(target)
+        chosen: tuple[str, ...] = (gpu.capability,)
+        workspace = max(gpu.bytes - SPARE, 1 << 28)
     else:
+        gpus, why = find_gpus()
         chosen = _capabilities(library(target), options)
         workspace = WORKSPACE
         # Read in 1.7: its compiler fails with "CHECK(sm_vers_.size() == 1)" for several
@@ -70,17 +97,11 @@ def settle(target: str, options: BuilderOptions) -> BuilderOptions:
                 "builder option refittable of tensorrt-rtx is for one compute capability, not for "
                 f"{', '.join(chosen)}; build one bundle for each"
             )
-        for name in ("refittable", "strip_weights"):
-            if getattr(options, name) and not gpus:
-                raise UsageError(
-                    f"builder option {name} of tensorrt-rtx needs a GPU on the machine that "
-                    f"builds, and {why}; leave it out, or build where there is one"
-                )
-    if options.strip_weights and not options.refittable:
-        raise UsageError(
-            "builder option strip_weights needs refittable = true: weights that were left out are "
-            "put in by a refit"
-        )
+        if options.refittable and not gpus:
+            raise UsageError(
+                "builder option refittable of tensorrt-rtx needs a GPU on the machine that "
+                f"builds, and {why}; leave it out, or build where there is one"
+            )
     return dataclasses.replace(
         options,
         compute_capabilities=chosen,
@@ -109,7 +130,7 @@ def _capabilities(module: Any, options: BuilderOptions) -> tuple[str, ...]:
         if capability not in known:
             remedy = (
                 "it runs through the target tensorrt"
-                if capability in ("sm90", "sm100", "sm103")
+                if capability in DATA_CENTER
                 else "another version of the library may"
             )
             raise UsageError(
@@ -140,6 +161,7 @@ def apply(target: str, module: Any, config: Any, request: EngineRequest) -> None
             options.optimization_level,
             config.builder_optimization_level,
         )
+    _clear_tf32(module, config, name)
     for option, flag in FLAGS.items():
         if getattr(options, option):
             value = getattr(module.BuilderFlag, flag)
@@ -160,6 +182,22 @@ def apply(target: str, module: Any, config: Any, request: EngineRequest) -> None
         _set_capabilities(module, config, request)
     if options.timing_cache is not None:
         _use_timing_cache(config, options.timing_cache)
+
+
+def _clear_tf32(module: Any, config: Any, name: str) -> None:
+    """Has float32 computed in float32: the libraries' usual TF32 keeps 10 bits of each factor.
+
+    Of the other flags that change arithmetic none is on by default: SPARSE_WEIGHTS and, in
+    TensorRT 10, FP16, BF16, INT8 and FP8, which a strongly typed network does not take either.
+    """
+    flag = getattr(module.BuilderFlag, "TF32", None)
+    if flag is None:
+        raise EngineError(
+            f"{module.__name__} {module.__version__} has no switch for TF32, so {name} would not "
+            "be computed in float32 where it has to be; take another version of the library"
+        )
+    config.clear_flag(flag)
+    _taken(name, "tf32", False, bool(config.get_flag(flag)))
 
 
 def _set_capabilities(module: Any, config: Any, request: EngineRequest) -> None:

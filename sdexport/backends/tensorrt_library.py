@@ -161,6 +161,11 @@ def network_flags(module: Any) -> int:
     return 0 if flag is None else 1 << int(flag)
 
 
+def compiles_at_run_time(module: Any) -> bool:
+    """Whether the library compiles kernels when an engine first runs: TensorRT for RTX does."""
+    return hasattr(module, "IRuntimeCache")
+
+
 def device_memory_bytes(engine: Any, profile: int | None = None) -> int:
     """Bytes of activation memory of a context of `engine`, over all profiles or in one.
 

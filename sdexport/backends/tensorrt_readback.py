@@ -1,9 +1,10 @@
 """What a built engine says of itself, held against what was asked for.
 
-Where a GPU is, the engine is deserialised and asked. Without one no engine can be: the library
-needs a driver for that. Then two things are left, what the builder said while it built, and the
-description that TensorRT for RTX leaves in clear text inside the plan. The latter is not
-documented; it is read where it is there, and the record says what was read where.
+Where a GPU is that the engine was built for, the engine is deserialised there and asked. Elsewhere
+it cannot be: the library needs a driver for that, and refuses engines for other GPUs. Then two
+things are left, what the builder said while it built, and the description that TensorRT for RTX
+leaves in clear text inside the plan. The latter is not documented; it is read where it is there.
+The record says what was read where, and which options could not be checked.
 """
 
 from __future__ import annotations
@@ -12,15 +13,19 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from sdexport.backends.gpus import find_gpus
+from sdexport.backends import cuda
+from sdexport.backends.gpus import Gpu, find_gpus, first_that_runs, listed
 from sdexport.backends.request import EngineRequest
 from sdexport.backends.tensorrt_library import (
     TENSORRT_RTX,
     Words,
     device_memory_bytes,
+    listening,
     logger,
     title,
 )
+from sdexport.backends.tensorrt_refusal import refusal
+from sdexport.builder_options import BuiltFor
 from sdexport.errors import EngineError
 
 ACCELERATORS = re.compile(rb"accelerators=\{([a-z0-9 ]{0,200})\}")
@@ -37,8 +42,9 @@ def read_back(
 
     Returns:
         `activation_bytes`, `weights_bytes` (None where the library did not say), `profiles`,
-        `compute_capabilities`, `read_back` (what was read from the engine itself, by option) and
-        `read_from`: `the engine`, or `the plan; the engine was not loaded: no GPU here`.
+        `compute_capabilities`, `read_back` (what was read from the engine or its plan, by option),
+        `read_from` (`the engine`, or `the plan; …` with the reason why it was not loaded) and
+        `not_checked` (the options that could not be read back).
 
     Raises:
         EngineError: an option that was asked for did not take; names it and the engine.
@@ -54,25 +60,49 @@ def read_back(
         "profiles": len(request.shapes),
         "compute_capabilities": list(request.options.compute_capabilities),
     }
-    if find_gpus()[0]:
-        runtime = module.Runtime(logger(module))
-        if request.options.version_compatible:
-            # Such a plan brings the runtime that it runs with, which is code; it was just built.
-            runtime.engine_host_code_allowed = True
-        engine = runtime.deserialize_cuda_engine(plan)
-        if engine is None:
-            raise EngineError(
-                f"the engine of {request.name} was built and cannot be loaded: {words.failure}; "
-                "build it again"
-            )
+    built = BuiltFor.of(request.options.as_json())
+    gpus, _ = find_gpus()
+    gpu = first_that_runs(built, gpus)
+    found = _of_plan(plan) if target == TENSORRT_RTX else {}
+    if gpu is not None:
+        engine = _load(target, module, plan, request, gpu, built)
         facts["activation_bytes"] = device_memory_bytes(engine)
-        found, source = _of_engine(module, engine), "the engine"
-        _hold_against(request, found)
+        found |= _of_engine(module, engine)
+        source = "the engine"
     else:
-        found = _of_plan(plan) if target == TENSORRT_RTX else {}
-        source = "the plan; the engine was not loaded: no GPU here"
+        reason = "no GPU here"
+        if gpus:
+            reason = f"built for {', '.join(built.capabilities)}, and here is {listed(gpus)}"
+        source = f"the plan; the engine was not loaded: {reason}"
+    asked = _asked(request)
+    _hold_against(request, asked, found)
     _check_capabilities(request, found)
-    return facts | {"read_back": found, "read_from": source}
+    unread = sorted(name for name in (*asked, "compute_capabilities") if name not in found)
+    return facts | {"read_back": found, "read_from": source, "not_checked": unread}
+
+
+def _load(
+    target: str, module: Any, plan: Any, request: EngineRequest, gpu: Gpu, built: BuiltFor
+) -> Any:
+    """The engine in `plan` on a GPU that it was built for.
+
+    Raises:
+        EngineError: the library does not take what it built; says why.
+    """
+    cuda.context(gpu.ordinal).use()
+    runtime = module.Runtime(logger(module))
+    if built.version_compatible:
+        # Such a plan brings the runtime that it runs with, which is code; it was just built.
+        runtime.engine_host_code_allowed = True
+    with listening(this_thread=True) as words:
+        engine = runtime.deserialize_cuda_engine(plan)
+    if engine is None:
+        here = f"{gpu.name} of compute capability {gpu.capability}"
+        why = refusal(module, runtime, plan, words, here)
+        raise EngineError(
+            f"{title(target)} built the engine of {request.name} and cannot load it here: {why}"
+        )
+    return engine
 
 
 def _bytes(text: str | None) -> int | None:
@@ -107,14 +137,20 @@ def _of_engine(module: Any, engine: Any) -> dict[str, object]:
     return found
 
 
-def _hold_against(request: EngineRequest, found: Mapping[str, object]) -> None:
-    """Raises EngineError for the first option that the engine does not have."""
-    asked: dict[str, object] = {
+def _asked(request: EngineRequest) -> dict[str, object]:
+    """What an engine is asked for and can be asked about, by option."""
+    return {
         "refittable": request.options.refittable,
         "hardware_compatibility": request.options.hardware_compatibility,
         "profiles": max(1, len(request.shapes)),
         "strip_weights": request.options.strip_weights,
     }
+
+
+def _hold_against(
+    request: EngineRequest, asked: Mapping[str, object], found: Mapping[str, object]
+) -> None:
+    """Raises EngineError for the first option that the engine does not have."""
     for name, value in asked.items():
         if name in found and found[name] != value:
             raise EngineError(

@@ -12,6 +12,7 @@ from sdexport.build import folder as folders
 from sdexport.build.options import BuildOptions, decide
 from sdexport.build.order import Order, fingerprints_of, sizes_of
 from sdexport.build.report import BuildReport, Stopwatch
+from sdexport.builder_options import BuiltFor
 from sdexport.keywords import explains_keywords
 from sdexport.native_size import native_size, profile_for
 from sdexport.onnx_folder import RECORD_FILE, OnnxFolder, digests_of, open_folder
@@ -102,6 +103,7 @@ def compile_checkpoint(
         if force or not _is_export_of(folder, sources, plain):
             export(folder)
         source = folders.Source(lambda place: open_folder(folder))
+    built = BuiltFor.of(choice.builder.as_json())
     report = folders.complete(
         order,
         source,
@@ -109,7 +111,7 @@ def compile_checkpoint(
         stopwatch,
         progress,
         force=force,
-        verify=compare if verify and targets.runs_here(choice.target)[0] else None,
+        verify=compare if verify and targets.runs_here(choice.target, built)[0] else None,
     )
     return replace(report, notes=opened.notes)
 

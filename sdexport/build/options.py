@@ -112,6 +112,7 @@ class Choice:
         if self.target.typed:
             value["profiles"] = None if profile is None else profile.as_json()
             value["builder"] = self.builder.as_json()
+            value["arithmetic"] = dict(self.target.arithmetic)
             value["half_check"] = CHECK_VERSION if self.checked else None
         return value
 

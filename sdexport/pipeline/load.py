@@ -12,6 +12,7 @@ from sdexport import __version__, reading
 from sdexport.backends.late import LateEngine
 from sdexport.backends.protocol import Engine
 from sdexport.backends.targets import AUTO, check_loop, find_target, load_engine, make_device
+from sdexport.builder_options import BuiltFor
 from sdexport.bundle import Bundle, Manifest, open_bundle
 from sdexport.errors import SdexportError, UsageError
 from sdexport.keywords import explains_keywords
@@ -86,10 +87,11 @@ def load_parts(bundle: Bundle, *, threads: int | None = None, loop: str = AUTO) 
     check_loop(target, loop)
 
     def engine(name: str) -> Engine:
+        built = BuiltFor.of(manifest.builder)
         # What it takes from the disk is what was opened, also when that lies elsewhere by now.
         return bundle.read(
             lambda _: load_engine(
-                target, name, bundle.engine_file(name), manifest.precision, threads
+                target, name, bundle.engine_file(name), manifest.precision, threads, built=built
             )
         )
 

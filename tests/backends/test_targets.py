@@ -7,13 +7,15 @@ import dataclasses
 import importlib.util
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from sdexport.backends import openvino_cpu, targets
+from sdexport.backends import openvino_cpu, targets, tensorrt_build, tensorrt_config
 from sdexport.backends.gpus import Gpu, find_gpus
 from sdexport.backends.request import EngineRequest
+from sdexport.builder_options import BuilderOptions
 from sdexport.errors import EngineError, MissingExtraError, UsageError
 from sdexport.extras import install_command
 from sdexport.spec import Precision
@@ -140,7 +142,90 @@ def test_auto_takes_no_target_that_cannot_run_here(
     )
     with_gpus(monkeypatch, GPU)
     assert targets.choose("auto").target is targets.TENSORRT
+    monkeypatch.setattr(tensorrt_build, "lacks", lambda target, capability: "")
     assert targets.runs_here(targets.TENSORRT_RTX)[1].endswith("on a card")
+
+
+RTX_KNOWS = {"SM75": 1, "SM86": 2, "SM89": 3, "CURRENT": 4}
+"""Compute capabilities, as TensorRT for RTX lists them."""
+
+HOPPER, PASCAL = Gpu("an H100", "sm90", 80 << 30), Gpu("a GTX 1080", "sm61", 8 << 30)
+
+
+@pytest.fixture
+def rtx(monkeypatch: pytest.MonkeyPatch) -> None:
+    listing = SimpleNamespace(ComputeCapability=SimpleNamespace(__members__=RTX_KNOWS))
+    monkeypatch.setattr(tensorrt_config, "library", lambda target: listing)
+
+
+@pytest.mark.parametrize(
+    ("gpus", "tensorrt", "rtx_runs"),
+    [
+        ((GPU,), True, True),
+        ((HOPPER,), True, False),
+        ((PASCAL,), False, False),
+        ((PASCAL, GPU), True, True),
+        ((HOPPER, GPU), True, True),
+    ],
+)
+def test_a_target_runs_where_a_gpu_is_that_its_library_knows(
+    without: Without,
+    monkeypatch: pytest.MonkeyPatch,
+    rtx: None,
+    gpus: tuple[Gpu, ...],
+    tensorrt: bool,
+    rtx_runs: bool,
+) -> None:
+    without()
+    with_gpus(monkeypatch, *gpus)
+    for target, runs in ((targets.TENSORRT, tensorrt), (targets.TENSORRT_RTX, rtx_runs)):
+        found, said = targets.runs_here(target)
+        assert found is runs
+        if runs:
+            fitting = next(gpu for gpu in gpus if gpu is GPU or target is targets.TENSORRT)
+            assert said.endswith(f"on {fitting.name}") or fitting is PASCAL
+        else:
+            assert f"this machine has {gpus[0].capability} ({gpus[0].name})" in said
+    # What runs nowhere here may be built here for elsewhere.
+    assert targets.builds_here(targets.TENSORRT_RTX)[0]
+    assert targets.builds_here(targets.TENSORRT)[0] is tensorrt
+
+
+def test_auto_takes_no_target_whose_library_does_not_know_the_gpu(
+    without: Without, monkeypatch: pytest.MonkeyPatch, rtx: None
+) -> None:
+    """What is installed is not called missing either."""
+    without("tensorrt", "onnxruntime-gpu")
+    monkeypatch.setattr(targets, "_version_of", lambda distribution: None)
+    with_gpus(monkeypatch, HOPPER)
+    choice = targets.choose("auto")
+    assert choice.target is targets.OPENVINO_CPU
+    assert "tensorrt (" in choice.reason
+    assert "tensorrt-rtx (" not in choice.reason
+    assert "such a GPU runs the target tensorrt" in targets.runs_here(targets.TENSORRT_RTX)[1]
+
+
+def test_a_gpu_whose_library_cannot_be_imported(
+    without: Without, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(target: str) -> Any:
+        raise MissingExtraError("tensorrt_rtx is installed but cannot be imported")
+
+    without()
+    with_gpus(monkeypatch, GPU)
+    monkeypatch.setattr(tensorrt_config, "library", broken)
+    found = targets.runs_here(targets.TENSORRT_RTX)
+    assert found == (False, "tensorrt_rtx is installed but cannot be imported")
+
+
+def test_tensorrt_builds_on_the_first_gpu_that_it_runs_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    second = dataclasses.replace(HOPPER, ordinal=1)
+    monkeypatch.setattr(tensorrt_config, "find_gpus", lambda: ((PASCAL, second), ""))
+    assert tensorrt_config.require_gpu("tensorrt") is second
+    assert tensorrt_config.settle("tensorrt", BuilderOptions()).compute_capabilities == ("sm90",)
+    monkeypatch.setattr(tensorrt_config, "find_gpus", lambda: ((PASCAL,), ""))
+    with pytest.raises(EngineError, match=r"from compute capability sm75 on, and .* sm61 \(a GTX"):
+        tensorrt_config.settle("tensorrt", BuilderOptions())
 
 
 def test_what_is_not_needed_here_is_not_called_missing(without: Without) -> None:

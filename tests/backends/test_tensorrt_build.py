@@ -7,6 +7,7 @@ import importlib.util
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,14 @@ import pytest
 from onnx import TensorProto, helper
 
 from sdexport import memory, storage
-from sdexport.backends import gpus, targets, tensorrt_build, tensorrt_config, tensorrt_readback
+from sdexport.backends import (
+    cuda,
+    gpus,
+    targets,
+    tensorrt_build,
+    tensorrt_config,
+    tensorrt_readback,
+)
 from sdexport.backends.gpus import Gpu
 from sdexport.backends.request import BuiltEngine, EngineRequest, ShapeRange
 from sdexport.backends.tensorrt_library import (
@@ -27,6 +35,7 @@ from sdexport.backends.tensorrt_library import (
     network_flags,
     version,
 )
+from sdexport.build.options import Choice
 from sdexport.builder_options import BuilderOptions
 from sdexport.errors import EngineError, MissingExtraError, StorageError, UsageError
 from sdexport.progress import Silent
@@ -57,6 +66,8 @@ def pretend(monkeypatch: pytest.MonkeyPatch, *found: Gpu) -> None:
 
 
 ADA = Gpu("an Ada card", "sm89", 8 << 30)
+TURING = Gpu("a Turing card", "sm75", 8 << 30, 1)
+HOPPER = Gpu("a Hopper card", "sm90", 80 << 30)
 
 
 def layers(count: int = 2) -> onnx.ModelProto:
@@ -117,6 +128,108 @@ def test_an_engine_for_several_gpus(write: Write) -> None:
         "stream_capturable": True,
     }
     assert facts["read_from"] == "the plan; the engine was not loaded: no GPU here"
+
+
+@pytest.mark.parametrize(
+    ("here", "source"),
+    [
+        ((), "no GPU here"),
+        ((HOPPER,), "built for sm86, sm89, and here is sm90 (a Hopper card)"),
+        ((TURING,), "built for sm86, sm89, and here is sm75 (a Turing card)"),
+        (
+            (HOPPER, TURING),
+            "built for sm86, sm89, and here is sm90 (a Hopper card), sm75 (a Turing card)",
+        ),
+    ],
+)
+def test_a_machine_whose_gpus_do_not_run_it_builds_it(
+    write: Write, monkeypatch: pytest.MonkeyPatch, here: tuple[Gpu, ...], source: str
+) -> None:
+    """What can be read without a device is read, and the rest is said not to be checked."""
+    pretend(monkeypatch, *here)
+    facts = build(write()).facts
+    assert facts["read_from"] == f"the plan; the engine was not loaded: {source}"
+    assert facts["read_back"] == {
+        "compute_capabilities": ["sm86", "sm89"],
+        "stream_capturable": True,
+    }
+    assert facts["not_checked"] == [
+        "hardware_compatibility",
+        "profiles",
+        "refittable",
+        "strip_weights",
+    ]
+
+
+def test_the_gpu_that_runs_it_reads_it_back(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of several, the one that fits is made current before the library is asked."""
+    pretend(monkeypatch, HOPPER, dataclasses.replace(ADA, ordinal=1))
+    current: list[int] = []
+    monkeypatch.setattr(
+        cuda, "context", lambda ordinal: SimpleNamespace(use=lambda: current.append(ordinal))
+    )
+    with pytest.raises(EngineError, match="built the engine of denoise_step and cannot load it"):
+        build(write())  # There is no driver here.
+    assert current == [1]
+
+
+@pytest.mark.parametrize("precision", [Precision.FP16, Precision.FP32])
+def test_float32_is_not_computed_in_tf32(
+    write: Write, monkeypatch: pytest.MonkeyPatch, precision: Precision
+) -> None:
+    """The library has TF32 on by default."""
+    module = library(TENSORRT_RTX)
+    found: list[bool] = []
+
+    def applied(target: str, module: Any, config: Any, request: EngineRequest) -> None:
+        found.append(config.get_flag(module.BuilderFlag.TF32))
+        apply(target, module, config, request)
+        found.append(config.get_flag(module.BuilderFlag.TF32))
+
+    apply = tensorrt_config.apply
+    monkeypatch.setattr(tensorrt_config, "apply", applied)
+    facts = build(write(precision=precision)).facts
+    assert found == [True, False]
+    assert facts["tf32"] is False
+    assert module.BuilderFlag.TF32 is not None
+
+
+# Of every flag that the library has: whether it may change what float32 computes.
+HARMLESS = {
+    "DEBUG", "GPU_FALLBACK", "REFIT", "DISABLE_TIMING_CACHE", "EDITABLE_TIMING_CACHE",
+    "SAFETY_SCOPE", "DIRECT_IO", "VERSION_COMPATIBLE", "EXCLUDE_LEAN_RUNTIME",
+    "ERROR_ON_TIMING_CACHE_MISS", "DISABLE_COMPILATION_CACHE", "STRIP_PLAN", "REFIT_IDENTICAL",
+    "WEIGHT_STREAMING", "REFIT_INDIVIDUAL", "STRICT_NANS", "MONITOR_MEMORY",
+    "DISTRIBUTIVE_INDEPENDENCE", "REQUIRE_USER_ALLOCATION",
+}  # fmt: skip
+LESS_EXACT = {"TF32", "SPARSE_WEIGHTS"}
+
+
+def test_no_flag_that_makes_arithmetic_less_exact_is_on(write: Write) -> None:
+    module = library(TENSORRT_RTX)
+    flags = module.BuilderFlag.__members__
+    assert set(flags) == HARMLESS | LESS_EXACT, "a new flag has to be looked at"
+    config = module.Builder(logger(module)).create_builder_config()
+    tensorrt_config.apply(TENSORRT_RTX, module, config, write())
+    assert [name for name in sorted(LESS_EXACT) if config.get_flag(flags[name])] == []
+
+
+@pytest.mark.parametrize("target", [t for t in targets.TARGETS if t.suffix == ".plan"], ids=str)
+def test_engines_of_earlier_arithmetic_are_built_anew(target: targets.Target) -> None:
+    choice = Choice(target, Precision.FP32, "library 1", ())
+    assert choice.settings(None)["arithmetic"] == {"tf32": False}
+
+
+def test_an_input_that_decides_a_shape_is_refused(write: Write) -> None:
+    made = model(
+        [helper.make_node("Reshape", ["x", "shape"], ["y"], "reshape")],
+        [("x", HALF, ["batch", 64]), ("shape", TensorProto.INT64, [2])],
+        [("y", HALF, ["a", "b"])],
+        {},
+    )
+    shapes = {**SHAPES, "shape": ShapeRange((2,), (2,), (2,))}
+    with pytest.raises(EngineError, match="denoise_step reads its input 'shape' in host memory"):
+        build(write(made, shapes=(shapes,)))
 
 
 def test_a_capability_more_costs_no_bytes(write: Write, tmp_path: Path) -> None:
@@ -302,10 +415,9 @@ def test_cpu_targets_take_none() -> None:
         targets.settle(targets.OPENVINO_CPU, BuilderOptions(optimization_level=3))
 
 
-@pytest.mark.parametrize("option", ["refittable", "strip_weights"])
-def test_what_needs_a_gpu_to_build(option: str) -> None:
-    options = BuilderOptions(("sm89",), **{option: True})
-    with pytest.raises(UsageError, match=f"{option} of tensorrt-rtx needs a GPU on the machine"):
+def test_what_needs_a_gpu_to_build() -> None:
+    options = BuilderOptions(("sm89",), refittable=True)
+    with pytest.raises(UsageError, match="refittable of tensorrt-rtx needs a GPU on the machine"):
         targets.settle(targets.TENSORRT_RTX, options)
 
 
@@ -315,10 +427,10 @@ def test_a_refittable_engine_is_for_one_gpu() -> None:
         targets.settle(targets.TENSORRT_RTX, options)
 
 
-def test_stripped_weights_are_put_in_by_a_refit(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stripped_weights_are_not_served(monkeypatch: pytest.MonkeyPatch) -> None:
     pretend(monkeypatch, ADA)
-    options = BuilderOptions(("sm89",), strip_weights=True)
-    with pytest.raises(UsageError, match="strip_weights needs refittable = true"):
+    options = BuilderOptions(("sm89",), refittable=True, strip_weights=True)
+    with pytest.raises(UsageError, match="strip_weights is not served: .* refitted before it runs"):
         targets.settle(targets.TENSORRT_RTX, options)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from sdexport.backends import targets, tensorrt_config, tensorrt_readback
+from sdexport.backends import cuda, targets, tensorrt_config, tensorrt_readback
 from sdexport.backends.gpus import Gpu
 from sdexport.backends.request import EngineRequest, ShapeRange
 from sdexport.backends.tensorrt_library import Words
@@ -26,7 +26,7 @@ GPU = Gpu("an H100", "sm90", 80 << 30)
 
 class Flag(IntEnum):
     REFIT = 0
-    STRIP_PLAN = 1
+    TF32 = 1
     VERSION_COMPATIBLE = 2
 
 
@@ -41,7 +41,7 @@ class Config:
 
     def __init__(self, deaf: str = "") -> None:
         self.deaf = deaf
-        self.flags: set[Flag] = set()
+        self.flags = {Flag.TF32}
         self.pools: dict[str, int] = {}
         self.cache: Any = None
         self.cache_fits = True
@@ -50,6 +50,10 @@ class Config:
     def set_flag(self, flag: Flag) -> None:
         if self.deaf != flag.name:
             self.flags.add(flag)
+
+    def clear_flag(self, flag: Flag) -> None:
+        if self.deaf != flag.name:
+            self.flags.discard(flag)
 
     def get_flag(self, flag: Flag) -> bool:
         return flag in self.flags
@@ -128,6 +132,7 @@ def module(engine: Engine | None = None) -> Any:
 
     return SimpleNamespace(
         __version__="11.4.0.106",
+        __name__="tensorrt",
         ILogger=ILogger,
         BuilderFlag=Flag,
         HardwareCompatibilityLevel=Level,
@@ -141,6 +146,7 @@ def module(engine: Engine | None = None) -> Any:
 def a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     for one in (targets, tensorrt_config, tensorrt_readback):
         monkeypatch.setattr(one, "find_gpus", lambda: ((GPU,), ""))
+    monkeypatch.setattr(cuda, "context", lambda ordinal: SimpleNamespace(use=lambda: None))
     # The logger is kept by module, and a double is none that can be told from another.
     monkeypatch.setattr(tensorrt_readback, "logger", lambda module: None)
 
@@ -156,14 +162,13 @@ EVERYTHING = BuilderOptions(
     hardware_compatibility="ampere_plus",
     version_compatible=True,
     refittable=True,
-    strip_weights=True,
 )
 
 
 def test_every_option_is_set() -> None:
     config = Config()
     tensorrt_config.apply("tensorrt", module(), config, request_for(EVERYTHING))
-    assert config.flags == set(Flag)
+    assert config.flags == {Flag.REFIT, Flag.VERSION_COMPATIBLE}
     assert config.pools == {"workspace": 1 << 32}
     assert config.builder_optimization_level == 5
     assert config.hardware_compatibility_level is Level.AMPERE_PLUS
@@ -173,7 +178,7 @@ def test_every_option_is_set() -> None:
     ("deaf", "option"),
     [
         ("REFIT", "refittable"),
-        ("STRIP_PLAN", "strip_weights"),
+        ("TF32", "tf32"),
         ("VERSION_COMPATIBLE", "version_compatible"),
         ("WORKSPACE", "workspace"),
         ("LEVEL", "optimization_level"),
@@ -267,10 +272,31 @@ def test_an_engine_that_is_otherwise_is_refused(changes: dict[str, Any], said: s
 
 
 def test_an_engine_that_cannot_be_loaded() -> None:
-    with pytest.raises(EngineError, match="unet was built and cannot be loaded: it is broken"):
-        tensorrt_readback.read_back(
-            "tensorrt", module(None), b"", request_for(READ), Words([("ERROR", "it is broken")])
+    with pytest.raises(EngineError, match="TensorRT built the engine of unet and cannot load it"):
+        tensorrt_readback.read_back("tensorrt", module(None), b"", request_for(READ), Words())
+
+
+def test_a_library_that_cannot_be_told_to_leave_tf32() -> None:
+    old = module()
+    old.BuilderFlag = SimpleNamespace(REFIT=Flag.REFIT)
+    with pytest.raises(EngineError, match="tensorrt 11.4.0.106 has no switch for TF32, so unet"):
+        tensorrt_config.apply("tensorrt", old, Config(), request_for(BuilderOptions()))
+
+
+@pytest.mark.parametrize("here", ["sm75", "sm80", "sm89", "sm90", "sm100", "sm120"])
+def test_hardware_compatibility_counts(monkeypatch: pytest.MonkeyPatch, here: str) -> None:
+    """An engine for Ampere and later is loaded there, one for its own kind is not."""
+    gpu = Gpu("a card", here, 8 << 30)
+    monkeypatch.setattr(tensorrt_readback, "find_gpus", lambda: ((gpu,), ""))
+    for level in ("ampere_plus", "none"):
+        options = BuilderOptions(("sm90",), hardware_compatibility=level)
+        engine = Engine(refittable=False, hardware_compatibility_level=Level[level.upper()])
+        found = tensorrt_readback.read_back(
+            "tensorrt", module(engine), b"", request_for(options), Words()
         )
+        loads = here == "sm90" or (level == "ampere_plus" and here != "sm75")
+        assert (found["read_from"] == "the engine") is loads
+        assert bool(found["not_checked"]) or loads
 
 
 def test_a_version_compatible_engine_brings_code() -> None:

@@ -10,20 +10,22 @@ from typing import Any
 
 import pytest
 
-from sdexport.backends import targets, tensorrt
+from sdexport.backends import targets, tensorrt, tensorrt_refusal
 from sdexport.backends.gpus import find_gpus
 from sdexport.backends.tensorrt_library import Words
 from sdexport.backends.workspace import Engines
 from sdexport.errors import EngineError, UsageError
 from sdexport.spec import Precision
 
-ADA = SimpleNamespace(name="an RTX 4090", capability="sm89")
+ADA = "an RTX 4090 of compute capability sm89"
 
 
 class Kinds:
     __members__ = {  # noqa: RUF012 - as an enumeration has it
         "VERSION_MISMATCH": SimpleNamespace(value=1),
         "UNSUPPORTED_CC": SimpleNamespace(value=2),
+        "OLD_CUDA_DRIVER": SimpleNamespace(value=4),
+        "INSUFFICIENT_GPU_MEMORY": SimpleNamespace(value=16),
         "MALFORMED_ENGINE": SimpleNamespace(value=32),
     }
 
@@ -35,7 +37,7 @@ def refusal(said: str, diagnostics: int | None = None) -> str:
         module.EngineInvalidityDiagnostics = Kinds
         runtime.get_engine_validity = lambda blob: ("INVALID", diagnostics)
     words = Words([("ERROR", said)] if said else [])
-    return tensorrt._refusal(module, runtime, b"engine", words, ADA)  # type: ignore[arg-type]
+    return tensorrt_refusal.refusal(module, runtime, b"engine", words, ADA)
 
 
 @pytest.mark.parametrize(
@@ -58,6 +60,9 @@ def refusal(said: str, diagnostics: int | None = None) -> str:
         ("", 1, "VERSION_MISMATCH"),
         ("", 2, "(UNSUPPORTED_CC); it was built for other GPUs"),
         ("the version of the file cannot be read", 32, "(MALFORMED_ENGINE); it is truncated"),
+        ("", 4, "(OLD_CUDA_DRIVER); the NVIDIA driver is too old for it: update the driver"),
+        ("", 16, "(INSUFFICIENT_GPU_MEMORY); the GPU's memory is full"),
+        ("the plan holds host code, which is not allowed", None, "its bundle does not say so"),
         ("", None, "it does not say why; it is truncated or altered"),
     ],
 )

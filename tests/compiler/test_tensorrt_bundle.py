@@ -19,6 +19,7 @@ import sdexport
 from sdexport import bundle as bundles
 from sdexport import half_check, memory, storage
 from sdexport.backends import targets, tensorrt_config, tensorrt_readback
+from sdexport.backends.gpus import Gpu
 from sdexport.build import BuildOptions, build_folder, compile_checkpoint
 from sdexport.build import options as options_module
 from sdexport.build.engines import PROJECTIONS
@@ -281,3 +282,25 @@ def test_a_plan_is_described_by_what_was_noted(built: Path) -> None:
     assert str(parts["vae_decoder"].outputs[0]) == "image: uint8[?, ?, ?, 3]"
     assert "bytes of activations" in parts["denoise_step"].note
     assert "not loaded: no GPU here" in parts["denoise_step"].note
+
+
+def test_a_bundle_for_another_card_than_the_one_here_is_compiled(
+    tmp_path: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It cannot be compared with PyTorch here, and the work of the build is not lost for that."""
+    here = ((Gpu("a Hopper card", "sm90", 80 << 30), Gpu("Turing", "sm75", 8 << 30, 1)), "")
+    for module in (targets, tensorrt_config, tensorrt_readback):
+        monkeypatch.setattr(module, "find_gpus", lambda: here)
+    options = dataclasses.replace(
+        OPTIONS, precision=Precision.FP32, profile=SQUARE, builder=BuilderOptions(("sm89",))
+    )
+    compile_checkpoint(tiny_checkpoint, tmp_path / "b", options)
+    manifest = manifest_of(tmp_path / "b")
+    for record in manifest.engines.values():
+        facts: Any = record.built
+        assert "here is sm90 (a Hopper card), sm75 (Turing)" in facts["read_from"]
+        assert facts["tf32"] is False
+    text = next(
+        part for part in sdexport.inspect(tmp_path / "b").parts if part.name == "vae_decoder"
+    )
+    assert "not checked: hardware_compatibility, profiles, refittable" in text.note

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 import sdexport
-from sdexport.backends import cuda, tensorrt
+from sdexport.backends import cuda, tensorrt, tensorrt_refusal
 from sdexport.backends.targets import Target
 from sdexport.backends.tensorrt_library import library, listening, logger
 from sdexport.backends.workspace import Shape, picture_shapes, step_shapes, text_shapes
@@ -238,7 +238,8 @@ def test_a_missing_address_is_refused(decoder: Any) -> None:
 def test_a_shape_outside_the_profile_is_refused(built: Built, decoder: Any) -> None:
     with pytest.raises(EngineError, match="vae_decoder was not built for this size"):
         decoder._profile({"state": (1, 5, 4, 400, 400)})
-    context = decoder._engine.create_execution_context(decoder._strategy())
+    configuration = decoder._configuration()
+    context = decoder._engine.create_execution_context(configuration)
     assert not context.set_input_shape("state", (1, 5, 4, 400, 400))
 
 
@@ -267,7 +268,7 @@ def test_an_engine_that_works_is_valid_to_the_library(built: Built, target: Targ
     for name in ENGINES:
         if name in bundle.manifest.engines:
             blob = bundle.engine_file(name).read_bytes()
-            assert tensorrt._diagnostics(module, runtime, blob) == []
+            assert tensorrt_refusal.diagnostics(module, runtime, blob) == []
 
 
 def decoder_call(

@@ -16,6 +16,7 @@ import pytest
 
 from sdexport.backends import cuda, tensorrt
 from sdexport.backends.cuda_workspace import Form
+from sdexport.backends.gpus import find_gpus
 from sdexport.errors import DeviceLostError, DeviceMemoryError, EngineError
 from sdexport.pipeline.parts import PipelineParts
 from sdexport.pipeline.pipeline import Pipeline
@@ -50,7 +51,8 @@ def wanted(host: Pipeline) -> bytes:
 def forget_the_device() -> None:
     """What this process keeps of the GPU is found anew, so that finding it can fail as well."""
     tensorrt._runtime.cache_clear()
-    tensorrt.context.cache_clear()
+    cuda.context.cache_clear()
+    find_gpus.cache_clear()
     cuda.driver.cache_clear()
 
 

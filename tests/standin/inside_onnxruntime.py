@@ -7,6 +7,7 @@ given, over the addresses that were bound: what a session on a GPU does, as far 
 from __future__ import annotations
 
 import ctypes
+import inspect
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +18,7 @@ import pytest
 import tensorrt_rtx
 from cuda.bindings import driver
 
-from sdexport.backends import onnxruntime_cuda
+from sdexport.backends import cuda, onnxruntime_cuda
 from sdexport.backends.cuda_device import CudaDevice
 from sdexport.backends.cuda_workspace import Form
 from sdexport.bundle import open_bundle
@@ -67,8 +68,11 @@ class Session:
     """The session's double; see the module."""
 
     streams: ClassVar[set[str]] = set()
+    asked: ClassVar[list[dict[str, dict[str, str]]]] = []
 
     def __init__(self, path: str, sess_options: Any, providers: list[Any]) -> None:
+        assert Library.preloaded, "CUDA's libraries in site-packages would not be found"
+        Session.asked.append(dict(providers))
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1
         options.log_severity_level = 4
@@ -109,6 +113,16 @@ class Library:
     SessionOptions = onnxruntime.SessionOptions
     InferenceSession = Session
     RunOptions = RunOptions
+    preloaded = 0
+    missing = ""
+
+    @staticmethod
+    def preload_dlls(
+        cuda: bool = True, cudnn: bool = True, msvc: bool = True, directory: str | None = None
+    ) -> None:
+        Library.preloaded += 1
+        if Library.missing:
+            print(f"Failed to load {Library.missing}: cannot open shared object file")
 
     @staticmethod
     def get_available_providers() -> list[str]:
@@ -117,10 +131,15 @@ class Library:
 
 @pytest.fixture
 def library(monkeypatch: pytest.MonkeyPatch, standin: Standin) -> Iterator[None]:
-    monkeypatch.setattr(onnxruntime_cuda, "runtime", Library)
+    monkeypatch.setattr(onnxruntime_cuda, "runtime", lambda: Library)
+    # As a program has to be started whose TensorRT provider computes float32.
+    monkeypatch.setenv(onnxruntime_cuda.TF32_OVERRIDE, "0")
+    Library.preloaded, Library.missing = 0, ""
+    Session.asked.clear()
     onnxruntime_cuda._stream.cache_clear()
+    onnxruntime_cuda._preload.cache_clear()
     yield
-    onnxruntime_cuda._stream().close()
+    onnxruntime_cuda._stream(cuda.context(0)).close()
     onnxruntime_cuda._stream.cache_clear()
 
 
@@ -196,3 +215,86 @@ def test_a_provider_that_is_left_out_is_told(
         onnxruntime_cuda.load("onnxruntime-cuda", "vae_decoder", path, Precision.FP32, None)
     with pytest.raises(FolderError, match="engine of vae_decoder is missing"):
         onnxruntime_cuda.load("onnxruntime-cuda", "vae_decoder", Path("no"), Precision.FP32, None)
+
+
+# Full float32, and the libraries that pip installed
+
+DECODER = "vae_decoder"
+
+
+def load(target: str, precision: Precision = Precision.FP32) -> Any:
+    path = open_bundle(BUNDLE, check=False).engine_file(DECODER)
+    return onnxruntime_cuda.load(target, DECODER, path, precision, None)
+
+
+def test_float32_is_not_computed_in_tf32(library: None) -> None:
+    for target, providers in onnxruntime_cuda.PROVIDERS.items():
+        load(target)
+        (asked,) = Session.asked
+        Session.asked.clear()
+        assert tuple(asked) == providers
+        assert asked[onnxruntime_cuda.CUDA]["use_tf32"] == "0"
+
+
+@pytest.mark.parametrize("value", [None, "1", ""])
+def test_tensorrts_provider_cannot_be_told(
+    library: None, standin: Standin, monkeypatch: pytest.MonkeyPatch, value: str | None
+) -> None:
+    if value is None:
+        monkeypatch.delenv(onnxruntime_cuda.TF32_OVERRIDE)
+    else:
+        monkeypatch.setenv(onnxruntime_cuda.TF32_OVERRIDE, value)
+    with pytest.raises(EngineError, match="in TF32 .* NVIDIA_TF32_OVERRIDE=0 in its environment"):
+        load("onnxruntime-tensorrt")
+    load("onnxruntime-tensorrt", Precision.FP16)
+    load("onnxruntime-cuda")
+    onnxruntime_cuda._stream(cuda.context(0)).close()
+    onnxruntime_cuda._stream.cache_clear()
+    standin.device(75)  # It has no TF32.
+    load("onnxruntime-tensorrt")
+
+
+def test_pips_libraries_are_loaded_once_and_before(
+    library: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Library.missing = "libcudnn.so.9"
+    for _ in range(2):
+        load("onnxruntime-cuda")
+    assert Library.preloaded == 1
+    assert capsys.readouterr().out == "", "standard output belongs to the command line"
+
+
+def test_what_could_not_be_loaded_is_told(
+    library: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Library.missing = "libcudnn.so.9"
+    monkeypatch.setattr(Session, "get_providers", lambda self: ["CPUExecutionProvider"])
+    with pytest.raises(EngineError, match=r"cannot set up CUDA.*\(Failed to load libcudnn.so.9: "):
+        load("onnxruntime-cuda")
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("error", [OSError("no file"), RuntimeError("no folder"), TypeError("x")])
+def test_a_preload_that_fails_is_told_and_not_raised(
+    library: None, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def preload_dlls() -> None:
+        Library.preloaded += 1
+        raise error
+
+    monkeypatch.setattr(Library, "preload_dlls", staticmethod(preload_dlls))
+    load("onnxruntime-cuda")
+    monkeypatch.setattr(Session, "get_providers", lambda self: ["CPUExecutionProvider"])
+    with pytest.raises(EngineError, match=rf"cannot set up CUDA.*\({error}\)"):
+        load("onnxruntime-cuda")
+
+
+def test_versions_that_cannot_preload(library: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(Library, "preload_dlls")
+    Library.preloaded = 1
+    load("onnxruntime-cuda")
+
+
+def test_the_double_preloads_as_the_library_does() -> None:
+    ours, theirs = (inspect.signature(one.preload_dlls) for one in (Library, onnxruntime))
+    assert list(ours.parameters) == list(theirs.parameters)

@@ -54,7 +54,8 @@ static size_t ncalls;
 static struct { char name[64]; long after; CUresult status; } failure;
 static CUresult lost; /* once the device is lost, every call says so */
 static size_t memory_size = (size_t)2 << 30, memory_used, memory_peak, pinned_used;
-static int major = 8, minor = 9, initialized;
+enum { DEVICES = 4 };
+static int devices = 1, capabilities[DEVICES] = { 89 }, initialized; /* capabilities as 89 */
 static long objects; /* streams, events, graphs and executables that exist */
 
 static int slot(const char *name) {
@@ -65,8 +66,9 @@ static int slot(const char *name) {
 }
 
 static int is_fatal(CUresult status) { /* "the process must be terminated and relaunched" */
-    return status == ILLEGAL_ADDRESS || status == LAUNCH_TIMEOUT || status == 710 ||
-           (status >= 714 && status <= LAUNCH_FAILED);
+    return status == 226 || status == ILLEGAL_ADDRESS || status == LAUNCH_TIMEOUT ||
+           status == 710 || (status >= 714 && status <= LAUNCH_FAILED) || status == 721 ||
+           status == 810 || status == 911;
 }
 
 /* Counts one call or one piece of work; its status if it is to fail. */
@@ -111,7 +113,10 @@ long standin_failure_left(void) { return failure.after; }
 void standin_lose(CUresult status) { lost = status; }
 /* As if the process were started anew, as far as the device's health goes. */
 void standin_revive(void) { lost = OK, failure.after = 0; }
-void standin_device(int sm, size_t bytes) { major = sm / 10, minor = sm % 10, memory_size = bytes; }
+/* One device with this compute capability (as 89) and memory. */
+void standin_device(int sm, size_t bytes) { devices = 1, capabilities[0] = sm, memory_size = bytes; }
+/* A further device with this compute capability; all take from one memory. */
+void standin_add_device(int sm) { if (devices < DEVICES) capabilities[devices++] = sm; }
 size_t standin_memory_used(void) { return memory_used; }
 size_t standin_memory_peak(void) { return memory_peak; }
 size_t standin_pinned_used(void) { return pinned_used; }
@@ -195,7 +200,7 @@ struct Stream {
 struct Event { CUstream stream; long asked, done; double at; unsigned flags; int captured; };
 struct Context { int users; };
 
-static struct Context primary;
+static struct Context primary[DEVICES];
 static __thread CUcontext current;
 static __thread CUstream thread_captures; /* what this thread captures, in a mode that forbids */
 static int global_captures;
@@ -302,7 +307,7 @@ static void unlock(int *held) { (void)held; pthread_mutex_unlock(&lock); }
         CUresult status = counted(__func__);                                               \
         if (status) return status;                                                         \
         if (!initialized) return NOT_INITIALIZED;                                          \
-        if ((needs_context) && current != &primary) return INVALID_CONTEXT;                \
+        if ((needs_context) && !current) return INVALID_CONTEXT;                           \
     }
 /* For calls that give something back: it is given back also where the call reports a failure, as
  * the failure may be that of earlier work. */
@@ -322,48 +327,71 @@ CUresult cuInit(unsigned flags) {
     return status;
 }
 CUresult cuDriverGetVersion(int *version) { *version = 13000; return OK; }
-CUresult cuDeviceGetCount(int *count) { CALL(0) *count = 1; return OK; }
-CUresult cuDeviceGet(CUdevice *device, int ordinal) {
-    CALL(0)
-    if (ordinal) return INVALID_DEVICE;
-    *device = 0;
-    return OK;
+/* The device behind an ordinal: CUDA_VISIBLE_DEVICES lists those that are shown, up to the first
+ * number that is none. A CUdevice is the number among all. */
+static CUresult shown(int ordinal, CUdevice *device, int *count) {
+    const char *list = getenv("CUDA_VISIBLE_DEVICES");
+    int found[DEVICES], n = 0;
+    if (!list) for (; n < devices; n++) found[n] = n;
+    while (list && *list && n < DEVICES) {
+        char *end;
+        long number = strtol(list, &end, 10);
+        if (end == list || number < 0 || number >= devices) break;
+        found[n++] = (int)number;
+        list = *end == ',' ? end + 1 : "";
+    }
+    if (count) *count = n;
+    if (device && ordinal >= 0 && ordinal < n) *device = found[ordinal];
+    return device && (ordinal < 0 || ordinal >= n) ? INVALID_DEVICE : OK;
 }
+static int unknown(CUdevice device) { return device < 0 || device >= devices; }
+CUresult cuDeviceGetCount(int *count) { CALL(0) return shown(0, 0, count); }
+CUresult cuDeviceGet(CUdevice *device, int ordinal) { CALL(0) return shown(ordinal, device, 0); }
 CUresult cuDeviceGetName(char *name, int size, CUdevice device) {
     CALL(0)
-    if (device) return INVALID_DEVICE;
+    if (unknown(device)) return INVALID_DEVICE;
     snprintf(name, (size_t)size, "stand-in, no GPU");
     return OK;
 }
 CUresult cuDeviceTotalMem_v2(size_t *bytes, CUdevice device) {
     CALL(0)
     *bytes = memory_size;
-    return device ? INVALID_DEVICE : OK;
+    return unknown(device) ? INVALID_DEVICE : OK;
 }
 CUresult cuDeviceGetAttribute(int *value, int attribute, CUdevice device) {
     CALL(0)
-    if (device) return INVALID_DEVICE;
+    if (unknown(device)) return INVALID_DEVICE;
     if (attribute != 75 && attribute != 76) return INVALID_VALUE; /* COMPUTE_CAPABILITY_… */
-    *value = attribute == 75 ? major : minor;
+    *value = attribute == 75 ? capabilities[device] / 10 : capabilities[device] % 10;
     return OK;
 }
 CUresult cuDevicePrimaryCtxRetain(CUcontext *context, CUdevice device) {
     CALL(0)
-    if (device) return INVALID_DEVICE;
-    primary.users++, *context = &primary;
+    if (unknown(device)) return INVALID_DEVICE;
+    primary[device].users++, *context = &primary[device];
     return OK;
 }
-CUresult cuDevicePrimaryCtxRelease_v2(CUdevice device) {
-    GIVING_BACK(device || !primary.users ? INVALID_CONTEXT : (primary.users--, OK))
+static CUresult give_up(CUdevice device) {
+    if (unknown(device) || !primary[device].users) return INVALID_CONTEXT;
+    primary[device].users--;
+    return OK;
 }
+CUresult cuDevicePrimaryCtxRelease_v2(CUdevice device) { GIVING_BACK(give_up(device)) }
 CUresult cuCtxSetCurrent(CUcontext context) {
     CALL(0)
-    if (context && (context != &primary || !primary.users)) return INVALID_CONTEXT;
+    if (context && (context < primary || context >= primary + DEVICES || !context->users))
+        return INVALID_CONTEXT;
     current = context;
+    return OK;
+}
+CUresult cuCtxGetDevice(CUdevice *device) {
+    CALL(1)
+    *device = (CUdevice)(current - primary);
     return OK;
 }
 CUresult cuMemGetInfo_v2(size_t *free_bytes, size_t *total) {
     CALL(1)
+    if (forbidden()) return CAPTURE_UNSUPPORTED; /* not among what may be asked in a capture */
     *free_bytes = memory_size - memory_used, *total = memory_size;
     return OK;
 }
@@ -581,7 +609,7 @@ CUresult cuGetErrorString(CUresult status, const char **text) {
 static const struct { const char *name; void *function; } functions[] = {
     PLAIN(cuInit), PLAIN(cuDriverGetVersion), PLAIN(cuDeviceGetCount), PLAIN(cuDeviceGet),
     PLAIN(cuDeviceGetName), NEWER(cuDeviceTotalMem, _v2), PLAIN(cuDeviceGetAttribute),
-    PLAIN(cuDevicePrimaryCtxRetain), NEWER(cuDevicePrimaryCtxRelease, _v2), PLAIN(cuCtxSetCurrent),
+    PLAIN(cuDevicePrimaryCtxRetain), NEWER(cuDevicePrimaryCtxRelease, _v2), PLAIN(cuCtxSetCurrent), PLAIN(cuCtxGetDevice),
     NEWER(cuMemGetInfo, _v2), NEWER(cuMemAlloc, _v2), NEWER(cuMemFree, _v2), PLAIN(cuMemHostAlloc),
     PLAIN(cuMemFreeHost), NEWER(cuMemcpyHtoDAsync, _v2), NEWER(cuMemcpyDtoHAsync, _v2),
     PLAIN(cuMemsetD8Async), PLAIN(cuLaunchHostFunc), PLAIN(cuStreamCreate),

@@ -27,6 +27,7 @@ COMPILER = shutil.which(os.environ.get("CC", "cc"))
 
 EMOJI, TINY = "emoji", "tiny"
 FILES = {
+    "inside_machine.py": TINY,
     "inside_driver.py": TINY,
     "inside_bundle.py": TINY,
     "inside_onnxruntime.py": TINY,

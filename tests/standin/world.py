@@ -12,15 +12,16 @@ import os
 import shutil
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from sdexport.backends import tensorrt
+from sdexport.backends import cuda, tensorrt
 from sdexport.backends.cuda_device import KEPT_BYTES, CudaDevice
 from sdexport.backends.cuda_workspace import Form
+from sdexport.backends.gpus import find_gpus
 from sdexport.bundle import Bundle, open_bundle, write_manifest
 from sdexport.pipeline.load import load_parts
 from sdexport.pipeline.parts import PipelineParts
@@ -43,6 +44,7 @@ class Standin:
         library.standin_call.argtypes = [ctypes.c_size_t]
         library.standin_fail.argtypes = [ctypes.c_char_p, ctypes.c_long, ctypes.c_int]
         library.standin_device.argtypes = [ctypes.c_int, ctypes.c_size_t]
+        library.standin_add_device.argtypes = [ctypes.c_int]
         for name in ("memory_used", "memory_peak", "pinned_used"):
             getattr(library, f"standin_{name}").restype = ctypes.c_size_t
         library.standin_objects.restype = ctypes.c_long
@@ -80,9 +82,12 @@ class Standin:
         """The device works again, and nothing is to fail."""
         self.library.standin_revive()
 
-    def device(self, sm: int = 89, size: int = 2 << 30) -> None:
-        """The device's compute capability and memory."""
+    def device(self, sm: int = 89, *more: int, size: int = 2 << 30) -> None:
+        """The devices' compute capabilities, and their memory; what is known of others goes."""
         self.library.standin_device(sm, size)
+        for other in more:
+            self.library.standin_add_device(other)
+        forget_devices()
 
     def held(self) -> tuple[int, int, int]:
         """Device bytes, pinned bytes, and objects (streams, events, graphs) that exist."""
@@ -92,6 +97,14 @@ class Standin:
             int(self.library.standin_pinned_used()),
             int(self.library.standin_objects()),
         )
+
+
+def forget_devices() -> None:
+    """Has the devices looked for anew; what was made on them must be closed."""
+    find_gpus.cache_clear()
+    cuda.context.cache_clear()
+    tensorrt._runtime.cache_clear()
+    find_gpus()  # Before a call is made to fail: what is found is kept.
 
 
 def profiles(parts: PipelineParts, sizes: tuple[tuple[int, int, int], ...]) -> dict[str, Any]:
@@ -164,19 +177,35 @@ def gpu_pipeline(
     return Pipeline(replace(changed, device=device))
 
 
-def make_bundle(path: Path) -> Bundle:
-    """The bundle with the double's engines, as a build for the target would have written it."""
+def make_bundle(
+    path: Path,
+    target: str = "tensorrt-rtx",
+    builder: Mapping[str, Any] | None = None,
+    **changes: Any,
+) -> Bundle:
+    """The bundle with the double's engines, as a build for the target would have written it.
+
+    Args:
+        builder: the builder options of its manifest.
+        changes: those of the double's plans, see `write_plans`.
+    """
     left = shutil.ignore_patterns("*.onnx", "*.data", "vae_encoder")
     shutil.copytree(BUNDLE, path, ignore=left, dirs_exist_ok=True)
     manifest = open_bundle(BUNDLE, check=False).manifest
-    plans = write_plans(path, host_parts())
+    plans = write_plans(path, host_parts(), **changes)
     engines = {
         name: replace(manifest.engines[name], file=file.relative_to(path).as_posix())
         for name, file in plans.items()
     }
     return write_manifest(
         path,
-        replace(manifest, target="tensorrt-rtx", library="tensorrt_rtx 1.7", engines=engines),
+        replace(
+            manifest,
+            target=target,
+            library="tensorrt_rtx 1.7",
+            engines=engines,
+            builder=dict(builder or {}),
+        ),
     )
 
 

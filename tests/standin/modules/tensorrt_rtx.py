@@ -58,6 +58,8 @@ CudaGraphStrategy = enum.Enum("CudaGraphStrategy", "DISABLED WHOLE_GRAPH_CAPTURE
 DynamicShapesKernelSpecializationStrategy = enum.Enum(
     "DynamicShapesKernelSpecializationStrategy", "LAZY EAGER NONE"
 )
+ComputeCapability = enum.Enum("ComputeCapability", "SM75 SM80 SM86 SM89 SM120 SM121 CURRENT")
+TensorLocation = enum.Enum("TensorLocation", "DEVICE HOST")
 EngineValidity = enum.Enum("EngineValidity", "VALID SUBOPTIMAL INVALID")
 
 
@@ -92,7 +94,10 @@ def write_plan(path: Path, onnx: Path, profiles: list[dict[str, Any]], **changes
 
     Args:
         profiles: for each, the least, expected and largest shape of every input.
-        changes: `version`, `capabilities`, `capturable` and `activations` (bytes) other than usual.
+        changes: other than usual: `version`, `capabilities`, `capturable`, `activations` and
+            `persistent` (bytes of a context), `hardware` (its hardware compatibility),
+            `version_compatible` (it brings code), `stripped` (it has no weights), `host` (inputs in
+            host memory), `untold` (it does not tell its activations) and `deaf` (it takes none).
     """
     header = {
         "onnx": str(onnx),
@@ -101,6 +106,13 @@ def write_plan(path: Path, onnx: Path, profiles: list[dict[str, Any]], **changes
         "capabilities": ["sm86", "sm89"],
         "capturable": True,
         "activations": 1 << 16,
+        "persistent": 0,
+        "hardware": "none",
+        "version_compatible": False,
+        "stripped": False,
+        "host": [],
+        "untold": False,
+        "deaf": False,
     } | changes
     content = json.dumps(header).encode()
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -128,9 +140,12 @@ class _DriverError(Exception):
 
 
 def _capability() -> str:
+    """Of the device that is current in this thread, the first where none is."""
     attribute = driver.CUdevice_attribute
+    status, device = driver.cuCtxGetDevice()
+    device = 0 if int(status) else device
     return "sm" + "".join(
-        str(_driver("cuDeviceGetAttribute", which, 0))
+        str(_driver("cuDeviceGetAttribute", which, device))
         for which in (
             attribute.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR,
             attribute.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR,
@@ -138,9 +153,17 @@ def _capability() -> str:
     )
 
 
+def _numbers_of(version: str) -> list[int]:
+    return [int(part) for part in version.split(".")]
+
+
 class Runtime:
+    engine_host_code_allowed = False
+
     def __init__(self, logger: ILogger) -> None:
         self.logger = logger
+        # "Created with the GPU context of the calling thread": it has no other.
+        self.device = int(_driver("cuCtxGetDevice"))
 
     def _error(self, text: str) -> None:
         self.logger.log(ILogger.ERROR, text)
@@ -149,17 +172,25 @@ class Runtime:
         plan = _read_plan(blob)
         if plan is None:
             return EngineInvalidityDiagnostics.MALFORMED_ENGINE, "Serialization assertion failed."
-        if plan["version"] != __version__:
+        if plan["version_compatible"] and not self.engine_host_code_allowed:
+            return (
+                0,
+                "Engine deserialization failed: the plan holds host code, and "
+                "engineHostCodeAllowed is not set.",
+            )
+        newer = _numbers_of(plan["version"]) > _numbers_of(__version__)
+        if plan["version"] != __version__ and (newer or not plan["version_compatible"]):
             return (
                 EngineInvalidityDiagnostics.VERSION_MISMATCH,
                 f"The engine plan file is not compatible with this version of TensorRT, expecting "
                 f"library version {__version__} got {plan['version']}.",
             )
-        if _capability() not in plan["capabilities"]:
+        here = _capability()
+        ampere = plan["hardware"] == "ampere_plus" and int(here[2:]) >= 80
+        if here not in plan["capabilities"] and not ampere:
             return (
                 EngineInvalidityDiagnostics.UNSUPPORTED_CC,
-                f"The engine was not built for the compute capability of this device "
-                f"({_capability()}).",
+                f"The engine was not built for the compute capability of this device ({here}).",
             )
         return 0, ""
 
@@ -169,8 +200,8 @@ class Runtime:
 
     def deserialize_cuda_engine(self, blob: bytes) -> ICudaEngine | None:
         try:
-            number, text = self._invalid(blob)
-            if number:
+            _, text = self._invalid(blob)
+            if text:
                 self._error(f"IRuntime::deserializeCudaEngine: {text}")
                 return None
             plan = _read_plan(blob)
@@ -268,6 +299,13 @@ class ICudaEngine:
     def get_tensor_dtype(self, name: str) -> Any:
         return self.tensors[name].dtype
 
+    def get_tensor_location(self, name: str) -> Any:
+        return TensorLocation.HOST if name in self.plan["host"] else TensorLocation.DEVICE
+
+    @property
+    def device_memory_size_v2(self) -> int:
+        return int(self.plan["activations"]) * 64
+
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
         return tuple(self.tensors[name].shape)
 
@@ -363,7 +401,9 @@ class _Run:
 class IExecutionContext:
     def __init__(self, engine: ICudaEngine, config: IRuntimeConfig | None) -> None:
         self.engine = engine
-        self.config = config
+        # Not kept alive: whoever makes a context keeps its configuration.
+        self.configured = config is not None
+        self.config = (lambda: None) if config is None else weakref.ref(config)
         self.profile = 0
         self.inputs: dict[str, tuple[int, ...]] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
@@ -372,8 +412,12 @@ class IExecutionContext:
         self.version = 0
         self.warm = False
         self._numbers: list[int] = []
+        persistent = engine.plan["persistent"]
+        self._persistent = _driver("cuMemAlloc", persistent) if persistent else None
 
     def __del__(self) -> None:
+        if self._persistent is not None:
+            driver.cuMemFree(self._persistent)
         for number in self._numbers:
             _runs.pop(number, None)
 
@@ -418,14 +462,20 @@ class IExecutionContext:
         return self.shapes[name]
 
     def update_device_memory_size_for_shapes(self) -> int:
+        if self.engine.plan["untold"]:
+            self._error("IExecutionContext::updateDeviceMemorySizeForShapes: shapes are not known")
+            return 0
         first = next(iter(self.inputs.values()))
         return int(self.engine.plan["activations"]) * first[0]
 
     def set_device_memory(self, address: int, size: int) -> None:
+        call = "IExecutionContext::setDeviceMemoryV2"
         if address % ALIGNMENT:
-            raise RuntimeError("the activation memory is not aligned")
-        if size < self.update_device_memory_size_for_shapes():
-            raise RuntimeError("the activation memory is too small")
+            self._error(f"{call}: the memory is not aligned to {ALIGNMENT} bytes")
+            return
+        if self.engine.plan["deaf"] or size < self.update_device_memory_size_for_shapes():
+            self._error(f"{call}: {size} bytes are too few")
+            return
         self.memory = (address, size)
         self.version += 1
 
@@ -458,10 +508,15 @@ class IExecutionContext:
             capturing = int(_driver("cuStreamIsCapturing", stream)) != 0
             if capturing and not (self.warm and self.engine.plan["capturable"]):
                 return self._error(f"{call}: kernels are compiled at first use, not in a capture")
-            if self.config is not None and self.config.cache is not None and not self.warm:
+            config = self.config()
+            if self.configured and config is None:
+                return self._error(f"{call}: the runtime configuration was destroyed")
+            if self.engine.plan["stripped"]:
+                return self._error(f"{call}: the weights were stripped and not refitted")
+            if config is not None and config.cache is not None and not self.warm:
                 kernel = f"{self.engine.plan['onnx']} {sorted(self.inputs.items())}"
-                self.config.cache.hits += kernel in self.config.cache.compiled
-                self.config.cache.compiled.add(kernel)
+                config.cache.hits += kernel in config.cache.compiled
+                config.cache.compiled.add(kernel)
             self.warm = True
             number = next(_numbers)
             _runs[number] = _Run(self, once=not capturing)
