@@ -54,7 +54,9 @@ def asked(monkeypatch: pytest.MonkeyPatch, fakes: Fakes) -> list[tuple[Any, ...]
     """Fake engines take the place of the target's; what was asked for is kept."""
     calls: list[tuple[Any, ...]] = []
 
-    def load_engine(target: Any, name: str, path: Path, precision: Any, threads: Any) -> Any:
+    def load_engine(
+        target: Any, name: str, path: Path, precision: Any, threads: Any, *, built: Any
+    ) -> Any:
         calls.append((target.name, name, path, precision, threads))
         return getattr(fakes, name)
 
