@@ -283,9 +283,11 @@ def read_bytes(path: Path, most: int = DOCUMENT_BYTES) -> bytes:
     """
     with open_file(path) as file, explained(path):
         length = os.fstat(file.fileno()).st_size
+        # As much memory is taken as is asked for, so no more is asked for than there can be.
+        wanted = min(most, max(length, DOCUMENT_BYTES))
         # Some of the system's own files have a length of 0 and content without end.
-        content = b"" if length > most else file.read(most + 1)
-    if max(length, len(content)) > most:
+        content = b"" if length > most else file.read(wanted + 1)
+    if max(length, len(content)) > most or len(content) > wanted:
         raise _too_long(path, max(length, len(content)), most)
     return content
 
