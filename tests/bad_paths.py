@@ -322,7 +322,8 @@ def of_functions(
             if name.startswith("Pipeline."):
                 values |= {"image": good["image"]} if parameter == "mask" else {}
             values[parameter] = path
-            bound = functools.partial(function, *[values.pop("self")] * ("self" in values))
+            owner = [values.pop("self")] if "self" in values else []
+            bound = functools.partial(function, *owner)
 
             def call(function: Any = bound, values: dict[str, Any] = values) -> str:
                 made = function(**values)
