@@ -52,6 +52,7 @@ EXPLAINED = {
     "bench/recognise.py": "an array of captions, its errors translated",
     "pipeline/pictures.py": "an open file",
     "backends/onnxruntime_cpu.py": "a folder that the build made",
+    "backends/tensorrt.py": "a folder of its own, errors caught",
     "backends/tensorrt_build.py": "a folder that the build made",
     "build/folder.py": "bundles of its own",
     "build/engines.py": "a folder that the build made",
