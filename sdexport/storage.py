@@ -128,7 +128,7 @@ def folder_aside(
             raise StorageError(
                 f"cannot replace {destination}, a disk of its own; choose a folder in it"
             )
-        _sweep(destination)
+        sweep(destination)
         if check is not None:
             check(destination)
         with _wrapper(destination.parent, destination.name) as wrapper:
@@ -153,7 +153,7 @@ def scratch_folder(folder: Path, name: str) -> Iterator[Path]:
         StorageError: the place cannot be written.
     """
     with explained(folder):
-        _sweep(folder / name)
+        sweep(folder / name)
         with _wrapper(folder, name) as wrapper:
             (wrapper / NEW).mkdir()
             yield wrapper / NEW
@@ -318,7 +318,7 @@ def _aside_of(folder: Path, name: str) -> Iterator[os.DirEntry[str]]:
                 yield entry
 
 
-def _sweep(destination: Path) -> None:
+def sweep(destination: Path) -> None:
     """Removes the folders that runs for `destination` left when they were killed."""
     for entry in list(_aside_of(destination.parent, destination.name)):
         if entry.is_dir(follow_symlinks=False):

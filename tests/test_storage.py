@@ -210,7 +210,8 @@ WRITING: dict[str, Callable[[Path], object]] = {
 """What changes files, each at a place where a folder is."""
 NOT_WRITING = {
     *("explained", "size_of", "free_bytes", "leftovers", "json_text"),
-    *("found_again", "remove_leftover", "remove_file_aside"),  # of what others left, see below
+    # Of what others left, see below.
+    *("found_again", "sweep", "remove_leftover", "remove_file_aside"),
 }
 
 

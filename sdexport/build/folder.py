@@ -176,6 +176,8 @@ def complete(
             the figures that it has are of the same engines, files and comparison. None: figures
             that are not are dropped.
     """
+    # Also where the bundle is right: what a kill between two renames took away is put back first.
+    storage.sweep(reading.resolved(destination))
     found = None if force else _standing(destination, stopwatch)
     missing = missing_engines(found, order)
     changes: tuple[str, ...] = ()

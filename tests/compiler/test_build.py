@@ -311,3 +311,15 @@ class TestCompile:
             compile_checkpoint(tiny_checkpoint, copy, OPTIONS, force=True)
         assert (copy / bundles.MANIFEST_FILE).read_bytes() == before
         assert parts_left(tmp_path) == []
+
+
+def test_a_rerun_that_builds_nothing_removes_what_a_kill_left(
+    tmp_path: Path, tiny_onnx: Path, own_bundle: Path
+) -> None:
+    (own_bundle.parent / ".bundle.0123456789abcdef.part" / "new").mkdir(parents=True)
+    displaced = own_bundle.parent / ".bundle.fedcba9876543210.part"
+    displaced.mkdir()
+    own_bundle.rename(displaced / "old-0")
+    options = BuildOptions("onnxruntime-cpu", Precision.FP32, TINY_PROFILE)
+    assert build_folder(tiny_onnx, own_bundle, options).reused
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
