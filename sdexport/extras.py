@@ -38,14 +38,12 @@ def install_command(*extras: str) -> str:
     Where that is no longer there, the libraries of the extras are named instead.
     """
     names = f"[{','.join(extras)}]"
-    try:
-        distribution = importlib.metadata.distribution(DISTRIBUTION)
-    except importlib.metadata.PackageNotFoundError:  # On the path, and not installed.
-        return f'pip install "{DISTRIBUTION}{names}"'
-    text = distribution.read_text("direct_url.json")
-    if text is None:
-        return f'pip install "{DISTRIBUTION}{names}"'
-    origin = json.loads(text)
+    # A checkout that is on the path stands before the installed package, and says no origin.
+    found = importlib.metadata.distributions(name=DISTRIBUTION)
+    texts = [text for one in found if (text := one.read_text("direct_url.json")) is not None]
+    if not texts:
+        return f'pip install {_checkout_or_name()}{names}"'
+    origin = json.loads(texts[0])
     url = urlsplit(origin["url"])
     place = Path(unquote(url.path))
     if url.scheme == "file" and place.exists():
@@ -55,6 +53,12 @@ def install_command(*extras: str) -> str:
         return f'pip install "{DISTRIBUTION}{names} @ {origin["url"]}"'
     wanted = " ".join(f'"{requirement}"' for requirement in requirements(*extras))
     return f"pip install {wanted}"
+
+
+def _checkout_or_name() -> str:
+    """The beginning of what pip installs: the checkout that this file lies in, or the name."""
+    checkout = Path(__file__).parent.parent
+    return f'-e "{checkout}' if (checkout / "pyproject.toml").exists() else f'"{DISTRIBUTION}'
 
 
 def requirements(*extras: str) -> list[str]:

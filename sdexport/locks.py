@@ -38,6 +38,9 @@ class Lock:
         sure: whether the lock was given; False on file systems that have none.
     """
 
+    _descriptor = -1
+    """Until there is one: `__del__` also runs where the arguments were refused."""
+
     def __init__(self, descriptor: int, sure: bool) -> None:
         self._descriptor = descriptor
         self.sure = sure

@@ -77,7 +77,8 @@ class Range:
                 raise UsageError(f"a range needs three whole numbers, got {shown(value)}")
         if not 1 <= self.min <= self.opt <= self.max:
             raise UsageError(
-                f"a range needs 1 <= MIN <= OPT <= MAX, not {self.min}:{self.opt}:{self.max}"
+                "a range needs 1 <= MIN <= OPT <= MAX, got "
+                f"{shown(self.min)}:{shown(self.opt)}:{shown(self.max)}"
             )
 
     @classmethod

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -139,10 +140,10 @@ def test_replaced_at_the_worst_moment(
     real = getattr(where, name)
     left = [other]
 
-    def replaced_meanwhile(*arguments: object) -> object:
+    def replaced_meanwhile(*arguments: Any, **options: Any) -> object:
         if left:
             publish(left.pop(), place)
-        return real(*arguments)
+        return real(*arguments, **options)
 
     monkeypatch.setattr(where, name, replaced_meanwhile)
     with sdexport.load(place) as pipeline:
@@ -162,10 +163,10 @@ def test_without_locks_a_load_is_tried_again(
     monkeypatch.setattr("sdexport.locks.fcntl", None)
     real, left = loading.load_engine, [other]
 
-    def replaced_meanwhile(*arguments: object) -> object:
+    def replaced_meanwhile(*arguments: Any, **options: Any) -> object:
         if left:
             publish(left.pop(), place)
-        return real(*arguments)  # type: ignore[arg-type]
+        return real(*arguments, **options)
 
     monkeypatch.setattr(loading, "load_engine", replaced_meanwhile)
     with sdexport.load(place) as pipeline:
@@ -180,6 +181,7 @@ def test_without_locks_a_load_is_tried_again(
 @pytest.mark.skipif(sys.platform != "linux", reason="counts what /proc shows")
 def test_descriptors_are_given_back(tmp_path: Path, models: tuple[Path, Path]) -> None:
     sdexport.load(models[0]).close()
+    gc.collect()  # what other tests dropped
     before = descriptors()
     for _ in range(5):
         sdexport.load(models[0]).close()

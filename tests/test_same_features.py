@@ -260,6 +260,7 @@ def distilled_onnx(
     folder = Path(shutil.copytree(tiny_onnx, path / "onnx"))
     shutil.rmtree(folder / "unet")
     (path / "own" / "unet").rename(folder / "unet")
+    (folder / "sdexport.json").unlink()  # It speaks of the UNet that was there.
     return folder
 
 

@@ -48,8 +48,8 @@ from pathlib import Path
 from sdexport import bundle
 for round in range(25):
     with bundle.open_bundle(Path(sys.argv[1]), check=False) as opened:
-        facts = opened.manifest.parity or {}
-        bundle.record(opened, **{sys.argv[2]: {"round": round}})
+        changes = {"default_guidance": float(round), "stages": [{"name": f"{round}"}]}
+        bundle.record(opened, **{sys.argv[2]: changes[sys.argv[2]]})
 """
 
 
@@ -123,11 +123,11 @@ def test_files_that_are_written_at_once(tmp_path: Path, contained: bool) -> None
 
 def test_manifests_that_are_recorded_at_once(own_bundle: Path) -> None:
     """Neither writer's figures are lost."""
-    writers = [started(RECORDS, own_bundle, name) for name in ("parity", "half_check")]
+    writers = [started(RECORDS, own_bundle, name) for name in ("default_guidance", "stages")]
     for writer in writers:
         assert (writer.wait(), writer.communicate()[1]) == (0, "")
     manifest = json.loads((own_bundle / "bundle.json").read_text())
-    assert (manifest["parity"], manifest["half_check"]) == ({"round": 24}, {"round": 24})
+    assert (manifest["default_guidance"], manifest["stages"]) == (24.0, [{"name": "24"}])
     assert not list(own_bundle.glob(".*"))
 
 

@@ -30,9 +30,9 @@ NAMES_OF_PARTS = {one.name for one in fields(PipelineParts)}
 NAMES_OF_MANIFEST = {one.name for one in fields(Manifest)}
 GIVEN = set(inspect.signature(load.parts_of).parameters) - {"manifest"}
 """What `parts_of` is given beside the manifest."""
-PLACED = {"device"}
-"""Fields that are filled in when the engines are placed."""
-NOT_KEPT = {"native_pixels"}
+PLACED = {"device", "bundle"}
+"""Fields that are filled in when the engines are placed, and for a bundle that is held."""
+NOT_KEPT = {"native_size"}
 """Dimensions that a manifest has as its default size."""
 
 

@@ -104,7 +104,9 @@ def test_what_a_pipeline_makes_of_random_configurations(scheduler: str) -> None:
     """Its own sampler, and another one chosen instead, after the pipeline's corrections."""
     random = Random(scheduler)
     compared = 0
-    for number in range(4):
+    for number in range(12):
+        if number >= 4 and compared >= 3:
+            break
         config = dict(random_case(scheduler, number).config)
         if config.get("beta_schedule") == "squaredcos_cap_v2":
             config["beta_schedule"] = "linear"  # float32 rounds less visibly
