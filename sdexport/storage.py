@@ -124,7 +124,8 @@ def folder_aside(
     with explained(destination):
         destination = destination.resolve()
         destination.parent.mkdir(parents=True, exist_ok=True)
-        if destination.is_mount():
+        # `Path.is_mount` raises where another writer moves the folder between its two looks.
+        if os.path.ismount(destination):
             raise StorageError(
                 f"cannot replace {destination}, a disk of its own; choose a folder in it"
             )

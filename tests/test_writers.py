@@ -48,7 +48,8 @@ from pathlib import Path
 from sdexport import bundle
 for round in range(25):
     with bundle.open_bundle(Path(sys.argv[1]), check=False) as opened:
-        changes = {"default_guidance": float(round), "stages": [{"name": f"{round}"}]}
+        stage = {"name": f"{round}", "seconds": 0.0, "peak_bytes": 0}
+        changes = {"default_guidance": float(round), "stages": [stage]}
         bundle.record(opened, **{sys.argv[2]: changes[sys.argv[2]]})
 """
 
@@ -127,7 +128,7 @@ def test_manifests_that_are_recorded_at_once(own_bundle: Path) -> None:
     for writer in writers:
         assert (writer.wait(), writer.communicate()[1]) == (0, "")
     manifest = json.loads((own_bundle / "bundle.json").read_text())
-    assert (manifest["default_guidance"], manifest["stages"]) == (24.0, [{"name": "24"}])
+    assert (manifest["default_guidance"], manifest["stages"][0]["name"]) == (24.0, "24")
     assert not list(own_bundle.glob(".*"))
 
 
