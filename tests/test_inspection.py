@@ -206,7 +206,7 @@ def test_a_bundle_is_shown_without_onnx(tmp_path: Path, monkeypatch: pytest.Monk
     assert part.inputs == ()
     assert (part.parameters, part.flops) == (100, 10**12)
     assert "onnx" in part.note
-    with pytest.raises(MissingExtraError, match=r"sdexport\[build\]"):
+    with pytest.raises(MissingExtraError, match=r"pip install .*\[build\]"):
         inspect(tmp_path / "small.onnx")
 
 

@@ -86,7 +86,6 @@ def driver() -> Any:
             "that runs on the processor (see sdexport doctor)"
         ) from error
     check("cuInit", result, bindings=found)
-    forks.started("CUDA")
     return found
 
 
@@ -183,7 +182,9 @@ def context_for(target: str, name: str, built: BuiltFor) -> Context:
     Raises:
         MissingExtraError: cuda-bindings is not installed.
         EngineError: there is no GPU, or none that runs them; names the GPUs and what was built.
+        UsageError: this process was forked from one in which CUDA was started.
     """
+    forks.check_start("CUDA")
     driver()
     gpus, why = find_gpus()
     chosen = first_that_runs(built, gpus)

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from sdexport.backends import forks
 from sdexport.builder_options import BuiltFor
 
 DATA_CENTER = ("sm90", "sm100", "sm103")
@@ -52,6 +53,8 @@ def find_gpus() -> tuple[tuple[Gpu, ...], str]:
     status = driver.cuInit(0)
     if status:
         return (), f"the NVIDIA driver does not start (cuInit gives {status})"
+    # From here on a forked child cannot use CUDA: every call of its own gives an error.
+    forks.started("CUDA")
     count = ctypes.c_int()
     if driver.cuDeviceGetCount(ctypes.byref(count)) or not count.value:
         return (), "the NVIDIA driver knows of no GPU"

@@ -109,7 +109,7 @@ def test_without_onnx_the_remedy_is_said(bundle: Path, monkeypatch: pytest.Monke
         return real(name, *rest, **more)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(MissingExtraError, match=r"needs onnx.*sdexport\[build\]"):
+    with pytest.raises(MissingExtraError, match=r"needs onnx.*pip install .*\[build\]"):
         of_bundle(bundle, SCENARIO)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable
 
@@ -10,7 +11,8 @@ import pytest
 
 from sdexport.backends import cuda
 from sdexport.backends.cuda_layout import Block, Layout, Tensor
-from sdexport.errors import DeviceLostError, DeviceMemoryError, EngineError
+from sdexport.builder_options import BuiltFor
+from sdexport.errors import DeviceLostError, DeviceMemoryError, EngineError, UsageError
 from tests.standin.world import LAUNCH_FAILED, OUT_OF_MEMORY, OUT_OF_RESOURCES, Standin
 
 
@@ -269,3 +271,24 @@ def test_threads_wait_for_streams_of_their_own(gpu: cuda.Context) -> None:
     for thread in threads:
         thread.join(60)
     assert found == dict.fromkeys(range(8), True)
+
+
+def test_a_forked_child_is_told_that_cuda_cannot_start_again() -> None:
+    cuda.context_for("tensorrt", "unet", BuiltFor())
+    read, write = os.pipe()
+    child = os.fork()
+    if not child:
+        try:
+            cuda.context_for("tensorrt", "unet", BuiltFor())
+            said = "no error"
+        except UsageError as error:
+            said = str(error)
+        except BaseException as error:
+            said = repr(error)
+        os.write(write, said.encode())
+        os._exit(0)
+    os.close(write)
+    with os.fdopen(read, "rb") as pipe:
+        said = pipe.read().decode()
+    os.waitpid(child, 0)
+    assert "forked from" in said and "spawn" in said
