@@ -85,7 +85,7 @@ def stored_in(folder: Path) -> tuple[Stored, ...]:
     folder = reading.given_path(folder, "the folder's path")
     if not reading.is_folder(folder):
         raise FolderError(f"no folder at {folder}; name one that holds bundles")
-    reading.entries(folder)
+    reading.entries(folder)  # One that may not be listed is refused, not passed over.
     return tuple(sorted(_find(folder, DEPTH), key=lambda stored: stored.path))
 
 
@@ -102,7 +102,7 @@ def _find(folder: Path, depth: int) -> Iterator[Stored]:
         # One folder that may not be read does not stop the others from being listed.
         yield _damaged(folder, error)
         return
-    yield from map(_look, left)
+    yield from map(_leftover, left)
     for path in inner if depth else ():
         if path.name.startswith(".") or _is_link(path):
             continue
@@ -124,11 +124,13 @@ def _is_link(path: Path) -> bool:
     return os.path.islink(path)  # noqa: PTH114
 
 
+def _leftover(path: Path) -> Stored:
+    why = "a build that was killed"
+    return Stored(path, "leftover", storage.size_of(path), _age(path), why=why)
+
+
 def _look(path: Path) -> Stored:
-    if path.name.endswith(storage.ASIDE):
-        return Stored(
-            path, "leftover", storage.size_of(path), _age(path), why="a build that was killed"
-        )
+    """What is known of the bundle at `path`, which there is a manifest of."""
     size, age = storage.size_of(path), _age(path / MANIFEST_FILE)
     try:
         bundle = open_bundle(path, check=False)

@@ -266,9 +266,10 @@ def _put_back(wrapper: Path) -> None:
     if found["key"].endswith("-old"):  # Version 0.1 had it beside, under this name.
         displaced = [wrapper]
     else:
+        numbers = {path: _displaced(path.name) for path in wrapper.iterdir()}
         displaced = sorted(
-            (path for path in wrapper.iterdir() if path.name.startswith(OLD)),
-            key=lambda path: int(path.name.removeprefix(OLD)),
+            (path for path, number in numbers.items() if number >= 0),
+            key=numbers.__getitem__,
             reverse=True,
         )
     for old in displaced:
@@ -278,6 +279,12 @@ def _put_back(wrapper: Path) -> None:
             old.rename(destination)
     if not wrapper.exists():  # It is its own content.
         (destination / LOCK).unlink(missing_ok=True)
+
+
+def _displaced(name: str) -> int:
+    """The number of what was replaced, from its name; -1 for another name."""
+    number = name.removeprefix(OLD)
+    return int(number) if name.startswith(OLD) and re.fullmatch(r"[0-9]{1,9}", number) else -1
 
 
 def _clear(wrapper: Path) -> str:

@@ -153,6 +153,22 @@ def test_damaged_is_told_and_left(tmp_path: Path) -> None:
     assert path.exists()
 
 
+@pytest.mark.parametrize("name", ["emoji.part", ".x.0123456789abcdef.part"])
+def test_a_bundle_is_no_leftover_whatever_it_is_called(tmp_path: Path, name: str) -> None:
+    bundle = make(tmp_path / name)
+    shutil.copytree(bundle, tmp_path / "other" / "mine.part")
+    found = stored_in(bundle)
+    assert [one.kind for one in (*found, *stored_in(tmp_path / "other"))] == ["bundle", "bundle"]
+    assert prune(bundle, older_days=None, cannot_run=False, remove=True) == ()
+    assert prune(tmp_path / "other", older_days=None, cannot_run=False, remove=True) == ()
+
+
+def test_a_leftover_may_hold_any_name(tmp_path: Path) -> None:
+    (tmp_path / ".x.0123456789abcdef.part" / f"{storage.OLD}mine").mkdir(parents=True)
+    prune(tmp_path, older_days=None, cannot_run=False, remove=True)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_leftovers_of_killed_builds_go(tmp_path: Path) -> None:
     mine = tmp_path / ".secret.part"
     dead = [tmp_path / f".one.{key}.part" for key in ("1-0123abcd", f"{os.getpid()}-0123abcd")]
