@@ -28,7 +28,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from sdexport import locks, reading
-from sdexport.errors import FolderError, StorageError
+from sdexport.errors import FolderError, StorageError, UsageError
 from sdexport.exchange import exchange
 
 ASIDE = ".part"
@@ -144,6 +144,22 @@ def folder_aside(
                 remove_tree(content)
                 raise
             _publish(content, destination)
+
+
+def refuse_replacing(destination: Path, source: Path, what: str) -> None:
+    """Refuses a destination that holds what it is made of: it is replaced whole.
+
+    Args:
+        what: `source` is, for the message.
+
+    Raises:
+        UsageError: `source` is `destination` or lies in it.
+        FolderError: the links of a path lead in a circle.
+    """
+    if reading.resolved(source).is_relative_to(reading.resolved(destination)):
+        raise UsageError(
+            f"{destination} is replaced whole, and {what} {source} lies there; choose another place"
+        )
 
 
 @contextmanager

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from sdexport import reading
+from sdexport import reading, storage
 from sdexport.backends import targets
 from sdexport.build import folder as folders
 from sdexport.build.options import BuildOptions, decide
@@ -49,6 +49,7 @@ def compile_checkpoint(
         progress: hears of the stages.
 
     Raises:
+        UsageError: an option that the target has not, or one of the folders holds another.
         CheckpointError: `checkpoint` is none, or lacks a component.
         ParityError: an engine's results are too far from PyTorch's; nothing was replaced.
         FolderError: the folder at `onnx` was altered after its export; or as `build_folder`.
@@ -66,6 +67,7 @@ def compile_checkpoint(
     stopwatch = Stopwatch()
     with stopwatch.stage("read the checkpoint"):
         opened = open_checkpoint(checkpoint)
+        _refuse_places(destination, kept, opened.path)
         scale, plain = opened.sizes.latent_scale, plain_parts(opened)
         native = native_size(opened.unet_config, scale)
         profile = profile_for(options.profile, native, scale)
@@ -114,6 +116,15 @@ def compile_checkpoint(
         verify=compare if verify and targets.runs_here(choice.target, built)[0] else None,
     )
     return replace(report, notes=opened.notes)
+
+
+def _refuse_places(bundle: Path, onnx: Path | None, checkpoint: Path) -> None:
+    """Raises UsageError where one of the folders that are made would replace another."""
+    storage.refuse_replacing(bundle, checkpoint, "the checkpoint")
+    if onnx is not None:
+        storage.refuse_replacing(onnx, checkpoint, "the checkpoint")
+        storage.refuse_replacing(bundle, onnx, "the ONNX folder")
+        storage.refuse_replacing(onnx, bundle, "the bundle")
 
 
 def _is_export_of(path: Path, sources: Mapping[str, object], plain: Mapping[str, bytes]) -> bool:

@@ -83,6 +83,7 @@ def build_folder(
         progress: hears of the stages.
 
     Raises:
+        UsageError: an option that the target has not, or `bundle` holds the ONNX folder.
         FolderError: the ONNX folder is incomplete or was altered after its export, or `bundle` is
             a folder of something else.
         MissingExtraError: a library that is needed is not installed.
@@ -90,10 +91,9 @@ def build_folder(
         StorageError: the place cannot be written.
     """
     require_onnx()
-    folder, destination = (
-        open_folder(reading.given_path(onnx_dir, "the ONNX folder's path")),
-        reading.given_path(bundle, "the bundle's path"),
-    )
+    folder = open_folder(reading.given_path(onnx_dir, "the ONNX folder's path"))
+    destination = reading.given_path(bundle, "the bundle's path")
+    storage.refuse_replacing(destination, folder.path, "the ONNX folder")
     options = options or BuildOptions()
     choice = decide(options)
     refuse_other_folder(destination)

@@ -49,7 +49,7 @@ def export_checkpoint(
     Raises:
         MissingExtraError: torch, diffusers or another library is not installed.
         CheckpointError: `checkpoint` is none, or lacks a part.
-        UsageError: an unknown component.
+        UsageError: an unknown component, or `folder` holds the checkpoint.
         FolderError: `folder` holds something else.
         StorageError: the place cannot be written, or has not enough space.
         EngineError: a component cannot be exported.
@@ -60,6 +60,7 @@ def export_checkpoint(
     names = _chosen(components)
     refuse_other_folder(destination)
     opened = checkpoint if isinstance(checkpoint, Checkpoint) else open_checkpoint(checkpoint)
+    storage.refuse_replacing(destination, opened.path, "the checkpoint")
     _check_models(opened, names)
     check_space(opened, destination, names, precision)
     with storage.folder_aside(destination, check=refuse_other_folder) as aside:

@@ -185,6 +185,32 @@ def test_a_full_disk_is_a_users_error(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_what_is_made_never_replaces_what_it_is_made_of(
+    own_bundle: Path, tiny_onnx: Path, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    inner = Path(shutil.copytree(tiny_onnx, own_bundle / "onnx"))
+    checkpoint = Path(shutil.copytree(tiny_checkpoint, own_bundle / "checkpoint"))
+    folder = Path(shutil.copytree(tiny_onnx, tmp_path / "folder"))
+    part = Path(shutil.copytree(tiny_checkpoint, folder / "tokenizer" / "checkpoint"))
+    other = tmp_path / "other"
+    for asked in (
+        lambda: build_folder(inner, own_bundle, OPTIONS),
+        lambda: build_folder(inner, inner, OPTIONS),
+        lambda: compile_checkpoint(checkpoint, own_bundle, OPTIONS),
+        lambda: compile_checkpoint(tiny_checkpoint, other, OPTIONS, onnx=other),
+        lambda: compile_checkpoint(tiny_checkpoint, other, OPTIONS, onnx=other / "onnx"),
+        lambda: compile_checkpoint(tiny_checkpoint, other / "bundle", OPTIONS, onnx=other),
+        lambda: compile_checkpoint(part, other, OPTIONS, onnx=folder),
+        lambda: sdexport.export_checkpoint(part, folder),
+    ):
+        with pytest.raises(UsageError, match="is replaced whole, and the .* lies there"):
+            asked()
+    assert (inner / "unet").is_dir()
+    assert (checkpoint / "unet").is_dir()
+    assert (part / "unet").is_dir()
+    assert not other.exists()
+
+
 def test_a_folder_of_something_else_is_left_alone(tiny_onnx: Path, tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("years of work")
     with pytest.raises(FolderError, match="folder of something else"):
