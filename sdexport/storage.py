@@ -557,14 +557,12 @@ def write_bytes(path: Path, content: bytes) -> None:
         StorageError: the place cannot be written.
     """
     with explained(path):
-        # Not after the file's own name where that is as long as the system allows.
-        name = path.name if len(os.fsencode(path.name)) < 200 else path.name[:40]
-        for entry in list(_aside_of(path.parent, name)):
+        for entry in list(_aside_of(path.parent, _short_name(path))):
             if entry.is_file(follow_symlinks=False):
                 with suppress(OSError):
                     remove_file_aside(Path(entry.path))
         for attempt in range(TRIES):
-            aside = path.with_name(f".{name}.{_key()}{ASIDE}")
+            aside = _file_aside(path)
             try:
                 _write_and_move(aside, path, content)
                 return
@@ -572,6 +570,45 @@ def write_bytes(path: Path, content: bytes) -> None:
                 # Removed before it was locked, by one who took it for a leftover.
                 if attempt == TRIES - 1 or not path.parent.is_dir():
                     raise
+
+
+def check_room(path: Path, size: int) -> None:
+    """Sees whether `write_bytes` could write `size` bytes to `path` now; what is there stays.
+
+    The bytes are taken from the disk and given back: what else limits a file (a quota, the largest
+    size that the process may write) is seen as well.
+
+    Raises:
+        StorageError: the place cannot be written.
+    """
+    with explained(path):
+        aside = _file_aside(path)
+        try:
+            with aside.open("xb") as file:
+                file.truncate(size)
+                _take_room(file.fileno(), size)
+        finally:
+            aside.unlink(missing_ok=True)
+
+
+def _take_room(descriptor: int, size: int) -> None:
+    if not hasattr(os, "posix_fallocate"):  # macOS, Windows
+        return
+    try:
+        os.posix_fallocate(descriptor, 0, size)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO):
+            raise
+        # Else it is a file system that takes no room beforehand.
+
+
+def _short_name(path: Path) -> str:
+    """The name that a file is written aside after: its own, if the system allows a longer one."""
+    return path.name if len(os.fsencode(path.name)) < 200 else path.name[:40]
+
+
+def _file_aside(path: Path) -> Path:
+    return path.with_name(f".{_short_name(path)}.{_key()}{ASIDE}")
 
 
 def _write_and_move(aside: Path, path: Path, content: bytes) -> None:

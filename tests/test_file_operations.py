@@ -70,8 +70,6 @@ EXPLAINED = {
     ("pipeline/drawing.py", "os.getpid"): (1, FORKED),
     ("pipeline/pipeline.py", "os.getpid"): (3, FORKED),
     ("pipeline/result.py", "mkdir"): (2, "the folder of pictures, which may be there already"),
-    ("pipeline/result.py", "touch"): (1, "a probe under a name that nobody has"),
-    ("pipeline/result.py", "unlink"): (1, "of that probe"),
 }  # fmt: skip
 """By file and call: how many there may be, and why they harm nobody who writes at the same time."""
 

@@ -203,6 +203,7 @@ WRITING: dict[str, Callable[[Path], object]] = {
     "remove_tree": removed,
     "discard": storage.discard,
     "write_bytes": lambda place: storage.write_bytes(place / "more", b"new"),
+    "check_room": lambda place: storage.check_room(place / "more", 1000),
     "write_text": lambda place: storage.write_text(place / "more", "new"),
     "write_json": lambda place: storage.write_json(place / "more", {}),
     "write_files": lambda place: storage.write_files(place, {"more/file": b"new"}),

@@ -274,7 +274,7 @@ def _output(output: str | None, request: Request) -> Path:
     else:
         file = named
     # Now, not after minutes of drawing.
-    check_place(output_files(file, request.images), request.width * request.height)
+    check_place(output_files(file, request.images), request)
     return file
 
 

@@ -7,7 +7,6 @@ import json
 import os
 import re
 import stat
-import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -22,12 +21,15 @@ from sdexport.pipeline.prompts import WEIGHTS
 from sdexport.pipeline.request import Request
 from sdexport.reading import given_path, is_folder
 from sdexport.sampling import find_sampler
-from sdexport.storage import ASIDE, explained, free_bytes, write_bytes
+from sdexport.storage import check_room, explained, free_bytes, write_bytes
 
 MARKS = re.compile(r"[()\[\]\\]")
 
 TEXT_BYTES = 1 << 16
-"""Of a file's metadata, unless its prompts are very long."""
+"""Of a file's metadata beside its prompts."""
+
+CHARACTER_BYTES = 16
+"""Of a character of a prompt, which the metadata has twice and may have to escape."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,43 +148,63 @@ def output_files(path: Path, images: int) -> list[Path]:
     return [given_path(file, "the image's path") for file in files]
 
 
-def check_place(files: Sequence[Path], pixels: int) -> None:
+def check_place(files: Sequence[Path], request: Request) -> None:
     """Sees before anything is drawn that the images can be saved; makes their folder.
 
     Args:
         files: of `output_files`.
-        pixels: of an image.
+        request: what is to be drawn.
 
     Raises:
         StorageError: one of them is there and may not be replaced, the folder cannot be made or
             written, or its disk is too full.
     """
-    folder = files[0].parent
-    with _told(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-    for file in files:
-        with _told(file):
-            if file.is_symlink() and not file.exists():
-                raise StorageError(f"{file} is a link to nothing; choose another name")
-            if not file.exists():
-                continue
-            if not file.is_file():
-                raise StorageError(f"{file} is there and is not a file; choose another name")
-            if not file.stat().st_mode & stat.S_IWUSR:
-                raise StorageError(f"{file} is there and is read-only; choose another name")
-    with _told(files[0]):
-        probe = files[0].with_name(f".{uuid.uuid4().hex}{ASIDE}")
-        try:
-            probe.touch(exist_ok=False)
-        finally:
-            probe.unlink(missing_ok=True)
-        # A picture of noise takes as much as its pixels.
-        needed, free = len(files) * (3 * pixels + TEXT_BYTES), free_bytes(folder)
-    if free < needed:
-        raise StorageError(
-            f"{len(files)} images need up to {needed >> 20} MiB in {folder}, where {free >> 20} "
-            "MiB are free; free some space or choose another place"
-        )
+    with _told(files[0].parent):
+        files[0].parent.mkdir(parents=True, exist_ok=True)
+    targets = [_checked_target(file) for file in files]
+    needed = _largest_bytes(request)
+    folders: dict[Path, list[Path]] = {}
+    for target in targets:
+        folders.setdefault(target.parent, []).append(target)
+    for folder, own in folders.items():
+        # The longest name is the one that the system may refuse.
+        longest = max(own, key=lambda file: len(os.fsencode(file)))
+        with _told(longest):
+            check_room(longest, needed)
+            free = free_bytes(folder)
+        if free < len(own) * needed:
+            raise StorageError(
+                f"{len(own)} image{'s' * (len(own) > 1)} may take {len(own) * needed >> 10} KiB "
+                f"in {folder}, where {free >> 10} KiB are free; free some space or choose another "
+                "place"
+            )
+
+
+def _checked_target(file: Path) -> Path:
+    """The file that is written for `file`: where a link leads."""
+    with _told(file):
+        if file.is_symlink() and not file.exists():
+            raise StorageError(f"{file} is a link to nothing; choose another name")
+        if not file.exists():
+            return file
+        if not file.is_file():
+            raise StorageError(f"{file} is there and is not a file; choose another name")
+        if not file.stat().st_mode & stat.S_IWUSR:
+            raise StorageError(f"{file} is there and is read-only; choose another name")
+        return _target(file)
+
+
+def _target(file: Path) -> Path:
+    # A link stays a link: what it leads to is replaced.
+    return file.resolve() if file.is_symlink() else file
+
+
+def _largest_bytes(request: Request) -> int:
+    """What an image's file takes at most: a picture of noise takes as much as its pixels."""
+    texts = zip(request.prompts, request.negative_prompts, strict=True)
+    longest = max(len(prompt) + len(negative) for prompt, negative in texts)
+    pixels = request.height * (3 * request.width + 1)
+    return pixels + pixels // 1000 + TEXT_BYTES + CHARACTER_BYTES * longest
 
 
 @contextmanager
@@ -210,9 +232,8 @@ def png(image: Image.Image, texts: Mapping[str, str]) -> bytes:
 
 
 def _write(path: Path, content: bytes) -> None:
-    # A link stays a link: what it leads to is replaced.
     with _told(path):
-        target = path.resolve() if path.is_symlink() else path
+        target = _target(path)
         target.parent.mkdir(parents=True, exist_ok=True)
         write_bytes(target, content)
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import resource
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -195,7 +199,25 @@ def test_images_whose_place_is_lost_go_elsewhere(
     assert sorted(file.name for file in elsewhere.rglob("*.png")) == ["a-000.png", "a-001.png"]
 
 
-@pytest.mark.parametrize("wrong", ["folder", "link", "read-only", "fifo", "full"])
+def closed(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    """Nothing can be made in `folder`, as for root no mode has it."""
+    opened = Path.open
+
+    def refusing(path: Path, mode: str = "r", *args: Any, **kwargs: Any) -> Any:
+        if path.parent == folder and mode != "r":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return opened(path, mode, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "open", refusing)
+
+
+WRONG_PLACES = (
+    *("folder", "link", "read-only", "fifo", "full"),
+    *("file size", "quota", "linked folder", "long path"),
+)
+
+
+@pytest.mark.parametrize("wrong", WRONG_PLACES)
 def test_what_cannot_be_saved_is_seen_before_anything_is_drawn(
     run: Run,
     bundle: Path,
@@ -204,9 +226,7 @@ def test_what_cannot_be_saved_is_seen_before_anything_is_drawn(
     monkeypatch: pytest.MonkeyPatch,
     wrong: str,
 ) -> None:
-    import os
-
-    file = tmp_path / "a-001.png"
+    output, file = tmp_path / "a.png", tmp_path / "a-001.png"
     if wrong == "folder":
         file.mkdir()
     if wrong == "link":
@@ -217,7 +237,32 @@ def test_what_cannot_be_saved_is_seen_before_anything_is_drawn(
         os.mkfifo(file)
     if wrong == "full":
         monkeypatch.setattr("sdexport.pipeline.result.free_bytes", lambda _: 1000)
-    failed = run("generate", bundle, "a", "--count", 2, "-o", tmp_path / "a.png", "--steps", 1)
+    if wrong == "quota":
+
+        def refuse(*_: object) -> None:
+            raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+
+        monkeypatch.setattr(os, "posix_fallocate", refuse)
+    if wrong == "linked folder":
+        (tmp_path / "elsewhere").mkdir()
+        (tmp_path / "elsewhere" / "b.png").touch()
+        file.symlink_to(tmp_path / "elsewhere" / "b.png")
+        closed(monkeypatch, tmp_path / "elsewhere")
+    if wrong == "long path":
+        # The path is allowed, and that under which it is written aside is not.
+        folder = tmp_path
+        while len(bytes(folder)) < 3750:
+            folder /= "d" * 190
+        folder /= "e" * (3970 - len(bytes(folder)))
+        output = folder / f"{'f' * 110}.png"
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    if wrong == "file size":
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
+    try:
+        failed = run("generate", bundle, "a", "--count", 2, "-o", output, "--steps", 1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert failed.code == 2
     assert drawing.requests == []
+    assert not list(tmp_path.rglob("*.part"))
     assert "Traceback" not in failed.err
