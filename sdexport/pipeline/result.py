@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import os
-import re
 import stat
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,7 +22,7 @@ from sdexport.reading import given_path, is_folder
 from sdexport.sampling import find_sampler
 from sdexport.storage import check_room, explained, free_bytes, write_bytes
 
-MARKS = re.compile(r"[()\[\]\\]")
+ESCAPED = str.maketrans({mark: f"\\{mark}" for mark in "()[]\\"})
 
 TEXT_BYTES = 1 << 16
 """Of a file's metadata beside its prompts."""
@@ -308,7 +307,7 @@ def infotext(own: Mapping[str, Any]) -> str:
     # The web UI reads brackets as weights, so those that are text are marked as such.
     literal = own.get("prompt_syntax") != WEIGHTS
     prompt, negative = (
-        MARKS.sub(r"\\\g<0>", text) if literal else text
+        text.translate(ESCAPED) if literal else text
         for text in (own["prompt"], own["negative_prompt"])
     )
     lines = [prompt]

@@ -6,7 +6,7 @@ import contextlib
 import math
 import re
 from collections.abc import Callable
-from time import perf_counter
+from time import process_time
 
 import pytest
 from hypothesis import given
@@ -65,13 +65,10 @@ REFUSED = re.compile("too large|at most 20000 brackets")
 
 
 def seconds(does: Callable[[], object]) -> float:
-    """The shortest of three times."""
-    took = []
-    for _ in range(3):
-        started = perf_counter()
-        does()
-        took.append(perf_counter() - started)
-    return min(took)
+    """Processor time, which other programs on the machine hardly change."""
+    started = process_time()
+    does()
+    return process_time() - started
 
 
 def long(unit: str, size: int) -> str:
@@ -92,9 +89,13 @@ def test_time_grows_with_the_length_alone(
 
         return does
 
-    whole, quarter = seconds(read(MEGABYTE)), seconds(read(MEGABYTE // 4))
-    assert whole < 6 * max(quarter, 0.02)
-    assert whole < 5, "a second with a margin for a busy machine"
+    tries = []
+    for _ in range(3):  # The first one that is undisturbed decides.
+        whole, quarter = seconds(read(MEGABYTE)), seconds(read(MEGABYTE // 4))
+        if whole < 1 and whole < 6 * max(quarter, 0.02):
+            return
+        tries.append((whole, quarter))
+    pytest.fail(f"seconds of a megabyte and a quarter of it: {tries}")
 
 
 @pytest.mark.parametrize("name", UNITS)
