@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from sdexport.onnx_folder import RECORD_FILE
+
 TINY_UNET: dict[str, Any] = {
     "sample_size": 8,
     "in_channels": 4,
@@ -142,6 +144,13 @@ def copy_without(checkpoint: Path, destination: Path, component: str) -> Path:
         shutil.rmtree(missing)
     else:
         missing.unlink()
+    return copy
+
+
+def own_folder(folder: Path, destination: Path) -> Path:
+    """A copy of an ONNX folder that may be edited: without the record, as another tool's."""
+    copy = Path(shutil.copytree(folder, destination))
+    (copy / RECORD_FILE).unlink()
     return copy
 
 

@@ -9,12 +9,14 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from sdexport.backends import targets
 from sdexport.build import BuildOptions, build_folder
 from sdexport.spec import Precision, Profile, Range
 
 ROOT = Path(__file__).parent.parent
 EMOJI = ROOT / "examples" / "emoji" / "checkpoint"
-TARGETS = ("onnxruntime-cpu", "openvino-cpu")
+TARGETS = tuple(target.name for target in targets.TARGETS if not target.gpu)
+"""Those that need no GPU."""
 
 # Properties of numerics take as long as the machine is busy: no deadline, and the same examples
 # wherever they run.

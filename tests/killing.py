@@ -12,6 +12,7 @@ two processes in process id namespaces of their own compile at once, and one of 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import shutil
@@ -22,7 +23,6 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,16 @@ LAST = 12
 """So many of a run's last moments are all tried."""
 REQUEST: dict[str, Any] = {"seed": 3, "steps": 2, "size": (32, 32)}
 CONTAINER = ("unshare", "--pid", "--fork", "--mount-proc")
+"""Starts a program that sees other process ids than those outside."""
+
+
+@functools.cache
+def in_containers() -> bool:
+    """Whether `CONTAINER` can be had here."""
+    if shutil.which(CONTAINER[0]) is None:
+        return False
+    tried = subprocess.run([*CONTAINER, "true"], capture_output=True, check=False)
+    return tried.returncode == 0
 
 
 def count_and_kill(moment: int | None, exchanging: bool) -> Callable[[], int]:
@@ -133,7 +143,7 @@ class Trial:
         self.work = work
         self.images: dict[str, str] = {}
         for seed, name in enumerate(("old", "new")):
-            assert forked(partial(self._make, name, seed)) == 0
+            assert forked(functools.partial(self._make, name, seed)) == 0
             self.images[image_of(work / name)] = name
         assert len(self.images) == 2
 

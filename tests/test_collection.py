@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+from tests.conftest import ROOT
+
 DRIVEN = {"tests/standin/inside_*.py": "tests/standin/test_standin.py"}
 """Files of tests that pytest is not to find by itself, and the test that runs them."""
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+from tests.conftest import ROOT
+from tests.killing import in_containers
 
 
 @pytest.mark.slow
@@ -17,9 +17,8 @@ ROOT = Path(__file__).parent.parent
 @pytest.mark.skipif(sys.platform != "linux", reason="kills forks and makes namespaces")
 def test_killed_at_many_moments() -> None:
     """In a process of its own, because it forks; see `tests.killing`."""
-    contained = subprocess.run(["unshare", "--pid", "--fork", "true"], check=False).returncode == 0
     subprocess.run(
-        [sys.executable, "-m", "tests.killing", "--containers", "4" if contained else "0"],
+        [sys.executable, "-m", "tests.killing", "--containers", "4" if in_containers() else "0"],
         cwd=ROOT,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         check=True,

@@ -19,6 +19,7 @@ from sdexport import json_schema, reading
 from sdexport.engine_store import prune, stored_in
 from sdexport.errors import FolderError, UsageError
 from sdexport.manifest_schema import MANIFEST
+from tests.conftest import TARGETS
 
 PACKAGE = Path(sdexport.__file__).parent
 SCRIPT = Path(__file__).parent / "bad_paths.py"
@@ -305,7 +306,7 @@ def hub_layout(source: Path, place: Path) -> Path:
     return snapshot
 
 
-@pytest.mark.parametrize("target", ["onnxruntime-cpu", "openvino-cpu"])
+@pytest.mark.parametrize("target", TARGETS)
 def test_a_bundle_of_links_draws(
     tiny_bundle: Callable[[str], Path], tmp_path: Path, target: str
 ) -> None:

@@ -25,8 +25,8 @@ import sdexport
 from sdexport import privacy
 from sdexport.backends.targets import TARGETS, builds_here, runs_here
 from sdexport.cli import app
+from tests.conftest import ROOT
 
-ROOT = Path(__file__).parent.parent
 PACKAGE = Path(sdexport.__file__).parent
 COMPILER = shutil.which(os.environ.get("CC", "cc"))
 

@@ -17,8 +17,7 @@ import pytest
 
 from sdexport import reading, storage
 from sdexport.errors import FolderError, StorageError
-
-ROOT = Path(__file__).parent.parent
+from tests.conftest import ROOT
 
 
 def test_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:

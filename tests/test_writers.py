@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,10 +11,8 @@ from pathlib import Path
 import pytest
 
 from sdexport import locks, storage
-
-ROOT = Path(__file__).parent.parent
-CONTAINER = ("unshare", "--pid", "--fork", "--mount-proc")
-"""Starts a program that sees other process ids than those outside."""
+from tests.conftest import ROOT
+from tests.killing import CONTAINER, in_containers
 
 FOLDERS = """
 import random, sys, time
@@ -52,13 +49,6 @@ for round in range(25):
         changes = {"default_guidance": float(round), "stages": [stage]}
         bundle.record(opened, **{sys.argv[2]: changes[sys.argv[2]]})
 """
-
-
-def in_containers() -> bool:
-    tried = [*CONTAINER, "true"]
-    return (
-        shutil.which("unshare") is not None and subprocess.run(tried, check=False).returncode == 0
-    )
 
 
 def started(script: str, *arguments: object, contained: bool = False) -> subprocess.Popen[str]:

@@ -21,18 +21,11 @@ from sdexport.build import engines as build_engines_module
 from sdexport.build import options as options_module
 from sdexport.errors import FolderError, ParityError, StorageError, UsageError
 from sdexport.graph.split_unet import CannotSplitError
-from sdexport.onnx_folder import RECORD_FILE
 from sdexport.spec import Precision, Profile, Range
-from tests.conftest import TINY_PROFILE
+from tests.checkpoints import own_folder
+from tests.conftest import TARGETS, TINY_PROFILE
 
 OPTIONS = BuildOptions("onnxruntime-cpu", Precision.FP32, TINY_PROFILE)
-
-
-def own_folder(folder: Path, destination: Path) -> Path:
-    """A copy of an ONNX folder that may be edited: without the record, as another tool's."""
-    copy = Path(shutil.copytree(folder, destination))
-    (copy / RECORD_FILE).unlink()
-    return copy
 
 
 def parts_left(path: Path) -> list[str]:
@@ -57,7 +50,7 @@ def test_equal_is_reused(own_bundle: Path, tiny_onnx: Path) -> None:
     assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
 
 
-@pytest.mark.parametrize("target", ["onnxruntime-cpu", "openvino-cpu"])
+@pytest.mark.parametrize("target", TARGETS)
 def test_a_unet_that_cannot_be_split_is_built_whole(
     target: str,
     tiny_onnx: Path,

@@ -17,7 +17,7 @@ from sdexport.graph.flops import count
 from sdexport.graph.proto import load_graph
 from sdexport.graph.skeleton import Call, shapes_at
 from sdexport.spec import Precision
-from tests.conftest import TINY_PROFILE
+from tests.conftest import TARGETS, TINY_PROFILE
 
 OPTIONS = BuildOptions("onnxruntime-cpu", Precision.FP32, TINY_PROFILE)
 
@@ -28,7 +28,7 @@ def forget_graphs(bundle: Path) -> None:
     bundles.write_manifest(bundle, bundles._read_manifest(bundle))
 
 
-@pytest.mark.parametrize("target", ["onnxruntime-cpu", "openvino-cpu"])
+@pytest.mark.parametrize("target", TARGETS)
 def test_every_engine_has_one(tiny_bundle: Callable[[str], Path], target: str) -> None:
     bundle = bundles.open_bundle(tiny_bundle(target))
     profile = bundle.manifest.profile

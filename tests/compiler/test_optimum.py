@@ -16,7 +16,7 @@ import sdexport
 from sdexport.build import BuildOptions, build_folder
 from sdexport.spec import Precision
 from tests.compiler.optimum import RECORD, describe, rewrite
-from tests.conftest import ROOT, TINY_PROFILE
+from tests.conftest import ROOT, TARGETS, TINY_PROFILE
 
 OPTIONS = BuildOptions("onnxruntime-cpu", Precision.FP32, TINY_PROFILE)
 PEERS = ROOT / "benchmarks" / "peers"
@@ -86,7 +86,7 @@ class TestTheRealPackage:
         recorded, now = json.loads(RECORD.read_text()), describe(folder)
         assert now["models"] == recorded["models"]
         assert now["files"] == recorded["files"]
-        for target in ("onnxruntime-cpu", "openvino-cpu"):
+        for target in TARGETS:
             bundle = tmp_path / target
             build_folder(folder, bundle, BuildOptions(target, Precision.FP32, TINY_PROFILE))
             # Pictures are at most 2 of 255 from diffusers', or this raises.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from sdexport.build.engines import PROJECTIONS
 from sdexport.builder_options import BuilderOptions
 from sdexport.errors import EngineError, UsageError
 from sdexport.spec import Precision, Profile, Range
+from tests.checkpoints import own_folder
 
 if importlib.util.find_spec("tensorrt_rtx") is None:
     pytest.skip("tensorrt-rtx is not installed", allow_module_level=True)
@@ -162,13 +162,6 @@ def test_whatever_changes_bytes_changes_every_fingerprint(
     )
     assert set(after) == set(before)
     assert all(after[name] != before[name] for name in before)
-
-
-def own_folder(folder: Path, destination: Path) -> Path:
-    """A copy of an ONNX folder that may be edited: without the record, as another tool's."""
-    copy = Path(shutil.copytree(folder, destination))
-    (copy / "sdexport.json").unlink()
-    return copy
 
 
 def planted(folder: Path, component: str, factor: float) -> None:
