@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from sdexport import reading
-from sdexport.errors import UsageError
+from sdexport.errors import UsageError, shown
 from sdexport.keywords import explains_fields
 
 CAPABILITY = re.compile(r"(?:sm_?)?(\d{1,2})\.?(\d)")
@@ -72,21 +72,40 @@ class BuilderOptions:
     timing_cache: Path | None = None
 
     def __post_init__(self) -> None:
-        if self.optimization_level is not None and self.optimization_level not in LEVELS:
+        capabilities = self.compute_capabilities
+        if not isinstance(capabilities, tuple) or not all(isinstance(o, str) for o in capabilities):
             raise UsageError(
-                f"optimization_level {self.optimization_level} is not possible; choose 0 (quick "
+                'compute_capabilities must be a tuple such as ("sm86", "sm89"), '
+                f"got {shown(capabilities)}"
+            )
+        level = self.optimization_level
+        if level is not None and (type(level) is not int or level not in LEVELS):
+            raise UsageError(
+                f"optimization_level {shown(level)} is not possible; choose 0 (quick "
                 "build) to 5 (longest search)"
             )
-        if self.workspace is not None and self.workspace < 1 << 20:
+        size = self.workspace
+        if size is not None and type(size) is not int:
+            raise UsageError(f"workspace must be a whole number of bytes, got {shown(size)}")
+        if size is not None and size < 1 << 20:
             raise UsageError(
-                f"workspace {self.workspace} is under 1 MiB, with which nothing can be built; "
-                'give bytes, or text such as "4 GiB"'
+                f"workspace {shown(size)} is under 1 MiB, with which nothing can be built; "
+                'give bytes, or in a recipe text such as "4 GiB"'
             )
-        if self.hardware_compatibility not in HARDWARE:
+        if type(self.hardware_compatibility) is not str or (
+            self.hardware_compatibility not in HARDWARE
+        ):
             raise UsageError(
-                f"unknown hardware_compatibility {self.hardware_compatibility!r}; choose one of: "
-                + ", ".join(HARDWARE)
+                f"unknown hardware_compatibility {shown(self.hardware_compatibility)}; choose one "
+                f"of: {', '.join(HARDWARE)}"
             )
+        for name in ("version_compatible", "refittable", "strip_weights"):
+            value = getattr(self, name)
+            if not isinstance(value, bool):
+                raise UsageError(f"{name} must be True or False, got {shown(value)}")
+        if self.timing_cache is not None:
+            path = reading.given_path(self.timing_cache, "timing_cache")
+            object.__setattr__(self, "timing_cache", path)
 
     def given(self) -> tuple[str, ...]:
         """The names of the options that say something."""

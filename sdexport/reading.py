@@ -22,7 +22,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from sdexport.errors import FolderError, UsageError
+from sdexport.errors import FolderError, UsageError, shown
 
 CHUNK = 1 << 20
 
@@ -93,7 +93,7 @@ def given_path(value: object, what: str = "the path") -> Path:
     """
     text = os.fspath(value) if isinstance(value, str | os.PathLike) else None
     if not isinstance(text, str):
-        raise UsageError(f"{what} must be a str or a pathlib.Path, got {value!r}")
+        raise UsageError(f"{what} must be a str or a pathlib.Path, got {shown(value)}")
     if not text:
         raise UsageError(f"{what} must not be empty; write . for the current folder")
     if "\0" in text:

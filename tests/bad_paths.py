@@ -263,23 +263,24 @@ def functions() -> Iterator[tuple[str, Callable[..., Any], str, str]]:
     from sdexport import bundle, engine_store, inspection, onnx_folder, recipe
     from sdexport.bench import compare, results, scenario
     from sdexport.export import checkpoint
-    from sdexport.pipeline import pipeline, result, tokenizer
+    from sdexport.pipeline import tokenizer
 
     homes = [bundle, engine_store, inspection, onnx_folder, recipe, compare, results, scenario]
     homes += [checkpoint]
-    seen = {name: getattr(sdexport, name) for name in sdexport.__all__}
+    exported = {name: getattr(sdexport, name) for name in sdexport.__all__}
+    classes = [value for value in exported.values() if inspect.isclass(value)]
+    seen = {name: value for name, value in exported.items() if callable(value)}
     for home in homes:
         for name, value in vars(home).items():
             if inspect.isfunction(value) and value.__module__ == home.__name__ and name[0] != "_":
                 seen[f"{home.__name__.rsplit('.')[-1]}.{name}"] = value
-    for owner in (pipeline.Pipeline, result.Result, tokenizer.PromptTokenizer):
-        for name, value in inspect.getmembers(owner, callable):
+    for owner in (*classes, tokenizer.PromptTokenizer):
+        for name, value in inspect.getmembers(owner, inspect.isroutine):
             if name[0] != "_":
                 seen[f"{owner.__name__}.{name}"] = value
     for name, function in seen.items():
-        if not callable(function) or inspect.isclass(function):
-            continue
-        for parameter, hint in function.__annotations__.items():
+        taking = function.__init__ if inspect.isclass(function) else function
+        for parameter, hint in getattr(taking, "__annotations__", {}).items():
             if parameter != "return" and any(
                 word in str(hint) for word in ("Path", "PictureLike", "OneOrMorePictures")
             ):
