@@ -19,6 +19,7 @@ from sdexport import json_schema, reading
 from sdexport.engine_store import prune, stored_in
 from sdexport.errors import FolderError, UsageError
 from sdexport.manifest_schema import MANIFEST
+from tests import bad_paths
 from tests.conftest import TARGETS
 
 PACKAGE = Path(sdexport.__file__).parent
@@ -99,7 +100,22 @@ def test_every_exception_is_one() -> None:
         assert asks(PACKAGE / module), f"{module} asks nothing any more"
 
 
+def test_every_parameter_that_takes_a_path_is_known() -> None:
+    """Of the verbs by introspection, and of the functions those that are left out by name."""
+    kinds = {
+        (words, one.name): kind
+        for words, command in bad_paths.verbs()
+        for one in command.params
+        if (kind := bad_paths.kind_of(words[-1], command, one)) is not None
+    }
+    assert {words for words, _ in kinds} >= {("compile",), ("bench", "run"), ("engines", "prune")}
+    found = {name for name, *_ in bad_paths.functions()}
+    assert set(bad_paths.SKIPPED) <= found, "a name that is gone"
+    assert {"load", "compile", "Pipeline.generate", "Result.save"} <= found
+
+
 @pytest.mark.slow
+@pytest.mark.timeout(1300)
 @pytest.mark.skipif(sys.platform != "linux", reason="fifos, devices and privileges of Linux")
 def test_every_verb_and_function_with_every_bad_path(
     tiny_bundle: Callable[[str], Path], tiny_onnx: Path, tiny_checkpoint: Path, tmp_path: Path

@@ -18,13 +18,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from typer.core import TyperGroup
-from typer.main import get_command
 
 import sdexport
 from sdexport import privacy
 from sdexport.backends.targets import TARGETS, builds_here, runs_here
-from sdexport.cli import app
+from tests.bad_paths import RESULTS, verbs
 from tests.conftest import ROOT
 
 PACKAGE = Path(sdexport.__file__).parent
@@ -301,16 +299,19 @@ VERBS = {
     "inspect": ["inspect", "{bundle}"],
     "samplers": ["samplers"],
     "doctor": ["doctor"],
-    "engines": ["engines", "list", "."],
-    "bench": ["bench", "{bundle}", "--checkpoint", "{checkpoint}", "--steps", "1", "-o", "report"],
+    "engines list": ["engines", "list", "."],
+    "engines prune": ["engines", "prune", ".", "--cannot-run"],
+    "bench run": [
+        *("bench", "{bundle}", "--checkpoint", "{checkpoint}", "--steps", "1", "-o", "report"),
+    ],
+    "bench report": ["bench", "report", "{results}"],
+    "bench compare": ["bench", "compare", "{results}", "{results}"],
 }
 """Every verb's arguments; None where a test above runs it for every target."""
 
 
 def test_every_verb_is_watched() -> None:
-    command = get_command(app)
-    assert isinstance(command, TyperGroup)
-    assert set(command.commands) == set(VERBS)
+    assert {" ".join(words) for words, _ in verbs()} == set(VERBS)
 
 
 @pytest.mark.slow
@@ -318,6 +319,11 @@ def test_every_verb_is_watched() -> None:
 def test_a_verb_sends_and_leaves_nothing(
     verb: str, watched: Watched, tiny_checkpoint: Path, tiny_bundle: Callable[[str], Path]
 ) -> None:
-    places = {"checkpoint": str(tiny_checkpoint), "bundle": str(tiny_bundle("onnxruntime-cpu"))}
+    results = shutil.copytree(RESULTS.parent, watched.folder / "results")
+    places = {
+        "checkpoint": str(tiny_checkpoint),
+        "bundle": str(tiny_bundle("onnxruntime-cpu")),
+        "results": str(results),
+    }
     arguments = [argument.format(**places) for argument in VERBS[verb] or ()]
     assert watched.run("-m", "sdexport", *arguments) == []
