@@ -27,8 +27,8 @@ def bounds(*extras: str) -> dict[str, str]:
 
 
 def numbers(version: str) -> list[int]:
-    """1.26 and 1.26.0 are one version."""
-    found = [int(part) for part in version.split(".")]
+    """1.26, 1.26.0 and 1.26.0+cpu are one version."""
+    found = [int(part) for part in version.partition("+")[0].split(".")]
     while found and found[-1] == 0:
         found.pop()
     return found
