@@ -231,7 +231,7 @@ def _read(name: str, value: object, folder: Path) -> object:
 
 
 def _wrong(name: str, value: object, accepted: str) -> UsageError:
-    return UsageError(f"builder.{name} = {value!r} is not accepted; write {accepted}")
+    return UsageError(f"builder.{name} = {shown(value)} is not accepted; write {accepted}")
 
 
 def parse_capabilities(texts: Collection[object]) -> tuple[str, ...]:
@@ -242,10 +242,11 @@ def parse_capabilities(texts: Collection[object]) -> tuple[str, ...]:
     """
     numbers = set()
     for text in texts:
-        found = CAPABILITY.fullmatch(str(text).strip().lower())
+        given = text if isinstance(text, str) else shown(text)
+        found = CAPABILITY.fullmatch(given.strip().lower())
         if found is None:
             raise UsageError(
-                f"{text!r} is no compute capability; write it as sm89 or 8.9 (a GPU's is at "
+                f"{shown(text)} is no compute capability; write it as sm89 or 8.9 (a GPU's is at "
                 "https://developer.nvidia.com/cuda-gpus)"
             )
         numbers.add((int(found[1]), int(found[2])))

@@ -11,12 +11,16 @@ import reprlib
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = 100
 _SHORT.maxlong = 60
+_SHORT.maxlevel = 3
+LONGEST = 200
+"""Characters of a value in a message."""
 
 
 def shown(value: object) -> str:
     """`value` as a message quotes it: its `repr` on one line, cut short; never raises."""
     try:
-        return " ".join(_SHORT.repr(value).split())
+        text = " ".join(_SHORT.repr(value).split())
+        return text if len(text) <= LONGEST else f"{text[: LONGEST - 3]}..."
     except Exception:  # A class may raise anything; Python itself refuses ints of 4,300 digits.
         size = f" of {value.bit_length()} bits" if isinstance(value, int) else ""
         return f"<{type(value).__name__}{size}>"

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 from sdexport import reading, storage
 from sdexport.bundle import ENGINES, Bundle, EngineRecord, is_bundle, open_bundle
 from sdexport.costs import WIDTHS, engine_work
-from sdexport.errors import FolderError, MissingExtraError, UsageError
+from sdexport.errors import FolderError, MissingExtraError, UsageError, shown
 from sdexport.extras import install_command
 from sdexport.keywords import explains_keywords
+from sdexport.manifest_schema import LARGEST
 from sdexport.onnx_folder import MODEL_FILE, OnnxFolder, open_folder
 from sdexport.spec import COMPONENTS, TensorSpec
 
@@ -44,6 +45,20 @@ class At:
 
     size: tuple[int, int] | None = None
     batch: int | None = None
+
+    def __post_init__(self) -> None:
+        sides = self.size if isinstance(self.size, tuple | list) else ()
+        if self.size is not None and (len(sides) != 2 or any(type(n) is not int for n in sides)):
+            raise UsageError(
+                f"size must be (width, height), whole numbers of pixels, got {shown(self.size)}"
+            )
+        if self.batch is not None and type(self.batch) is not int:
+            raise UsageError(f"batch must be a whole number of pictures, got {shown(self.batch)}")
+        for name, values in (("size", sides), ("batch", (self.batch or 1,))):
+            if any(not 1 <= n <= LARGEST for n in values):
+                raise UsageError(
+                    f"{name} must be from 1 to {LARGEST}, got {shown(getattr(self, name))}"
+                )
 
 
 @dataclass(frozen=True, slots=True)

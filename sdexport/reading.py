@@ -97,11 +97,13 @@ def given_path(value: object, what: str = "the path") -> Path:
     if not text:
         raise UsageError(f"{what} must not be empty; write . for the current folder")
     if "\0" in text:
-        raise UsageError(f"{what} {text!r} holds NUL, which no file's name may hold")
+        raise UsageError(f"{what} {shown(text)} holds NUL, which no file's name may hold")
     try:
         coded = os.fsencode(text)
     except UnicodeEncodeError:
-        raise UsageError(f"{what} {text!r} holds characters that no file's name may hold") from None
+        raise UsageError(
+            f"{what} {shown(text)} holds characters that no file's name may hold"
+        ) from None
     longest = max(len(name) for name in coded.split(b"/"))
     if longest > NAME_BYTES or len(coded) > PATH_BYTES:
         raise UsageError(

@@ -6,7 +6,7 @@ Shapes are in pixels outside and in latents inside; a `Profile` is in pixels.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Literal
@@ -26,6 +26,26 @@ MOST_PIECES = 8
 600 tokens of Stable Diffusion's."""
 
 
+def chosen_components(asked: Iterable[str]) -> tuple[str, ...]:
+    """The components that were asked for, in the order of `COMPONENTS`.
+
+    Raises:
+        UsageError: none was, or one that there is not; the message lists them.
+    """
+    names = (asked,) if isinstance(asked, str) else asked
+    if not isinstance(names, Iterable):
+        raise UsageError(f"components must be a list of names, got {shown(asked)}")
+    names = tuple(names)
+    for name in names:
+        if not isinstance(name, str) or name not in COMPONENTS:
+            raise UsageError(
+                f"unknown component {shown(name)}; choose from: {', '.join(COMPONENTS)}"
+            )
+    if not names:
+        raise UsageError(f"no component was asked for; choose from: {', '.join(COMPONENTS)}")
+    return tuple(name for name in COMPONENTS if name in names)
+
+
 class Precision(StrEnum):
     """The number format of an engine's weights and arithmetic."""
 
@@ -40,11 +60,12 @@ class Precision(StrEnum):
         Raises:
             UsageError: `text` names none; the message lists those known.
         """
-        try:
-            return cls(text.lower())
-        except ValueError:
+        name = text.lower() if isinstance(text, str) else None
+        found = next((one for one in cls if one == name), None)
+        if found is None:
             known = ", ".join(cls)
-            raise UsageError(f"unknown precision {text!r}; choose one of: {known}") from None
+            raise UsageError(f"unknown precision {shown(text)}; choose one of: {known}")
+        return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,6 +239,13 @@ class Ranges:
     others: tuple[Ranges, ...] = ()
 
     def __post_init__(self) -> None:
+        for name in ("batch", "height", "width"):
+            given = getattr(self, name)
+            if given is not None and not isinstance(given, Range):
+                raise UsageError(f"{name} must be a Range or None, got {shown(given)}")
+        several = isinstance(self.others, tuple)
+        if not several or not all(isinstance(other, Ranges) for other in self.others):
+            raise UsageError(f"others must be a tuple of Ranges, got {shown(self.others)}")
         _check_sides(self.height, self.width)
 
 

@@ -19,6 +19,7 @@ import numpy as np
 from sdexport import __version__, reading
 from sdexport import bundle as bundles
 from sdexport.backends.protocol import Array, Engine
+from sdexport.backends.targets import check_threads
 from sdexport.backends.workspace import Course, Shape
 from sdexport.bundle import GRAPHS, Bundle, Manifest
 from sdexport.errors import ParityError, UsageError
@@ -211,7 +212,8 @@ def verify(
     """Compares a bundle with its checkpoint in PyTorch and keeps the figures in the manifest.
 
     Raises:
-        UsageError: the bundle was built from another checkpoint; see `refuse_other_checkpoint`.
+        UsageError: `threads` is no number of threads, or the bundle was built from another
+            checkpoint; see `refuse_other_checkpoint`.
         ParityError: a comparison is out of tolerance, or a result is no number; the message names
             the engine and the figures. They are kept in the manifest all the same.
         FolderError, CheckpointError, MissingExtraError: as `open_bundle` and the export.
@@ -220,6 +222,7 @@ def verify(
     from sdexport.export.reference import ReferenceModels
 
     start = time.perf_counter()
+    check_threads(threads)
     opened = bundles.open_bundle(reading.given_path(bundle, "the bundle's path"))
     manifest = opened.manifest
     tolerance = TOLERANCES[manifest.precision]

@@ -25,11 +25,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import sdexport
-from sdexport.errors import SdexportError
+from sdexport.errors import SdexportError, UsageError
 from sdexport.pipeline.load import load
 from sdexport.pipeline.pipeline import Pipeline
 from sdexport.pipeline.request import make_request
 from sdexport.pipeline.result import Result
+from sdexport.spec import Ranges
 
 SECONDS = float(os.environ.get("SDEXPORT_API_SECONDS", "5"))
 EXAMPLES = 25
@@ -174,6 +175,57 @@ def test_an_image_or_a_users_error(tiny_bundle: Callable[[str], Path]) -> None:
     print(dict(sorted(outcomes.items())))
     assert outcomes["UsageError"] > 0
     assert outcomes["generate"] > 0
+
+
+class Unshowable:
+    """A value whose `repr` fails."""
+
+    def __repr__(self) -> str:
+        raise ValueError
+
+
+NEVER = (object(), Unshowable(), -(10**5000), b"x", {}, [None], 1j, [np.zeros((2, 2))])
+"""Values that no parameter takes, but for a bool, which is whether the value is true."""
+
+NOT_CHECKED = ("progress", "force", "verify", "check", "parity")
+"""Parameters that are bools, or an object that hears of the stages."""
+
+FUNCTIONS = [name for name in sdexport.__all__ if inspect.isfunction(getattr(sdexport, name))]
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_what_a_function_is_given_is_checked(
+    name: str, tmp_path: Path, tiny_bundle: Callable[[str], Path]
+) -> None:
+    function = getattr(sdexport, name)
+    bundle = tiny_bundle("onnxruntime-cpu")
+    paths = {"onnx_dir": bundle, "bundle": bundle, "path": bundle}
+    paths |= {"checkpoint": tmp_path / "nothing", "folder": tmp_path / "made"}
+    parameters = inspect.signature(function).parameters.values()
+    needed = {one.name: paths[one.name] for one in parameters if one.default is one.empty}
+    usual = ""
+    try:
+        function(**needed)
+    except SdexportError as error:
+        usual = str(error)
+    for parameter in {one.name for one in parameters} - set(NOT_CHECKED):
+        for value in NEVER:
+            with pytest.raises(SdexportError) as refused:
+                function(**(needed | {parameter: value}))
+            assert str(refused.value) != usual, f"{parameter} was not looked at"
+            assert len(str(refused.value)) < 1000
+
+
+@pytest.mark.parametrize("field", ["batch", "height", "width", "others"])
+def test_ranges_are_checked(field: str) -> None:
+    for value in NEVER:
+        with pytest.raises(UsageError, match=field):
+            Ranges(**{field: value})
+
+
+def test_whoever_asks_for_evaluations_has_a_request(tiny_bundle: Callable[[str], Path]) -> None:
+    with load(tiny_bundle("onnxruntime-cpu")) as pipe, pytest.raises(UsageError, match="request"):
+        pipe.evaluations("x")  # type: ignore[arg-type]
 
 
 DESCRIBING = [

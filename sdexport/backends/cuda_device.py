@@ -17,7 +17,7 @@ from sdexport.backends.cuda_loop import Loop
 from sdexport.backends.cuda_workspace import CudaWorkspace, Form
 from sdexport.backends.device import DeviceEngine
 from sdexport.backends.workspace import Engines, Shape
-from sdexport.errors import DeviceMemoryError, EngineError, UsageError
+from sdexport.errors import DeviceMemoryError, EngineError, UsageError, shown
 
 KEPT_BYTES = 2 << 30
 """Device memory that the loops and buffers of one request at a time may keep for later ones."""
@@ -35,7 +35,9 @@ def parse_form(loop: str) -> Form:
     try:
         return Form(loop)
     except ValueError:
-        raise UsageError(f"loop {loop!r} is unknown; choose one of: {', '.join(Form)}") from None
+        raise UsageError(
+            f"loop {shown(loop)} is unknown; choose one of: {', '.join(Form)}"
+        ) from None
 
 
 class CudaWorkspaces:

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from sdexport.backends.protocol import Array, Binding
 from sdexport.backends.time_projection import TimeProjection, TimeTable
 from sdexport.backends.workspace import (
+    CLOSED,
     TEXT_PROJECTION,
     TIME_PROJECTION,
     Course,
@@ -236,7 +237,7 @@ class HostWorkspace:
 
 
 def _refuse(*_: object, **__: object) -> NoReturn:
-    raise UsageError("this pipeline is closed, and its engines were given back; load it again")
+    raise UsageError(CLOSED)
 
 
 def _per_evaluation(course: Course, names: tuple[str, ...]) -> dict[str, Floats]:

@@ -19,7 +19,7 @@ from sdexport.backends.protocol import Engine
 from sdexport.backends.request import BuiltEngine, EngineRequest
 from sdexport.backends.workspace import Device, Engines
 from sdexport.builder_options import ANYWHERE, BuilderOptions, BuiltFor
-from sdexport.errors import EngineError, MissingExtraError, UsageError
+from sdexport.errors import EngineError, MissingExtraError, UsageError, shown
 from sdexport.extras import BUILD, install_command, missing
 from sdexport.spec import Precision
 
@@ -229,7 +229,7 @@ def find_target(name: str) -> Target:
         if target.name == name:
             return target
     known = ", ".join(target.name for target in TARGETS)
-    raise UsageError(f"unknown target {name!r}; choose one of: {known}, {AUTO}")
+    raise UsageError(f"unknown target {shown(name)}; choose one of: {known}, {AUTO}")
 
 
 def availability(target: Target) -> tuple[bool, str]:
@@ -394,8 +394,7 @@ def load_engine(
         EngineError: its library refuses it.
     """
     _check_precision(target, precision)
-    if threads is not None and threads < 1:
-        raise UsageError(f"threads {threads} is not possible; give a whole number >= 1")
+    check_threads(threads)
     choose(target.name)
     if importlib.util.find_spec(target.runtime) is None:
         raise EngineError(
@@ -411,6 +410,16 @@ def load_engine(
     return engine
 
 
+def check_threads(threads: object) -> None:
+    """Sees that `threads` is a number of processor threads, or None.
+
+    Raises:
+        UsageError: it is not.
+    """
+    if threads is not None and (type(threads) is not int or threads < 1):
+        raise UsageError(f"threads must be a whole number of at least 1, got {shown(threads)}")
+
+
 def check_loop(target: Target, loop: str) -> None:
     """Sees that `loop` is a form in which `target` can run the denoising loop.
 
@@ -421,10 +430,10 @@ def check_loop(target: Target, loop: str) -> None:
         from sdexport.backends.cuda_device import parse_form
 
         parse_form(loop)
-    elif loop != AUTO:
+    elif not isinstance(loop, str) or loop != AUTO:
         raise UsageError(
-            f"loop {loop!r} is for targets on a GPU; {target.name} runs the loop on the processor, "
-            f"step by step: leave it out, or give {AUTO!r}"
+            f"loop {shown(loop)} is for targets on a GPU; {target.name} runs the loop on the "
+            f"processor, step by step: leave it out, or give {AUTO!r}"
         )
 
 

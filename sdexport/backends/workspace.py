@@ -19,6 +19,9 @@ from sdexport.errors import EngineError
 
 Floats = NDArray[np.float32]
 
+CLOSED = "this pipeline is closed, and its engines were given back; load the bundle again"
+"""What is said to whoever asks a closed pipeline, or the memory that was its own, for a picture."""
+
 
 @dataclass(frozen=True, slots=True)
 class Engines:

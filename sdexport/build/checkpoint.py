@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
 from sdexport import reading, storage
 from sdexport.backends import targets
 from sdexport.build import folder as folders
-from sdexport.build.options import BuildOptions, decide
+from sdexport.build.options import BuildOptions, checked_options, decide
 from sdexport.build.order import Order, fingerprints_of, sizes_of
 from sdexport.build.report import BuildReport, Stopwatch
 from sdexport.builder_options import BuiltFor
+from sdexport.errors import UsageError
 from sdexport.keywords import explains_keywords
 from sdexport.native_size import native_size, profile_for
-from sdexport.onnx_folder import RECORD_FILE, OnnxFolder, digests_of, open_folder
+from sdexport.onnx_folder import RECORD_FILE, REQUIRED, OnnxFolder, digests_of, open_folder
 from sdexport.progress import SILENT, Progress
-from sdexport.spec import COMPONENTS
+from sdexport.spec import COMPONENTS, chosen_components
 
 
 @explains_keywords()
@@ -26,7 +27,7 @@ def compile_checkpoint(
     bundle: Path | str,
     options: BuildOptions | None = None,
     *,
-    components: tuple[str, ...] = COMPONENTS,
+    components: Iterable[str] = COMPONENTS,
     onnx: Path | str | None = None,
     verify: bool = True,
     force: bool = False,
@@ -59,7 +60,7 @@ def compile_checkpoint(
     from sdexport.export.export import export_checkpoint, made_from, plain_parts
 
     folders.require_onnx()
-    options = options or BuildOptions()
+    options, components = checked_options(options), _components(components)
     destination = reading.given_path(bundle, "the bundle's path")
     kept = None if onnx is None else reading.given_path(onnx, "the ONNX folder's path")
     folders.refuse_other_folder(destination)
@@ -116,6 +117,16 @@ def compile_checkpoint(
         verify=compare if verify and targets.runs_here(choice.target, built)[0] else None,
     )
     return replace(report, notes=opened.notes)
+
+
+def _components(asked: Iterable[str]) -> tuple[str, ...]:
+    """The components that were asked for, all that a bundle needs among them."""
+    names = chosen_components(asked)
+    if lacking := [name for name in REQUIRED if name not in names]:
+        raise UsageError(
+            f"components must hold {', '.join(REQUIRED)}; {', '.join(lacking)} not given"
+        )
+    return names
 
 
 def _refuse_places(bundle: Path, onnx: Path | None, checkpoint: Path) -> None:

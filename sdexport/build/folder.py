@@ -13,7 +13,7 @@ from sdexport import bundle as bundles
 from sdexport import extras, half_check, reading, storage
 from sdexport.build.dimensions import Dimensions, read_dimensions
 from sdexport.build.engines import build_engines, prepare_graphs, usual_call
-from sdexport.build.options import BuildOptions, Choice, decide
+from sdexport.build.options import BuildOptions, Choice, checked_options, decide
 from sdexport.build.order import (
     EXPORT,
     Order,
@@ -91,10 +91,10 @@ def build_folder(
         StorageError: the place cannot be written.
     """
     require_onnx()
-    folder = open_folder(reading.given_path(onnx_dir, "the ONNX folder's path"))
+    options = checked_options(options)
     destination = reading.given_path(bundle, "the bundle's path")
+    folder = open_folder(reading.given_path(onnx_dir, "the ONNX folder's path"))
     storage.refuse_replacing(destination, folder.path, "the ONNX folder")
-    options = options or BuildOptions()
     choice = decide(options)
     refuse_other_folder(destination)
     stopwatch = Stopwatch()

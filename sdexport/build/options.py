@@ -63,6 +63,13 @@ class BuildOptions:
             )
 
 
+def checked_options(options: BuildOptions | None) -> BuildOptions:
+    """The options that a caller gave, or the usual ones for None; raises UsageError for others."""
+    if options is not None and not isinstance(options, BuildOptions):
+        raise UsageError(f"options must be BuildOptions, got {shown(options)}")
+    return BuildOptions() if options is None else options
+
+
 @dataclass(frozen=True, slots=True)
 class Choice:
     """The options with everything open decided, and why.

@@ -190,12 +190,12 @@ def generate(
       sdexport generate bundles/sd15 "a (red:1.3) fox" --prompt-syntax weights
       sdexport generate bundles/sd15 "a fox" --image owl.png --strength 0.6
     """
+    from sdexport.backends.targets import check_threads
     from sdexport.bundle import open_bundle
     from sdexport.pipeline import load as loading
     from sdexport.pipeline.request import make_request
 
-    if threads is not None and threads < 1:
-        raise UsageError(f"threads {threads} is not possible; give a whole number >= 1")
+    check_threads(threads)
     request = make_request(
         prompt,
         loading.limits_of(open_bundle(bundle, check=False)),

@@ -70,7 +70,6 @@ PIPELINES = (
 )
 """diffusers' classes whose pictures are drawn; another one's parts are drawn with as the first."""
 
-WEIGHT_FILES = (".safetensors", ".bin", ".ckpt", ".pt", ".pth", ".msgpack", ".onnx")
 ADAPTER_FILE = "adapter_config.json"
 
 
@@ -176,8 +175,8 @@ def open_checkpoint(checkpoint: Path | str) -> Checkpoint:
             part, what is accepted and the remedy.
         MissingExtraError: a hub id, and diffusers is not installed.
     """
-    name = str(checkpoint)
     path = reading.given_path(checkpoint, "the checkpoint")
+    name = str(checkpoint)
     try:
         kind = reading.kind_of(path)
         if kind is reading.Kind.FOLDER:
@@ -394,7 +393,7 @@ def _holds_weights(entry: Path) -> bool:
     files = [entry]
     if reading.is_folder(entry) and not entry.name.startswith("."):
         files = reading.entries(entry)
-    return any(f.suffix in WEIGHT_FILES or f.name == ADAPTER_FILE for f in files)
+    return any(f.suffix in WEIGHT_FORMATS or f.name == ADAPTER_FILE for f in files)
 
 
 def _read_sizes(path: Path, configs: Mapping[str, Mapping[str, Any]]) -> Sizes:

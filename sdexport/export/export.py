@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from sdexport import memory, reading, storage
-from sdexport.errors import UsageError
 from sdexport.export.checkpoint import LEFT_OUT, Checkpoint, open_checkpoint
 from sdexport.export.destination import check_space, refuse_other_folder
 from sdexport.export.libraries import require_libraries, versions
@@ -18,7 +17,7 @@ from sdexport.export.report import ComponentReport, ExportReport
 from sdexport.keywords import explains_keywords
 from sdexport.onnx_folder import INDEX_FILE, RECORD_FILE, RECORD_FORMAT, TOKENIZER_FILES, OnnxFolder
 from sdexport.progress import SILENT, Progress, stage
-from sdexport.spec import COMPONENTS, Precision
+from sdexport.spec import COMPONENTS, Precision, chosen_components
 
 EXPORT_VERSION = 1
 """Part of what an export is made from: raise it when this package exports another graph, or writes
@@ -49,7 +48,7 @@ def export_checkpoint(
     Raises:
         MissingExtraError: torch, diffusers or another library is not installed.
         CheckpointError: `checkpoint` is none, or lacks a part.
-        UsageError: an unknown component, or `folder` holds the checkpoint.
+        UsageError: an unknown component or precision, or `folder` holds the checkpoint.
         FolderError: `folder` holds something else.
         StorageError: the place cannot be written, or has not enough space.
         EngineError: a component cannot be exported.
@@ -57,7 +56,7 @@ def export_checkpoint(
     """
     require_libraries()
     destination = reading.given_path(folder, "the ONNX folder's path")
-    names = _chosen(components)
+    names, precision = chosen_components(components), Precision.parse(precision)
     refuse_other_folder(destination)
     opened = checkpoint if isinstance(checkpoint, Checkpoint) else open_checkpoint(checkpoint)
     storage.refuse_replacing(destination, opened.path, "the checkpoint")
@@ -85,18 +84,6 @@ def export_checkpoint(
         value.pop("folder")
         storage.write_json(aside / RECORD_FILE, value)
     return report
-
-
-def _chosen(components: Iterable[str]) -> tuple[str, ...]:
-    names = (components,) if isinstance(components, str) else tuple(components)
-    unknown = [name for name in names if name not in COMPONENTS]
-    if unknown or not names:
-        raise UsageError(
-            f"unknown component {unknown[0]!r}; choose from: {', '.join(COMPONENTS)}"
-            if unknown
-            else f"no component was asked for; choose from: {', '.join(COMPONENTS)}"
-        )
-    return tuple(name for name in COMPONENTS if name in names)
 
 
 def _check_models(checkpoint: Checkpoint, components: Iterable[str]) -> None:

@@ -11,10 +11,17 @@ from typing import Any
 from sdexport import __version__, reading
 from sdexport.backends.late import LateEngine
 from sdexport.backends.protocol import Engine
-from sdexport.backends.targets import AUTO, check_loop, find_target, load_engine, make_device
+from sdexport.backends.targets import (
+    AUTO,
+    check_loop,
+    check_threads,
+    find_target,
+    load_engine,
+    make_device,
+)
 from sdexport.builder_options import BuiltFor
 from sdexport.bundle import Bundle, Manifest, open_bundle
-from sdexport.errors import SdexportError, UsageError
+from sdexport.errors import SdexportError
 from sdexport.keywords import explains_keywords
 from sdexport.pipeline.parts import PipelineParts
 from sdexport.pipeline.pipeline import Pipeline
@@ -78,10 +85,7 @@ def limits_of(bundle: Bundle) -> Limits:
 
 def load_parts(bundle: Bundle, *, threads: int | None = None, loop: str = AUTO) -> PipelineParts:
     """The parts of a bundle that is open, its engines loaded; see `load`."""
-    if threads is not None and (
-        isinstance(threads, bool) or not isinstance(threads, int) or threads < 1
-    ):
-        raise UsageError(f"threads {threads!r} is not possible; give a whole number >= 1")
+    check_threads(threads)
     manifest = bundle.manifest
     target = find_target(manifest.target)
     check_loop(target, loop)

@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Self
 
 from sdexport.backends.forks import check_process
-from sdexport.backends.workspace import Workspaces
+from sdexport.backends.workspace import CLOSED, Workspaces
 from sdexport.errors import UsageError, shown
 from sdexport.keywords import explains_keywords
 from sdexport.pipeline.batcher import Batcher
@@ -27,7 +27,7 @@ from sdexport.pipeline.request import (
     make_request,
 )
 from sdexport.pipeline.result import Result
-from sdexport.pipeline.turn import CLOSED, Turn
+from sdexport.pipeline.turn import Turn
 from sdexport.pipeline.values import sequence_of
 from sdexport.sampling import NOISE_SOURCES
 
@@ -264,7 +264,12 @@ class Pipeline:
         return self._steps(request, watched)
 
     def evaluations(self, request: Request) -> int:
-        """How often the model is evaluated for a request: the number of its steps."""
+        """How often the model is evaluated for a request: the number of its steps.
+
+        Raises:
+            UsageError: as `steps`.
+        """
+        self._check(request)
         return Drawing(self.parts, request).evaluations
 
     def _check(self, request: Request) -> None:

@@ -7,11 +7,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Generic, TypeVar
 
+from sdexport.backends.workspace import CLOSED
 from sdexport.errors import UsageError
 
 Place = TypeVar("Place")
-
-CLOSED = "this pipeline is closed, and its engines were given back; load the bundle again"
 
 
 class Held(Generic[Place]):

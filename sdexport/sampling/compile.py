@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from sdexport.errors import UsageError
+from sdexport.errors import UsageError, shown
 from sdexport.sampling.config import ScheduleConfig, checked_mapping, options_of
 from sdexport.sampling.plan import SamplingPlan
 from sdexport.sampling.registry import (
@@ -19,7 +19,7 @@ from sdexport.sampling.registry import (
 from sdexport.sampling.run import Run, numbers, steps_left_out
 from sdexport.sampling.schedulers import EULER
 from sdexport.sampling.trace import TraceError, Tracer
-from sdexport.sampling.values import shown, whole_number
+from sdexport.sampling.values import whole_number
 
 
 def compile_plan(

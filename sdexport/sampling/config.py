@@ -14,10 +14,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from sdexport.errors import UsageError
+from sdexport.errors import UsageError, shown
 from sdexport.sampling.schedulers import DDIM, DDPM, NO_EFFECT, SCHEDULERS, SchedulerOptions
 from sdexport.sampling.training import LEAST_ALPHA, MOST_STEPS, Floats, TrainingSchedule
-from sdexport.sampling.values import finite_number, one_of, shown, whole_number
+from sdexport.sampling.values import finite_number, one_of, whole_number
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,9 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from sdexport.errors import UsageError
+from sdexport.errors import UsageError, shown
 from sdexport.sampling.philox import TorchCudaNoise
 from sdexport.sampling.seeds import checked_seed, checked_shape, rounded_to
-from sdexport.sampling.values import shown
 
 BLOCK = 16
 _HALF = BLOCK // 2

@@ -27,9 +27,9 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from sdexport.errors import UsageError
+from sdexport.errors import UsageError, shown
 from sdexport.sampling.seeds import checked_seed, checked_shape, rounded_to
-from sdexport.sampling.values import shown, whole_number
+from sdexport.sampling.values import whole_number
 
 Words = NDArray[np.uint32]
 

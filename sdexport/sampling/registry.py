@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
-from sdexport.errors import UsageError
+from sdexport.errors import UsageError, shown
 from sdexport.sampling import schedulers as classes
 from sdexport.sampling.config import ScheduleConfig, checked_mapping, options_of
 from sdexport.sampling.consistency import lcm, tcd
@@ -30,7 +30,6 @@ from sdexport.sampling.sa_solver import sa_solver
 from sdexport.sampling.schedulers import SchedulerOptions
 from sdexport.sampling.trace import Tracer
 from sdexport.sampling.unipc import unipc
-from sdexport.sampling.values import shown
 
 
 def one_a_step(steps: int) -> int:

@@ -7,9 +7,9 @@ from itertools import pairwise
 
 import numpy as np
 
-from sdexport.errors import UsageError
+from sdexport.errors import UsageError, shown
 from sdexport.sampling.training import MOST_STEPS
-from sdexport.sampling.values import finite_number, shown
+from sdexport.sampling.values import finite_number
 
 MOST_MU = 20.0
 """The largest shift, an exponent of e."""

@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from sdexport.errors import UsageError
-from sdexport.sampling.values import one_of, shown, whole_number
+from sdexport.errors import UsageError, shown
+from sdexport.sampling.values import one_of, whole_number
 
 Single = NDArray[np.float32]
 

@@ -1,30 +1,12 @@
-"""Values that files and callers give: what kind they are, and how a message shows them."""
+"""Values that files and callers give: what kind they are."""
 
 from __future__ import annotations
 
 import math
 import operator
-import reprlib
 from collections.abc import Iterable
 
 import numpy as np
-
-_SHORT = reprlib.Repr()
-_SHORT.maxstring = _SHORT.maxother = 60
-_SHORT.maxlong = 40
-_SHORT.maxlevel = 3
-
-
-def shown(value: object) -> str:
-    """A value for a message, cut to a line; of any size and depth."""
-    if isinstance(value, int) and value.bit_length() > 4096:
-        # Python refuses to write out numbers of thousands of digits.
-        return f"a number of {value.bit_length()} bits"
-    try:
-        text = _SHORT.repr(value)
-    except (ValueError, RecursionError):
-        text = f"<{type(value).__name__}>"
-    return text if len(text) <= 120 else f"{text[:117]}..."
 
 
 def finite_number(value: object) -> float | None:
