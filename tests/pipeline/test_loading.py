@@ -96,7 +96,7 @@ def test_a_request_is_made_before_the_engines(bundle: Path, asked: list[tuple[An
 
 @pytest.mark.parametrize("threads", [0, -1, True, 1.0, "2"])
 def test_threads(bundle: Path, asked: list[tuple[Any, ...]], threads: Any) -> None:
-    with pytest.raises(UsageError, match=f"threads {threads!r} is not possible"):
+    with pytest.raises(UsageError, match="threads must be .* got "):
         loading.load(bundle, threads=threads)
 
 
