@@ -42,7 +42,10 @@ def install_command(*extras: str) -> str:
     found = importlib.metadata.distributions(name=DISTRIBUTION)
     texts = [text for one in found if (text := one.read_text("direct_url.json")) is not None]
     if not texts:
-        return f'pip install {_checkout_or_name()}{names}"'
+        checkout = Path(__file__).parent.parent
+        if (checkout / "pyproject.toml").exists():
+            return f'pip install -e "{checkout}{names}"'
+        return f'pip install "{DISTRIBUTION}{names}"'
     origin = json.loads(texts[0])
     url = urlsplit(origin["url"])
     place = Path(unquote(url.path))
@@ -53,12 +56,6 @@ def install_command(*extras: str) -> str:
         return f'pip install "{DISTRIBUTION}{names} @ {origin["url"]}"'
     wanted = " ".join(f'"{requirement}"' for requirement in requirements(*extras))
     return f"pip install {wanted}"
-
-
-def _checkout_or_name() -> str:
-    """The beginning of what pip installs: the checkout that this file lies in, or the name."""
-    checkout = Path(__file__).parent.parent
-    return f'-e "{checkout}' if (checkout / "pyproject.toml").exists() else f'"{DISTRIBUTION}'
 
 
 def requirements(*extras: str) -> list[str]:

@@ -69,8 +69,8 @@ def _check(value: Any, schema: Schema, defs: Mapping[str, Any], where: str) -> N
     if isinstance(value, list | tuple):
         least, most = schema.get("minItems", 0), schema.get("maxItems", len(value))
         if not least <= len(value) <= most:
-            raise _differs(value, where, f"a list of {least} items" if least == most else
-                           f"a list of {least} items or more")  # fmt: skip
+            wanted = f"{least}" if least == most else f"{least} to {schema.get('maxItems', 'any')}"
+            raise _differs(value, where, f"a list of {wanted} items")
         if "items" in schema:
             for index, item in enumerate(value):
                 _check(item, schema["items"], defs, f"{where}[{index}]")

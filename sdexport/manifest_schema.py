@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from sdexport.spec import COMPONENTS
+
 LARGEST = 1 << 24
 """Of a length in pixels, tokens or channels: far beyond any model, and no product overflows."""
 
@@ -11,7 +13,6 @@ _TEXT = {"type": "string"}
 _COUNT = {"type": "integer", "minimum": 0, "maximum": 1 << 62}
 _LENGTH = {"type": "integer", "minimum": 1, "maximum": LARGEST}
 _FACTOR = {"type": "number", "minimum": -1e30, "maximum": 1e30}
-_OBJECT = {"type": "object"}
 _RANGE = {"type": "array", "items": _LENGTH, "minItems": 3, "maxItems": 3}
 _SIZE = {"type": "array", "items": _LENGTH, "minItems": 2, "maxItems": 2}
 _RANGES = {"batch": _RANGE, "height": _RANGE, "width": _RANGE}
@@ -78,6 +79,17 @@ _HALF_CHECK = {
     },
 }
 
+MADE_FROM: dict[str, Any] = {
+    "type": "object",
+    "propertyNames": {"enum": list(COMPONENTS)},
+    "additionalProperties": {
+        "type": "object",
+        "required": ["checkpoint"],
+        "properties": {"checkpoint": {"type": "object", "additionalProperties": _TEXT}},
+    },
+}
+"""What the export record says each component was made from; digests by path in the checkpoint."""
+
 MANIFEST: dict[str, Any] = {
     "type": "object",
     "required": [
@@ -120,7 +132,7 @@ MANIFEST: dict[str, Any] = {
         "default_guidance": _FACTOR,
         "parity": _PARITY,
         "half_check": _HALF_CHECK,
-        "export": _OBJECT,
+        "export": {"type": "object", "properties": {"made_from": MADE_FROM}},
         "built_with": {"type": "object", "additionalProperties": _TEXT},
         "builder": {
             "type": "object",

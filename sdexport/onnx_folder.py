@@ -15,8 +15,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from sdexport import reading
+from sdexport import json_schema, reading
 from sdexport.errors import FolderError
+from sdexport.manifest_schema import MADE_FROM
 from sdexport.spec import COMPONENTS
 
 MODEL_FILE = "model.onnx"
@@ -37,6 +38,15 @@ TOKENIZER_FILES = (
     "added_tokens.json",
 )
 """The files of `tokenizer/` that are read; what else lies there has no effect."""
+
+_RECORD = {
+    "type": "object",
+    "properties": {
+        "files": {"type": "object", "additionalProperties": {"type": "string"}},
+        "made_from": MADE_FROM,
+    },
+}
+"""What is read of `RECORD_FILE`, as a JSON Schema."""
 
 REQUIRED = ("text_encoder", "unet", "vae_decoder")
 """Without these no picture can be drawn from text; the VAE encoder is optional."""
@@ -71,9 +81,20 @@ class OnnxFolder:
 
     @property
     def record(self) -> dict[str, object]:
-        """What the export wrote about itself; empty for another tool's folder."""
+        """What the export wrote about itself; empty for another tool's folder.
+
+        Raises:
+            FolderError: it cannot be read, or is not what an export writes.
+        """
         path = self.path / RECORD_FILE
-        return reading.read_json(path) if reading.exists(path) else {}
+        if not reading.exists(path):
+            return {}
+        value = reading.read_json(path)
+        try:
+            json_schema.check(value, _RECORD)
+        except ValueError as error:
+            raise FolderError(f"{path} is damaged: {error}; export the checkpoint again") from error
+        return value
 
     @property
     def about(self) -> dict[str, object]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sdexport import reading
-from sdexport.errors import FolderError, UsageError
+from sdexport.errors import FolderError, UsageError, shown
 from sdexport.graph.proto import load_graph
 from sdexport.graph.select_hidden_state import skippable_layers
 from sdexport.native_size import native_size, profile_for
@@ -53,21 +53,24 @@ def read_dimensions(folder: OnnxFolder) -> Dimensions:
     if isinstance(text.get("text_config"), dict):
         text = text["text_config"]  # type: ignore[assignment]  # checked in the line above
 
-    def number(config: Mapping[str, Any], component: str, key: str) -> Any:
+    def refusal(component: str, key: str, wanted: str, value: object) -> FolderError:
+        return FolderError(
+            f"{key} in {folder.config(component)} must be {wanted}, got {shown(value)}; export "
+            "the checkpoint again"
+        )
+
+    def count(config: Mapping[str, Any], component: str, key: str) -> int:
         value = config.get(key)
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise FolderError(
-                f"{folder.config(component)} has no usable {key!r} ({value!r}); "
-                "export the checkpoint again"
-            )
+        if type(value) is not int or value < 1:
+            raise refusal(component, key, "a whole number of at least 1", value)
         return value
 
     channels = vae.get("block_out_channels")
     if not isinstance(channels, list) or not channels:
-        raise FolderError(
-            f"{folder.config('vae_decoder')} has no usable 'block_out_channels' ({channels!r}); "
-            "export the checkpoint again"
-        )
+        raise refusal("vae_decoder", "block_out_channels", "a list of numbers", channels)
+    scaling = vae.get("scaling_factor")
+    if isinstance(scaling, bool) or not isinstance(scaling, int | float) or scaling == 0:
+        raise refusal("vae_decoder", "scaling_factor", "a number other than 0", scaling)
     scale = 2 ** (len(channels) - 1)
     try:
         native = native_size(unet, scale)
@@ -75,15 +78,15 @@ def read_dimensions(folder: OnnxFolder) -> Dimensions:
         raise FolderError(
             f"{folder.config('unet')}: {error}; export the checkpoint again"
         ) from error
-    positions = number(text, "text_encoder", "max_position_embeddings")
+    positions = count(text, "text_encoder", "max_position_embeddings")
     return Dimensions(
-        latent_channels=number(vae, "vae_decoder", "latent_channels"),
+        latent_channels=count(vae, "vae_decoder", "latent_channels"),
         latent_scale=scale,
-        scaling_factor=number(vae, "vae_decoder", "scaling_factor"),
+        scaling_factor=scaling,
         # Stable Diffusion's pipelines do not apply the VAE's `shift_factor`; others' do.
         shift_factor=0.0,
         tokens=text_length(folder.tokenizer, positions),
-        embedding_dim=number(text, "text_encoder", "hidden_size"),
+        embedding_dim=count(text, "text_encoder", "hidden_size"),
         native_size=native,
         text_layers=skippable_layers(load_graph(folder.model("text_encoder"))),
         embedded_guidance=unet.get("time_cond_proj_dim") is not None,

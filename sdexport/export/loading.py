@@ -115,9 +115,12 @@ def check_models(checkpoint: Checkpoint, components: Iterable[str]) -> None:
             tuple(n if isinstance(n, int) else lengths[n] for n in one.shape) for one in wanted
         ]
         if shapes != expected:
+            # Of the first that differs; all are named where their number does.
+            pairs = zip(shapes, expected, strict=False)
+            given, due = next((pair for pair in pairs if pair[0] != pair[1]), (shapes, expected))
             raise CheckpointError(
-                f"{path / 'config.json'} describes a model that gives {shapes[0]} where "
-                f"{expected[0]} is due: the number of blocks and block_out_channels do not belong "
+                f"{path / 'config.json'} describes a model that gives {given} where "
+                f"{due} is due: the number of blocks and block_out_channels do not belong "
                 "together; correct it, or download the checkpoint again"
             )
 
