@@ -267,14 +267,13 @@ class Pipeline:
         """How often the model is evaluated for a request: the number of its steps.
 
         Raises:
-            UsageError: as `steps`.
+            UsageError: it is not of `request`.
         """
-        self._check(request)
+        _require_request(request)
         return Drawing(self.parts, request).evaluations
 
     def _check(self, request: Request) -> None:
-        if not isinstance(request, Request):
-            raise UsageError(f"a request must be made by `request`, got {shown(request)}")
+        _require_request(request)
         check_process(self._process)
         if self._turn.closed:
             raise UsageError(CLOSED)
@@ -296,6 +295,11 @@ class Pipeline:
         # The last step comes when the pipeline is free again: its caller may never ask for more.
         assert finished is not None, "the last step carries the result"
         yield finished
+
+
+def _require_request(value: object) -> None:
+    if not isinstance(value, Request):
+        raise UsageError(f"a request must be made by `request`, got {shown(value)}")
 
 
 def _checked(requests: Sequence[Request]) -> Sequence[Request]:
