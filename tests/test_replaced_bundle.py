@@ -179,17 +179,21 @@ def test_without_locks_a_load_is_tried_again(
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="counts what /proc shows")
-def test_descriptors_are_given_back(tmp_path: Path, models: tuple[Path, Path]) -> None:
-    sdexport.load(models[0]).close()
+@pytest.mark.parametrize("target", TARGETS)
+def test_descriptors_are_given_back(
+    tmp_path: Path, tiny_bundle: Callable[[str], Path], target: str
+) -> None:
+    bundle = tiny_bundle(target)
+    sdexport.load(bundle).close()
     gc.collect()  # what other tests dropped
     before = descriptors()
     for _ in range(5):
-        sdexport.load(models[0]).close()
+        sdexport.load(bundle).close()
     assert descriptors() == before
     for _ in range(5):
-        sdexport.load(models[0])  # dropped
+        sdexport.load(bundle)  # dropped
     assert descriptors() == before
-    bundles.open_bundle(models[0], check=False)
+    bundles.open_bundle(bundle, check=False)
     (tmp_path / "damaged").mkdir()
     for _ in range(5):
         with pytest.raises(FolderError):
