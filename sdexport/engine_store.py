@@ -14,7 +14,7 @@ from sdexport.backends.gpus import find_gpus, first_that_runs, mismatch
 from sdexport.backends.targets import Target, find_target, library_version, runs_here
 from sdexport.builder_options import BuiltFor
 from sdexport.bundle import MANIFEST_FILE, RUNTIME_CACHE, Bundle, is_bundle, open_bundle
-from sdexport.errors import FolderError, SdexportError, UsageError
+from sdexport.errors import FolderError, SdexportError, StorageError, UsageError
 
 DEPTH = 3
 """So many folders below the one that is looked through, bundles are found."""
@@ -228,7 +228,6 @@ def prune(
     Raises:
         FolderError: no such folder.
         UsageError: `older_days` is below zero.
-        StorageError: something cannot be removed.
     """
     if older_days is not None and not older_days >= 0:
         raise UsageError(f"{older_days} days is not possible; give 0 or more")
@@ -248,11 +247,15 @@ def prune(
                     return ""  # Links to beside it lead nowhere from aside; a build makes none.
                 return _kept(now) if _reason(now, older_days, cannot_run) else "it was built anew"
 
-            with storage.explained(stored.path, "remove"):
-                if stored.kind == "leftover":
-                    kept = storage.remove_leftover(stored.path)
-                else:
-                    kept = storage.discard(stored.path, why_keep)
+            try:
+                with storage.explained(stored.path, "remove"):
+                    if stored.kind == "leftover":
+                        kept = storage.remove_leftover(stored.path)
+                    else:
+                        kept = storage.discard(stored.path, why_keep)
+            except StorageError as error:
+                # What is another user's does not keep the rest from being removed.
+                kept = str(error)
         done.append(Pruned(stored, reason, kept, "" if kept else note, 0 if kept else frees))
     return tuple(done)
 

@@ -289,6 +289,8 @@ def read_bytes(path: Path, most: int = DOCUMENT_BYTES) -> bytes:
         wanted = min(most, max(length, DOCUMENT_BYTES))
         # Some of the system's own files have a length of 0 and content without end.
         content = b"" if length > most else file.read(wanted + 1)
+        if content is None:  # One of the system's own that has nothing to say just now.
+            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
     if max(length, len(content)) > most or len(content) > wanted:
         raise _too_long(path, max(length, len(content)), most)
     return content

@@ -81,8 +81,8 @@ def explained(path: Path, action: str = "write") -> Iterator[None]:
         yield
     except OSError as error:
         remedy = REMEDIES.get(error.errno or 0)
-        if error.errno == errno.ENOENT and _is_beside(error.filename, path):
-            # What was to be made beside `path`, in a folder that takes no files (such as /proc).
+        if error.errno == errno.ENOENT and _leads_to(error.filename, path):
+            # What was to be made beside `path` or above it, where no files are taken (/proc).
             remedy = "nothing can be made in that folder; choose another place"
         if remedy is None:
             raise
@@ -97,11 +97,29 @@ def _is_beside(name: object, path: Path) -> bool:
     return isinstance(name, str) and Path(name).parent == path.parent
 
 
+def _leads_to(name: object, path: Path) -> bool:
+    """Whether the file `name` of a system's error would lie beside `path` or above it."""
+    return isinstance(name, str) and (_is_beside(name, path) or Path(name) in path.parents)
+
+
 def _key() -> str:
     return uuid.uuid4().hex[:16]
 
 
 # Folders
+
+
+def _refuse_others(path: Path) -> None:
+    """Raises PermissionError where `path` is another user's, in a folder such as /tmp.
+
+    There everybody replaces only what is their own, and the system says so no sooner than at the
+    end, when the work is done.
+    """
+    user = getattr(os, "geteuid", lambda: 0)()
+    with suppress(FileNotFoundError):
+        folder, there = path.parent.stat(), path.lstat()
+        if folder.st_mode & stat.S_ISVTX and user not in (0, folder.st_uid, there.st_uid):
+            raise PermissionError(errno.EPERM, os.strerror(errno.EPERM), str(path))
 
 
 @contextmanager
@@ -121,14 +139,15 @@ def folder_aside(
     Raises:
         StorageError: the place cannot be written.
     """
+    destination = reading.resolved(destination)
     with explained(destination):
-        destination = destination.resolve()
         destination.parent.mkdir(parents=True, exist_ok=True)
         # `Path.is_mount` raises where another writer moves the folder between its two looks.
         if os.path.ismount(destination):
             raise StorageError(
                 f"cannot replace {destination}, a disk of its own; choose a folder in it"
             )
+        _refuse_others(destination)
         sweep(destination)
         if check is not None:
             check(destination)
@@ -398,7 +417,7 @@ def found_again(path: Path) -> bool:
     """
     end = time.monotonic() + WAIT_S
     while not path.exists():
-        place = path.resolve()
+        place = reading.resolved(path)
         displaced = [
             Path(entry.path)
             for entry in _aside_of(place.parent, place.name)
@@ -582,6 +601,7 @@ def check_room(path: Path, size: int) -> None:
         StorageError: the place cannot be written.
     """
     with explained(path):
+        _refuse_others(path)
         aside = _file_aside(path)
         try:
             with aside.open("xb") as file:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sdexport import __version__, reading
+from sdexport import __version__, reading, storage
 from sdexport import bundle as bundles
 from sdexport.backends.protocol import Array, Engine
 from sdexport.backends.targets import check_threads
@@ -51,6 +51,9 @@ float32 needs minutes at the full size of a large model."""
 
 VERIFICATION_VERSION = 1
 """Part of what figures were measured on: raise it when something else is compared than before."""
+
+MANIFEST_BYTES = 1 << 18
+"""Of a manifest with figures, generously: room for it is asked for before anything is compared."""
 
 MEASURED_ON = "measured_on"
 """The key of the parity in a manifest that says what it was measured on."""
@@ -225,6 +228,7 @@ def verify(
     check_threads(threads)
     opened = bundles.open_bundle(reading.given_path(bundle, "the bundle's path"))
     manifest = opened.manifest
+    opened.read(lambda place: storage.check_room(place / bundles.MANIFEST_FILE, MANIFEST_BYTES))
     tolerance = TOLERANCES[manifest.precision]
     reference = ReferenceModels(checkpoint)
     refuse_other_checkpoint(opened, reference.checkpoint)

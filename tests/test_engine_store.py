@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -304,3 +305,24 @@ def test_a_copy_of_a_bundle_is_one(tmp_path: Path) -> None:
     path = make(tmp_path / "one")
     shutil.copytree(path, tmp_path / "two")
     assert [one.path.name for one in stored_in(tmp_path)] == ["one", "two"]
+
+
+def test_what_cannot_be_removed_does_not_keep_the_rest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = tmp_path / ".a.0123456789abcdef.part"
+    second = tmp_path / ".b.0123456789abcdef.part"
+    first.mkdir()
+    second.mkdir()
+    real = storage.remove_leftover
+
+    def remove(path: Path) -> str:
+        if path == first:
+            raise PermissionError(errno.EPERM, os.strerror(errno.EPERM), str(path))
+        return real(path)
+
+    monkeypatch.setattr(storage, "remove_leftover", remove)
+    done = prune(tmp_path, older_days=None, cannot_run=False, remove=True)
+    assert [one.kept.partition(":")[0] for one in done] == [f"cannot remove {first}", ""]
+    assert first.exists()
+    assert not second.exists()

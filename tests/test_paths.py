@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import io
 import json
 import os
 import shutil
@@ -397,3 +398,23 @@ def test_schemas_say_what_is_checked() -> None:
 def test_what_is_no_path(value: object) -> None:
     with pytest.raises(UsageError, match="must be a str or a"):
         reading.given_path(value)
+
+
+def test_a_file_that_has_nothing_to_say_now(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """/proc/kmsg is a regular file, and read without waiting it gives nothing, not even an end."""
+
+    class Silent(io.BytesIO):
+        def fileno(self) -> int:
+            return descriptor
+
+        def read(self, size: int | None = -1) -> bytes:
+            return None  # type: ignore[return-value]
+
+    (tmp_path / "kmsg").touch()
+    descriptor = os.open(tmp_path / "kmsg", os.O_RDONLY)
+    monkeypatch.setattr(reading, "open_file", lambda path: Silent())
+    with pytest.raises(FolderError, match=r"kmsg: Resource temporarily unavailable"):
+        reading.read_bytes(tmp_path / "kmsg")
+    os.close(descriptor)

@@ -209,7 +209,7 @@ WRITING: dict[str, Callable[[Path], object]] = {
 }
 """What changes files, each at a place where a folder is."""
 NOT_WRITING = {
-    *("explained", "size_of", "free_bytes", "leftovers", "json_text"),
+    *("explained", "size_of", "free_bytes", "leftovers", "json_text", "refuse_replacing"),
     # Of what others left, see below.
     *("found_again", "sweep", "remove_leftover", "remove_file_aside"),
 }
@@ -356,3 +356,52 @@ def test_one_run_writes_into_a_folder(tmp_path: Path) -> None:
         pass
     with storage.sole_writer(tmp_path):
         pass
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid"), reason="users of POSIX")
+def test_another_users_file_in_a_shared_folder_is_known_before_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    storage.check_room(theirs, 1)
+    tmp_path.chmod(0o1777)
+    me = tmp_path.stat().st_uid
+    storage.check_room(theirs, 1)
+    monkeypatch.setattr(os, "geteuid", lambda: me + 12345)
+
+    def write_aside(path: Path) -> None:
+        with storage.folder_aside(path):
+            raise AssertionError("the work would begin")
+
+    for ask in (lambda path: storage.check_room(path, 1), write_aside):
+        with pytest.raises(StorageError, match="theirs: Operation not permitted; choose"):
+            ask(theirs)
+    storage.check_room(tmp_path / "new", 1)
+    tmp_path.chmod(0o777)
+    storage.check_room(theirs, 1)
+    assert [path.name for path in tmp_path.iterdir()] == ["theirs"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc")
+def test_no_folder_can_be_made_above() -> None:
+    place = Path("/proc/self/fd/9999/x")
+    with pytest.raises(StorageError, match="choose another place"), storage.folder_aside(place):
+        pass
+
+
+def test_the_current_folder_was_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sdexport.bundle import open_bundle
+    from sdexport.export import export_checkpoint
+
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    with monkeypatch.context() as patch:
+        patch.chdir(gone)
+        gone.rmdir()
+        with pytest.raises(FolderError, match="cannot read bundle"):
+            open_bundle(Path("bundle"))
+        with pytest.raises(FolderError, match="cannot read"):
+            export_checkpoint(tmp_path, tmp_path / "onnx")
+        with pytest.raises(FolderError, match="cannot read f"), storage.folder_aside(Path("f")):
+            pass

@@ -175,7 +175,10 @@ def compile(
             "or name both in a file for --recipe"
         )
     from sdexport.build import compile_checkpoint
+    from sdexport.storage import refuse_replacing
 
+    if recipe is not None:
+        refuse_replacing(bundle, recipe, "the recipe")
     options = build_options(
         plan,
         given_ranges(batch, height, width),

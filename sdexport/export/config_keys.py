@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sdexport.errors import CheckpointError
+from sdexport.errors import CheckpointError, shown
 
 TRACED: dict[str, frozenset[str]] = {
     "unet": frozenset({
@@ -122,6 +122,21 @@ ACCEPTED: dict[str, dict[str, tuple[object, ...]]] = {
 """Part → key → the values that can be exported; with another one, a checkpoint is refused."""
 
 
+REPEATED = {
+    "unet": (
+        "layers_per_block",
+        "transformer_layers_per_block",
+        "reverse_transformer_layers_per_block",
+    ),
+    "vae": ("layers_per_block",),
+    "text_encoder": ("num_hidden_layers",),
+}
+"""Part → keys that say how often the library makes a layer, alone or block by block."""
+
+MOST_LAYERS = 256
+"""Of one key, and of blocks. A library makes layer after layer, however many it is asked for."""
+
+
 def check_keys(file: Path, part: str, config: Mapping[str, Any]) -> list[str]:
     """What has to be said of the keys of a configuration file.
 
@@ -142,12 +157,30 @@ def check_keys(file: Path, part: str, config: Mapping[str, Any]) -> list[str]:
                     f"{file} has {key} {value!r}, which cannot be exported; accepted is "
                     + " or ".join(map(repr, accepted))
                 )
+    for key in REPEATED.get(part, ()):
+        if any(isinstance(one, int) and one > MOST_LAYERS for one in _flat(config.get(key))):
+            raise CheckpointError(
+                f"{file} has {key} {shown(config[key])}; at most {MOST_LAYERS} can be exported"
+            )
+    for key in config if part in ("unet", "vae") else ():
+        if isinstance(config[key], list) and len(_flat(config[key])) > MOST_LAYERS:
+            raise CheckpointError(
+                f"{file} has {key} for {len(_flat(config[key])):,} blocks; at most {MOST_LAYERS} "
+                "can be exported"
+            )
     known = TRACED[part] | READ[part].keys() | ACCEPTED[part].keys()
     unknown = [key for key in config if key not in known and not _is_bookkeeping(key)]
     if not unknown:
         return []
     return [f"{file.parent.name}/{file.name}: unknown and ignored, as diffusers and transformers "
             f"do: {', '.join(unknown)}"]  # fmt: skip
+
+
+def _flat(value: object) -> list[object]:
+    """The values of lists in lists; a single value is a list of one."""
+    if not isinstance(value, list):
+        return [value]
+    return [one for inner in value for one in _flat(inner)]
 
 
 BOOKKEEPING = frozenset({"architectures", "model_type", "transformers_version", "torch_dtype"})

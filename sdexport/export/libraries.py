@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import importlib.metadata
+from pathlib import Path
 
-from sdexport import extras
+from sdexport import extras, reading
 from sdexport.errors import MissingExtraError
 
 
@@ -13,7 +14,9 @@ def require_libraries() -> None:
 
     Raises:
         MissingExtraError: names the libraries and the extra that brings them.
+        FolderError: the current folder was removed; PyTorch ends the process there.
     """
+    reading.resolved(Path())
     missing = extras.missing(extras.EXPORT)
     if missing:
         raise MissingExtraError(

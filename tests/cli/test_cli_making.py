@@ -303,3 +303,11 @@ def test_what_does_not_go_with_a_recipe(
     ended = run("compile", "--recipe", recipe(tmp_path, RTX), *arguments)
     assert ended.code == 2
     assert re.search(said, ended.err)
+
+
+def test_a_recipe_does_not_lie_in_the_bundle(run: Run, compiling: Maker, tmp_path: Path) -> None:
+    path = recipe(tmp_path, 'checkpoint = "somewhere"')
+    ended = run("compile", "--recipe", path, "sd15", tmp_path)
+    assert ended.code == 2
+    assert "is replaced whole, and the recipe" in ended.err
+    assert path.exists()

@@ -15,7 +15,7 @@ from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionMod
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from sdexport.errors import CheckpointError
-from sdexport.export import components, export_checkpoint, open_checkpoint
+from sdexport.export import components, config_keys, export_checkpoint, open_checkpoint
 from sdexport.export.checkpoint import Sizes
 from sdexport.export.config_keys import ACCEPTED, BOOKKEEPING, READ, TRACED
 from sdexport.export.modules import MODULES
@@ -342,3 +342,19 @@ def test_an_unknown_key_is_said(tiny_checkpoint: Path, tmp_path: Path) -> None:
     said = set(open_checkpoint(own).notes) - set(before)
     assert len(said) == 5
     assert all("new_option" in note and "ignored" in note for note in said)
+
+
+@pytest.mark.parametrize(
+    ("part", "key"), [(part, key) for part, keys in config_keys.REPEATED.items() for key in keys]
+)
+def test_layers_without_end_are_refused(part: str, key: str) -> None:
+    """The library makes one after the other, and never ends."""
+    file = Path("checkpoint", part, "config.json")
+    for value in (config_keys.MOST_LAYERS, [1, 2], [[1], 2]):
+        config_keys.check_keys(file, part, {key: value})
+    for value in (config_keys.MOST_LAYERS + 1, 10**30, [1, 10**30], [[1, 10**30]]):
+        with pytest.raises(CheckpointError, match=f"config.json has {key} "):
+            config_keys.check_keys(file, part, {key: value})
+    if part != "text_encoder":
+        with pytest.raises(CheckpointError, match="for 100,000 blocks"):
+            config_keys.check_keys(file, part, {"block_out_channels": [32] * 100_000})
