@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from sdexport.errors import UsageError
+from sdexport.errors import UsageError, shown
 from sdexport.spec import PIXEL_MULTIPLE, Profile, Range, Ranges
 
 UNSAID = 64
@@ -52,7 +52,8 @@ def sample_size(unet: Mapping[str, object]) -> tuple[int, int]:
     sides = value if isinstance(value, list | tuple) else (value, value)
     if len(sides) != 2 or any(type(side) is not int or side < 1 for side in sides):
         raise UsageError(
-            f"sample_size must be a whole number of at least 1 or [height, width], got {value!r}"
+            f"sample_size must be a whole number of at least 1 or [height, width], got "
+            f"{shown(value)}"
         )
     if isinstance(value, int) and value < CORRECTED and _is_outdated(unet):
         return CORRECTED, CORRECTED

@@ -21,6 +21,8 @@ DTYPES = {
     Precision.FP16: torch.float16,
     Precision.BF16: torch.bfloat16,
 }
+LONGEST_REASON = 500
+"""Characters of a library's message, which may quote all of a value."""
 _PRIVATE = ("_name_or_path", "_use_default_values", "transformers_version")
 
 
@@ -93,11 +95,12 @@ def check_models(checkpoint: Checkpoint, components: Iterable[str]) -> None:
     for component in components:
         folder = FOLDER_OF[component]
         path = checkpoint.path / folder
-        inputs = tensors.random_inputs(component, checkpoint.sizes, **tensors.TRACED)
         wanted = tensors.signature(component, checkpoint.sizes, Precision.FP32).outputs
         with quiet_loading(), torch.inference_mode():
             try:
                 model = _made_on_meta(path, folder)
+                # Sizes that are too large for memory are the configuration's fault, too.
+                inputs = tensors.random_inputs(component, checkpoint.sizes, **tensors.TRACED)
                 results = MODULES[component](model)(*(one.to("meta") for one in inputs.values()))
                 shapes = [tuple(one.shape) for one in _tensors(results)]
             # As in `load_folder`: a model of other options can fail in every way that code can.
@@ -142,7 +145,8 @@ def _tensors(results: Any) -> tuple[torch.Tensor, ...]:
 
 
 def _reason(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0] or type(error).__name__
+    line = str(error).strip().partition("\n")[0] or type(error).__name__
+    return line if len(line) <= LONGEST_REASON else f"{line[:LONGEST_REASON]}…"
 
 
 def cast(model: Any, dtype: torch.dtype) -> Any:

@@ -16,7 +16,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, normalizers, pre_tokenizers
 from tokenizers.models import BPE
 
 from sdexport import reading
-from sdexport.errors import FolderError
+from sdexport.errors import FolderError, shown
 
 TOKENS = 77
 """Tokens of a CLIP text, its begin and end included."""
@@ -240,7 +240,7 @@ def text_length(folder: Path, positions: int) -> int:
     if isinstance(length, bool) or not isinstance(length, int) or not 2 < length <= positions:
         raise FolderError(
             f"model_max_length in {folder / 'tokenizer_config.json'} must be a whole number from 3 "
-            f"to {positions}, the text encoder's max_position_embeddings; it is {length!r}"
+            f"to {positions}, the text encoder's max_position_embeddings; it is {shown(length)}"
         )
     return length
 
@@ -264,7 +264,7 @@ def _refuse_other_sides(folder: Path) -> None:
         side = config.get(option, usual)
         if not isinstance(side, str) or side.lower() != "right":
             raise FolderError(
-                f"the tokenizer in {folder} has {option} {side!r}, which is not supported; "
+                f"the tokenizer in {folder} has {option} {shown(side)}, which is not supported; "
                 f"'right' is, as CLIP's tokenizers have it"
             )
 
