@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,8 +25,24 @@ TARGETS = tuple(target.name for target in targets.TARGETS if not target.gpu)
 settings.register_profile("sdexport", deadline=None, derandomize=True)
 settings.load_profile("sdexport")
 
+# A shell that starts the tests in the background has them ignore SIGINT, and what they start with
+# them, while some tests interrupt what they start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 TINY_PROFILE = Profile(batch=Range(1, 1, 3), height=Range(32, 64, 128), width=Range(32, 64, 128))
 EMOJI_PROFILE = Profile(batch=Range(1, 1, 8), height=Range(64, 128, 256), width=Range(64, 128, 256))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def long_lived_objects_set_aside() -> None:
+    """Later collections leave out what is there now.
+
+    A build collects garbage between its stages, which takes half a second each time once torch,
+    its exporter and thousands of tests are in memory.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

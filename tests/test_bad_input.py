@@ -141,7 +141,14 @@ def test_a_folder_that_cannot_be_written(tiny_onnx: Path, bundle: Path) -> None:
     refused(run("generate", bundle, "a dog", "--steps", "1", "-o", "/proc/x.png"), "/proc")
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize(
+    "how",
+    [
+        pytest.param(signal.SIGINT, marks=pytest.mark.slow),
+        pytest.param(signal.SIGTERM, marks=pytest.mark.slow),
+        signal.SIGKILL,
+    ],
+)
 def test_interrupted_and_run_again(tiny_checkpoint: Path, tmp_path: Path, how: int) -> None:
     """Stopped as soon as the first files are written; the next run finishes and cleans up."""
     onnx = tmp_path / "onnx"

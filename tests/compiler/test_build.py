@@ -317,6 +317,7 @@ class TestCompile:
         self,
         compiled: Path,
         tiny_checkpoint: Path,
+        tiny_onnx: Path,
         tmp_path: Path,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
@@ -327,7 +328,7 @@ class TestCompile:
         copy = Path(shutil.copytree(compiled, tmp_path / "bundle"))
         before = (copy / bundles.MANIFEST_FILE).read_bytes()
         with pytest.raises(ParityError):
-            compile_checkpoint(tiny_checkpoint, copy, OPTIONS, force=True)
+            compile_checkpoint(tiny_checkpoint, copy, OPTIONS, onnx=tiny_onnx, force=True)
         assert (copy / bundles.MANIFEST_FILE).read_bytes() == before
         assert parts_left(tmp_path) == []
 

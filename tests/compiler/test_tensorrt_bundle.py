@@ -258,7 +258,7 @@ def test_a_checkpoint_in_one_call(
     tiny_checkpoint: Path, tmp_path: Path, precision: Precision
 ) -> None:
     options = dataclasses.replace(OPTIONS, precision=precision)
-    report = compile_checkpoint(tiny_checkpoint, tmp_path / "b", options)
+    report = compile_checkpoint(tiny_checkpoint, tmp_path / "b", options, onnx=tiny_onnx)
     assert report.parity is None
     assert "verify" not in [stage.name for stage in report.stages]
     manifest = manifest_of(tmp_path / "b")
@@ -278,7 +278,7 @@ def test_a_plan_is_described_by_what_was_noted(built: Path) -> None:
 
 
 def test_a_bundle_for_another_card_than_the_one_here_is_compiled(
-    tmp_path: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, tiny_checkpoint: Path, tiny_onnx: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It cannot be compared with PyTorch here, and the work of the build is not lost for that."""
     here = ((Gpu("a Hopper card", "sm90", 80 << 30), Gpu("Turing", "sm75", 8 << 30, 1)), "")
