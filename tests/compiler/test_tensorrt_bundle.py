@@ -258,7 +258,7 @@ def test_a_checkpoint_in_one_call(
     tiny_checkpoint: Path, tmp_path: Path, precision: Precision
 ) -> None:
     options = dataclasses.replace(OPTIONS, precision=precision)
-    report = compile_checkpoint(tiny_checkpoint, tmp_path / "b", options, onnx=tiny_onnx)
+    report = compile_checkpoint(tiny_checkpoint, tmp_path / "b", options)
     assert report.parity is None
     assert "verify" not in [stage.name for stage in report.stages]
     manifest = manifest_of(tmp_path / "b")
@@ -287,7 +287,7 @@ def test_a_bundle_for_another_card_than_the_one_here_is_compiled(
     options = dataclasses.replace(
         OPTIONS, precision=Precision.FP32, profile=SQUARE, builder=BuilderOptions(("sm89",))
     )
-    compile_checkpoint(tiny_checkpoint, tmp_path / "b", options)
+    compile_checkpoint(tiny_checkpoint, tmp_path / "b", options, onnx=tiny_onnx)
     manifest = manifest_of(tmp_path / "b")
     for record in manifest.engines.values():
         facts: Any = record.built
