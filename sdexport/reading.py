@@ -107,8 +107,8 @@ def given_path(value: object, what: str = "the path") -> Path:
     longest = max(len(name) for name in coded.split(b"/"))
     if longest > NAME_BYTES or len(coded) > PATH_BYTES:
         raise UsageError(
-            f"{what} {text} is too long: a name may have {NAME_BYTES} bytes, got {longest}, and "
-            f"a path {PATH_BYTES}, got {len(coded)}; give a shorter path"
+            f"{what} {shown(text)} is too long: a name may have {NAME_BYTES} bytes, got "
+            f"{longest}, and a path {PATH_BYTES}, got {len(coded)}; give a shorter path"
         )
     return Path(text)
 

@@ -187,7 +187,7 @@ class Unshowable:
 NEVER = (object(), Unshowable(), -(10**5000), b"x", {}, [None], 1j, [np.zeros((2, 2))])
 """Values that no parameter takes, but for a bool, which is whether the value is true."""
 
-NOT_CHECKED = ("progress", "force", "verify", "check", "parity")
+NOT_CHECKED = ("progress", "force", "verify", "check", "parity", "watched")
 """Parameters that are bools, or an object that hears of the stages."""
 
 FUNCTIONS = [name for name in sdexport.__all__ if inspect.isfunction(getattr(sdexport, name))]
@@ -223,9 +223,41 @@ def test_ranges_are_checked(field: str) -> None:
             Ranges(**{field: value})
 
 
-def test_whoever_asks_for_evaluations_has_a_request(tiny_bundle: Callable[[str], Path]) -> None:
-    with load(tiny_bundle("onnxruntime-cpu")) as pipe, pytest.raises(UsageError, match="request"):
-        pipe.evaluations("x")  # type: ignore[arg-type]
+METHODS = [
+    (one, name)
+    for one in (Pipeline, Result)
+    for name, method in vars(one).items()
+    if not name.startswith("_") and inspect.isfunction(method)
+]
+
+
+@pytest.mark.parametrize(("owner", "name"), METHODS, ids=[name for _, name in METHODS])
+def test_what_a_method_is_given_is_checked(
+    owner: type, name: str, tmp_path: Path, tiny_bundle: Callable[[str], Path]
+) -> None:
+    signature = inspect.signature(getattr(owner, name)).parameters.values()
+    parameters = [one for one in signature if one.name not in ("self", *NOT_CHECKED)]
+    with load(tiny_bundle("onnxruntime-cpu")) as pipe:
+        request = pipe.request("a cat", steps=1)
+        result = pipe.generate("a cat", steps=1)
+        usual = {"prompt": "a cat", "request": request, "requests": [request], "index": 0}
+        usual |= {"path": tmp_path / "image.png", "files": [tmp_path / "image.png"]}
+        needed = {one.name: usual[one.name] for one in parameters if one.default is one.empty}
+        subject = pipe if owner is Pipeline else result
+        for parameter in parameters:
+            for value in NEVER:
+                with pytest.raises(SdexportError):
+                    found = getattr(subject, name)(**(needed | {parameter.name: value}))
+                    if inspect.isgenerator(found):
+                        next(found)
+
+
+@pytest.mark.parametrize("threads", [0, 10**30, True])
+def test_threads_are_a_number_that_a_machine_can_have(
+    tiny_bundle: Callable[[str], Path], threads: int
+) -> None:
+    with pytest.raises(UsageError, match="threads must be a whole number from 1"):
+        load(tiny_bundle("onnxruntime-cpu"), threads=threads)
 
 
 DESCRIBING = [

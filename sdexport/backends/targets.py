@@ -25,6 +25,10 @@ from sdexport.spec import Precision
 
 AUTO = "auto"
 
+MOST_THREADS = 4096
+"""Processor threads of an engine: beyond it no machine has any, and runtimes fail in ways of their
+own."""
+
 
 @dataclass(frozen=True, slots=True)
 class Target:
@@ -416,8 +420,10 @@ def check_threads(threads: object) -> None:
     Raises:
         UsageError: it is not.
     """
-    if threads is not None and (type(threads) is not int or threads < 1):
-        raise UsageError(f"threads must be a whole number of at least 1, got {shown(threads)}")
+    if threads is not None and (type(threads) is not int or not 1 <= threads <= MOST_THREADS):
+        raise UsageError(
+            f"threads must be a whole number from 1 to {MOST_THREADS}, got {shown(threads)}"
+        )
 
 
 def check_loop(target: Target, loop: str) -> None:

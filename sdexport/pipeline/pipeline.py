@@ -43,6 +43,8 @@ class Pipeline:
     """
 
     def __init__(self, parts: PipelineParts) -> None:
+        if not isinstance(parts, PipelineParts):
+            raise UsageError(f"parts must be those of a bundle that was loaded, got {shown(parts)}")
         self._process = os.getpid()
         self._device = parts.placed()
         # So that memory which is taken by way of the parts is closed with the pipeline.

@@ -15,9 +15,10 @@ from typing import Any
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from sdexport.errors import SdexportError, StorageError, UsageError
+from sdexport.errors import SdexportError, StorageError, UsageError, shown
 from sdexport.pipeline.prompts import WEIGHTS
 from sdexport.pipeline.request import Request
+from sdexport.pipeline.values import index_of, sequence_of
 from sdexport.reading import given_path, is_folder
 from sdexport.sampling import find_sampler
 from sdexport.storage import check_room, explained, free_bytes, write_bytes
@@ -79,8 +80,18 @@ class Result:
     warnings: tuple[str, ...] = ()
 
     def metadata(self, index: int) -> dict[str, str]:
-        """The texts that image `index` carries as PNG: `parameters` and `sdexport`."""
-        own = image_parameters(self.parameters, index)
+        """The texts that image `index` carries as PNG: `parameters` and `sdexport`.
+
+        Raises:
+            UsageError: there is no such image.
+        """
+        number = index_of(index)
+        if number is None or not 0 <= number < len(self.images):
+            raise UsageError(
+                f"index must be a whole number from 0 to {len(self.images) - 1}, one of the "
+                f"images, got {shown(index)}"
+            )
+        own = image_parameters(self.parameters, number)
         return {
             "parameters": infotext(own),
             "sdexport": json.dumps(own, ensure_ascii=False, sort_keys=True),
@@ -112,7 +123,21 @@ class Result:
         return files
 
     def save_as(self, files: Sequence[Path]) -> dict[Path, SdexportError]:
-        """Writes one file an image; returns those that could not be written, and why."""
+        """Writes one file an image; returns those that could not be written, and why.
+
+        Raises:
+            UsageError: not as many paths as images.
+        """
+        several = sequence_of(files)
+        if (
+            several is None
+            or len(several) != len(self.images)
+            or not all(isinstance(one, Path) for one in several)
+        ):
+            raise UsageError(
+                f"files must be a list of {len(self.images)} paths of pathlib, one an image, got "
+                f"{shown(files)}"
+            )
         failed: dict[Path, SdexportError] = {}
         for index, (file, image) in enumerate(zip(files, self.images, strict=True)):
             try:
