@@ -21,6 +21,7 @@ import os
 import re
 import shutil
 import stat
+import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
@@ -107,6 +108,24 @@ def _key() -> str:
 
 
 # Folders
+
+
+@contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """A folder for temporary files, which is removed at the end.
+
+    Raises:
+        StorageError: the system has no place for temporary files.
+    """
+    try:
+        made = tempfile.TemporaryDirectory(prefix="sdexport-")
+    except OSError as error:
+        raise StorageError(
+            f"temporary files cannot be written: {error.strerror or error}; set TMPDIR to a folder "
+            "that can be written"
+        ) from error
+    with made as folder:
+        yield Path(folder)
 
 
 def _refuse_others(path: Path) -> None:

@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -210,6 +211,7 @@ WRITING: dict[str, Callable[[Path], object]] = {
 """What changes files, each at a place where a folder is."""
 NOT_WRITING = {
     *("explained", "size_of", "free_bytes", "leftovers", "json_text", "refuse_replacing"),
+    "temporary_folder",
     # Of what others left, see below.
     *("found_again", "sweep", "remove_leftover", "remove_file_aside"),
 }
@@ -405,3 +407,18 @@ def test_the_current_folder_was_removed(tmp_path: Path, monkeypatch: pytest.Monk
             export_checkpoint(tmp_path, tmp_path / "onnx")
         with pytest.raises(FolderError, match="cannot read f"), storage.folder_aside(Path("f")):
             pass
+
+
+def test_no_place_for_temporary_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    def none() -> str:
+        raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found")
+
+    with storage.temporary_folder() as folder:
+        (folder / "file").write_text("x")
+    assert not folder.exists()
+    monkeypatch.setattr(tempfile, "gettempdir", none)
+    with (
+        pytest.raises(StorageError, match="temporary files .* set TMPDIR"),
+        storage.temporary_folder(),
+    ):
+        pass

@@ -12,13 +12,13 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from sdexport.errors import EngineError, UsageError
+from sdexport.storage import temporary_folder
 
 ROUNDS = 3
 """Times that each measurement has its turn."""
@@ -96,9 +96,9 @@ def _disturbed(attempt: Mapping[str, Any]) -> bool:
 
 def _attempt(module: str, threads: int | None) -> dict[str, Any]:
     """What the program `module` measures in a process of its own."""
-    with tempfile.TemporaryDirectory() as folder:
+    with temporary_folder() as folder:
         # A file, not the output: libraries write to that.
-        result = Path(folder) / "ceilings.json"
+        result = folder / "ceilings.json"
         command = [sys.executable, "-m", module, str(result)]
         if threads is not None:
             command.append(f"--threads={threads}")

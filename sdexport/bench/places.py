@@ -6,6 +6,7 @@ import shlex
 import sys
 import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from sdexport.bench.systems import PACKAGE
@@ -13,14 +14,11 @@ from sdexport.bench.systems import PACKAGE
 
 def without_paths(text: str) -> str:
     """`text` with this machine's folders shortened to what they are."""
-    places = {
-        str(PACKAGE.parent): ".",
-        str(Path.cwd()): ".",
-        sys.prefix: "PREFIX",
-        sys.base_prefix: "PREFIX",
-        str(Path.home()): "~",
-        tempfile.gettempdir(): "TEMP",
-    }
+    places = {str(PACKAGE.parent): ".", sys.prefix: "PREFIX", sys.base_prefix: "PREFIX"}
+    # A current folder may have been removed, a user may have no home, a system no room for more.
+    for find, name in ((Path.cwd, "."), (Path.home, "~"), (tempfile.gettempdir, "TEMP")):
+        with suppress(OSError, RuntimeError):
+            places[str(find())] = name
     for place, shown in sorted(places.items(), key=lambda pair: -len(pair[0])):
         if len(place) > 1:
             text = text.replace(place, shown)

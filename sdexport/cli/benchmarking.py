@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import tempfile
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -15,6 +14,7 @@ import typer.core
 from sdexport import terminal
 from sdexport.cli.making import Json
 from sdexport.reading import entries, given_path
+from sdexport.storage import temporary_folder
 
 SLOWER = 1
 INTERRUPTED = 130
@@ -217,7 +217,7 @@ def run_bench(
     if report is not None:
         require_report_libraries()
     with ExitStack() as stack:
-        folder = report or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        folder = report or stack.enter_context(temporary_folder())
         progress = stack.enter_context(terminal.progress(quiet=json))
         found = run(
             systems,

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from sdexport.export.checkpoint import Sizes
 from sdexport.export.components import answer, random_inputs
 from sdexport.onnx_folder import DATA_FILE, MODEL_FILE
 from sdexport.spec import Precision
+from sdexport.storage import temporary_folder
 
 TOLERANCES = {Precision.FP32: 1e-4, Precision.FP16: 2e-2, Precision.BF16: 5e-2}
 """The largest RMS of the difference, of the RMS of PyTorch's float32 output. bfloat16 keeps 8 bits
@@ -86,10 +87,10 @@ def compare(
         ParityError: out of tolerance, or a result is no number; names the component and figures.
         EngineError: ONNX Runtime cannot load or run the model.
     """
-    with tempfile.TemporaryDirectory(prefix="sdexport-") as scratch:
+    with ExitStack() as stack:
         path = folder / MODEL_FILE
         if precision is Precision.BF16:
-            path = widen(path, Path(scratch))
+            path = widen(path, stack.enter_context(temporary_folder()))
         session = _session(component, path, threads)
         pairs = [(case, _run(component, session, case.inputs)) for case in cases]
         del session

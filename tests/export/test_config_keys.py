@@ -311,6 +311,7 @@ def test_what_cannot_be_exported_is_refused_by_name(
         ("unet", {"down_block_types": ["CrossAttnDownBlock2D"]}),
         ("unet", {"norm_num_groups": 7}),
         ("unet", {"act_fn": "nothing"}),
+        ("unet", {"time_cond_proj_dim": 10**30}),
         ("unet", {"time_embedding_type": "other"}),
         ("unet", {"layers_per_block": "many"}),
         ("unet", {"attention_head_dim": None}),
