@@ -32,10 +32,10 @@ def chosen_components(asked: Iterable[str]) -> tuple[str, ...]:
     Raises:
         UsageError: none was, or one that there is not; the message lists them.
     """
-    names = (asked,) if isinstance(asked, str) else asked
-    if not isinstance(names, Iterable):
-        raise UsageError(f"components must be a list of names, got {shown(asked)}")
-    names = tuple(names)
+    try:
+        names = (asked,) if isinstance(asked, str) else tuple(asked)
+    except TypeError:  # An array without dimensions, too, is of a type that can be iterated over.
+        raise UsageError(f"components must be a list of names, got {shown(asked)}") from None
     for name in names:
         if not isinstance(name, str) or name not in COMPONENTS:
             raise UsageError(
