@@ -254,7 +254,7 @@ def _wrapper(folder: Path, name: str) -> Iterator[Path]:
         finally:
             _put_back(wrapper)
             why = _clear(wrapper)
-            if why not in ("", IN_USE):
+            if why not in ("", IN_USE, WRITTEN):
                 LOG.warning("%s is left: %s", wrapper, why)
 
 
@@ -367,6 +367,9 @@ def _clear(wrapper: Path) -> str:
         except FileNotFoundError:
             pass
         except OSError as error:
+            if error.errno == errno.ENOTEMPTY and error.filename == str(wrapper):
+                # Another wants to remove it too, and made the lock that was just removed anew.
+                return WRITTEN
             return f"{error.filename}: {error.strerror}"
     return ""
 
@@ -441,7 +444,7 @@ def found_again(path: Path) -> bool:
             Path(entry.path)
             for entry in _aside_of(place.parent, place.name)
             if entry.is_dir(follow_symlinks=False)
-            and (entry.name.endswith(f"-old{ASIDE}") or any(Path(entry.path).glob(f"{OLD}*")))
+            and (entry.name.endswith(f"-old{ASIDE}") or _holds_displaced(entry.path))
         ]
         if not displaced or time.monotonic() > end:
             return path.exists()
@@ -450,6 +453,13 @@ def found_again(path: Path) -> bool:
                 remove_leftover(wrapper)
         time.sleep(locks.PAUSE_S)
     return True
+
+
+def _holds_displaced(wrapper: str) -> bool:
+    """Whether what a run took from its place lies in `wrapper`, which may be gone by now."""
+    with suppress(OSError):
+        return any(name.startswith(OLD) for name in os.listdir(wrapper))
+    return False
 
 
 def discard(path: Path, why_keep: Callable[[Path], str] = lambda place: "") -> str:

@@ -422,3 +422,43 @@ def test_no_place_for_temporary_files(monkeypatch: pytest.MonkeyPatch) -> None:
         storage.temporary_folder(),
     ):
         pass
+
+
+def test_a_leftover_that_two_remove_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / ".folder.0123456789abcdef.part" / "new").mkdir(parents=True)
+    unlink = Path.unlink
+
+    def with_another(path: Path, missing_ok: bool = False) -> None:
+        unlink(path, missing_ok)
+        if path.name == storage.LOCK:
+            path.touch()  # the other's
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "unlink", with_another)
+        storage.sweep(tmp_path / "folder")
+    assert [path.name for path in tmp_path.iterdir()] == [".folder.0123456789abcdef.part"]
+    storage.sweep(tmp_path / "folder")
+    assert list(tmp_path.iterdir()) == []
+    assert caplog.messages == []
+
+
+def test_a_folder_aside_that_is_gone_when_it_is_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wrapper = tmp_path / ".folder.0123456789abcdef.part"
+    wrapper.mkdir()
+    listed = storage._aside_of
+
+    def then_removed(folder: Path, name: str) -> list[os.DirEntry[str]]:
+        entries = list(listed(folder, name))
+        for entry in entries:
+            assert entry.is_dir(follow_symlinks=False)  # as a caller would have seen it
+            os.rmdir(entry.path)
+        return entries
+
+    monkeypatch.setattr(storage, "_aside_of", then_removed)
+    assert not storage.found_again(tmp_path / "folder")
+    wrapper.mkdir()
+    storage.sweep(tmp_path / "folder")
