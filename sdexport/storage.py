@@ -458,7 +458,7 @@ def found_again(path: Path) -> bool:
 def _holds_displaced(wrapper: str) -> bool:
     """Whether what a run took from its place lies in `wrapper`, which may be gone by now."""
     with suppress(OSError):
-        return any(name.startswith(OLD) for name in os.listdir(wrapper))
+        return any(path.name.startswith(OLD) for path in Path(wrapper).iterdir())
     return False
 
 

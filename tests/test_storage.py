@@ -455,10 +455,11 @@ def test_a_folder_aside_that_is_gone_when_it_is_looked_at(
         entries = list(listed(folder, name))
         for entry in entries:
             assert entry.is_dir(follow_symlinks=False)  # as a caller would have seen it
-            os.rmdir(entry.path)
+            Path(entry.path).rmdir()
         return entries
 
     monkeypatch.setattr(storage, "_aside_of", then_removed)
+    monkeypatch.setattr(Path, "is_dir", lambda path: True)  # as of a moment ago
     assert not storage.found_again(tmp_path / "folder")
     wrapper.mkdir()
     storage.sweep(tmp_path / "folder")
