@@ -26,7 +26,7 @@ from sdexport.backends.tensorrt_library import (
     device_memory_bytes,
     library,
     listening,
-    logger,
+    make_runtime,
 )
 from sdexport.backends.tensorrt_refusal import refusal
 from sdexport.backends.workspace import Engines
@@ -67,11 +67,11 @@ def _runtime(target: str, gpu: cuda.Context, host_code: bool) -> Any:
         host_code: whether plans may bring code that runs on the host, as those do that run with
             other versions of the library.
     """
-    module = library(target)
-    runtime = module.Runtime(logger(module))
-    if host_code:
-        runtime.engine_host_code_allowed = True
-    return runtime
+    try:
+        return make_runtime(library(target), host_code=host_code)
+    except EngineError:
+        gpu.memory()  # A device that is lost says so here.
+        raise
 
 
 def load(
@@ -198,7 +198,12 @@ class TensorRtEngine:
             configuration = self._configuration()
             free_before, _ = self._gpu.memory()
             made = self._engine.create_execution_context(configuration)
-            free_after, _ = self._gpu.memory()
+            try:
+                free_after, _ = self._gpu.memory()
+            except EngineError:
+                # The error keeps this frame, and what is in it, for as long as it is kept itself.
+                del made
+                raise
         if made is None:
             raise failure(self._gpu, f"{self._name} cannot make an execution context", words)
         kept = max(0, free_before - free_after)

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from sdexport.errors import MissingExtraError, UsageError
+from sdexport.errors import EngineError, MissingExtraError, UsageError
 from sdexport.extras import install_command
 
 TENSORRT = "tensorrt"
@@ -176,3 +176,26 @@ def device_memory_bytes(engine: Any, profile: int | None = None) -> int:
     if value is None:
         value = getattr(engine, name)
     return int(value if profile is None else value(profile))
+
+
+def make_runtime(module: Any, *, host_code: bool) -> Any:
+    """A new `IRuntime` of `module` on the GPU that is current in the calling thread.
+
+    Args:
+        host_code: whether plans may bring code that runs on the host, as those do that run with
+            other versions of the library.
+
+    Raises:
+        EngineError: the library cannot start there; says why.
+    """
+    with listening(this_thread=True) as words:
+        try:
+            runtime = module.Runtime(logger(module))
+        except Exception as error:  # Of pybind11: the library itself gives none, and logs why.
+            raise EngineError(
+                f"{module.__name__} cannot start on the GPU: {words.failure or error}; end other "
+                "programs that use the GPU and start this one again"
+            ) from error
+    if host_code:
+        runtime.engine_host_code_allowed = True
+    return runtime

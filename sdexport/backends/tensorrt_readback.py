@@ -21,7 +21,7 @@ from sdexport.backends.tensorrt_library import (
     Words,
     device_memory_bytes,
     listening,
-    logger,
+    make_runtime,
     title,
 )
 from sdexport.backends.tensorrt_refusal import refusal
@@ -90,10 +90,8 @@ def _load(
         EngineError: the library does not take what it built; says why.
     """
     cuda.context(gpu.ordinal).use()
-    runtime = module.Runtime(logger(module))
-    if built.version_compatible:
-        # Such a plan brings the runtime that it runs with, which is code; it was just built.
-        runtime.engine_host_code_allowed = True
+    # The code that a version-compatible plan brings was just built.
+    runtime = make_runtime(module, host_code=built.version_compatible)
     with listening(this_thread=True) as words:
         engine = runtime.deserialize_cuda_engine(plan)
     if engine is None:

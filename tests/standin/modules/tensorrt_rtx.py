@@ -163,7 +163,13 @@ class Runtime:
     def __init__(self, logger: ILogger) -> None:
         self.logger = logger
         # "Created with the GPU context of the calling thread": it has no other.
-        self.device = int(_driver("cuCtxGetDevice"))
+        try:
+            self.device = int(_driver("cuCtxGetDevice"))
+        except _DriverError as error:
+            # The library logs, and gives a null pointer for pybind11 to complain of.
+            self._error(str(error))
+            message = "pybind11::init(): factory function returned nullptr"
+            raise TypeError(message) from None
 
     def _error(self, text: str) -> None:
         self.logger.log(ILogger.ERROR, text)
