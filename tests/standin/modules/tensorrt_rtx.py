@@ -139,11 +139,14 @@ class _DriverError(Exception):
     pass
 
 
-def _capability() -> str:
-    """Of the device that is current in this thread, the first where none is."""
-    attribute = driver.CUdevice_attribute
+def _current() -> int:
+    """The device that is current in this thread, the first where none is."""
     status, device = driver.cuCtxGetDevice()
-    device = 0 if int(status) else device
+    return 0 if int(status) else int(device)
+
+
+def _capability(device: int) -> str:
+    attribute = driver.CUdevice_attribute
     return "sm" + "".join(
         str(_driver("cuDeviceGetAttribute", which, device))
         for which in (
@@ -191,7 +194,7 @@ class Runtime:
                 f"The engine plan file is not compatible with this version of TensorRT, expecting "
                 f"library version {__version__} got {plan['version']}.",
             )
-        here = _capability()
+        here = _capability(self.device)
         ampere = plan["hardware"] == "ampere_plus" and int(here[2:]) >= 80
         if here not in plan["capabilities"] and not ampere:
             return (
@@ -224,14 +227,14 @@ class IRuntimeCache:
         self.hits = 0
 
     def serialize(self) -> bytes:
-        return json.dumps([__version__, _capability(), sorted(self.compiled)]).encode()
+        return json.dumps([__version__, _capability(_current()), sorted(self.compiled)]).encode()
 
     def deserialize(self, blob: bytes) -> bool:
         try:
             version, capability, compiled = json.loads(blob)
         except ValueError:
             return False
-        if (version, capability) != (__version__, _capability()):
+        if (version, capability) != (__version__, _capability(_current())):
             return False
         self.compiled = set(compiled)
         return True
