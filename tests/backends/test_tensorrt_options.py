@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from sdexport.backends import cuda, targets, tensorrt_config, tensorrt_readback
+from sdexport.backends import cuda, targets, tensorrt_config, tensorrt_library, tensorrt_readback
 from sdexport.backends.gpus import Gpu
 from sdexport.backends.request import EngineRequest, ShapeRange
 from sdexport.backends.tensorrt_library import Words
@@ -148,7 +148,7 @@ def a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(one, "find_gpus", lambda: ((GPU,), ""))
     monkeypatch.setattr(cuda, "context", lambda ordinal: SimpleNamespace(use=lambda: None))
     # The logger is kept by module, and a double is none that can be told from another.
-    monkeypatch.setattr(tensorrt_readback, "logger", lambda module: None)
+    monkeypatch.setattr(tensorrt_library, "logger", lambda module: None)
 
 
 def request_for(options: BuilderOptions) -> EngineRequest:

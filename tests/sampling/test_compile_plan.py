@@ -136,14 +136,14 @@ def test_a_training_schedule_of_one_step() -> None:
 
 
 def test_compiling_costs_next_to_nothing() -> None:
-    """Under 5 ms for 50 steps of any sampler; the best of several runs counts."""
+    """Under 5 ms of the processor for 50 steps of any sampler; the best of several runs counts."""
     for sampler in samplers():
         for spacing in ("", *(f"-{name}" for name in sampler.scheduler.spacings)):
             best = math.inf
             for _ in range(30):  # As often as it takes: other programs only ever add to it.
-                start = time.perf_counter()
+                start = time.thread_time()
                 compile_plan(config_for(sampler), sampler.name + spacing, 50)
-                best = min(best, time.perf_counter() - start)
+                best = min(best, time.thread_time() - start)
                 if best < 0.005:
                     break
             assert best < 0.005, (sampler.name, spacing)
