@@ -154,7 +154,7 @@ def check_keys(file: Path, part: str, config: Mapping[str, Any]) -> list[str]:
             # `==` alone would take 1 for True.
             if accepted and not any(value == one and type(value) is type(one) for one in accepted):
                 raise CheckpointError(
-                    f"{file} has {key} {value!r}, which cannot be exported; accepted is "
+                    f"{file} has {key} {shown(value)}, which cannot be exported; accepted is "
                     + " or ".join(map(repr, accepted))
                 )
     for key in REPEATED.get(part, ()):
