@@ -264,6 +264,7 @@ def parse_size(value: object) -> int:
     found = SIZE.fullmatch(value.strip()) if isinstance(value, str) else None
     if found is None:
         raise UsageError(
-            f'workspace {value!r} is no size; write bytes, or text such as "4 GiB" or "512 MiB"'
+            f'workspace {shown(value)} is no size; write bytes, or text such as "4 GiB" or '
+            '"512 MiB"'
         )
     return math.floor(float(found[1]) * UNITS[found[2]])

@@ -22,7 +22,7 @@ from typing import Any, Self, TypeVar
 
 from sdexport import json_schema, locks, reading, storage
 from sdexport.engine_files import check_engine_files
-from sdexport.errors import FolderError, StorageError, UsageError
+from sdexport.errors import FolderError, StorageError, UsageError, shown
 from sdexport.manifest_schema import MANIFEST
 from sdexport.onnx_folder import TOKENIZER_FILES
 from sdexport.spec import Precision, Profile
@@ -245,8 +245,8 @@ class Bundle:
         record = self.manifest.engines.get(engine)
         if record is None:
             raise FolderError(
-                f"{self.path} has no engine {engine!r}, only {', '.join(self.manifest.engines)}; "
-                "build it again with all components"
+                f"{self.path} has no engine {shown(engine)}, only "
+                f"{', '.join(self.manifest.engines)}; build it again with all components"
             )
         return self.place / record.file
 
@@ -259,8 +259,8 @@ class Bundle:
         name = graph_name(engine)
         if name not in self.manifest.files:
             raise FolderError(
-                f"{self.path} keeps no graph of {engine!r} ({name}), so what it costs at a size "
-                "cannot be counted; build the bundle again"
+                f"{self.path} keeps no graph of {shown(engine)} ({name}), so what it costs at a "
+                "size cannot be counted; build the bundle again"
             )
         return self.place / name
 
@@ -396,7 +396,7 @@ def _read_manifest(path: Path) -> Manifest:
     value = reading.read_json(path / MANIFEST_FILE)
     if value.get("format") != FORMAT:
         raise FolderError(
-            f"{path / MANIFEST_FILE} has format {value.get('format')!r}, "
+            f"{path / MANIFEST_FILE} has format {shown(value.get('format'))}, "
             f"this version reads format {FORMAT}; build the bundle again"
         )
     stated = value.pop("digest", None)

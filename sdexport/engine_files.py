@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from sdexport import reading
-from sdexport.errors import FolderError
+from sdexport.errors import FolderError, shown
 
 _LOCATION = b"\n\x08location\x12"
 """How protobuf writes the key of an ONNX tensor's external data, before the length of the name."""
@@ -33,8 +33,8 @@ def check_engine_files(folder: Path, file: str, own: Iterable[str]) -> None:
         outside = name == file or name.startswith(("../", "/"))
         if name not in names and (outside or reading.exists(folder / name)):
             raise FolderError(
-                f"{folder / file} draws in {name!r}, which is not among the bundle's own files: "
-                "whether it was altered is unknown; build the bundle again"
+                f"{folder / file} draws in {shown(name)}, which is not among the bundle's own "
+                "files: whether it was altered is unknown; build the bundle again"
             )
 
 

@@ -376,7 +376,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         seen: set[str] = set()
         for name, _ in pairs:
             if name in seen:
-                raise ValueError(f"the key {name!r} is there twice")
+                raise ValueError(f"the key {shown(name)} is there twice")
             seen.add(name)
     return value
 

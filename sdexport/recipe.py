@@ -30,7 +30,7 @@ from pathlib import Path
 
 from sdexport import reading
 from sdexport.builder_options import BuilderOptions
-from sdexport.errors import FolderError, UsageError
+from sdexport.errors import FolderError, UsageError, shown
 from sdexport.spec import COMPONENTS, Precision, Range
 
 KEYS = (
@@ -125,13 +125,13 @@ def _refuse_unknown(
     for key in values:
         if key not in known:
             raise UsageError(
-                f"{path}: unknown key {table + key!r}; known are: "
+                f"{path}: unknown key {shown(table + key)}; known are: "
                 + ", ".join(table + name for name in known)
             )
 
 
 def _wrong(path: Path, key: str, value: object, accepted: str) -> UsageError:
-    return UsageError(f"{path}: {key} = {value!r} is not accepted; write {accepted}")
+    return UsageError(f"{path}: {key} = {shown(value)} is not accepted; write {accepted}")
 
 
 def _text(path: Path, values: Mapping[str, object], key: str) -> str | None:
@@ -223,5 +223,5 @@ def parse_range(value: object) -> Range:
     if 1 <= len(numbers) <= 3 and all(type(number) is int for number in numbers):
         return Range.parse(":".join(map(str, numbers)))
     raise UsageError(
-        f'{value!r} is no range; write one number, "MIN:MAX", "MIN:OPT:MAX" or [MIN, OPT, MAX]'
+        f'{shown(value)} is no range; write one number, "MIN:MAX", "MIN:OPT:MAX" or [MIN, OPT, MAX]'
     )

@@ -119,7 +119,7 @@ class Range:
             return cls(numbers[0], numbers[0], numbers[1])
         if len(numbers) == 3:
             return cls(*numbers)
-        raise UsageError(f"{text!r} is no range; write one number, MIN:MAX or MIN:OPT:MAX")
+        raise UsageError(f"{shown(text)} is no range; write one number, MIN:MAX or MIN:OPT:MAX")
 
     def __contains__(self, value: int) -> bool:
         return self.min <= value <= self.max

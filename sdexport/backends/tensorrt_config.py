@@ -11,7 +11,7 @@ from sdexport.backends.gpus import DATA_CENTER, Gpu, find_gpus, listed
 from sdexport.backends.request import EngineRequest
 from sdexport.backends.tensorrt_library import TENSORRT, TENSORRT_RTX, library, title
 from sdexport.builder_options import BuilderOptions, number
-from sdexport.errors import EngineError, FolderError, UsageError
+from sdexport.errors import EngineError, FolderError, UsageError, shown
 
 WORKSPACE = 8 << 30
 """The workspace of `tensorrt-rtx` where nobody asks for another: what a card of 12 GB has beside
@@ -216,8 +216,8 @@ def _set_capabilities(module: Any, config: Any, request: EngineRequest) -> None:
 def _taken(engine: str, option: str, asked: object, found: object) -> None:
     if asked != found:
         raise EngineError(
-            f"the builder did not take {option} = {asked!r} for {engine}: it says {found!r}; leave "
-            "the option out, or take another version of the library"
+            f"the builder did not take {option} = {shown(asked)} for {engine}: it says "
+            f"{shown(found)}; leave the option out, or take another version of the library"
         )
 
 

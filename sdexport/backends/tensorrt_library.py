@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from sdexport.errors import EngineError, MissingExtraError, UsageError
+from sdexport.errors import EngineError, MissingExtraError, UsageError, shown
 from sdexport.extras import install_command
 
 TENSORRT = "tensorrt"
@@ -41,7 +41,7 @@ def library(name: str) -> Any:
     """
     module = MODULES.get(name)
     if module is None:
-        raise UsageError(f"{name!r} is no TensorRT; choose one of: {', '.join(MODULES)}")
+        raise UsageError(f"{shown(name)} is no TensorRT; choose one of: {', '.join(MODULES)}")
     remedy = install_command(name)
     try:
         return importlib.import_module(module)

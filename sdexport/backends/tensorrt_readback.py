@@ -26,7 +26,7 @@ from sdexport.backends.tensorrt_library import (
 )
 from sdexport.backends.tensorrt_refusal import refusal
 from sdexport.builder_options import BuiltFor
-from sdexport.errors import EngineError
+from sdexport.errors import EngineError, shown
 
 ACCELERATORS = re.compile(rb"accelerators=\{([a-z0-9 ]{0,200})\}")
 STREAMS = re.compile(rb"stream_capturable=(\d)")
@@ -152,8 +152,9 @@ def _hold_against(
     for name, value in asked.items():
         if name in found and found[name] != value:
             raise EngineError(
-                f"the engine of {request.name} was asked for {name} = {value!r} and has "
-                f"{found[name]!r}; leave the option out, or take another version of the library"
+                f"the engine of {request.name} was asked for {name} = {shown(value)} and has "
+                f"{shown(found[name])}; leave the option out, or take another version of the "
+                "library"
             )
 
 

@@ -12,7 +12,7 @@ import typer
 
 from sdexport import terminal
 from sdexport.cli.making import Json
-from sdexport.errors import StorageError, UsageError
+from sdexport.errors import StorageError, UsageError, shown
 from sdexport.progress import stage
 from sdexport.reading import exists, given_path, is_folder
 
@@ -248,8 +248,8 @@ def _interval(text: str | None) -> tuple[float, float]:
         begin, end = (float(part) for part in ("0:1" if text is None else text).split(":"))
     except ValueError:
         raise UsageError(
-            f"guidance interval {text!r} is not possible; write BEGIN:END, two numbers from 0 to "
-            "1, for example 0.2:0.8"
+            f"guidance interval {shown(text)} is not possible; write BEGIN:END, two numbers from 0 "
+            "to 1, for example 0.2:0.8"
         ) from None
     return begin, end
 

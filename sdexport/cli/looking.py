@@ -10,7 +10,7 @@ import typer
 
 from sdexport import terminal
 from sdexport.cli.making import Json
-from sdexport.errors import ParityError, UsageError
+from sdexport.errors import ParityError, UsageError, shown
 from sdexport.reading import given_path
 
 if TYPE_CHECKING:
@@ -146,7 +146,7 @@ def _pixels(text: str) -> tuple[int, int]:
     """(width, height) of WIDTHxHEIGHT."""
     width, _, height = text.lower().partition("x")
     if not (width.isdecimal() and height.isdecimal()):
-        raise UsageError(f"size {text!r} is no size; write WIDTHxHEIGHT, for example 512x512")
+        raise UsageError(f"size {shown(text)} is no size; write WIDTHxHEIGHT, for example 512x512")
     return int(width), int(height)
 
 

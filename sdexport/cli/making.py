@@ -10,7 +10,7 @@ import typer
 
 from sdexport import terminal
 from sdexport.cli.asking import build_options, given_precision, given_ranges
-from sdexport.errors import UsageError
+from sdexport.errors import UsageError, shown
 from sdexport.reading import given_path
 from sdexport.spec import COMPONENTS, Precision
 
@@ -249,7 +249,9 @@ def export(
     components = tuple(component) if component else COMPONENTS
     for name in components:
         if name not in COMPONENTS:
-            raise UsageError(f"unknown component {name!r}; choose from: {', '.join(COMPONENTS)}")
+            raise UsageError(
+                f"unknown component {shown(name)}; choose from: {', '.join(COMPONENTS)}"
+            )
     from sdexport.export import export_checkpoint
 
     with terminal.progress(quiet=json) as progress:

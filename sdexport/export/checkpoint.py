@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sdexport import reading
-from sdexport.errors import CheckpointError, FolderError, UsageError
+from sdexport.errors import CheckpointError, FolderError, UsageError, shown
 from sdexport.export.config_keys import READ, check_keys
 from sdexport.export.libraries import require_libraries
 from sdexport.export.weights import Weights, find_weights
@@ -289,8 +289,8 @@ def _check_structure(path: Path, index: Mapping[str, Any]) -> list[str]:
     for name, library in custom.items():
         if name in (*MODELS, "tokenizer", "scheduler") and library not in LIBRARIES:
             raise CheckpointError(
-                f"{path} takes its {name} from {library!r}, code that this project does not run; "
-                f"accepted is {' or '.join(LIBRARIES)}"
+                f"{path} takes its {name} from {shown(library)}, code that this project does not "
+                f"run; accepted is {' or '.join(LIBRARIES)}"
             )
     further = [name for name in custom if name not in READ["index"]]
     if further and pipeline not in PIPELINES:
@@ -405,20 +405,21 @@ def _read_sizes(path: Path, configs: Mapping[str, Mapping[str, Any]]) -> Sizes:
         if type(value) is not int or value < 1:
             raise CheckpointError(
                 f"{path / part / 'config.json'}: {key} must be a whole number of at least 1, got "
-                f"{value!r}"
+                f"{shown(value)}"
             )
         return value
 
     channels = given("vae", "block_out_channels")
     if not isinstance(channels, list | tuple) or not channels:
         raise CheckpointError(
-            f"{path / 'vae' / 'config.json'}: block_out_channels must be a list, got {channels!r}"
+            f"{path / 'vae' / 'config.json'}: block_out_channels must be a list, got "
+            f"{shown(channels)}"
         )
     scaling = given("vae", "scaling_factor")
     if type(scaling) not in (int, float) or not math.isfinite(scaling) or scaling == 0:
         raise CheckpointError(
             f"{path / 'vae' / 'config.json'}: scaling_factor must be a number other than 0, got "
-            f"{scaling!r}"
+            f"{shown(scaling)}"
         )
     guided = given("unet", "time_cond_proj_dim") is not None
     sizes = Sizes(

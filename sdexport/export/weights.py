@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sdexport import reading
-from sdexport.errors import CheckpointError, FolderError
+from sdexport.errors import CheckpointError, FolderError, shown
 
 PICKLES = (".bin", ".ckpt", ".pt", ".pth")
 PREFERRED_VARIANT = "fp16"
@@ -97,8 +97,8 @@ def _sharded(index: Path, variant: str | None) -> Weights:
         shard = index.parent / part
         if shard.name != part or "\0" in part:
             raise CheckpointError(
-                f"{index} names {part!r}, which does not lie beside it; shards must be files in "
-                f"{index.parent}: download the checkpoint again"
+                f"{index} names {shown(part)}, which does not lie beside it; shards must be files "
+                f"in {index.parent}: download the checkpoint again"
             )
         if not _is_there(shard):
             raise CheckpointError(
@@ -108,13 +108,13 @@ def _sharded(index: Path, variant: str | None) -> Weights:
         for name in held:
             if name in elements:
                 raise CheckpointError(
-                    f"{shard} holds the tensor {name!r}, which another shard of {index.name} holds "
-                    "as well; download the checkpoint again"
+                    f"{shard} holds the tensor {shown(name)}, which another shard of {index.name} "
+                    "holds as well; download the checkpoint again"
                 )
         lacking = [name for name, place in places.items() if place == part and name not in held]
         if lacking:
             raise CheckpointError(
-                f"{shard} lacks the tensor {lacking[0]!r}, which {index.name} says it holds; "
+                f"{shard} lacks the tensor {shown(lacking[0])}, which {index.name} says it holds; "
                 "download the checkpoint again"
             )
         elements |= held
@@ -197,13 +197,13 @@ def _tensor(name: str, value: Mapping[str, Any]) -> _Tensor:
     """The tensor that a header describes; raises ValueError, KeyError or TypeError for none."""
     kind, shape, places = value["dtype"], value["shape"], value["data_offsets"]
     if kind not in DTYPES:
-        raise ValueError(f"{name} has numbers {kind!r}; known are {', '.join(DTYPES)}")
+        raise ValueError(f"{name} has numbers {shown(kind)}; known are {', '.join(DTYPES)}")
     if len(places) != 2 or any(type(n) is not int or n < 0 for n in (*shape, *places)):
-        raise ValueError(f"{name} has shape {shape!r} at {places!r}")
+        raise ValueError(f"{name} has shape {shown(shape)} at {shown(places)}")
     begin, end = places
     elements = math.prod(shape)
     if end - begin != elements * DTYPES[kind]:
-        raise ValueError(f"{name} has {end - begin} bytes for shape {shape!r} of {kind}")
+        raise ValueError(f"{name} has {end - begin} bytes for shape {shown(shape)} of {kind}")
     return _Tensor(elements, begin, end)
 
 
@@ -213,7 +213,7 @@ def _check_places(file: Path, tensors: Mapping[str, _Tensor]) -> None:
     for name, tensor in sorted(tensors.items(), key=lambda one: (one[1].begin, one[1].end)):
         if tensor.begin != reached:
             raise CheckpointError(
-                f"{file} is damaged: the tensor {name!r} begins at byte {tensor.begin:,} of the "
-                f"data where {reached:,} is due; download it again"
+                f"{file} is damaged: the tensor {shown(name)} begins at byte {tensor.begin:,} of "
+                f"the data where {reached:,} is due; download it again"
             )
         reached = tensor.end

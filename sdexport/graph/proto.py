@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike, DTypeLike
 from onnx import TensorProto, helper, inliner, numpy_helper
 
 from sdexport import reading, storage
-from sdexport.errors import FolderError
+from sdexport.errors import FolderError, shown
 
 OLDEST_OPSET = 13
 """From here on ReduceSum takes its axes as an input, which the passes write."""
@@ -80,8 +80,8 @@ def weights_files(model: onnx.ModelProto) -> tuple[str, ...]:
     for name in names:
         if Path(name).name != name or name in ("", ".", ".."):
             raise FolderError(
-                f"the ONNX model keeps weights in {name!r}; only files beside the model are read: "
-                "export the checkpoint again"
+                f"the ONNX model keeps weights in {shown(name)}; only files beside the model are "
+                "read: export the checkpoint again"
             )
     return tuple(sorted(names))
 

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, replace
 import onnx
 from onnx import TensorProto
 
-from sdexport.errors import FolderError
+from sdexport.errors import FolderError, shown
 from sdexport.graph.proto import dimensions, drop_shapes, subgraphs, without_functions
 from sdexport.graph.shapes import SMALL, Shape
 
@@ -160,5 +160,5 @@ def _value(term: str, values: Mapping[str, int]) -> int:
         return math.prod(factors) // int(divisor or 1)
     except ValueError:
         raise FolderError(
-            f"a dimension {term!r} is no term of {', '.join(values)}; build the bundle again"
+            f"a dimension {shown(term)} is no term of {', '.join(values)}; build the bundle again"
         ) from None

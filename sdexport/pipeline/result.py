@@ -160,7 +160,7 @@ def output_files(path: Path, images: int) -> list[Path]:
         path = path.with_name(path.name + ".png")
     if path.suffix.lower() != ".png":
         raise UsageError(
-            f"{path} names the format {path.suffix!r}; images are saved as PNG, "
+            f"{path} names the format {shown(path.suffix)}; images are saved as PNG, "
             f"for example {path.with_suffix('.png').name}"
         )
     if images == 1:
