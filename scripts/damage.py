@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parent.parent
-PATIENCE_S = 60
+PATIENCE_S = 120
 MEMORY_BYTES = 8 << 30
 """Address space of a child: libraries reserve much more than they use."""
 

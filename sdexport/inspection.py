@@ -285,27 +285,23 @@ def _port(layer: ElementTree.Element, port: str | None) -> TensorSpec:
 def _onnx(path: Path, name: str, at: At | None) -> Part:
     """What an ONNX file says of itself, its cost where it is to be counted `at` a size."""
     try:
-        import onnx
+        import onnx  # noqa: F401  # only whether it is there
     except ModuleNotFoundError:
         raise MissingExtraError(
             "reading ONNX files needs onnx, which is not installed; " + install_command("build")
         ) from None
-    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # no types
+    from sdexport.graph.proto import load_graph, weights_files
 
-    try:
-        model = onnx.load(reading.require_file(path, reading.ONNX_BYTES), load_external_data=False)
-    except (DecodeError, OSError) as error:
-        raise FolderError(f"{path} is no readable ONNX model: {error}; make it again") from error
-    if not model.HasField("graph"):
-        raise FolderError(f"{path} is no ONNX model: it holds no graph; make it again")
+    model = load_graph(path)
     weights = [*model.graph.initializer]
+    files = (path, *(path.parent / name for name in weights_files(model)))
     stored = {tensor.name for tensor in weights}
     inputs = tuple(_spec(value) for value in model.graph.input if value.name not in stored)
     counted = Part(name, path.name, 0) if at is None else _cost(model, inputs, name, at)
     return Part(
         name=name,
         file=path.name,
-        bytes=reading.size(path) + _external_bytes(path, weights),
+        bytes=sum(reading.size(file) for file in files if reading.is_file(file)),
         inputs=inputs,
         outputs=tuple(_spec(value) for value in model.graph.output),
         precision=_precision(weights),
@@ -359,18 +355,6 @@ def _named(elements: Mapping[str, int]) -> str | None:
     """`fp32`, or `fp16+fp32` where both hold at least a hundredth of the weights."""
     total = sum(elements.values())
     return "+".join(sorted(n for n, count in elements.items() if count * 100 >= total)) or None
-
-
-def _external_bytes(path: Path, weights: list[onnx.TensorProto]) -> int:
-    """The size of the data files beside the model that its weights lie in."""
-    files = {
-        entry.value
-        for tensor in weights
-        for entry in tensor.external_data
-        if entry.key == "location"
-    }
-    found = (path.parent / name for name in files)
-    return sum(reading.size(file) for file in found if reading.is_file(file))
 
 
 def _cost(model: onnx.ModelProto, inputs: tuple[TensorSpec, ...], name: str, at: At) -> Part:

@@ -42,9 +42,26 @@ def load_graph(path: Path) -> onnx.ModelProto:
         model = onnx.load(path, load_external_data=False)
     except Exception as error:  # protobuf's DecodeError, whose module has no types
         raise FolderError(f"{path} is damaged or no ONNX model; export it again") from error
+    if not _is_text(model):
+        raise FolderError(f"{path} is damaged: a name in it is no UTF-8; export it again")
     if not model.graph.node:
         raise FolderError(f"{path} is damaged: it holds no graph; export it again")
     return model
+
+
+def _is_text(message: Any) -> bool:
+    """Whether all text in a model is UTF-8; protobuf gives other text as bytes and says nothing."""
+    if isinstance(message, TensorProto):
+        # Not all of its fields: each that is listed is copied, weights as well.
+        return type(message.name) is str and all(map(_is_text, message.external_data))
+    for field, value in message.ListFields():
+        one = isinstance(value, str | bytes) or hasattr(value, "ListFields")
+        values = (value,) if one else value
+        if field.type == field.TYPE_STRING and any(type(text) is bytes for text in values):
+            return False
+        if field.type == field.TYPE_MESSAGE and not all(map(_is_text, values)):
+            return False
+    return True
 
 
 def save_graph(model: onnx.ModelProto, path: Path) -> None:

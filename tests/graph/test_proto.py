@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -43,6 +45,41 @@ def test_what_is_no_model(tmp_path: Path, content: bytes) -> None:
     path.write_bytes(content)
     with pytest.raises(FolderError, match="export it again"):
         load_graph(path)
+
+
+def text_in(message: Any) -> Iterator[tuple[Any, str, int | None]]:
+    """Every text of a model: the message, its field, and which of several."""
+    for field, value in message.ListFields():
+        if field.type == field.TYPE_STRING:
+            if isinstance(value, str):
+                yield message, field.name, None
+            else:
+                yield from ((message, field.name, index) for index in range(len(value)))
+        elif field.type == field.TYPE_MESSAGE:
+            for one in (value,) if hasattr(value, "ListFields") else value:
+                yield from text_in(one)
+
+
+def test_text_that_is_no_utf_8(tmp_path: Path) -> None:
+    """Each text of a model in turn: protobuf gives such a one as bytes and says nothing."""
+    path, mark = tmp_path / "model.onnx", "\u00e9"
+    onnx.save(unet(), path, save_as_external_data=True, location="elsewhere.bin", size_threshold=78)
+    places = len(list(text_in(onnx.load(path, load_external_data=False))))
+    fields = set()
+    for place in range(places):
+        model = onnx.load(path, load_external_data=False)
+        message, field, index = list(text_in(model))[place]
+        if index is None:
+            setattr(message, field, mark)
+        else:
+            getattr(message, field)[index] = mark
+        spoiled = tmp_path / "spoiled.onnx"
+        # As long as before: the lengths around it stay right.
+        spoiled.write_bytes(model.SerializeToString().replace(mark.encode(), b"\xff\xfe"))
+        with pytest.raises(FolderError, match="no UTF-8"):
+            load_graph(spoiled)
+        fields.add(field)
+    assert fields >= {"name", "op_type", "input", "output", "dim_param", "key", "value", "domain"}
 
 
 def test_missing(tmp_path: Path) -> None:
