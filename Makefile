@@ -14,7 +14,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "Installing into $(VENV) (a few minutes the first time) ..."
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt 'torch==2.13.0'
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[build,export,onnxruntime,openvino,tensorrt-rtx,bench,dev]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --config-settings editable_mode=compat -e '.[build,export,onnxruntime,openvino,tensorrt-rtx,bench,dev]'
 	@touch $@
 
 quickstart: $(INSTALLED)  ## Compile the emoji checkpoint and draw a picture

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from sdexport.spec import Precision, Profile, Range
     from sdexport.verification import verify
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 
 # Before anything else of the package can import a library that would send something.
 privacy.turn_off()

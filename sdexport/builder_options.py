@@ -128,7 +128,7 @@ class BuilderOptions:
                     + (
                         f"it takes: {', '.join(accepted)}"
                         if accepted
-                        else "it takes none: remove [builder]"
+                        else "it takes none: leave it out, or choose another target"
                     )
                 )
 

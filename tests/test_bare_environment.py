@@ -91,7 +91,9 @@ def bare(base: Environment, tiny_bundle: Callable[[str], Path]) -> Environment:
     return base
 
 
-def test_the_base_says_what_is_missing(base: Environment, tmp_path: Path) -> None:
+def test_the_base_says_what_is_missing(
+    base: Environment, tiny_bundle: Callable[[str], Path], tmp_path: Path
+) -> None:
     """Before `bare` adds a runtime: pytest runs the tests in their order."""
     if base.run("python", "-c", "import onnxruntime").returncode == 0:
         pytest.fail("the base brings a runtime")
@@ -108,9 +110,17 @@ def test_the_base_says_what_is_missing(base: Environment, tmp_path: Path) -> Non
     remedies = {verb["name"]: verb["remedy"] for verb in found["verbs"]}
     assert f"{base.source}[build]" in remedies["build"]
     assert f"{base.source}[export,onnxruntime]" in remedies["compile"]
-    onnx = tmp_path / "onnx"
+    checkpoint = onnx = tmp_path / "model"
     onnx.mkdir()
-    assert said(base, "build", onnx, tmp_path / "b") == f'pip install "{base.source}[build]"'
+    for verb, *paths in (
+        ("compile", checkpoint, tmp_path / "bundle"),
+        ("export", checkpoint, tmp_path / "onnx"),
+        ("build", onnx, tmp_path / "bundle"),
+        ("verify", tiny_bundle("onnxruntime-cpu"), checkpoint),
+    ):
+        assert said(base, verb, *paths) in remedies[verb]
+    told = base.run("python", "-c", "import sdexport; sdexport.compile")
+    assert f"{base.source}[export,onnxruntime]" in told.stderr
 
 
 def test_draws_without_torch(

@@ -1,7 +1,7 @@
 """Making bundles: options, engines, and the two ways in (a checkpoint, an ONNX folder)."""
 
 from sdexport.errors import MissingExtraError
-from sdexport.extras import BUILD, install_command
+from sdexport.extras import BUILD, EXPORT_EXTRAS, install_command
 
 try:
     from sdexport.build.checkpoint import compile_checkpoint
@@ -13,7 +13,8 @@ except ModuleNotFoundError as error:
     if error.name not in BUILD:
         raise
     raise MissingExtraError(
-        f"building engines needs {error.name}, which is not installed; {install_command('build')}"
+        f"building engines needs {error.name}, which is not installed; from a checkpoint: "
+        f"{install_command(*EXPORT_EXTRAS)}; from an ONNX folder: {install_command('build')}"
     ) from None
 
 __all__ = ["BuildOptions", "BuildReport", "StageRecord", "build_folder", "compile_checkpoint"]

@@ -69,7 +69,7 @@ def sdexport(
 
     \b
     Example:
-      sdexport compile runwayml/stable-diffusion-v1-5 sd15
+      sdexport compile stable-diffusion-v1-5/stable-diffusion-v1-5 sd15
       sdexport generate sd15 "a red apple on a table" --seed 7 -o apple.png
 
     Exit codes: 0 done; 1 a bundle differs from PyTorch or became slower, or nothing can be drawn on
@@ -156,12 +156,27 @@ def _wants_json(given: Sequence[str]) -> bool:
 def _explain(error: Exception) -> str:
     """One line: what is wrong with the command line, and where its help is."""
     message = " ".join(str(getattr(error, "format_message", error.__str__)()).split())
+    message = _meant(error) or message
     value = _refused_value(error)
     if value is not None and value not in message:
         message = f"{message.rstrip('.')}, not {value}"
     context = getattr(error, "ctx", None)
     path = context.command_path if context is not None else "sdexport"
     return f"{message.rstrip('.')}; see: {path} --help"
+
+
+def _meant(error: Exception) -> str | None:
+    """What to say of an unknown option that another library or interface calls so."""
+    given = getattr(error, "option_name", None)
+    if type(error).__name__ != "NoSuchOption" or given is None:
+        return None
+    from sdexport.pipeline.request import NAMES
+
+    ours = NAMES.get(given.strip("-").replace("-", "_").lower())
+    option = f"--{ours}".replace("_", "-")
+    context = getattr(error, "ctx", None)
+    known = [name for one in context.command.params for name in one.opts] if context else []
+    return f"No such option: {given}; it is called {option} here" if option in known else None
 
 
 def _refused_value(error: Exception) -> str | None:

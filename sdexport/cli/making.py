@@ -174,8 +174,12 @@ def compile(
             f"{missing} is missing; write: sdexport compile CHECKPOINT BUNDLE, "
             "or name both in a file for --recipe"
         )
-    from sdexport.build import compile_checkpoint
+    from sdexport.export.libraries import require_libraries
     from sdexport.storage import refuse_replacing
+
+    require_libraries()
+    # Without onnx this package cannot be imported, and would name what building alone needs.
+    from sdexport.build import compile_checkpoint
 
     if recipe is not None:
         refuse_replacing(bundle, recipe, "the recipe")

@@ -210,7 +210,9 @@ def _download(name: str) -> Path:
     try:
         folder = DiffusionPipeline.download(name, use_safetensors=True, **unused)
     except Exception as error:  # the hub's client passes on its HTTP library's errors
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        # What follows the first sentence is advice for callers of those libraries.
+        said = str(error).strip().partition("\n")[0].partition(". ")[0].rstrip(".")
+        reason = said or type(error).__name__
         raise CheckpointError(
             f"there is no folder {name}, and it could not be downloaded from the hub: {reason}; "
             f"accepted is {ACCEPTED} with safetensors weights. Check the name and the network"

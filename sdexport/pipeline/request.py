@@ -80,19 +80,26 @@ class Limits:
 
 
 NOT_TAKEN = "there is no such option here"
+NAMES = {
+    **dict.fromkeys(("num_inference_steps", "num_steps", "n_steps", "sample_steps"), "steps"),
+    **dict.fromkeys(("guidance_scale", "cfg_scale", "cfg"), "guidance"),
+    **dict.fromkeys(("num_images_per_prompt", "num_images", "batch_size", "batch_count"), "count"),
+    **dict.fromkeys(("scheduler", "sampling_method", "sampler_name"), "sampler"),
+    **dict.fromkeys(("height", "width"), "size"),
+    **dict.fromkeys(("image_path", "init_image", "init_img"), "image"),
+    "mask_image": "mask",
+    "denoising_strength": "strength",
+    "manual_seed": "seed",
+    "neg_prompt": "negative_prompt",
+}
+"""What diffusers, its kin and web UIs call an option → what it is called here."""
+
 HINTS = {
-    "num_inference_steps": "the option is called 'steps' here",
-    "num_steps": "the option is called 'steps' here",
-    "guidance_scale": "the option is called 'guidance' here",
-    "cfg_scale": "the option is called 'guidance' here",
-    "num_images_per_prompt": "the option is called 'count' here",
-    "num_images": "the option is called 'count' here",
+    **{name: f"the option is called {ours!r} here" for name, ours in NAMES.items()},
     "height": "give both sides in pixels as size=(width, height)",
     "width": "give both sides in pixels as size=(width, height)",
     "generator": "give its seed as 'seed', and noise='torch-cuda' for one that is on a GPU",
     "scheduler": "the option is called 'sampler' here; `sdexport samplers` lists them",
-    "mask_image": "the option is called 'mask' here",
-    "init_image": "the option is called 'image' here",
     "masked_image_latents": "give the image as 'image' and the mask as 'mask'",
     "padding_mask_crop": "cut the image yourself, or choose how it is fitted with 'fit'",
     "latents": "the start noise follows from 'seed'; a start from a picture is 'image'",

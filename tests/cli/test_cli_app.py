@@ -12,6 +12,7 @@ import pytest
 
 import sdexport
 from sdexport.errors import EngineError
+from sdexport.pipeline.request import NAMES
 from tests.cli.doubles import DrawingDouble, Ran
 
 Run = Callable[..., Ran]
@@ -38,6 +39,19 @@ def shell(*arguments: str, **environment: str) -> subprocess.CompletedProcess[st
 
 def test_version(run: Run) -> None:
     assert run("--version") == Ran(0, f"sdexport {sdexport.__version__}\n", "")
+
+
+def test_names_of_others_are_answered_with_ours(run: Run) -> None:
+    """Each of them, as an option of the verb that has ours."""
+    help_text = run("generate", "--help").out
+    for name, ours in NAMES.items():
+        given, option = (f"--{one.replace('_', '-')}" for one in (name, ours))
+        assert option in help_text
+        ran = run("generate", "bundle", "a fox", given, "3")
+        assert ran.code == 2
+        assert f"{given}; it is called {option} here; see: sdexport generate" in ran.err
+    # Where a verb has it under that name, or has nothing of the kind, nothing is claimed.
+    assert "is called" not in run("compile", "a", "b", "--batch-size", "3").err
 
 
 def test_without_arguments_the_help_is_shown(run: Run) -> None:
