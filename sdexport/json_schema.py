@@ -10,8 +10,6 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from sdexport.errors import shown
-
 _TYPES: Mapping[str, tuple[type, ...]] = {
     "object": (dict,),
     "array": (list, tuple),
@@ -89,7 +87,7 @@ def _check_object(
             raise ValueError(f"{_below(where, name)} is missing")
     for name, item in value.items():
         if "propertyNames" in schema:
-            _check(name, schema["propertyNames"], defs, f"the name {shown(name)} in {where}")
+            _check(name, schema["propertyNames"], defs, f"the name {name[:100]!r} in {where}")
         others = schema.get("additionalProperties", True)
         if name in own:
             _check(item, own[name], defs, _below(where, name))
