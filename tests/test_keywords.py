@@ -159,6 +159,17 @@ def test_hints_name_what_there_is() -> None:
         assert quoted & (options | {"images", "latents"}) or "`stream`" in hint or "bundle" in hint
 
 
+@pytest.mark.parametrize("function", [sdexport.compile, sdexport.build_folder])
+def test_options_of_a_build_that_are_given_to_the_call_have_a_hint(
+    function: Callable[..., object],
+) -> None:
+    ours = set(inspect.signature(function).parameters)
+    for made in (sdexport.BuildOptions, sdexport.BuilderOptions, sdexport.Profile):
+        for field in set(inspect.signature(made).parameters) - ours - {"others"}:
+            with pytest.raises(TypeError, match=r"; give it as options=BuildOptions\("):
+                function("a", "b", **{field: 1})
+
+
 def test_a_signature_that_takes_any_keyword_cannot_be_decorated() -> None:
     with pytest.raises(TypeError, match="list them in its signature"):
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from sdexport import reading, storage
 from sdexport.backends import targets
 from sdexport.build import folder as folders
-from sdexport.build.options import BuildOptions, checked_options, decide
+from sdexport.build.options import HINTS, BuildOptions, checked_options, decide
 from sdexport.build.order import Order, fingerprints_of, sizes_of
 from sdexport.build.report import BuildReport, Stopwatch
 from sdexport.builder_options import BuiltFor
@@ -21,7 +21,7 @@ from sdexport.progress import SILENT, Progress
 from sdexport.spec import COMPONENTS, chosen_components
 
 
-@explains_keywords()
+@explains_keywords(HINTS)
 def compile_checkpoint(
     checkpoint: Path | str,
     bundle: Path | str,

@@ -13,7 +13,7 @@ from sdexport import bundle as bundles
 from sdexport import extras, half_check, reading, storage
 from sdexport.build.dimensions import Dimensions, read_dimensions
 from sdexport.build.engines import build_engines, prepare_graphs, usual_call
-from sdexport.build.options import BuildOptions, Choice, checked_options, decide
+from sdexport.build.options import HINTS, BuildOptions, Choice, checked_options, decide
 from sdexport.build.order import (
     EXPORT,
     Order,
@@ -63,7 +63,7 @@ class Source:
     record: Mapping[str, object] | None = None
 
 
-@explains_keywords()
+@explains_keywords(HINTS)
 def build_folder(
     onnx_dir: Path | str,
     bundle: Path | str,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from numbers import Real
 
 from sdexport import __version__, extras
@@ -46,21 +46,34 @@ class BuildOptions:
     half_check: bool = True
 
     def __post_init__(self) -> None:
-        for name, value, kind in (
-            ("target", self.target, str),
-            ("precision", self.precision, Precision | None),
-            ("profile", self.profile, Profile | Ranges | None),
-            ("builder", self.builder, BuilderOptions),
-            ("half_check", self.half_check, bool),
+        precisions = ", ".join(f"Precision.{one.name}" for one in Precision)
+        for name, value, kind, wanted in (
+            ("target", self.target, str, "a text"),
+            ("precision", self.precision, Precision | None, f"{precisions} or None"),
+            ("profile", self.profile, Profile | Ranges | None, "a Profile or None"),
+            ("builder", self.builder, BuilderOptions, "a BuilderOptions"),
+            ("half_check", self.half_check, bool, "True or False"),
         ):
             if not isinstance(value, kind):
-                wanted = getattr(kind, "__name__", kind)
-                raise UsageError(f"{name} must be of type {wanted}, got {shown(value)}")
+                raise UsageError(f"{name} must be {wanted}, got {shown(value)}")
         number = isinstance(self.guidance, Real) and not isinstance(self.guidance, bool)
         if not number or not 0 <= self.guidance < 1000:
             raise UsageError(
                 f"guidance must be from 0 to below 1000, got {shown(self.guidance)}; 7.5 is usual"
             )
+
+
+HINTS = {
+    **{
+        one.name: f"give it as options=BuildOptions(builder=BuilderOptions({one.name}=…))"
+        for one in fields(BuilderOptions)
+    },
+    **{one.name: f"give it as options=BuildOptions({one.name}=…)" for one in fields(BuildOptions)},
+    **dict.fromkeys(
+        ("batch", "height", "width"), "give it as options=BuildOptions(profile=Profile(…))"
+    ),
+}
+"""What to do with the options of a build that are given to the call itself."""
 
 
 def checked_options(options: BuildOptions | None) -> BuildOptions:
