@@ -238,7 +238,7 @@ def tried(trial: Trial, moments: int, *, old: bool, exchanging: bool, only_last:
     """Kills at so many moments and counts what was found; stops with the first fault."""
     start = time.monotonic()
     total = trial.moments(old, exchanging)
-    chosen = list(range(total - LAST, total)) if only_last else spread(total, moments)
+    chosen = list(range(total - min(LAST, moments), total)) if only_last else spread(total, moments)
     counts: Counter[str] = Counter()
     left = 0
     for moment in chosen:
@@ -277,7 +277,8 @@ def main() -> None:
         for old in (True, False):
             print(json.dumps(tried(trial, given.moments, old=old, exchanging=True)), flush=True)
         print(
-            json.dumps(tried(trial, LAST, old=True, exchanging=False, only_last=True)), flush=True
+            json.dumps(tried(trial, given.moments, old=True, exchanging=False, only_last=True)),
+            flush=True,
         )
         if given.containers:
             total = trial.moments(True, True)
