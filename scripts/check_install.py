@@ -4,7 +4,7 @@
 
 Every case has a fresh virtual environment outside the repository, which is deleted afterwards, and
 a log. What passed is kept under build/check-install by the wheel's digest: run again, the script
-goes on where it was. `--write` writes the table to docs/versions.md. uv installs where it is found,
+goes on where it was. `--write` writes the table to docs/versions.md, over the notes there. uv installs where it is found,
 else pip; where they get packages from is their own configuration.
 
 The lowest versions are those that the wheel's own metadata names; everything that these bring in
@@ -264,12 +264,14 @@ def table(outcomes: list[Outcome]) -> str:
 
 
 def page(outcomes: list[Outcome], python: str) -> str:
-    """The page of the documentation."""
+    """The page of the documentation; what stands below the earlier one's table stays."""
+    earlier = PAGE.read_text("utf-8") if PAGE.is_file() else ""
+    notes = earlier.rpartition("|\n")[2]
     return (
         "# Versions that were run\n\n"
         "Written by `make check-install`, which installs the wheel outside the repository with "
         "each extra, once\nwith the lowest versions that `pyproject.toml` allows and once with the "
-        f"newest, on Python {python}.\n\n{table(outcomes)}"
+        f"newest, on Python {python}.\n\n{table(outcomes)}{notes}"
     )
 
 
