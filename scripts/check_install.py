@@ -4,8 +4,8 @@
 
 Every case has a fresh virtual environment outside the repository, which is deleted afterwards, and
 a log. What passed is kept under build/check-install by the wheel's digest: run again, the script
-goes on where it was. `--write` writes the table to docs/versions.md, over the notes there. uv installs where it is found,
-else pip; where they get packages from is their own configuration.
+goes on where it was. `--write` writes the table to docs/versions.md, over the notes there. uv
+installs where it is found, else pip; where they get packages from is their own configuration.
 
 The lowest versions are those that the wheel's own metadata names; everything that these bring in
 turn is the newest that fits.

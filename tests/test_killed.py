@@ -16,7 +16,7 @@ from tests.killing import in_containers
 @pytest.mark.timeout(3600)
 @pytest.mark.skipif(sys.platform != "linux", reason="kills forks and makes namespaces")
 def test_killed_at_many_moments() -> None:
-    """In a process of its own, because it forks; `python -m tests.killing` tries more, in an hour."""
+    """In a process of its own, because it forks; `python -m tests.killing` tries more moments."""
     containers = "2" if in_containers() else "0"
     subprocess.run(
         [sys.executable, "-m", "tests.killing", "--moments", "8", "--containers", containers],
