@@ -142,6 +142,7 @@ class Trial:
 
         self.work = work
         self.images: dict[str, str] = {}
+        self.counts: dict[tuple[bool, bool], int] = {}
         for seed, name in enumerate(("old", "new")):
             assert forked(functools.partial(self._make, name, seed)) == 0
             self.images[image_of(work / name)] = name
@@ -167,7 +168,9 @@ class Trial:
         return self.images[image_of(bundle)] if storage.found_again(bundle) else "absent"
 
     def moments(self, old: bool, exchanging: bool) -> int:
-        """How many changes a run makes that is not killed."""
+        """How many changes a run makes that is not killed; counted once."""
+        if (old, exchanging) in self.counts:
+            return self.counts[old, exchanging]
         bundle = self.place(f"count-{old}-{exchanging}", old)
         counted = self.work / f"count-{old}-{exchanging}.json"
 
@@ -178,7 +181,8 @@ class Trial:
             counted.write_text(json.dumps(number))
 
         assert forked(run) == 0
-        return int(json.loads(counted.read_text()))
+        self.counts[old, exchanging] = int(json.loads(counted.read_text()))
+        return self.counts[old, exchanging]
 
     def kill(self, moment: int, old: bool, exchanging: bool) -> tuple[str, int]:
         """What is there after a kill, and how many leftovers; raises where anything is wrong."""

@@ -19,7 +19,7 @@ def test_killed_at_many_moments() -> None:
     """In a process of its own, because it forks; `python -m tests.killing` tries more moments."""
     containers = "2" if in_containers() else "0"
     subprocess.run(
-        [sys.executable, "-m", "tests.killing", "--moments", "8", "--containers", containers],
+        [sys.executable, "-m", "tests.killing", "--moments", "4", "--containers", containers],
         cwd=ROOT,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         check=True,

@@ -302,7 +302,8 @@ VERBS = {
     "engines list": ["engines", "list", "."],
     "engines prune": ["engines", "prune", ".", "--cannot-run"],
     "bench run": [
-        *("bench", "{bundle}", "--checkpoint", "{checkpoint}", "--steps", "1", "-o", "report"),
+        *("bench", "{bundle}", "--checkpoint", "{checkpoint}", "--report", "report"),
+        *("--steps", "1", "--rounds", "2", "--seconds", "0"),
     ],
     "bench report": ["bench", "report", "{results}"],
     "bench compare": ["bench", "compare", "{results}", "{results}"],
