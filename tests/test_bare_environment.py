@@ -116,7 +116,7 @@ def test_the_base_says_what_is_missing(
         ("compile", checkpoint, tmp_path / "bundle"),
         ("export", checkpoint, tmp_path / "onnx"),
         ("build", onnx, tmp_path / "bundle"),
-        ("verify", tiny_bundle("onnxruntime-cpu"), checkpoint),
+        ("verify", tiny_bundle("onnxruntime-cpu"), "--checkpoint", checkpoint),
     ):
         assert said(base, verb, *paths) in remedies[verb]
     told = base.run("python", "-c", "import sdexport; sdexport.compile")
