@@ -3,8 +3,8 @@
     python benchmarks/last_digit.py BUNDLE [--caption robot] [--times 20]
 
 The emoji that a caption names is generated again and again, each time with every number of the
-sampler's table multiplied by 1 plus or minus 1.2e-7 at most, drawn with a fixed seed: float32 has
-no smaller steps. Printed is the distance of each image's thumbnail to its emoji, the measure of
+sampler's table multiplied by 1 plus or minus 1.2e-7 at most, drawn with a fixed seed: one or
+two steps of float32. Printed is the distance of each image's thumbnail to its emoji, the measure of
 `examples/emoji/evaluate.py`, and how far the distances lie apart.
 """
 
@@ -44,6 +44,8 @@ def main() -> None:
     import evaluate  # type: ignore[import-not-found]  # likewise
 
     captions = [one.caption for one in data.load()]
+    if given.caption not in captions:
+        raise SystemExit(f"--caption {given.caption} is none of {EMOJI / 'captions.json'}")
     index = captions.index(given.caption)
     chance = np.random.default_rng(0)
     distances = []

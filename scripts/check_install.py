@@ -4,7 +4,7 @@
 
 Every case has a fresh virtual environment outside the repository, which is deleted afterwards, and
 a log. What passed is kept under build/check-install by the wheel's digest: run again, the script
-goes on where it was. `--write` writes the table to docs/versions.md, over the notes there. uv
+goes on where it was. `--write` writes the table to docs/versions.md; the notes below it stay. uv
 installs where it is found, else pip; where they get packages from is their own configuration.
 
 The lowest versions are those that the wheel's own metadata names; everything that these bring in
@@ -266,7 +266,7 @@ def table(outcomes: list[Outcome]) -> str:
 def page(outcomes: list[Outcome], python: str) -> str:
     """The page of the documentation; what stands below the earlier one's table stays."""
     earlier = PAGE.read_text("utf-8") if PAGE.is_file() else ""
-    notes = earlier.rpartition("|\n")[2]
+    notes = earlier.rpartition("|\n")[2] if "|\n" in earlier else ""
     return (
         "# Versions that were run\n\n"
         "Written by `make check-install`, which installs the wheel outside the repository with "

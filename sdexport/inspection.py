@@ -290,18 +290,17 @@ def _onnx(path: Path, name: str, at: At | None) -> Part:
         raise MissingExtraError(
             "reading ONNX files needs onnx, which is not installed; " + install_command("build")
         ) from None
-    from sdexport.graph.proto import load_graph, weights_files
+    from sdexport.graph.proto import read_model
 
-    model = load_graph(path)
+    model = read_model(path)
     weights = [*model.graph.initializer]
-    files = (path, *(path.parent / name for name in weights_files(model)))
     stored = {tensor.name for tensor in weights}
     inputs = tuple(_spec(value) for value in model.graph.input if value.name not in stored)
     counted = Part(name, path.name, 0) if at is None else _cost(model, inputs, name, at)
     return Part(
         name=name,
         file=path.name,
-        bytes=sum(reading.size(file) for file in files if reading.is_file(file)),
+        bytes=reading.size(path) + _external_bytes(path, weights),
         inputs=inputs,
         outputs=tuple(_spec(value) for value in model.graph.output),
         precision=_precision(weights),
@@ -322,7 +321,7 @@ def _spec(value: onnx.ValueInfoProto) -> TensorSpec:
         dim.dim_value if dim.HasField("dim_value") else dim.dim_param or "?"
         for dim in tensor.shape.dim
     )
-    if not tensor.elem_type:
+    if not tensor.elem_type or tensor.elem_type not in onnx.TensorProto.DataType.values():
         return TensorSpec(value.name, "unknown", shape)
     dtype = onnx.TensorProto.DataType.Name(tensor.elem_type).lower()
     return TensorSpec(
@@ -355,6 +354,18 @@ def _named(elements: Mapping[str, int]) -> str | None:
     """`fp32`, or `fp16+fp32` where both hold at least a hundredth of the weights."""
     total = sum(elements.values())
     return "+".join(sorted(n for n, count in elements.items() if count * 100 >= total)) or None
+
+
+def _external_bytes(path: Path, weights: list[onnx.TensorProto]) -> int:
+    """The size of the data files that a model names, wherever they lie; none of them is read."""
+    files = {
+        entry.value
+        for tensor in weights
+        for entry in tensor.external_data
+        if entry.key == "location"
+    }
+    found = (path.parent / name for name in files)
+    return sum(reading.size(file) for file in found if reading.is_file(file))
 
 
 def _cost(model: onnx.ModelProto, inputs: tuple[TensorSpec, ...], name: str, at: At) -> Part:

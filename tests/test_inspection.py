@@ -64,6 +64,38 @@ def test_an_onnx_file(tmp_path: Path) -> None:
     assert part.bytes == found.bytes == (tmp_path / "small.onnx").stat().st_size
 
 
+def test_any_type_of_a_tensor_is_shown(tmp_path: Path) -> None:
+    """Types that ONNX does not know, as a spoiled byte makes them, as well."""
+    path = tmp_path / "small.onnx"
+    write_model(path)
+    for kind in range(128):
+        model = onnx.load(path)
+        model.graph.input[0].type.tensor_type.elem_type = kind
+        model.graph.initializer[0].data_type = kind
+        onnx.save(model, tmp_path / "spoiled.onnx")
+        (part,) = inspect(tmp_path / "spoiled.onnx").parts
+        known = kind in TensorProto.DataType.values() and kind != 0
+        assert (part.inputs[0].dtype == "unknown") is not known
+        inspect(tmp_path / "spoiled.onnx", size=(64, 64), batch=1)
+
+
+@pytest.mark.parametrize("place", ["folder/weights.bin", "./weights.bin"])
+def test_weights_in_other_places_count(tmp_path: Path, place: str) -> None:
+    """A bundle's lie beside the model; another's may lie where ONNX allows."""
+    write_model(tmp_path / "model.onnx", external=True)
+    model = onnx.load(tmp_path / "model.onnx", load_external_data=False)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / place).write_bytes((tmp_path / "model.onnx.data").read_bytes())
+    for tensor in model.graph.initializer:
+        for entry in tensor.external_data:
+            if entry.key == "location":
+                entry.value = place
+    onnx.save(model, tmp_path / "other.onnx")
+    (part,) = inspect(tmp_path / "other.onnx").parts
+    sizes = [(tmp_path / name).stat().st_size for name in ("other.onnx", place)]
+    assert part.bytes == sum(sizes)
+
+
 def test_weights_beside_the_model_count(tmp_path: Path) -> None:
     write_model(tmp_path / "model.onnx", external=True)
     (part,) = inspect(str(tmp_path)).parts

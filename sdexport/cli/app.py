@@ -168,15 +168,21 @@ def _explain(error: Exception) -> str:
 def _meant(error: Exception) -> str | None:
     """What to say of an unknown option that another library or interface calls so."""
     given = getattr(error, "option_name", None)
+    # By its name: the class has changed its module between Typer's versions.
     if type(error).__name__ != "NoSuchOption" or given is None:
         return None
     from sdexport.pipeline.request import NAMES
 
     ours = NAMES.get(given.strip("-").replace("-", "_").lower())
+    if ours is None:
+        return None
     option = f"--{ours}".replace("_", "-")
     context = getattr(error, "ctx", None)
     known = [name for one in context.command.params for name in one.opts] if context else []
-    return f"No such option: {given}; it is called {option} here" if option in known else None
+    shape = " WIDTHxHEIGHT" if ours == "size" else ""
+    return (
+        f"No such option: {given}; it is called {option}{shape} here" if option in known else None
+    )
 
 
 def _refused_value(error: Exception) -> str | None:

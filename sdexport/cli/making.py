@@ -177,8 +177,8 @@ def compile(
     from sdexport.export.libraries import require_libraries
     from sdexport.storage import refuse_replacing
 
+    # First: without onnx the next import would name both ways to make a bundle, and not this one.
     require_libraries()
-    # Without onnx this package cannot be imported, and would name what building alone needs.
     from sdexport.build import compile_checkpoint
 
     if recipe is not None:

@@ -32,7 +32,19 @@ HALF_TYPES = frozenset({TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.D
 
 
 def load_graph(path: Path) -> onnx.ModelProto:
-    """The model at `path`; external weights stay where they are.
+    """The model at `path`, which computes something; external weights stay where they are.
+
+    Raises:
+        FolderError: as `read_model`, or a graph without nodes.
+    """
+    model = read_model(path)
+    if not model.graph.node:
+        raise FolderError(f"{path} is damaged: it holds no graph; export it again")
+    return model
+
+
+def read_model(path: Path) -> onnx.ModelProto:
+    """Any ONNX model, whoever made it; external weights stay where they are.
 
     Raises:
         FolderError: missing, unreadable, or no ONNX model.
@@ -43,14 +55,14 @@ def load_graph(path: Path) -> onnx.ModelProto:
     except Exception as error:  # protobuf's DecodeError, whose module has no types
         raise FolderError(f"{path} is damaged or no ONNX model; export it again") from error
     if not _is_text(model):
-        raise FolderError(f"{path} is damaged: a name in it is no UTF-8; export it again")
-    if not model.graph.node:
-        raise FolderError(f"{path} is damaged: it holds no graph; export it again")
+        raise FolderError(f"{path} is damaged: text in it is no UTF-8; export it again")
+    if not model.HasField("graph"):
+        raise FolderError(f"{path} is no ONNX model: it holds no graph; export it again")
     return model
 
 
 def _is_text(message: Any) -> bool:
-    """Whether all text in a model is UTF-8; protobuf gives other text as bytes and says nothing."""
+    """Whether the text that is used of a model is UTF-8; protobuf gives other text as bytes."""
     if isinstance(message, TensorProto):
         # Not all of its fields: each that is listed is copied, weights as well.
         return type(message.name) is str and all(map(_is_text, message.external_data))

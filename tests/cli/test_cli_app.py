@@ -49,7 +49,8 @@ def test_names_of_others_are_answered_with_ours(run: Run) -> None:
         assert option in help_text
         ran = run("generate", "bundle", "a fox", given, "3")
         assert ran.code == 2
-        assert f"{given}; it is called {option} here; see: sdexport generate" in ran.err
+        called = f"{option} WIDTHxHEIGHT" if ours == "size" else option
+        assert f"{given}; it is called {called} here; see: sdexport generate" in ran.err
     # Where a verb has it under that name, or has nothing of the kind, nothing is claimed.
     assert "is called" not in run("compile", "a", "b", "--batch-size", "3").err
 
