@@ -45,7 +45,7 @@ def main() -> None:
 
     captions = [one.caption for one in data.load()]
     if given.caption not in captions:
-        raise SystemExit(f"{given.caption} is no caption of the example; see {EMOJI.name}/captions.json")
+        raise SystemExit(f"{given.caption} is no caption; see {EMOJI.name}/captions.json")
     index = captions.index(given.caption)
     chance = np.random.default_rng(0)
     distances = []
