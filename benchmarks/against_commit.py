@@ -23,7 +23,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sdexport.bench import figures
+from sdexport.bench import statistics
 from sdexport.bench.process import SystemProcess
 from sdexport.bench.scenario import Scenario, make_scenario, read_scenario
 from sdexport.bench.systems import System
@@ -60,7 +60,7 @@ def compiled(sources: Path, target: str, bundle: Path) -> Path:
 
 def take_turns(
     systems: tuple[System, System], scenario: Scenario, rounds: int
-) -> tuple[figures.Floats, set[str]]:
+) -> tuple[statistics.Floats, set[str]]:
     """The logarithm of every pair's ratio, and the digests of all images that were generated."""
     turns: tuple[list[tuple[float, float]], ...] = ([], [])
     digests = set()
@@ -78,7 +78,7 @@ def take_turns(
             processes[which].rest()
             turns[which].append((start, answer["seconds"]))
             digests.add(answer["digest"])
-    return figures.paired_logs(*turns), digests
+    return statistics.paired_logs(*turns), digests
 
 
 def main() -> None:
@@ -114,7 +114,7 @@ def main() -> None:
                 digests |= seen
                 print(f"{target} start {start + 1}: {math.exp(np.median(found)):.3f}", flush=True)
             every = np.concatenate(logs)
-            middle, half = float(np.median(every)), figures.half_width(every)
+            middle, half = float(np.median(every)), statistics.half_width(every)
             print(
                 f"{target}: {math.exp(middle):.3f} times as fast as {asked.revision} "
                 f"({math.exp(middle - half):.3f} to {math.exp(middle + half):.3f}, "

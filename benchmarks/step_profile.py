@@ -16,11 +16,11 @@ from typing import Any
 
 import numpy as np
 
-from sdexport.backends import openvino_cpu, openvino_plain, openvino_precision
-from sdexport.backends.workspace import Shape, step_shapes
-from sdexport.bundle import open_bundle
+from sdexport.artifacts.bundle import open_bundle
+from sdexport.backends.openvino import plain, precision, session
+from sdexport.backends.slots import Shape, step_shapes
+from sdexport.model.shapes import Precision
 from sdexport.pipeline.load import load_parts
-from sdexport.spec import Precision
 
 
 def compiled(path: Path, width: int, height: int) -> Any:
@@ -29,21 +29,21 @@ def compiled(path: Path, width: int, height: int) -> Any:
     parts = load_parts(bundle)
     scale = parts.latent_scale
     shapes = step_shapes(parts.engines, Shape(1, 2, height // scale, width // scale, parts.tokens))
-    core = openvino_cpu.core()
+    core = session.core()
     model = core.read_model(bundle.engine_file("denoise_step"))
-    if openvino_plain.optional_inputs(model):
-        model = openvino_plain.without_optional(model)
+    if plain.optional_inputs(model):
+        model = plain.without_optional(model)
     inputs = {port: next(n for n in shapes if n in port.get_names()) for port in model.inputs}
     model.reshape({port: shapes[name] for port, name in inputs.items()})
     if bundle.manifest.precision is not Precision.FP32:
-        openvino_precision.keep_float32(model, core)
+        precision.keep_float32(model, core)
     call = core.compile_model(
         model,
-        openvino_cpu.DEVICE,
+        session.DEVICE,
         {
             "PERFORMANCE_HINT": "LATENCY",
             "NUM_STREAMS": 1,
-            "INFERENCE_PRECISION_HINT": openvino_cpu.HINTS[bundle.manifest.precision],
+            "INFERENCE_PRECISION_HINT": session.HINTS[bundle.manifest.precision],
             "PERF_COUNT": True,
         },
     ).create_infer_request()

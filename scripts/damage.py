@@ -41,9 +41,9 @@ GOOD = ("works", "user error")
 def make(work: Path) -> None:
     """The things to damage, in `work`."""
     sys.path.insert(0, str(ROOT))
-    from sdexport.build import BuildOptions, build_folder
+    from sdexport.compiler import BuildOptions, build_folder
     from sdexport.export import export_checkpoint
-    from sdexport.spec import Precision, Profile, Range
+    from sdexport.model.shapes import Precision, Profile, Range
     from tests.checkpoints import make_tiny_checkpoint
 
     side = Range(32, 64, 128)
@@ -101,7 +101,7 @@ def damage(file: Path, how: str, seed: int) -> None:
 
 def sign(bundle: Path) -> None:
     """Makes the digests of a damaged bundle right again, where its manifest can be read."""
-    from sdexport import reading
+    from sdexport.artifacts import reading
 
     file = bundle / "bundle.json"
     try:
@@ -118,7 +118,7 @@ def sign(bundle: Path) -> None:
 def use(verb: str, thing: Path, out: Path) -> None:
     """Does one thing with what was damaged."""
     import sdexport
-    from sdexport.engine_store import stored_in
+    from sdexport.compiler.store import stored_in
 
     if verb.startswith("load"):
         if verb == "load resigned":

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from sdexport import doctor
-from sdexport.backends.gpus import find_gpus, listed
+from sdexport.backends.cuda.gpus import find_gpus, listed
 
 ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "build" / "gpu-check"

@@ -11,18 +11,18 @@ from typing import TYPE_CHECKING
 from sdexport import privacy
 
 if TYPE_CHECKING:
-    from sdexport.build import BuildOptions, BuildReport, build_folder
-    from sdexport.build import compile_checkpoint as compile
-    from sdexport.builder_options import BuilderOptions
+    from sdexport.artifacts.builder_options import BuilderOptions
+    from sdexport.backends.doctor import diagnose as doctor
+    from sdexport.compiler import BuildOptions, BuildReport, build_folder
+    from sdexport.compiler import compile_checkpoint as compile
+    from sdexport.compiler.inspect import inspect
+    from sdexport.compiler.verify import verify
     from sdexport.errors import SdexportError
     from sdexport.export import export_checkpoint
-    from sdexport.inspection import inspect
-    from sdexport.machine import diagnose as doctor
+    from sdexport.model.shapes import Precision, Profile, Range
     from sdexport.pipeline.load import load
     from sdexport.pipeline.pipeline import Pipeline
     from sdexport.pipeline.result import Result
-    from sdexport.spec import Precision, Profile, Range
-    from sdexport.verification import verify
 
 __version__ = "0.2.0.dev0"
 
@@ -30,22 +30,22 @@ __version__ = "0.2.0.dev0"
 privacy.turn_off()
 
 _HOMES = {
-    "BuildOptions": ("sdexport.build", "BuildOptions"),
-    "BuildReport": ("sdexport.build", "BuildReport"),
-    "BuilderOptions": ("sdexport.builder_options", "BuilderOptions"),
+    "BuildOptions": ("sdexport.compiler", "BuildOptions"),
+    "BuildReport": ("sdexport.compiler", "BuildReport"),
+    "BuilderOptions": ("sdexport.artifacts.builder_options", "BuilderOptions"),
     "Pipeline": ("sdexport.pipeline.pipeline", "Pipeline"),
-    "Precision": ("sdexport.spec", "Precision"),
-    "Profile": ("sdexport.spec", "Profile"),
-    "Range": ("sdexport.spec", "Range"),
+    "Precision": ("sdexport.model.shapes", "Precision"),
+    "Profile": ("sdexport.model.shapes", "Profile"),
+    "Range": ("sdexport.model.shapes", "Range"),
     "Result": ("sdexport.pipeline.result", "Result"),
     "SdexportError": ("sdexport.errors", "SdexportError"),
-    "build_folder": ("sdexport.build", "build_folder"),
-    "compile": ("sdexport.build", "compile_checkpoint"),
-    "doctor": ("sdexport.machine", "diagnose"),
+    "build_folder": ("sdexport.compiler", "build_folder"),
+    "compile": ("sdexport.compiler", "compile_checkpoint"),
+    "doctor": ("sdexport.backends.doctor", "diagnose"),
     "export_checkpoint": ("sdexport.export", "export_checkpoint"),
-    "inspect": ("sdexport.inspection", "inspect"),
+    "inspect": ("sdexport.compiler.inspect", "inspect"),
     "load": ("sdexport.pipeline.load", "load"),
-    "verify": ("sdexport.verification", "verify"),
+    "verify": ("sdexport.compiler.verify", "verify"),
 }
 
 __all__ = [

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sdexport.onnx_folder import RECORD_FILE
+from sdexport.artifacts.onnx_folder import RECORD_FILE
 
 TINY_UNET: dict[str, Any] = {
     "sample_size": 8,

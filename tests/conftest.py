@@ -12,8 +12,8 @@ import pytest
 from hypothesis import settings
 
 from sdexport.backends import targets
-from sdexport.build import BuildOptions, build_folder
-from sdexport.spec import Precision, Profile, Range
+from sdexport.compiler import BuildOptions, build_folder
+from sdexport.model.shapes import Precision, Profile, Range
 
 ROOT = Path(__file__).parent.parent
 EMOJI = ROOT / "examples" / "emoji" / "checkpoint"

@@ -51,7 +51,7 @@ def count_and_kill(moment: int | None, exchanging: bool) -> Callable[[], int]:
 
     Gives what says how many there were.
     """
-    from sdexport import storage
+    from sdexport.artifacts import storage
 
     seen = 0
 
@@ -80,8 +80,8 @@ def count_and_kill(moment: int | None, exchanging: bool) -> Callable[[], int]:
 
 def compile_here(checkpoint: Path, bundle: Path, *, again: bool = False) -> None:
     """Compiles; `again`: as a user does after a kill, here without comparing with PyTorch anew."""
-    from sdexport.build import BuildOptions, compile_checkpoint
-    from sdexport.spec import Precision, Profile, Range
+    from sdexport.compiler import BuildOptions, compile_checkpoint
+    from sdexport.model.shapes import Precision, Profile, Range
 
     profile = Profile(batch=Range(1, 1, 2), height=Range(32, 32, 64), width=Range(32, 32, 64))
     options = BuildOptions("onnxruntime-cpu", Precision.FP32, profile)
@@ -165,7 +165,7 @@ class Trial:
 
     def found(self, bundle: Path) -> str:
         """Which bundle is there: `old`, `new` or `absent`."""
-        from sdexport import storage
+        from sdexport.artifacts import storage
 
         return self.images[image_of(bundle)] if storage.found_again(bundle) else "absent"
 

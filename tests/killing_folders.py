@@ -14,7 +14,7 @@ import tempfile
 from collections import Counter
 from pathlib import Path
 
-from sdexport import storage
+from sdexport.artifacts import storage
 from tests.killing import beside, count_and_kill, forked
 
 NAMES = ("one", "two/three")

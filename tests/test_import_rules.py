@@ -13,64 +13,22 @@ import sdexport
 
 PACKAGE = Path(sdexport.__file__).parent
 
-FOUNDATION = {
-    "errors",
-    "keywords",
-    "extras",
-    "spec",
-    "reading",
-    "json_schema",
-    "engine_files",
-    "manifest_schema",
-    "storage",
-    "locks",
-    "exchange",
-    "progress",
-    "memory",
-    "onnx_folder",
-    "native_size",
-    "__init__",
-    "builder_options",
-}
+GROUND = {"__init__", "errors", "extras", "keywords", "memory", "privacy", "progress"}
+"""What everything may import; it imports nothing of ours but of itself."""
+
+RUN = GROUND | {"artifacts", "backends", "model", "sampling"}
 ALLOWED = {
-    "errors": set(),
-    "keywords": set(),
-    "extras": set(),
-    "progress": set(),
-    "memory": set(),
-    "privacy": set(),
-    "__init__": set(),
-    "spec": {"errors", "keywords"},
-    "native_size": {"errors", "spec"},
-    "builder_options": {"errors", "keywords", "spec", "reading"},
-    "reading": {"errors"},
-    "storage": {"errors", "locks", "exchange", "reading"},
-    "json_schema": set(),
-    "engine_files": {"errors", "reading"},
-    "manifest_schema": {"spec"},
-    "locks": {"errors"},
-    "exchange": set(),
-    "onnx_folder": {"errors", "spec", "reading", "json_schema", "manifest_schema"},
-    "bundle": FOUNDATION,
-    "sampling": {"errors"},
-    "graph": FOUNDATION,
-    "backends": FOUNDATION,
-    "pipeline": FOUNDATION | {"bundle", "backends", "sampling"},
+    **dict.fromkeys(GROUND, GROUND),
+    "sampling": GROUND,
+    "model": GROUND,
+    "artifacts": GROUND | {"model"},
+    "graph": GROUND | {"artifacts", "model"},
+    "backends": GROUND | {"artifacts", "model"},
+    "pipeline": RUN,
     # A checkpoint's tokenizer is read by what will read the prompts.
-    "export": FOUNDATION | {"sampling", "pipeline"},
-    "verification": FOUNDATION | {"bundle", "backends", "sampling", "pipeline", "export"},
-    "engine_store": FOUNDATION | {"backends", "bundle"},
-    "half_check": FOUNDATION | {"backends", "graph", "pipeline"},
-    "build": FOUNDATION
-    | {"bundle", "backends", "sampling", "graph", "export", "verification"}
-    | {"half_check", "pipeline"},
-    "costs": FOUNDATION | {"bundle", "graph"},
-    "inspection": FOUNDATION | {"bundle", "graph", "costs"},
-    "bench": FOUNDATION
-    | {"bundle", "backends", "pipeline", "sampling", "inspection", "machine", "graph", "costs"},
-    "recipe": {"errors", "spec", "reading", "builder_options"},
-    "machine": FOUNDATION | {"backends"},
-    "terminal": {"errors", "progress", "__init__"},
+    "export": GROUND | {"artifacts", "model", "sampling", "pipeline"},
+    "compiler": RUN | {"export", "graph", "pipeline"},
+    "bench": RUN | {"compiler", "graph", "pipeline"},
     "cli": None,
     "__main__": {"cli"},
 }
@@ -130,7 +88,7 @@ def test_torch_lives_in_export_alone(path: Path) -> None:
     [
         ("import sdexport", {"numpy", "onnx", "onnxruntime", "openvino", "torch", "rich", "typer"}),
         (
-            "import sdexport.pipeline.load, sdexport.sampling, sdexport.bundle",
+            "import sdexport.pipeline.load, sdexport.sampling, sdexport.artifacts.bundle",
             {"onnx", "torch", "diffusers", "transformers", "typer", "openvino"},
         ),
         ("import sdexport.cli", {"numpy", "onnx", "onnxruntime", "openvino", "torch"}),

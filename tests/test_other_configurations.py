@@ -14,9 +14,9 @@ from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionMod
 from transformers import CLIPTextConfig, CLIPTextModel
 
 import sdexport
-from sdexport.build import BuildOptions
+from sdexport.compiler import BuildOptions
 from sdexport.export.silence import quiet_loading
-from sdexport.spec import Precision, Range, Ranges
+from sdexport.model.shapes import Precision, Range, Ranges
 from tests.checkpoints import TINY_TEXT, TINY_UNET, TINY_VAE, edit_json, make_tiny_checkpoint
 
 LARGEST = 2

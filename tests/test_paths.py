@@ -15,11 +15,11 @@ from pathlib import Path
 import pytest
 
 import sdexport
-from sdexport import bundle as bundles
-from sdexport import json_schema, reading
-from sdexport.engine_store import prune, stored_in
+from sdexport.artifacts import bundle as bundles
+from sdexport.artifacts import json_schema, reading
+from sdexport.artifacts.manifest_schema import MANIFEST
+from sdexport.compiler.store import prune, stored_in
 from sdexport.errors import FolderError, UsageError
-from sdexport.manifest_schema import MANIFEST
 from tests import bad_paths
 from tests.conftest import TARGETS
 
@@ -36,12 +36,12 @@ ASKING = {
 PARSING = {("json", "load"), ("json", "loads"), ("tomllib", "load"), ("tomllib", "loads")}
 
 EXPLAINED = {
-    "reading.py": "the place where it is done",
-    "storage.py": "writes, and translates what the system says",
-    "locks.py": "files of its own, and translates what the system says",
+    "artifacts/reading.py": "the place where it is done",
+    "artifacts/storage.py": "writes, and translates what the system says",
+    "artifacts/locks.py": "files of its own, and translates what the system says",
     "memory.py": "the system's own files",
-    "machine.py": "the system's own files",
-    "backends/host.py": "the system's own files",
+    "backends/doctor.py": "the system's own files",
+    "backends/host/device.py": "the system's own files",
     "bench/energy.py": "the system's own files",
     "bench/ceilings.py": "a file of its own process, and the system's own",
     "bench/worker.py": "streams of its own process",
@@ -54,20 +54,20 @@ EXPLAINED = {
     "bench/contact_sheet.py": "an open file",
     "bench/recognise.py": "an array of captions, its errors translated",
     "extras.py": "what pip wrote of this package",
-    "pipeline/pictures.py": "an open file",
+    "pipeline/images.py": "an open file",
     "pipeline/result.py": "places to write to, their errors translated",
-    "backends/onnxruntime_cpu.py": "a folder that the build made",
-    "backends/tensorrt.py": "a folder of its own, errors caught",
-    "backends/tensorrt_build.py": "a folder that the build made",
-    "build/folder.py": "bundles of its own",
-    "build/engines.py": "a folder that the build made",
+    "backends/onnxruntime/cpu.py": "a folder that the build made",
+    "backends/tensorrt/session.py": "a folder of its own, errors caught",
+    "backends/tensorrt/build.py": "a folder that the build made",
+    "compiler/folder.py": "bundles of its own",
+    "compiler/engines.py": "a folder that the build made",
     "export/onnx_export.py": "a folder that the export made",
     "graph/proto.py": "a file that the build makes",
     "graph/widen_half.py": "files that the build made",
-    "half_check.py": "a folder that the build made",
+    "compiler/half_check.py": "a folder that the build made",
     "cli/app.py": "/dev/null",
     "cli/drawing.py": "`exists` is that of reading",
-    "engine_store.py": "walks without raising",
+    "compiler/store.py": "walks without raising",
 }
 """Modules that ask the file system themselves, and why they may."""
 
@@ -93,7 +93,7 @@ def asks(path: Path) -> list[str]:
 )
 def test_users_files_are_read_in_one_place(module: str) -> None:
     if module not in EXPLAINED:
-        assert asks(PACKAGE / module) == [], f"{module} shall ask sdexport.reading"
+        assert asks(PACKAGE / module) == [], f"{module} shall ask sdexport.artifacts.reading"
 
 
 def test_every_exception_is_one() -> None:

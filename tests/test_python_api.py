@@ -26,11 +26,11 @@ from PIL import Image
 
 import sdexport
 from sdexport.errors import SdexportError, UsageError
+from sdexport.model.shapes import Ranges
 from sdexport.pipeline.load import load
 from sdexport.pipeline.pipeline import Pipeline
 from sdexport.pipeline.request import make_request
 from sdexport.pipeline.result import Result
-from sdexport.spec import Ranges
 
 SECONDS = float(os.environ.get("SDEXPORT_API_SECONDS", "5"))
 EXAMPLES = 25

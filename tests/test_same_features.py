@@ -268,9 +268,9 @@ def distilled_onnx(
 def test_embedded_guidance(
     distilled: Path, distilled_onnx: Path, tmp_path: Path, target: str
 ) -> None:
-    from sdexport.build import BuildOptions, build_folder
+    from sdexport.compiler import BuildOptions, build_folder
     from sdexport.export.reference import ReferenceModels
-    from sdexport.spec import Precision
+    from sdexport.model.shapes import Precision
 
     options = BuildOptions(target, Precision.FP32, TINY_PROFILE)
     build_folder(distilled_onnx, tmp_path / "bundle", options)

@@ -13,15 +13,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol, cast
 
+from sdexport.artifacts.builder_options import ANYWHERE, BuilderOptions, BuiltFor
 from sdexport.backends import forks
-from sdexport.backends.gpus import Gpu, find_gpus, first_that_runs, listed, mismatch
-from sdexport.backends.protocol import Engine
-from sdexport.backends.request import BuiltEngine, EngineRequest
-from sdexport.backends.workspace import Device, Engines
-from sdexport.builder_options import ANYWHERE, BuilderOptions, BuiltFor
+from sdexport.backends.build_request import BuiltEngine, EngineRequest
+from sdexport.backends.cuda.gpus import Gpu, find_gpus, first_that_runs, listed, mismatch
+from sdexport.backends.session import Engine
+from sdexport.backends.slots import Device, Engines
 from sdexport.errors import EngineError, MissingExtraError, UsageError, shown
 from sdexport.extras import BUILD, install_command, missing
-from sdexport.spec import Precision
+from sdexport.model.shapes import Precision
 
 AUTO = "auto"
 
@@ -91,8 +91,8 @@ OPENVINO_CPU = Target(
     suffix=".xml",
     precisions=(Precision.FP32, Precision.BF16),
     description="processors, through OpenVINO; fastest where they compute in bfloat16",
-    builder="sdexport.backends.openvino_cpu",
-    runtime="sdexport.backends.openvino_cpu",
+    builder="sdexport.backends.openvino.session",
+    runtime="sdexport.backends.openvino.session",
     projects=True,
 )
 ONNXRUNTIME_CPU = Target(
@@ -102,8 +102,8 @@ ONNXRUNTIME_CPU = Target(
     suffix=".onnx",
     precisions=(Precision.FP32,),
     description="processors, through ONNX Runtime; works everywhere",
-    builder="sdexport.backends.onnxruntime_cpu",
-    runtime="sdexport.backends.onnxruntime_cpu",
+    builder="sdexport.backends.onnxruntime.cpu",
+    runtime="sdexport.backends.onnxruntime.cpu",
     projects=True,
 )
 TENSORRT = Target(
@@ -113,8 +113,8 @@ TENSORRT = Target(
     suffix=".plan",
     precisions=(Precision.FP16, Precision.BF16, Precision.FP32),
     description="NVIDIA GPUs, through TensorRT; built on the GPU that it runs on",
-    builder="sdexport.backends.tensorrt_build",
-    runtime="sdexport.backends.tensorrt",
+    builder="sdexport.backends.tensorrt.build",
+    runtime="sdexport.backends.tensorrt.session",
     options=(
         "optimization_level",
         "workspace",
@@ -134,8 +134,8 @@ TENSORRT_RTX = Target(
     suffix=".plan",
     precisions=(Precision.FP16, Precision.BF16, Precision.FP32),
     description="NVIDIA RTX GPUs, through TensorRT for RTX; built on any machine",
-    builder="sdexport.backends.tensorrt_build",
-    runtime="sdexport.backends.tensorrt",
+    builder="sdexport.backends.tensorrt.build",
+    runtime="sdexport.backends.tensorrt.session",
     # Read in 1.7: setHardwareCompatibilityLevel "is unsupported in TensorRT-RTX", a version
     # compatible engine needs a library that does not come with it, and a timing cache is useless.
     options=(
@@ -155,8 +155,8 @@ ONNXRUNTIME_TENSORRT = Target(
     suffix=".onnx",
     precisions=(Precision.FP16, Precision.FP32),
     description="NVIDIA GPUs, through ONNX Runtime's TensorRT provider",
-    builder="sdexport.backends.onnxruntime_cuda",
-    runtime="sdexport.backends.onnxruntime_cuda",
+    builder="sdexport.backends.onnxruntime.cuda",
+    runtime="sdexport.backends.onnxruntime.cuda",
     typed=True,
     gpu="run",
     runs_with="onnxruntime-gpu",
@@ -168,8 +168,8 @@ ONNXRUNTIME_CUDA = Target(
     suffix=".onnx",
     precisions=(Precision.FP16, Precision.FP32),
     description="NVIDIA GPUs, through ONNX Runtime's CUDA provider",
-    builder="sdexport.backends.onnxruntime_cuda",
-    runtime="sdexport.backends.onnxruntime_cuda",
+    builder="sdexport.backends.onnxruntime.cuda",
+    runtime="sdexport.backends.onnxruntime.cuda",
     typed=True,
     gpu="run",
     runs_with="onnxruntime-gpu",
@@ -433,7 +433,7 @@ def check_loop(target: Target, loop: str) -> None:
         UsageError: it is none; the message lists them, or says that there is no choice.
     """
     if target.gpu:
-        from sdexport.backends.cuda_device import parse_form
+        from sdexport.backends.cuda.device import parse_form
 
         parse_form(loop)
     elif not isinstance(loop, str) or loop != AUTO:

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sdexport import __version__, storage
-from sdexport.backends.host import physical_cores
-from sdexport.bundle import open_bundle
+from sdexport import __version__
+from sdexport.artifacts import storage
+from sdexport.artifacts.bundle import open_bundle
+from sdexport.backends.host.device import physical_cores
 from sdexport.pipeline.load import load as load_pipeline
 from sdexport.pipeline.pipeline import Pipeline
 from sdexport.pipeline.request import Request

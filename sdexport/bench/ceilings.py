@@ -17,8 +17,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from sdexport.artifacts.storage import temporary_folder
 from sdexport.errors import EngineError, UsageError
-from sdexport.storage import temporary_folder
 
 ROUNDS = 3
 """Times that each measurement has its turn."""
@@ -247,7 +247,7 @@ def _others(
 
 def main() -> None:
     """The process apart: measures, and writes the result to the file that is named."""
-    from sdexport.backends.host import physical_cores
+    from sdexport.backends.host.device import physical_cores
 
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("result", type=Path)

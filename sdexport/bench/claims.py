@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from sdexport.bench import figures
+from sdexport.bench import statistics
 from sdexport.bench.report_text import NONE, clean
 
 System = Mapping[str, Any]
@@ -117,7 +117,7 @@ def ratio(results: Results, system: System) -> str:
 
 def direction(ratio: Mapping[str, float]) -> int:
     """Whether a ratio, as results hold it, shows a difference: 1 faster, -1 slower, 0 none."""
-    return figures.direction(ratio["median"], ratio["low"], ratio["high"])
+    return statistics.direction(ratio["median"], ratio["low"], ratio["high"])
 
 
 def ratio_cells(results: Results, system: System) -> tuple[str, str]:

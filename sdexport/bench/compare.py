@@ -15,8 +15,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sdexport.bench import claims, figures, quality, results
-from sdexport.bench.figures import LEAST
+from sdexport.bench import claims, quality, results, statistics
+from sdexport.bench.statistics import LEAST
 from sdexport.errors import UsageError
 
 GROWTH = 0.05
@@ -256,7 +256,7 @@ def _speed(
 ) -> tuple[str, float, float] | None:
     """How it was measured, the logarithm of new speed by old, and half of its interval."""
     if basis == "ratio" and old["ratio"] is not None and new["ratio"] is not None:
-        return "ratio", *figures.difference(new["ratio"], old["ratio"])
+        return "ratio", *statistics.difference(new["ratio"], old["ratio"])
     return None if basis is None else _speed_by_time(old, new)
 
 
@@ -265,11 +265,11 @@ def _speed_by_time(
 ) -> tuple[str, float, float] | None:
     """`_speed` by the system's own times."""
     times = [
-        figures.median_interval([turn["total"] for turn in run["rounds"]]) for run in (old, new)
+        statistics.median_interval([turn["total"] for turn in run["rounds"]]) for run in (old, new)
     ]
     if times[0] is None or times[1] is None:
         return None
-    return "time", *figures.difference(times[0].as_json(), times[1].as_json())
+    return "time", *statistics.difference(times[0].as_json(), times[1].as_json())
 
 
 def _compare_pictures(old: Mapping[str, Any], new: Mapping[str, Any], worse: list[str]) -> None:

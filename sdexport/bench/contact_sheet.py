@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from sdexport import reading, storage
+from sdexport.artifacts import reading, storage
 from sdexport.bench import claims
 from sdexport.bench.claims import Results, System
 from sdexport.bench.report_text import clean

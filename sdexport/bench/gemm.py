@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sdexport.backends import onnxruntime_cpu, openvino_cpu
+from sdexport.backends.onnxruntime import cpu
+from sdexport.backends.openvino import session as openvino_cpu
 from sdexport.errors import MissingExtraError
 from sdexport.extras import install_command
 
@@ -125,7 +126,7 @@ def _openvino(size: int, threads: int) -> Iterator[Product]:
 
 
 def _onnxruntime(size: int, threads: int) -> Iterator[Product]:
-    runtime = onnxruntime_cpu.runtime()
+    runtime = cpu.runtime()
     try:
         from onnx import TensorProto, helper, numpy_helper
     except ModuleNotFoundError:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from sdexport import reading
+from sdexport.artifacts import reading
 from sdexport.bench import quality, recognise
 from sdexport.bench.scenario import Scenario
 from sdexport.bench.turns import FIRST

@@ -12,10 +12,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sdexport import reading
-from sdexport.bundle import Bundle, open_bundle
-from sdexport.costs import NOTHING, WIDTHS, Work, engine_work
+from sdexport.artifacts import reading
+from sdexport.artifacts.bundle import Bundle, open_bundle
 from sdexport.errors import UsageError
+from sdexport.graph.costs import NOTHING, WIDTHS, Work, engine_work
 from sdexport.sampling import compile_plan, pipeline_config
 
 TEXT_ENCODER, EVALUATION, VAE_DECODER, TOTAL = "text_encoder", "evaluation", "vae_decoder", "total"

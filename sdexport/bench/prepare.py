@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from sdexport import reading, storage
+from sdexport.artifacts import reading, storage
 from sdexport.bench.process import SystemFailedError, SystemProcess
 from sdexport.bench.scenario import Scenario
 from sdexport.bench.systems import System

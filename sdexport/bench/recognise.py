@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from sdexport import reading
+from sdexport.artifacts import reading
 from sdexport.errors import FolderError
 
 Pictures = NDArray[np.uint8]

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from sdexport.bench import claims, figures, report_limits, report_pictures, report_results, versus
+from sdexport.bench import claims, report_images, report_limits, report_results, statistics, versus
 from sdexport.bench.claims import Results, System
-from sdexport.bench.facts import is_busy
+from sdexport.bench.machine_facts import is_busy
 from sdexport.bench.report_blocks import (
     BAD,
     GOOD,
@@ -64,7 +64,7 @@ def report(results: Results) -> Report:
             _excluded(results),
             report_results.times(results),
             report_results.resources(results),
-            report_pictures.section(results),
+            report_images.section(results),
             report_limits.section(results),
             _gpu(results),
             _method(results),
@@ -332,7 +332,7 @@ def _method(results: Results) -> Section:
                     "of a system's turn, interpolated between its turns before and after, divided "
                     f"by the system's time, with the {confidence:.0%} confidence interval of that "
                     "median. A difference is shown where the interval does not hold 1 and the "
-                    f"median is more than {figures.LEAST:.0%} from it: two processes of one "
+                    f"median is more than {statistics.LEAST:.0%} from it: two processes of one "
                     "program differ by as much, by their luck with memory and clocks, which no "
                     "run can see in itself.",
                     "No speed-up is claimed for a system that draws something else, was not "

@@ -6,7 +6,7 @@ import base64
 from pathlib import Path
 from typing import Any
 
-from sdexport import reading, storage
+from sdexport.artifacts import reading, storage
 from sdexport.bench import contact_sheet, plots, svg
 from sdexport.bench.claims import Results
 from sdexport.bench.report_blocks import CONTACT_SHEET, Figure, Report

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from sdexport import reading, storage
+from sdexport.artifacts import reading, storage
 from sdexport.bench import contact_sheet, plots, svg
 from sdexport.bench.claims import Results
 from sdexport.bench.report_blocks import (

@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sdexport import json_schema, reading, storage
-from sdexport.bench import figures
-from sdexport.bench.places import without_paths
+from sdexport.artifacts import json_schema, reading, storage
+from sdexport.bench import statistics
+from sdexport.bench.paths import without_paths
 from sdexport.bench.turns import Measured, Turn
 from sdexport.errors import FolderError
 
@@ -28,15 +28,15 @@ def summary_of(rounds: Sequence[Turn], images: int, calls: int | None) -> dict[s
     Args:
         images, calls: pictures, and evaluations of the model, of a turn.
     """
-    total = figures.distribution([turn.total for turn in rounds])
+    total = statistics.distribution([turn.total for turn in rounds])
     if total is None:
         return None
     return {
         "total": total,
-        "text_encoder": figures.distribution(_told(turn.text_encoder for turn in rounds)),
-        "evaluation": figures.distribution(_evaluations(rounds, calls)),
-        "vae_decoder": figures.distribution(_told(turn.vae_decoder for turn in rounds)),
-        "rest": figures.distribution(_told(_rest(turn) for turn in rounds)),
+        "text_encoder": statistics.distribution(_told(turn.text_encoder for turn in rounds)),
+        "evaluation": statistics.distribution(_evaluations(rounds, calls)),
+        "vae_decoder": statistics.distribution(_told(turn.vae_decoder for turn in rounds)),
+        "rest": statistics.distribution(_told(_rest(turn) for turn in rounds)),
         "images_per_second": images / total["p50"],
     }
 
@@ -71,8 +71,8 @@ def system_json(one: Measured, baseline: Measured) -> dict[str, Any]:
     pairs = None
     if one is not baseline:
         turns = [[(turn.at, turn.total) for turn in each.rounds] for each in (baseline, one)]
-        pairs = figures.ratio(*turns)
-        drift = figures.trend(figures.paired_logs(*turns))
+        pairs = statistics.ratio(*turns)
+        drift = statistics.trend(statistics.paired_logs(*turns))
         if drift is not None:
             notes.append(
                 f"against the baseline it became {drift:.2f} times as fast from its first third of "

@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sdexport import reading
+from sdexport.artifacts import reading
 from sdexport.bench import (
     claims,
     contact_sheet,
-    facts,
+    machine_facts,
     report_html,
     report_markdown,
     report_results,
@@ -102,7 +102,7 @@ def _findings(results: Results) -> list[str]:
     said = []
     if results.get("complete") is False:
         said.append("✗ This run was cut short.")
-    if facts.is_busy(results.get("machine") or {}):
+    if machine_facts.is_busy(results.get("machine") or {}):
         said.append("✗ The machine was not quiet when this run began.")
     if leaders := versus.leaders(results):
         best, *level = leaders

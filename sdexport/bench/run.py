@@ -12,20 +12,20 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from sdexport import reading, storage
+from sdexport.artifacts import reading, storage
+from sdexport.artifacts.bundle import open_bundle
 from sdexport.bench import (
     contact_sheet,
-    facts,
     judging,
+    machine_facts,
     report_html,
     report_markdown,
     results,
 )
-from sdexport.bench.possible import Possible
+from sdexport.bench.roofline import Possible
 from sdexport.bench.scenario import Scenario, make_scenario
 from sdexport.bench.systems import System
 from sdexport.bench.turns import DRAWN, Effort, Harness
-from sdexport.bundle import open_bundle
 from sdexport.errors import CheckpointError, MissingExtraError, UsageError
 from sdexport.extras import install_command
 from sdexport.pipeline.load import limits_of
@@ -139,7 +139,7 @@ def run(
         storage.sole_writer(folder),
         storage.scratch_folder(folder, "run") as work,
     ):
-        machine = facts.machine_facts() | {"load_before": facts.load_average()}
+        machine = machine_facts.machine_facts() | {"load_before": machine_facts.load_average()}
         with stage(progress, "measure the machine's ceilings"):
             possible = _possible(systems, scenario)
         harness = Harness(systems, scenario, effort, work)
@@ -150,7 +150,7 @@ def run(
             interrupted = True
         if interrupted and not any(one.rounds for one in harness.measured):
             raise KeyboardInterrupt
-        machine["load_after"] = facts.load_average()
+        machine["load_after"] = machine_facts.load_average()
         found = {
             "schema": results.SCHEMA,
             "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),

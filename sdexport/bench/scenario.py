@@ -21,9 +21,9 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from sdexport import reading
+from sdexport.artifacts import reading
 from sdexport.errors import FolderError, UsageError
-from sdexport.spec import PIXEL_MULTIPLE
+from sdexport.model.shapes import PIXEL_MULTIPLE
 
 LARGEST_SEED = 2**32 - 1
 """Of torch's CPU generator, which uses no more bits of a seed."""

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import sdexport
-from sdexport import reading
-from sdexport.bundle import is_bundle, open_bundle
+from sdexport.artifacts import reading
+from sdexport.artifacts.bundle import is_bundle, open_bundle
 from sdexport.errors import FolderError, MissingExtraError, UsageError
 from sdexport.extras import EXPORT_EXTRAS, install_command
 

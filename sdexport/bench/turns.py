@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from sdexport.bench.energy import EnergyMeter
-from sdexport.bench.figures import settled
 from sdexport.bench.prepare import prepared_for
 from sdexport.bench.process import SystemFailedError, SystemProcess
 from sdexport.bench.scenario import Scenario
+from sdexport.bench.statistics import settled
 from sdexport.bench.systems import System
 from sdexport.errors import SdexportError, UsageError
 from sdexport.progress import Progress, stage

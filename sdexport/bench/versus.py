@@ -6,8 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from sdexport.bench import claims, figures
-from sdexport.bench.figures import Interval
+from sdexport.bench import claims, statistics
+from sdexport.bench.statistics import Interval
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ def leaders(results: claims.Results) -> list[dict[str, Any]]:
 
 def _is_level(one: dict[str, Any], other: dict[str, Any]) -> bool:
     ratio = _ratio(one, other)
-    return ratio is None or figures.direction(ratio.median, ratio.low, ratio.high) == 0
+    return ratio is None or statistics.direction(ratio.median, ratio.low, ratio.high) == 0
 
 
 def duels(results: claims.Results) -> list[Duel]:
@@ -77,15 +77,15 @@ def in_words(duel: Duel) -> str:
 
 def outcome(duel: Duel) -> int:
     """1 where ours is shown to be faster, -1 where slower, 0 where no difference is shown."""
-    return figures.direction(duel.ratio.median, duel.ratio.low, duel.ratio.high)
+    return statistics.direction(duel.ratio.median, duel.ratio.low, duel.ratio.high)
 
 
 def _ratio(ours: dict[str, Any], theirs: dict[str, Any]) -> Interval | None:
     """Pair by pair where both took turns; else by way of the baseline, with which both did."""
     if ours.get("group") == theirs.get("group"):
-        return figures.ratio(_turns(theirs), _turns(ours))
+        return statistics.ratio(_turns(theirs), _turns(ours))
     one, other = ours["ratio"], theirs["ratio"]
-    middle, half = figures.difference(one, other)
+    middle, half = statistics.difference(one, other)
     pairs = min(one["pairs"], other["pairs"])
     return Interval(
         math.exp(middle), math.exp(middle - half), math.exp(middle + half), one["confidence"], pairs

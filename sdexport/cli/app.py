@@ -16,8 +16,8 @@ from typing import Annotated
 
 import typer
 
-from sdexport import __version__, terminal
-from sdexport.cli import benchmarking, drawing, looking, making, sampling, storing
+from sdexport import __version__
+from sdexport.cli import benchmarking, drawing, looking, making, sampling, storing, terminal
 from sdexport.errors import SdexportError
 
 USER_ERROR = 2

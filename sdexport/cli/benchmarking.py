@@ -11,10 +11,10 @@ from typing import Annotated, Any
 import typer
 import typer.core
 
-from sdexport import terminal
+from sdexport.artifacts.reading import entries, given_path
+from sdexport.artifacts.storage import temporary_folder
+from sdexport.cli import terminal
 from sdexport.cli.making import Json
-from sdexport.reading import entries, given_path
-from sdexport.storage import temporary_folder
 
 SLOWER = 1
 INTERRUPTED = 130
@@ -189,7 +189,7 @@ def run_bench(
       sdexport bench run engines/emoji --checkpoint examples/emoji/checkpoint \\
         --scenario benchmarks/scenarios/emoji.toml --report results
     """
-    from sdexport.bench.places import shown_command
+    from sdexport.bench.paths import shown_command
     from sdexport.bench.run import require_report_libraries, run, scenario_for, write_report
     from sdexport.bench.scenario import read_scenario, with_seed
     from sdexport.bench.systems import find_systems
@@ -242,7 +242,7 @@ def run_bench(
 
 
 def _show_results(found: Mapping[str, Any]) -> None:
-    from sdexport.bench import claims, facts
+    from sdexport.bench import claims, machine_facts
 
     scenario = found["scenario"]
     terminal.print_facts(
@@ -263,7 +263,7 @@ def _show_results(found: Mapping[str, Any]) -> None:
     terminal.print_table(
         columns, [_row(found, one) for one in found["systems"]], right=columns[2:7]
     )
-    if facts.is_busy(machine := found["machine"]):
+    if machine_facts.is_busy(machine := found["machine"]):
         terminal.say(
             f"caution: the machine was busy before the run (load {machine['load_before'][0]:g} on "
             f"{machine['cores']} cores)"

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sdexport import terminal
+from sdexport.artifacts.reading import exists, given_path, is_folder
+from sdexport.cli import terminal
 from sdexport.cli.making import Json
 from sdexport.errors import StorageError, UsageError, shown
 from sdexport.progress import stage
-from sdexport.reading import exists, given_path, is_folder
 
 if TYPE_CHECKING:
     from sdexport.pipeline.request import Request
@@ -190,8 +190,8 @@ def generate(
       sdexport generate bundles/sd15 "a (red:1.3) fox" --prompt-syntax weights
       sdexport generate bundles/sd15 "a fox" --image owl.png --strength 0.6
     """
+    from sdexport.artifacts.bundle import open_bundle
     from sdexport.backends.targets import check_threads
-    from sdexport.bundle import open_bundle
     from sdexport.pipeline import load as loading
     from sdexport.pipeline.request import make_request
 

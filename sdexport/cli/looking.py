@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sdexport import terminal
+from sdexport.artifacts.reading import given_path
+from sdexport.cli import terminal
 from sdexport.cli.making import Json
 from sdexport.errors import ParityError, UsageError, shown
-from sdexport.reading import given_path
 
 if TYPE_CHECKING:
-    from sdexport.inspection import Inspection
-    from sdexport.machine import Diagnosis
+    from sdexport.backends.doctor import Diagnosis
+    from sdexport.compiler.inspect import Inspection
 
 FAILED = 1
 
@@ -47,8 +47,8 @@ def verify(
     Example:
       sdexport verify bundles/sd15 --checkpoint ./sd15
     """
-    from sdexport.bundle import open_bundle
-    from sdexport.verification import verify as compare
+    from sdexport.artifacts.bundle import open_bundle
+    from sdexport.compiler.verify import verify as compare
 
     before = open_bundle(bundle, check=False).manifest.parity
     failure = ""
@@ -133,7 +133,7 @@ def inspect(
       sdexport inspect bundles/sd15 --size 768x512 --batch 4
       sdexport inspect onnx/sd15/unet/model.onnx --json
     """
-    from sdexport.inspection import inspect as look
+    from sdexport.compiler.inspect import inspect as look
 
     found = look(path, size=None if size is None else _pixels(size), batch=batch)
     if json:
@@ -251,7 +251,7 @@ def doctor(json: Json = False) -> None:
     Example:
       sdexport doctor
     """
-    from sdexport.machine import diagnose
+    from sdexport.backends.doctor import diagnose
 
     found = diagnose()
     if json:

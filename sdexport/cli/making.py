@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sdexport import terminal
-from sdexport.cli.asking import build_options, given_precision, given_ranges
+from sdexport.artifacts.reading import given_path
+from sdexport.cli import terminal
+from sdexport.cli.options import build_options, given_precision, given_ranges
 from sdexport.errors import UsageError, shown
-from sdexport.reading import given_path
-from sdexport.spec import COMPONENTS, Precision
+from sdexport.model.shapes import COMPONENTS, Precision
 
 if TYPE_CHECKING:
-    from sdexport.build import BuildReport
+    from sdexport.compiler import BuildReport
 
 Target = Annotated[
     str | None,
@@ -162,7 +162,7 @@ def compile(
       sdexport compile ./sd15 bundles/rtx --target tensorrt-rtx --compute-capability sm89
       sdexport compile --recipe engines/emoji.toml
     """
-    from sdexport.recipe import load_recipe
+    from sdexport.artifacts.recipe import load_recipe
 
     plan = None if recipe is None else load_recipe(recipe)
     if plan is not None:
@@ -174,12 +174,12 @@ def compile(
             f"{missing} is missing; write: sdexport compile CHECKPOINT BUNDLE, "
             "or name both in a file for --recipe"
         )
+    from sdexport.artifacts.storage import refuse_replacing
     from sdexport.export.libraries import require_libraries
-    from sdexport.storage import refuse_replacing
 
     # First: without onnx the next import would name both ways to make a bundle, and not this one.
     require_libraries()
-    from sdexport.build import compile_checkpoint
+    from sdexport.compiler import compile_checkpoint
 
     if recipe is not None:
         refuse_replacing(bundle, recipe, "the recipe")
@@ -322,8 +322,8 @@ def build(
     Example:
       sdexport build onnx/sd15 bundles/sd15 --target openvino-cpu --precision bf16
     """
-    from sdexport.build import build_folder
-    from sdexport.recipe import load_recipe
+    from sdexport.artifacts.recipe import load_recipe
+    from sdexport.compiler import build_folder
 
     options = build_options(
         None if recipe is None else load_recipe(recipe),

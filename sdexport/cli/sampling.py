@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from sdexport import terminal
+from sdexport.cli import terminal
 from sdexport.cli.making import Json
 from sdexport.errors import UsageError
 

@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-from sdexport import terminal
+from sdexport.artifacts.reading import given_path
+from sdexport.cli import terminal
 from sdexport.cli.making import Json
-from sdexport.reading import given_path
 
 Folder = Annotated[
     Path,
@@ -41,7 +41,7 @@ def list_engines(folder: Folder = Path("engines"), json: Json = False) -> None:
     Example:
       sdexport engines list bundles
     """
-    from sdexport.engine_store import stored_in
+    from sdexport.compiler.store import stored_in
 
     found = stored_in(folder)
     if json:
@@ -98,7 +98,7 @@ def prune_engines(
       sdexport engines prune bundles --older-than 30
       sdexport engines prune bundles --cannot-run --yes
     """
-    from sdexport.engine_store import prune
+    from sdexport.compiler.store import prune
 
     done = prune(folder, older_days=older_than, cannot_run=cannot_run, remove=yes)
     if json:

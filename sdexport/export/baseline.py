@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from sdexport import reading
+from sdexport.artifacts import reading
 from sdexport.export.reference import sampler_for
 from sdexport.export.silence import quiet_loading
 

@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sdexport import reading
+from sdexport.artifacts import reading
+from sdexport.artifacts.onnx_folder import INDEX_FILE
 from sdexport.errors import CheckpointError, FolderError, UsageError, shown
 from sdexport.export.config_keys import READ, check_keys
 from sdexport.export.libraries import require_libraries
 from sdexport.export.weights import Weights, find_weights
-from sdexport.native_size import UNSAID, native_size
-from sdexport.onnx_folder import INDEX_FILE
+from sdexport.model.native_size import UNSAID, native_size
 from sdexport.pipeline.tokenizer import PromptTokenizer, text_length
 from sdexport.sampling import compile_plan, pipeline_config
 

@@ -14,7 +14,7 @@ from torch.export import Dim
 
 from sdexport.export.checkpoint import Sizes
 from sdexport.export.onnx_export import Signature
-from sdexport.spec import Precision, TensorSpec
+from sdexport.model.shapes import Precision, TensorSpec
 
 DTYPE_NAMES = {Precision.FP32: "float32", Precision.FP16: "float16", Precision.BF16: "bfloat16"}
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from sdexport import reading, storage
+from sdexport.artifacts import reading, storage
+from sdexport.artifacts.onnx_folder import INDEX_FILE, MODEL_FILE, RECORD_FILE
 from sdexport.errors import FolderError, StorageError
 from sdexport.export.checkpoint import Checkpoint
-from sdexport.onnx_folder import INDEX_FILE, MODEL_FILE, RECORD_FILE
-from sdexport.spec import COMPONENTS, Precision
+from sdexport.model.shapes import COMPONENTS, Precision
 
 OWN = {
     *COMPONENTS,

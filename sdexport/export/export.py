@@ -9,15 +9,22 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from sdexport import memory, reading, storage
+from sdexport import memory
+from sdexport.artifacts import reading, storage
+from sdexport.artifacts.onnx_folder import (
+    INDEX_FILE,
+    RECORD_FILE,
+    RECORD_FORMAT,
+    TOKENIZER_FILES,
+    OnnxFolder,
+)
 from sdexport.export.checkpoint import LEFT_OUT, Checkpoint, open_checkpoint
 from sdexport.export.destination import check_space, refuse_other_folder
 from sdexport.export.libraries import require_libraries, versions
 from sdexport.export.report import ComponentReport, ExportReport
 from sdexport.keywords import explains_keywords
-from sdexport.onnx_folder import INDEX_FILE, RECORD_FILE, RECORD_FORMAT, TOKENIZER_FILES, OnnxFolder
+from sdexport.model.shapes import COMPONENTS, Precision, chosen_components
 from sdexport.progress import SILENT, Progress, stage
-from sdexport.spec import COMPONENTS, Precision, chosen_components
 
 EXPORT_VERSION = 1
 """Part of what an export is made from: raise it when this package exports another graph, or writes
@@ -41,7 +48,7 @@ def export_checkpoint(
         folder: where the ONNX folder goes; an older one there is replaced whole, anything else is
             left alone.
         precision: of weights, inputs and outputs; a timestep is float32 in any case.
-        components: of `sdexport.spec.COMPONENTS`; the others are left out.
+        components: of `sdexport.model.shapes.COMPONENTS`; the others are left out.
         parity: compare each component with PyTorch in float32 and keep the figures.
         progress: hears of a stage per component.
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import importlib.metadata
 from pathlib import Path
 
-from sdexport import extras, reading
+from sdexport import extras
+from sdexport.artifacts import reading
 from sdexport.errors import MissingExtraError
 
 

@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 
-from sdexport import reading
+from sdexport.artifacts import reading
 from sdexport.errors import CheckpointError
 from sdexport.export.checkpoint import FOLDER_OF, Checkpoint
 from sdexport.export.silence import quiet_loading
-from sdexport.spec import Precision
+from sdexport.model.shapes import Precision
 
 DTYPES = {
     Precision.FP32: torch.float32,
@@ -33,7 +33,7 @@ def load_component(
 
     Args:
         checkpoint: an opened one.
-        component: of `sdexport.spec.COMPONENTS`; of the VAE, the other half is left out.
+        component: of `sdexport.model.shapes.COMPONENTS`; of the VAE, the other half is left out.
         dtype: of the weights, whatever they have on disk.
 
     Raises:

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from sdexport import storage
+from sdexport.artifacts import storage
+from sdexport.artifacts.onnx_folder import DATA_FILE, MODEL_FILE
 from sdexport.errors import EngineError
 from sdexport.export.silence import quiet
-from sdexport.onnx_folder import DATA_FILE, MODEL_FILE
-from sdexport.spec import TensorSpec
+from sdexport.model.shapes import TensorSpec
 
 OPSET = 20
 """The newest that ONNX Runtime, OpenVINO and TensorRT all run in full. From 23 on, attention is one

@@ -13,12 +13,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from sdexport.artifacts.onnx_folder import DATA_FILE, MODEL_FILE
+from sdexport.artifacts.storage import temporary_folder
 from sdexport.errors import EngineError, ParityError
 from sdexport.export.checkpoint import Sizes
 from sdexport.export.components import answer, random_inputs
-from sdexport.onnx_folder import DATA_FILE, MODEL_FILE
-from sdexport.spec import Precision
-from sdexport.storage import temporary_folder
+from sdexport.model.shapes import Precision
 
 TOLERANCES = {Precision.FP32: 1e-4, Precision.FP16: 2e-2, Precision.BF16: 5e-2}
 """The largest RMS of the difference, of the RMS of PyTorch's float32 output. bfloat16 keeps 8 bits

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from sdexport.spec import Precision, TensorSpec
+from sdexport.model.shapes import Precision, TensorSpec
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sdexport import reading
+from sdexport.artifacts import reading
 from sdexport.errors import CheckpointError, FolderError, shown
 
 PICKLES = (".bin", ".ckpt", ".pt", ".pth")

@@ -16,7 +16,7 @@ import onnx
 from numpy.typing import ArrayLike, DTypeLike
 from onnx import TensorProto, helper, inliner, numpy_helper
 
-from sdexport import reading, storage
+from sdexport.artifacts import reading, storage
 from sdexport.errors import FolderError, shown
 
 OLDEST_OPSET = 13

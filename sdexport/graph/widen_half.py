@@ -17,7 +17,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from sdexport import storage
+from sdexport.artifacts import storage
 from sdexport.errors import FolderError
 from sdexport.graph.half_values import computed, half_values, masking, widen_attributes
 from sdexport.graph.proto import Builder, drop_shapes, value, weights_files

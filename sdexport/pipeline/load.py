@@ -8,9 +8,12 @@ from dataclasses import fields, replace
 from functools import partial
 from typing import Any
 
-from sdexport import __version__, reading
-from sdexport.backends.late import LateEngine
-from sdexport.backends.protocol import Engine
+from sdexport import __version__
+from sdexport.artifacts import reading
+from sdexport.artifacts.builder_options import BuiltFor
+from sdexport.artifacts.bundle import Bundle, Manifest, open_bundle
+from sdexport.backends.lazy_session import LateEngine
+from sdexport.backends.session import Engine
 from sdexport.backends.targets import (
     AUTO,
     check_loop,
@@ -19,8 +22,6 @@ from sdexport.backends.targets import (
     load_engine,
     make_device,
 )
-from sdexport.builder_options import BuiltFor
-from sdexport.bundle import Bundle, Manifest, open_bundle
 from sdexport.errors import SdexportError
 from sdexport.keywords import explains_keywords
 from sdexport.pipeline.parts import PipelineParts

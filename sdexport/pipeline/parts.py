@@ -6,14 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sdexport.backends.host_workspace import HostDevice
-from sdexport.backends.protocol import Engine
-from sdexport.backends.workspace import Device, Engines, Shape
-from sdexport.bundle import Bundle
+from sdexport.artifacts.bundle import Bundle
+from sdexport.backends.host.slots import HostDevice
+from sdexport.backends.session import Engine
+from sdexport.backends.slots import Device, Engines, Shape
+from sdexport.model.shapes import PIXEL_MULTIPLE, Profile, Range
 from sdexport.pipeline.request import Limits, Request
 from sdexport.pipeline.tokenizer import PromptTokenizer
 from sdexport.sampling import STATE_SLOTS
-from sdexport.spec import PIXEL_MULTIPLE, Profile, Range
 
 
 @dataclass(frozen=True, slots=True)

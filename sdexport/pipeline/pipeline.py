@@ -10,14 +10,14 @@ from dataclasses import replace
 from typing import Self
 
 from sdexport.backends.forks import check_process
-from sdexport.backends.workspace import CLOSED, Workspaces
+from sdexport.backends.slots import CLOSED, Workspaces
 from sdexport.errors import UsageError, shown
 from sdexport.keywords import explains_keywords
-from sdexport.pipeline.batcher import Batcher
-from sdexport.pipeline.drawing import Drawing, Step
+from sdexport.pipeline.checks import sequence_of
+from sdexport.pipeline.generation import Drawing, Step
 from sdexport.pipeline.guidance import WHOLE
+from sdexport.pipeline.images import EXACT, PictureLike
 from sdexport.pipeline.parts import PipelineParts
-from sdexport.pipeline.pictures import EXACT, PictureLike
 from sdexport.pipeline.prompts import PLAIN
 from sdexport.pipeline.request import (
     DEFAULT_STEPS,
@@ -27,8 +27,8 @@ from sdexport.pipeline.request import (
     make_request,
 )
 from sdexport.pipeline.result import Result
-from sdexport.pipeline.turn import Turn
-from sdexport.pipeline.values import sequence_of
+from sdexport.pipeline.scheduler import Batcher
+from sdexport.pipeline.workspace_pool import Turn
 from sdexport.sampling import NOISE_SOURCES
 
 __all__ = ["Pipeline", "PipelineParts", "Step"]

@@ -20,8 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sdexport.errors import UsageError, shown
+from sdexport.model.shapes import MOST_PIECES
 from sdexport.pipeline.tokenizer import PromptTokenizer
-from sdexport.spec import MOST_PIECES
 
 PLAIN, LONG, WEIGHTS = "plain", "long", "weights"
 SYNTAXES = (PLAIN, LONG, WEIGHTS)

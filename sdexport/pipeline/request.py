@@ -18,12 +18,10 @@ from PIL import Image
 
 from sdexport.errors import UsageError, shown
 from sdexport.keywords import explains_keywords
-from sdexport.native_size import pixel_multiple
-from sdexport.pipeline import pictures
-from sdexport.pipeline.guidance import WHOLE, guidance_scales
-from sdexport.pipeline.pictures import PictureLike, Source
-from sdexport.pipeline.prompts import PLAIN, SYNTAXES, WEIGHTS, parse
-from sdexport.pipeline.values import (
+from sdexport.model.native_size import pixel_multiple
+from sdexport.model.shapes import PIXEL_MULTIPLE, Profile
+from sdexport.pipeline import images as pictures
+from sdexport.pipeline.checks import (
     index_of,
     number_of,
     one_of,
@@ -32,6 +30,9 @@ from sdexport.pipeline.values import (
     texts_of,
     whole_of,
 )
+from sdexport.pipeline.guidance import WHOLE, guidance_scales
+from sdexport.pipeline.images import PictureLike, Source
+from sdexport.pipeline.prompts import PLAIN, SYNTAXES, WEIGHTS, parse
 from sdexport.sampling import (
     NOISE_SOURCES,
     SamplingPlan,
@@ -39,7 +40,6 @@ from sdexport.sampling import (
     pipeline_config,
     unknown_options,
 )
-from sdexport.spec import PIXEL_MULTIPLE, Profile
 
 SEED_LIMIT = 2**64
 """Seeds are below this, as torch takes them; torch's CPU generator uses their low 32 bits."""

@@ -15,13 +15,13 @@ from typing import Any
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from sdexport.artifacts.reading import given_path, is_folder
+from sdexport.artifacts.storage import check_room, explained, free_bytes, write_bytes
 from sdexport.errors import SdexportError, StorageError, UsageError, shown
+from sdexport.pipeline.checks import index_of, sequence_of
 from sdexport.pipeline.prompts import WEIGHTS
 from sdexport.pipeline.request import Request
-from sdexport.pipeline.values import index_of, sequence_of
-from sdexport.reading import given_path, is_folder
 from sdexport.sampling import find_sampler
-from sdexport.storage import check_room, explained, free_bytes, write_bytes
 
 ESCAPED = str.maketrans({mark: f"\\{mark}" for mark in "()[]\\"})
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from tokenizers import AddedToken, Regex, Tokenizer, normalizers, pre_tokenizers, processors
 from tokenizers.models import BPE
 
-from sdexport import reading
+from sdexport.artifacts import reading
 from sdexport.errors import FolderError, shown
 
 TOKENS = 77

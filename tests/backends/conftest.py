@@ -12,9 +12,9 @@ import pytest
 from onnx import TensorProto, helper
 
 from sdexport.backends import targets
-from sdexport.backends.protocol import Engine
-from sdexport.backends.request import EngineRequest
-from sdexport.spec import Precision
+from sdexport.backends.build_request import EngineRequest
+from sdexport.backends.session import Engine
+from sdexport.model.shapes import Precision
 from tests.graph.models import model
 
 Build = Callable[..., Path]

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from sdexport.backends import targets
-from sdexport.backends.request import EngineRequest
+from sdexport.backends.build_request import EngineRequest
 from sdexport.backends.targets import Target
 from sdexport.errors import EngineError, FolderError
 from sdexport.graph.denoise_step import denoise_step
-from sdexport.spec import Precision
+from sdexport.model.shapes import Precision
 from tests.backends.conftest import WEIGHT, Build, Load, doubled, linear
 from tests.graph.models import HALF, numpy_step, step_inputs, unet
 

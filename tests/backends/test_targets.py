@@ -12,13 +12,15 @@ from typing import Any
 
 import pytest
 
-from sdexport.backends import openvino_cpu, targets, tensorrt_build, tensorrt_config
-from sdexport.backends.gpus import Gpu, find_gpus
-from sdexport.backends.request import EngineRequest
-from sdexport.builder_options import BuilderOptions
+from sdexport.artifacts.builder_options import BuilderOptions
+from sdexport.backends import targets
+from sdexport.backends.build_request import EngineRequest
+from sdexport.backends.cuda.gpus import Gpu, find_gpus
+from sdexport.backends.openvino import session
+from sdexport.backends.tensorrt import build, config
 from sdexport.errors import EngineError, MissingExtraError, UsageError
 from sdexport.extras import install_command
-from sdexport.spec import Precision
+from sdexport.model.shapes import Precision
 
 Without = Callable[..., None]
 
@@ -96,7 +98,7 @@ def test_available() -> None:
 def test_default_precision_follows_the_processor(
     monkeypatch: pytest.MonkeyPatch, capable: bool, precision: Precision
 ) -> None:
-    monkeypatch.setattr(openvino_cpu, "has_bf16", lambda: capable)
+    monkeypatch.setattr(session, "has_bf16", lambda: capable)
     found, reason = targets.default_precision(targets.OPENVINO_CPU)
     assert found is precision
     assert "bfloat16" in reason
@@ -142,7 +144,7 @@ def test_auto_takes_no_target_that_cannot_run_here(
     )
     with_gpus(monkeypatch, GPU)
     assert targets.choose("auto").target is targets.TENSORRT
-    monkeypatch.setattr(tensorrt_build, "lacks", lambda target, capability: "")
+    monkeypatch.setattr(build, "lacks", lambda target, capability: "")
     assert targets.runs_here(targets.TENSORRT_RTX)[1].endswith("on a card")
 
 
@@ -155,7 +157,7 @@ HOPPER, PASCAL = Gpu("an H100", "sm90", 80 << 30), Gpu("a GTX 1080", "sm61", 8 <
 @pytest.fixture
 def rtx(monkeypatch: pytest.MonkeyPatch) -> None:
     listing = SimpleNamespace(ComputeCapability=SimpleNamespace(__members__=RTX_KNOWS))
-    monkeypatch.setattr(tensorrt_config, "library", lambda target: listing)
+    monkeypatch.setattr(config, "library", lambda target: listing)
 
 
 @pytest.mark.parametrize(
@@ -213,19 +215,19 @@ def test_a_gpu_whose_library_cannot_be_imported(
 
     without()
     with_gpus(monkeypatch, GPU)
-    monkeypatch.setattr(tensorrt_config, "library", broken)
+    monkeypatch.setattr(config, "library", broken)
     found = targets.runs_here(targets.TENSORRT_RTX)
     assert found == (False, "tensorrt_rtx is installed but cannot be imported")
 
 
 def test_tensorrt_builds_on_the_first_gpu_that_it_runs_on(monkeypatch: pytest.MonkeyPatch) -> None:
     second = dataclasses.replace(HOPPER, ordinal=1)
-    monkeypatch.setattr(tensorrt_config, "find_gpus", lambda: ((PASCAL, second), ""))
-    assert tensorrt_config.require_gpu("tensorrt") is second
-    assert tensorrt_config.settle("tensorrt", BuilderOptions()).compute_capabilities == ("sm90",)
-    monkeypatch.setattr(tensorrt_config, "find_gpus", lambda: ((PASCAL,), ""))
+    monkeypatch.setattr(config, "find_gpus", lambda: ((PASCAL, second), ""))
+    assert config.require_gpu("tensorrt") is second
+    assert config.settle("tensorrt", BuilderOptions()).compute_capabilities == ("sm90",)
+    monkeypatch.setattr(config, "find_gpus", lambda: ((PASCAL,), ""))
     with pytest.raises(EngineError, match=r"from compute capability sm75 on, and .* sm61 \(a GTX"):
-        tensorrt_config.settle("tensorrt", BuilderOptions())
+        config.settle("tensorrt", BuilderOptions())
 
 
 def test_what_is_not_needed_here_is_not_called_missing(without: Without) -> None:

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from sdexport.artifacts.bundle import open_bundle
 from sdexport.bench import bundle_adapter
-from sdexport.bundle import open_bundle
 from sdexport.pipeline.load import load_parts
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from sdexport import bundle as bundles
+from sdexport.artifacts import bundle as bundles
 from sdexport.bench.limits import STAGE_OF, TOO_FAST, TOO_NEAR, of_bundle, shares
 from sdexport.errors import FolderError, MissingExtraError, UsageError
 

@@ -182,7 +182,7 @@ def exports() -> ModuleType:
 
 
 def test_peers_take_a_thread_for_every_physical_core() -> None:
-    from sdexport.backends.host import physical_cores
+    from sdexport.backends.host.device import physical_cores
 
     assert shared().threads_of({"threads": None}) == physical_cores()
     assert shared().threads_of({"threads": 7}) == 7

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from sdexport.bench import places, results
+from sdexport.bench import paths, results
 
 
 @pytest.mark.parametrize(
@@ -23,12 +23,12 @@ from sdexport.bench import places, results
     ],
 )
 def test_the_command_has_no_place(typed: list[str], shown: str) -> None:
-    assert places.shown_command(typed) == shown
+    assert paths.shown_command(typed) == shown
 
 
 def test_the_command_can_be_typed_again() -> None:
     hostile = ["--prompt", "a \"cat\" costs $5 `echo` \\ and 'more'", "-n", ""]
-    assert shlex.split(places.shown_command(hostile)) == hostile
+    assert shlex.split(paths.shown_command(hostile)) == hostile
 
 
 def test_texts_are_written_as_they_are(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 import sdexport
-from sdexport.bench import figures, judging, results
+from sdexport.bench import judging, results, statistics
 from sdexport.bench.systems import System
 from sdexport.bench.turns import Effort
 from sdexport.errors import StorageError, UsageError
@@ -169,7 +169,7 @@ def test_a_system_that_goes_wrong_is_left_behind(
     assert broken["status"] == status
     assert why in broken["why"]
     # How many turns warm-up takes of those before it depends on the machine.
-    assert (broken["ratio"] is None) == (len(broken["rounds"]) < figures.FEWEST)
+    assert (broken["ratio"] is None) == (len(broken["rounds"]) < statistics.FEWEST)
     if "turn" in options:
         assert any("about to go wrong" in line for line in broken["stderr_tail"])
     # Turns before it went wrong are kept: the first, those of warm-up, and those that count.

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from sdexport.bench import figures, versus
+from sdexport.bench import statistics, versus
 from sdexport.bench.report_content import report
 from tests.bench import synthetic
 
@@ -111,9 +111,9 @@ def test_what_is_level_with_the_fastest_is_named_with_it() -> None:
 
 
 def test_a_difference_within_two_processes_luck_is_none() -> None:
-    assert figures.direction(1.03, 1.01, 1.05) == 1
-    assert figures.direction(1.01, 1.005, 1.015) == 0
-    assert figures.direction(1.10, 0.99, 1.20) == 0
-    assert figures.direction(0.97, 0.95, 0.99) == -1
-    assert figures.direction(0.99, 0.985, 0.995) == 0
-    assert figures.direction(1.03, 1.01, 1.05, least=0.05) == 0
+    assert statistics.direction(1.03, 1.01, 1.05) == 1
+    assert statistics.direction(1.01, 1.005, 1.015) == 0
+    assert statistics.direction(1.10, 0.99, 1.20) == 0
+    assert statistics.direction(0.97, 0.95, 0.99) == -1
+    assert statistics.direction(0.99, 0.985, 0.995) == 0
+    assert statistics.direction(1.03, 1.01, 1.05, least=0.05) == 0

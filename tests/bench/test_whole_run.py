@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from sdexport import bundle as bundles
+from sdexport.artifacts import bundle as bundles
 from sdexport.bench import ceilings, claims, limits, results
 from sdexport.bench import run as runs
 from sdexport.bench.scenario import Scenario

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from sdexport import bundle as bundles
+from sdexport.artifacts import bundle as bundles
 from sdexport.cli import main
-from sdexport.spec import Precision
+from sdexport.model.shapes import Precision
 from tests.cli.doubles import PROFILE, SCHEDULER, DrawingDouble, Ran
 
 

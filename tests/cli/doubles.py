@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from sdexport.model.shapes import Profile, Range
 from sdexport.pipeline.pipeline import Step
 from sdexport.pipeline.request import Request
 from sdexport.pipeline.result import Result, Timings, parameters_of
-from sdexport.spec import Profile, Range
 
 PROFILE = Profile(batch=Range(1, 1, 2), height=Range(64, 64, 128), width=Range(64, 64, 128))
 SCHEDULER = {

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sdexport import terminal
+from sdexport.cli import terminal
 from sdexport.progress import stage
 
 

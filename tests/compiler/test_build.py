@@ -14,14 +14,14 @@ import numpy as np
 import pytest
 
 import sdexport
-from sdexport import bundle as bundles
-from sdexport import reading, storage
-from sdexport.build import BuildOptions, build_folder, compile_checkpoint
-from sdexport.build import engines as build_engines_module
-from sdexport.build import options as options_module
+from sdexport.artifacts import bundle as bundles
+from sdexport.artifacts import reading, storage
+from sdexport.compiler import BuildOptions, build_folder, compile_checkpoint
+from sdexport.compiler import engines as build_engines_module
+from sdexport.compiler import options as options_module
 from sdexport.errors import FolderError, ParityError, StorageError, UsageError
 from sdexport.graph.split_unet import CannotSplitError
-from sdexport.spec import Precision, Profile, Range
+from sdexport.model.shapes import Precision, Profile, Range
 from tests.checkpoints import own_folder
 from tests.conftest import TARGETS, TINY_PROFILE
 
@@ -321,10 +321,10 @@ class TestCompile:
         tmp_path: Path,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        from sdexport import verification
+        from sdexport.compiler import verify
 
-        strict = dataclasses.replace(verification.TOLERANCES[Precision.FP32], engine=0.0)
-        monkeypatch.setitem(verification.TOLERANCES, Precision.FP32, strict)
+        strict = dataclasses.replace(verify.TOLERANCES[Precision.FP32], engine=0.0)
+        monkeypatch.setitem(verify.TOLERANCES, Precision.FP32, strict)
         copy = Path(shutil.copytree(compiled, tmp_path / "bundle"))
         before = (copy / bundles.MANIFEST_FILE).read_bytes()
         with pytest.raises(ParityError):

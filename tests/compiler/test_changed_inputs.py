@@ -15,12 +15,12 @@ from typing import Any
 
 import pytest
 
-from sdexport import bundle as bundles
-from sdexport import storage
-from sdexport.build import BuildOptions, BuildReport, build_folder, compile_checkpoint
+from sdexport.artifacts import bundle as bundles
+from sdexport.artifacts import storage
+from sdexport.artifacts.onnx_folder import RECORD_FILE, OnnxFolder
+from sdexport.compiler import BuildOptions, BuildReport, build_folder, compile_checkpoint
 from sdexport.errors import SdexportError
-from sdexport.onnx_folder import RECORD_FILE, OnnxFolder
-from sdexport.spec import Precision
+from sdexport.model.shapes import Precision
 from tests.conftest import TINY_PROFILE
 
 OPTIONS = BuildOptions("onnxruntime-cpu", Precision.FP32, TINY_PROFILE)
@@ -277,7 +277,7 @@ def test_an_altered_export_is_refused_by_name(
     tiny_onnx: Path, tiny_checkpoint: Path, tmp_path: Path, kind: str
 ) -> None:
     """By `build`, `inspect` and `compile --onnx`; without its record it is another tool's."""
-    from sdexport.inspection import inspect
+    from sdexport.compiler.inspect import inspect
 
     copy = Path(shutil.copytree(tiny_onnx, tmp_path / "onnx"))
     file = {

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from sdexport import bundle as bundles
-from sdexport.build import BuildOptions, build_folder
+from sdexport.artifacts import bundle as bundles
+from sdexport.compiler import BuildOptions, build_folder
 from sdexport.errors import FolderError
 from sdexport.graph.flops import count
 from sdexport.graph.proto import load_graph
 from sdexport.graph.skeleton import Call, shapes_at
-from sdexport.spec import Precision
+from sdexport.model.shapes import Precision
 from tests.conftest import TARGETS, TINY_PROFILE
 
 OPTIONS = BuildOptions("onnxruntime-cpu", Precision.FP32, TINY_PROFILE)
@@ -68,7 +68,7 @@ def test_an_altered_graph_is_found(own_bundle: Path) -> None:
 
 DRAW = """
 import sys
-for name in ("onnx", "sdexport.graph", "sdexport.inspection"):
+for name in ("onnx", "sdexport.graph", "sdexport.compiler.inspect"):
     sys.modules[name] = None
 import sdexport
 image = sdexport.load(sys.argv[1]).generate("a dog", steps=1, seed=1).images[0]

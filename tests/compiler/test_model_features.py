@@ -10,20 +10,20 @@ from typing import Any
 
 import pytest
 
-from sdexport import bundle as bundles
-from sdexport import half_check
-from sdexport.backends import targets, tensorrt_config, tensorrt_readback
-from sdexport.backends.request import BuiltEngine, EngineRequest
-from sdexport.build import BuildOptions, build_folder
-from sdexport.build import engines as build_engines
-from sdexport.build import folder as build_folder_module
-from sdexport.build.dimensions import Dimensions
-from sdexport.builder_options import BuilderOptions
-from sdexport.bundle import Manifest
+from sdexport.artifacts import bundle as bundles
+from sdexport.artifacts.builder_options import BuilderOptions
+from sdexport.artifacts.bundle import Manifest
+from sdexport.backends import targets
+from sdexport.backends.build_request import BuiltEngine, EngineRequest
+from sdexport.backends.tensorrt import config, readback
+from sdexport.compiler import BuildOptions, build_folder, half_check
+from sdexport.compiler import engines as build_engines
+from sdexport.compiler import folder as build_folder_module
+from sdexport.compiler.dimensions import Dimensions
+from sdexport.model.shapes import Precision, Profile, Range
 from sdexport.pipeline import load
 from sdexport.pipeline.parts import PipelineParts
 from sdexport.pipeline.request import Limits
-from sdexport.spec import Precision, Profile, Range
 from tests.checkpoints import edit_json, make_tiny_checkpoint
 
 NAMES_OF_PARTS = {one.name for one in fields(PipelineParts)}
@@ -139,7 +139,7 @@ def pretend(target: targets.Target, request: EngineRequest) -> BuiltEngine:
 def test_the_half_check_draws_as_the_bundle_will(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, feature: str, real: bool
 ) -> None:
-    for module in (targets, tensorrt_config, tensorrt_readback):
+    for module in (targets, config, readback):
         monkeypatch.setattr(module, "find_gpus", lambda: ((), "no NVIDIA driver is installed"))
     if not real:
         monkeypatch.setattr(build_engines.targets, "build_engine", pretend)

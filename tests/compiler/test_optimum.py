@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 import sdexport
-from sdexport.build import BuildOptions, build_folder
-from sdexport.spec import Precision
+from sdexport.compiler import BuildOptions, build_folder
+from sdexport.model.shapes import Precision
 from tests.compiler.optimum import RECORD, describe, rewrite
 from tests.conftest import ROOT, TARGETS, TINY_PROFILE
 

@@ -15,16 +15,18 @@ import pytest
 from onnx import numpy_helper
 
 import sdexport
-from sdexport import bundle as bundles
-from sdexport import half_check, memory, storage
-from sdexport.backends import targets, tensorrt_config, tensorrt_readback
-from sdexport.backends.gpus import Gpu
-from sdexport.build import BuildOptions, build_folder, compile_checkpoint
-from sdexport.build import options as options_module
-from sdexport.build.engines import PROJECTIONS
-from sdexport.builder_options import BuilderOptions
+from sdexport import memory
+from sdexport.artifacts import bundle as bundles
+from sdexport.artifacts import storage
+from sdexport.artifacts.builder_options import BuilderOptions
+from sdexport.backends import targets
+from sdexport.backends.cuda.gpus import Gpu
+from sdexport.backends.tensorrt import config, readback
+from sdexport.compiler import BuildOptions, build_folder, compile_checkpoint, half_check
+from sdexport.compiler import options as options_module
+from sdexport.compiler.engines import PROJECTIONS
 from sdexport.errors import EngineError, UsageError
-from sdexport.spec import Precision, Profile, Range
+from sdexport.model.shapes import Precision, Profile, Range
 from tests.checkpoints import own_folder
 
 if importlib.util.find_spec("tensorrt_rtx") is None:
@@ -43,7 +45,7 @@ OPTIONS = BuildOptions(
 
 @pytest.fixture(autouse=True)
 def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (targets, tensorrt_config, tensorrt_readback):
+    for module in (targets, config, readback):
         monkeypatch.setattr(module, "find_gpus", lambda: ((), "no NVIDIA driver is installed"))
 
 
@@ -146,9 +148,9 @@ def test_whatever_changes_bytes_changes_every_fingerprint(
     monkeypatch: pytest.MonkeyPatch,
     change: Callable[[pytest.MonkeyPatch], BuildOptions],
 ) -> None:
-    from sdexport.build.dimensions import read_dimensions
-    from sdexport.build.order import fingerprints_of, sizes_of
-    from sdexport.onnx_folder import by_component, open_folder
+    from sdexport.artifacts.onnx_folder import by_component, open_folder
+    from sdexport.compiler.dimensions import read_dimensions
+    from sdexport.compiler.order import fingerprints_of, sizes_of
 
     before = {name: e.fingerprint for name, e in manifest_of(built).engines.items()}
     options = change(monkeypatch)
@@ -268,7 +270,7 @@ def test_a_checkpoint_in_one_call(
 
 
 def test_a_plan_is_described_by_what_was_noted(built: Path) -> None:
-    from sdexport.inspection import inspect
+    from sdexport.compiler.inspect import inspect
 
     parts = {part.name: part for part in inspect(built).parts}
     assert [str(spec) for spec in parts["vae_decoder"].inputs] == ["state: float32[?, 5, 4, ?, ?]"]
@@ -282,7 +284,7 @@ def test_a_bundle_for_another_card_than_the_one_here_is_compiled(
 ) -> None:
     """It cannot be compared with PyTorch here, and the work of the build is not lost for that."""
     here = ((Gpu("a Hopper card", "sm90", 80 << 30), Gpu("Turing", "sm75", 8 << 30, 1)), "")
-    for module in (targets, tensorrt_config, tensorrt_readback):
+    for module in (targets, config, readback):
         monkeypatch.setattr(module, "find_gpus", lambda: here)
     options = dataclasses.replace(
         OPTIONS, precision=Precision.FP32, profile=SQUARE, builder=BuilderOptions(("sm89",))

@@ -13,7 +13,7 @@ import pytest
 
 from sdexport.errors import CheckpointError, MissingExtraError
 from sdexport.export import open_checkpoint
-from sdexport.spec import COMPONENTS
+from sdexport.model.shapes import COMPONENTS
 from tests.checkpoints import copy_checkpoint, copy_without, edit_json
 
 UNET_WEIGHTS = "unet/diffusion_pytorch_model.safetensors"

@@ -11,12 +11,12 @@ import numpy as np
 import onnx
 import pytest
 
-from sdexport import onnx_folder
+from sdexport.artifacts import onnx_folder
 from sdexport.errors import FolderError, ParityError, StorageError, UsageError
 from sdexport.export import export_checkpoint
 from sdexport.export.export import ExportReport
 from sdexport.export.reference import ReferenceModels
-from sdexport.spec import COMPONENTS, Precision
+from sdexport.model.shapes import COMPONENTS, Precision
 from tests.checkpoints import copy_checkpoint
 
 NORMAL = {

@@ -16,10 +16,10 @@ from typing import Any
 
 import pytest
 
+from sdexport.artifacts.builder_options import BuilderOptions
 from sdexport.backends import targets
-from sdexport.backends.gpus import find_gpus
-from sdexport.builder_options import BuilderOptions
-from sdexport.spec import Precision
+from sdexport.backends.cuda.gpus import find_gpus
+from sdexport.model.shapes import Precision
 from tests.conftest import EMOJI, EMOJI_PROFILE
 
 
@@ -72,7 +72,7 @@ def onnx_bundle(folder: Path) -> Path:
     """
     from sdexport import BuildOptions
     from sdexport import compile as compile_
-    from sdexport.build import engines
+    from sdexport.compiler import engines
     from sdexport.graph.split_unet import CannotSplitError
 
     def refuse(unet: object) -> None:

@@ -16,20 +16,21 @@ import numpy as np
 import pytest
 
 import sdexport
-from sdexport.backends import cuda, tensorrt, tensorrt_refusal
+from sdexport.artifacts.bundle import ENGINES, open_bundle
+from sdexport.artifacts.onnx_folder import open_folder
+from sdexport.backends.cuda import driver
+from sdexport.backends.slots import Shape, picture_shapes, step_shapes, text_shapes
 from sdexport.backends.targets import Target
-from sdexport.backends.tensorrt_library import library, listening, logger
-from sdexport.backends.workspace import Shape, picture_shapes, step_shapes, text_shapes
-from sdexport.build.dimensions import read_dimensions
-from sdexport.build.engines import make_graphs, place_weights
-from sdexport.bundle import ENGINES, open_bundle
+from sdexport.backends.tensorrt import refusal, session
+from sdexport.backends.tensorrt.library import library, listening, logger
+from sdexport.compiler.dimensions import read_dimensions
+from sdexport.compiler.engines import make_graphs, place_weights
 from sdexport.errors import EngineError
 from sdexport.export import export_checkpoint
 from sdexport.graph.proto import save_graph
-from sdexport.onnx_folder import open_folder
+from sdexport.model.shapes import Precision
 from sdexport.pipeline.load import load_parts
 from sdexport.pipeline.parts import PipelineParts
-from sdexport.spec import Precision
 from tests.conftest import EMOJI
 
 pytestmark = pytest.mark.gpu
@@ -258,7 +259,7 @@ def test_a_truncated_engine_is_refused(
     path = tmp_path / "engine.plan"
     path.write_bytes(bundle.engine_file("vae_decoder").read_bytes()[:left])
     with pytest.raises(EngineError, match="cannot load vae_decoder"):
-        tensorrt.load(target.name, "vae_decoder", path, Precision.FP16, None)
+        session.load(target.name, "vae_decoder", path, Precision.FP16, None)
 
 
 def test_an_engine_that_works_is_valid_to_the_library(built: Built, target: Target) -> None:
@@ -268,7 +269,7 @@ def test_an_engine_that_works_is_valid_to_the_library(built: Built, target: Targ
     for name in ENGINES:
         if name in bundle.manifest.engines:
             blob = bundle.engine_file(name).read_bytes()
-            assert tensorrt_refusal.diagnostics(module, runtime, blob) == []
+            assert refusal.diagnostics(module, runtime, blob) == []
 
 
 def decoder_call(
@@ -280,15 +281,15 @@ def decoder_call(
     """Enqueues the decoder once, over addresses that `change` gives."""
     shapes = {"state": (1, 5, 4, 16, 16), "image": (1, 128, 128, 3)}
     decoder.context.use()
-    with cuda.Stream() as stream, cuda.DeviceBuffer(4 << 20) as tensors:
+    with driver.Stream() as stream, driver.DeviceBuffer(4 << 20) as tensors:
         stream.zero(tensors.address, tensors.size)
         call = decoder.prepare(shapes, stream)
-        with cuda.DeviceBuffer(max(call.memory, cuda.ALIGNMENT)) as memory:
+        with driver.DeviceBuffer(max(call.memory, driver.ALIGNMENT)) as memory:
             call.use_memory(memory.address, memory.size)
             addresses = change({"state": tensors.address, "image": tensors.address + (2 << 20)})
             try:
                 if captured:
-                    with cuda.Graph(stream, lambda: call.enqueue(addresses, stream)) as graph:
+                    with driver.Graph(stream, lambda: call.enqueue(addresses, stream)) as graph:
                         stream.launch(graph)
                         stream.wait()
                 else:

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import helper, numpy_helper
 
-from sdexport.build.dimensions import Dimensions
-from sdexport.build.shapes import call_shapes
+from sdexport.compiler.dimensions import Dimensions
+from sdexport.compiler.shapes import call_shapes
 from sdexport.errors import FolderError
 from sdexport.graph.denoise_step import denoise_step
 from sdexport.graph.flops import count

@@ -11,6 +11,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from sdexport.artifacts.onnx_folder import MODEL_FILE
 from sdexport.graph.denoise_step import EMBEDDED, core_step
 from sdexport.graph.flops import count
 from sdexport.graph.projections import text_projection, time_projection
@@ -21,7 +22,6 @@ from sdexport.graph.split_unet import (
     CannotSplitError,
     split_unet,
 )
-from sdexport.onnx_folder import MODEL_FILE
 from tests.graph.models import CHANNELS, FLOAT, HALF, Array, numpy_step, run, step_inputs, unet
 
 SLOTS = 3

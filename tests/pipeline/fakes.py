@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from sdexport.errors import EngineError
+from sdexport.model.shapes import Profile, Range, TensorSpec
 from sdexport.pipeline.parts import PipelineParts
 from sdexport.pipeline.tokenizer import PromptTokenizer
 from sdexport.sampling import STATE_SLOTS
-from sdexport.spec import Profile, Range, TensorSpec
 
 Array = np.ndarray[Any, Any]
 Compute = Callable[[Mapping[str, Array]], None]

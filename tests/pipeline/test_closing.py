@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from sdexport.errors import UsageError
-from sdexport.pipeline.batcher import Batcher
 from sdexport.pipeline.pipeline import Pipeline
-from sdexport.pipeline.turn import Turn
+from sdexport.pipeline.scheduler import Batcher
+from sdexport.pipeline.workspace_pool import Turn
 from tests.pipeline.fakes import Fakes
 
 

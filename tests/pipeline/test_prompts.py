@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sdexport.errors import UsageError
+from sdexport.model.shapes import MOST_PIECES
 from sdexport.pipeline.pipeline import Pipeline
 from sdexport.pipeline.prompts import (
     COMMA_REACH,
@@ -19,7 +20,6 @@ from sdexport.pipeline.prompts import (
     weigh_embeddings,
 )
 from sdexport.pipeline.tokenizer import PromptTokenizer
-from sdexport.spec import MOST_PIECES
 from tests.pipeline.fakes import DIM, Fakes, encode_text
 
 BRACKETS = st.text(st.sampled_from("ab ()[]:\\1.,5+-BREAK\n"), max_size=60)

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 import sdexport
-from sdexport.backends import tensorrt
-from sdexport.bundle import Bundle, open_bundle, write_manifest
+from sdexport.artifacts.bundle import Bundle, open_bundle, write_manifest
+from sdexport.backends.tensorrt import session
 from sdexport.cli import main
 from sdexport.errors import UsageError
 from sdexport.pipeline.pipeline import Pipeline
@@ -20,7 +20,7 @@ from tests.standin.world import BUNDLE, Standin, make_bundle
 @pytest.fixture
 def bundle(tmp_path: Path) -> Iterator[Bundle]:
     yield make_bundle(tmp_path / "bundle")
-    tensorrt._runtime.cache_clear()
+    session._runtime.cache_clear()
 
 
 def test_it_is_loaded_and_draws(standin: Standin, bundle: Bundle, host: Pipeline) -> None:

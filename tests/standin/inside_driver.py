@@ -1,4 +1,4 @@
-"""`backends/cuda.py` over the stand-in, and the stand-in itself: what shows, and what is said."""
+"""`backends/cuda/driver.py` over the stand-in, and the stand-in itself: calls, messages, errors."""
 
 from __future__ import annotations
 
@@ -9,33 +9,37 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from sdexport.backends import cuda
-from sdexport.backends.cuda_layout import Block, Layout, Tensor
-from sdexport.builder_options import BuiltFor
+from sdexport.artifacts.builder_options import BuiltFor
+from sdexport.backends.cuda import driver
+from sdexport.backends.cuda.layout import Block, Layout, Tensor
 from sdexport.errors import DeviceLostError, DeviceMemoryError, EngineError, UsageError
 from tests.standin.world import LAUNCH_FAILED, OUT_OF_MEMORY, OUT_OF_RESOURCES, Standin
 
 
 @pytest.fixture
-def gpu() -> cuda.Context:
-    return cuda.Context()
+def gpu() -> driver.Context:
+    return driver.Context()
 
 
-def pinned(values: np.ndarray) -> cuda.PinnedBuffer:
-    buffer = cuda.PinnedBuffer(values.nbytes)
+def pinned(values: np.ndarray) -> driver.PinnedBuffer:
+    buffer = driver.PinnedBuffer(values.nbytes)
     buffer.array(values.shape, values.dtype)[...] = values
     return buffer
 
 
-def test_the_device_is_told_about(gpu: cuda.Context, standin: Standin) -> None:
+def test_the_device_is_told_about(gpu: driver.Context, standin: Standin) -> None:
     assert (gpu.capability, gpu.name) == ("sm89", "stand-in, no GPU")
-    with cuda.DeviceBuffer(1 << 20):
+    with driver.DeviceBuffer(1 << 20):
         free, total = gpu.memory()
         assert (total, total - free) == (2 << 30, 1 << 20)
 
 
-def test_work_runs_at_the_wait_and_not_before(gpu: cuda.Context) -> None:
-    with cuda.Stream() as stream, cuda.DeviceBuffer(16) as device, cuda.PinnedBuffer(16) as host:
+def test_work_runs_at_the_wait_and_not_before(gpu: driver.Context) -> None:
+    with (
+        driver.Stream() as stream,
+        driver.DeviceBuffer(16) as device,
+        driver.PinnedBuffer(16) as host,
+    ):
         values = host.array((4,), np.float32)
         assert np.isnan(values).all(), "new pinned memory holds no numbers"
         values[...] = 1
@@ -48,10 +52,10 @@ def test_work_runs_at_the_wait_and_not_before(gpu: cuda.Context) -> None:
         assert (values == 2).all()
 
 
-def test_device_memory_holds_no_numbers_before_and_after(gpu: cuda.Context) -> None:
-    with cuda.Stream() as stream, cuda.PinnedBuffer(64) as host:
+def test_device_memory_holds_no_numbers_before_and_after(gpu: driver.Context) -> None:
+    with driver.Stream() as stream, driver.PinnedBuffer(64) as host:
         values = host.array((16,), np.float32)
-        with cuda.DeviceBuffer(64) as device:
+        with driver.DeviceBuffer(64) as device:
             values[...] = 7
             stream.copy_out(host, device.address, 64)
             stream.wait()
@@ -63,13 +67,13 @@ def test_device_memory_holds_no_numbers_before_and_after(gpu: cuda.Context) -> N
             assert np.isnan(values[8:]).all()
 
 
-def test_events_are_passed_in_the_order_of_the_stream(gpu: cuda.Context) -> None:
+def test_events_are_passed_in_the_order_of_the_stream(gpu: driver.Context) -> None:
     with (
-        cuda.Stream() as stream,
-        cuda.DeviceBuffer(16) as device,
-        cuda.PinnedBuffer(16) as host,
-        cuda.Event() as first,
-        cuda.Event() as second,
+        driver.Stream() as stream,
+        driver.DeviceBuffer(16) as device,
+        driver.PinnedBuffer(16) as host,
+        driver.Event() as first,
+        driver.Event() as second,
     ):
         assert first.done(), "an event that nobody recorded is passed"
         stream.record(first)
@@ -84,14 +88,18 @@ def test_events_are_passed_in_the_order_of_the_stream(gpu: cuda.Context) -> None
         assert second.seconds_since(first) > 0
 
 
-def test_a_graph_keeps_its_addresses(gpu: cuda.Context, standin: Standin) -> None:
-    with cuda.Stream() as stream, cuda.DeviceBuffer(16) as device, cuda.PinnedBuffer(16) as host:
+def test_a_graph_keeps_its_addresses(gpu: driver.Context, standin: Standin) -> None:
+    with (
+        driver.Stream() as stream,
+        driver.DeviceBuffer(16) as device,
+        driver.PinnedBuffer(16) as host,
+    ):
         values = host.array((4,), np.float32)
 
         def body() -> None:
             stream.copy_in(device.address, host, 16)
 
-        with cuda.Graph(stream, body) as graph:
+        with driver.Graph(stream, body) as graph:
             stream.wait()
             for number in range(3):
                 values[...] = number
@@ -105,11 +113,11 @@ def test_a_graph_keeps_its_addresses(gpu: cuda.Context, standin: Standin) -> Non
 
 
 def test_a_graph_that_reads_freed_memory_loses_the_device(
-    gpu: cuda.Context, standin: Standin
+    gpu: driver.Context, standin: Standin
 ) -> None:
-    with cuda.Stream() as stream, cuda.PinnedBuffer(16) as host:
-        device = cuda.DeviceBuffer(16)
-        with cuda.Graph(stream, lambda: stream.copy_in(device.address, host, 16)) as graph:
+    with driver.Stream() as stream, driver.PinnedBuffer(16) as host:
+        device = driver.DeviceBuffer(16)
+        with driver.Graph(stream, lambda: stream.copy_in(device.address, host, 16)) as graph:
             device.close()
             stream.launch(graph)
             with pytest.raises(DeviceLostError, match=r"CUDA_ERROR_ILLEGAL_ADDRESS.*start the"):
@@ -123,32 +131,32 @@ def test_a_graph_that_reads_freed_memory_loses_the_device(
 @pytest.mark.parametrize(
     "forbidden",
     [
-        pytest.param(lambda stream: cuda.DeviceBuffer(64), id="allocate"),
-        pytest.param(lambda stream: cuda.PinnedBuffer(64), id="pin"),
+        pytest.param(lambda stream: driver.DeviceBuffer(64), id="allocate"),
+        pytest.param(lambda stream: driver.PinnedBuffer(64), id="pin"),
         pytest.param(lambda stream: stream.wait(), id="wait"),
     ],
 )
 def test_what_may_not_be_captured_is_refused_and_leaves_nothing(
-    gpu: cuda.Context, standin: Standin, forbidden: Callable[[cuda.Stream], None]
+    gpu: driver.Context, standin: Standin, forbidden: Callable[[driver.Stream], None]
 ) -> None:
-    with cuda.Stream() as stream:
+    with driver.Stream() as stream:
         before = standin.held()
         with pytest.raises(EngineError, match="CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED"):
-            cuda.Graph(stream, lambda: forbidden(stream))
+            driver.Graph(stream, lambda: forbidden(stream))
         assert standin.held() == before
         # The stream captures and works again.
-        with cuda.Graph(stream, lambda: None) as graph:
+        with driver.Graph(stream, lambda: None) as graph:
             stream.launch(graph)
             stream.wait()
 
 
-def test_another_thread_may_allocate_during_a_capture(gpu: cuda.Context) -> None:
+def test_another_thread_may_allocate_during_a_capture(gpu: driver.Context) -> None:
     failures: list[BaseException] = []
 
     def allocate() -> None:
         try:
             gpu.use()
-            cuda.DeviceBuffer(64).close()
+            driver.DeviceBuffer(64).close()
         except BaseException as error:
             failures.append(error)
 
@@ -157,16 +165,16 @@ def test_another_thread_may_allocate_during_a_capture(gpu: cuda.Context) -> None
         thread.start()
         thread.join()
 
-    with cuda.Stream() as stream, cuda.Graph(stream, body):
+    with driver.Stream() as stream, driver.Graph(stream, body):
         assert failures == []
 
 
-def test_a_thread_without_the_context_is_refused(gpu: cuda.Context) -> None:
+def test_a_thread_without_the_context_is_refused(gpu: driver.Context) -> None:
     said: list[str] = []
 
     def work() -> None:
         try:
-            cuda.DeviceBuffer(64)
+            driver.DeviceBuffer(64)
         except EngineError as error:
             said.append(str(error))
 
@@ -176,8 +184,12 @@ def test_a_thread_without_the_context_is_refused(gpu: cuda.Context) -> None:
     assert "cuMemAlloc failed with CUDA_ERROR_INVALID_CONTEXT" in said[0]
 
 
-def test_copies_beyond_memory_are_refused(gpu: cuda.Context) -> None:
-    with cuda.Stream() as stream, cuda.DeviceBuffer(64) as device, cuda.PinnedBuffer(128) as host:
+def test_copies_beyond_memory_are_refused(gpu: driver.Context) -> None:
+    with (
+        driver.Stream() as stream,
+        driver.DeviceBuffer(64) as device,
+        driver.PinnedBuffer(128) as host,
+    ):
         with pytest.raises(EngineError, match="cuMemcpyHtoDAsync.*CUDA_ERROR_INVALID_VALUE"):
             stream.copy_in(device.address, host, 65)
         with pytest.raises(EngineError, match="cuMemcpyDtoHAsync.*CUDA_ERROR_INVALID_VALUE"):
@@ -186,22 +198,22 @@ def test_copies_beyond_memory_are_refused(gpu: cuda.Context) -> None:
             stream.zero(device.address, 65)
 
 
-def test_memory_that_is_short_is_named_with_figures(gpu: cuda.Context, standin: Standin) -> None:
+def test_memory_that_is_short_is_named_with_figures(gpu: driver.Context, standin: Standin) -> None:
     with (
-        cuda.DeviceBuffer(1 << 30),
+        driver.DeviceBuffer(1 << 30),
         pytest.raises(
             DeviceMemoryError,
             match=r"1,536 MiB for activations do not fit.*1,024 of 2,048 MiB are free.*cuMemAlloc",
         ),
     ):
-        cuda.DeviceBuffer(3 << 29, "activations")
+        driver.DeviceBuffer(3 << 29, "activations")
     assert standin.held()[0] == 0
 
 
 def test_errors_name_the_call_the_status_and_the_remedy(
-    gpu: cuda.Context, standin: Standin
+    gpu: driver.Context, standin: Standin
 ) -> None:
-    with cuda.Stream() as stream, cuda.DeviceBuffer(64) as device:
+    with driver.Stream() as stream, driver.DeviceBuffer(64) as device:
         for status, kind, pattern in (
             (OUT_OF_RESOURCES, EngineError, r"cuMemsetD8Async.*OUT_OF_RESOURCES.*fewer pictures"),
             (OUT_OF_MEMORY, DeviceMemoryError, r"memory is full.*cuMemsetD8Async.*other programs"),
@@ -215,19 +227,19 @@ def test_errors_name_the_call_the_status_and_the_remedy(
 
 
 def test_closing_twice_is_once_and_a_failure_does_not_stop_the_others(
-    gpu: cuda.Context, standin: Standin
+    gpu: driver.Context, standin: Standin
 ) -> None:
     before = standin.held()
-    buffers = [cuda.DeviceBuffer(64) for _ in range(3)]
+    buffers = [driver.DeviceBuffer(64) for _ in range(3)]
     buffers[0].close()
     buffers[0].close()
     standin.fail("cuMemFree_v2", 1, OUT_OF_RESOURCES)
     with pytest.raises(EngineError, match="cuMemFree"):
-        cuda.close_all(buffers)
+        driver.close_all(buffers)
     assert standin.held() == before
 
 
-def test_rows_of_a_table_lie_where_an_engine_can_read_them(gpu: cuda.Context) -> None:
+def test_rows_of_a_table_lie_where_an_engine_can_read_them(gpu: driver.Context) -> None:
     layout = Layout.of(
         [
             Tensor("ids", np.dtype(np.int64), (2, 3)),
@@ -235,7 +247,7 @@ def test_rows_of_a_table_lie_where_an_engine_can_read_them(gpu: cuda.Context) ->
             Tensor("noise", np.dtype(np.float32), (3, 2, 2), rows=1),
         ]
     )
-    with cuda.Stream() as stream:
+    with driver.Stream() as stream:
         block = Block(layout, "a test")
         block.host("ids")[...] = np.arange(6).reshape(2, 3)
         block.host("timestep")[...] = np.arange(15, dtype=np.float32).reshape(5, 3)
@@ -243,21 +255,21 @@ def test_rows_of_a_table_lie_where_an_engine_can_read_them(gpu: cuda.Context) ->
         stream.copy_in(block.device.address, block.pinned, layout.size)
         for row in range(5):
             address = block.address("timestep", row)
-            assert address % cuda.ALIGNMENT == 0
-            with cuda.PinnedBuffer(12) as host:
+            assert address % driver.ALIGNMENT == 0
+            with driver.PinnedBuffer(12) as host:
                 stream.copy_out(host, address, 12)
                 stream.wait()
                 assert (host.array((3,), np.float32) == np.arange(3) + 3 * row).all()
         block.close()
 
 
-def test_threads_wait_for_streams_of_their_own(gpu: cuda.Context) -> None:
+def test_threads_wait_for_streams_of_their_own(gpu: driver.Context) -> None:
     found: dict[int, bool] = {}
 
     def work(number: int) -> None:
         gpu.use()
         source = np.full(1000, number, np.float32)
-        with cuda.Stream() as stream, cuda.DeviceBuffer(4000) as device, pinned(source) as host:
+        with driver.Stream() as stream, driver.DeviceBuffer(4000) as device, pinned(source) as host:
             values = host.array((1000,), np.float32)
             for _ in range(50):
                 stream.copy_in(device.address, host, 4000)
@@ -274,12 +286,12 @@ def test_threads_wait_for_streams_of_their_own(gpu: cuda.Context) -> None:
 
 
 def test_a_forked_child_is_told_that_cuda_cannot_start_again() -> None:
-    cuda.context_for("tensorrt", "unet", BuiltFor())
+    driver.context_for("tensorrt", "unet", BuiltFor())
     read, write = os.pipe()
     child = os.fork()
     if not child:
         try:
-            cuda.context_for("tensorrt", "unet", BuiltFor())
+            driver.context_for("tensorrt", "unet", BuiltFor())
             said = "no error"
         except UsageError as error:
             said = str(error)

@@ -10,18 +10,19 @@ import numpy as np
 import pytest
 import tensorrt_rtx
 
-from sdexport.backends import cuda, tensorrt
-from sdexport.backends.device import DeviceCall
-from sdexport.backends.tensorrt_library import listening
-from sdexport.backends.workspace import Shape, picture_shapes
+from sdexport.backends.cuda import driver
+from sdexport.backends.cuda.session import DeviceCall
+from sdexport.backends.slots import Shape, picture_shapes
+from sdexport.backends.tensorrt import session
+from sdexport.backends.tensorrt.library import listening
 from sdexport.errors import DeviceLostError, EngineError, FolderError
+from sdexport.model.shapes import Precision
 from sdexport.pipeline.parts import PipelineParts
-from sdexport.spec import Precision
 from tests.standin.world import Standin, gpu_pipeline, write_plans
 
 
-def load(path: Path, name: str = "vae_decoder") -> tensorrt.TensorRtEngine:
-    return tensorrt.load("tensorrt-rtx", name, path, Precision.FP32, None)
+def load(path: Path, name: str = "vae_decoder") -> session.TensorRtEngine:
+    return session.load("tensorrt-rtx", name, path, Precision.FP32, None)
 
 
 # Engines that cannot be loaded
@@ -135,11 +136,11 @@ def test_a_binding_to_host_arrays(
 @contextmanager
 def ready(
     parts: PipelineParts, plans: dict[str, Path]
-) -> Iterator[tuple[DeviceCall, dict[str, int], cuda.Stream]]:
+) -> Iterator[tuple[DeviceCall, dict[str, int], driver.Stream]]:
     """The decoder ready to be enqueued, over memory of its own."""
     shapes = picture_shapes(parts.engines, Shape(1, 2, 8, 8, 77))
     engine = load(plans["vae_decoder"])
-    with cuda.Stream() as stream, cuda.DeviceBuffer(1 << 20) as memory:
+    with driver.Stream() as stream, driver.DeviceBuffer(1 << 20) as memory:
         stream.zero(memory.address, memory.size)
         call = engine.prepare(shapes, stream)
         call.use_memory(memory.address, call.memory)
@@ -171,10 +172,10 @@ def test_a_first_run_during_a_capture(
 ) -> None:
     with ready(parts, plans) as (call, addresses, stream):
         with pytest.raises(EngineError, match="cannot be run: .*not in a capture"):
-            cuda.Graph(stream, lambda: call.enqueue(addresses, stream))
+            driver.Graph(stream, lambda: call.enqueue(addresses, stream))
         call.enqueue(addresses, stream)
         stream.wait()
-        with cuda.Graph(stream, lambda: call.enqueue(addresses, stream)) as graph:
+        with driver.Graph(stream, lambda: call.enqueue(addresses, stream)) as graph:
             stream.launch(graph)
             stream.wait()
 
@@ -185,7 +186,7 @@ def test_a_context_that_is_gone_when_its_graph_runs(
     with ready(parts, plans) as (call, addresses, stream):
         call.enqueue(addresses, stream)
         stream.wait()
-        with cuda.Graph(stream, lambda: call.enqueue(addresses, stream)) as graph:
+        with driver.Graph(stream, lambda: call.enqueue(addresses, stream)) as graph:
             call.close()
             stream.launch(graph)
             with pytest.raises(DeviceLostError):
@@ -197,7 +198,7 @@ def test_memory_that_is_gone_when_it_is_read(
     standin: Standin, parts: PipelineParts, plans: dict[str, Path]
 ) -> None:
     with ready(parts, plans) as (call, addresses, stream):
-        with cuda.DeviceBuffer(1 << 16) as short:
+        with driver.DeviceBuffer(1 << 16) as short:
             addresses["state"] = short.address
             call.enqueue(addresses, stream)
         with pytest.raises(DeviceLostError, match="ILLEGAL_ADDRESS"):

@@ -14,9 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from sdexport.backends import cuda, tensorrt
-from sdexport.backends.cuda_workspace import Form
-from sdexport.backends.gpus import find_gpus
+from sdexport.backends.cuda import driver
+from sdexport.backends.cuda.gpus import find_gpus
+from sdexport.backends.cuda.slots import Form
+from sdexport.backends.tensorrt import session
 from sdexport.errors import DeviceLostError, DeviceMemoryError, EngineError
 from sdexport.pipeline.parts import PipelineParts
 from sdexport.pipeline.pipeline import Pipeline
@@ -50,10 +51,10 @@ def wanted(host: Pipeline) -> bytes:
 
 def forget_the_device() -> None:
     """What this process keeps of the GPU is found anew, so that finding it can fail as well."""
-    tensorrt._runtime.cache_clear()
-    cuda.context.cache_clear()
+    session._runtime.cache_clear()
+    driver.context.cache_clear()
     find_gpus.cache_clear()
-    cuda.driver.cache_clear()
+    driver.driver.cache_clear()
 
 
 class Trial:
@@ -225,7 +226,7 @@ def test_an_interrupt_frees_the_place(
             def interrupted(self: object) -> None:
                 raise KeyboardInterrupt
 
-            patch.setattr(cuda.Event, "wait", interrupted)
+            patch.setattr(driver.Event, "wait", interrupted)
             with pytest.raises(KeyboardInterrupt):
                 picture(pipe)
         assert picture(pipe) == wanted

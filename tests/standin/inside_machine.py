@@ -12,10 +12,12 @@ import pytest
 import tensorrt_rtx
 
 import sdexport
-from sdexport.backends import cuda, targets, tensorrt
-from sdexport.backends.cuda_workspace import Form
-from sdexport.backends.gpus import find_gpus
-from sdexport.builder_options import NOT_SERVED, BuilderOptions
+from sdexport.artifacts.builder_options import NOT_SERVED, BuilderOptions
+from sdexport.backends import targets
+from sdexport.backends.cuda import driver
+from sdexport.backends.cuda.gpus import find_gpus
+from sdexport.backends.cuda.slots import Form
+from sdexport.backends.tensorrt import session
 from sdexport.errors import DeviceLostError, EngineError, UsageError
 from sdexport.pipeline.parts import PipelineParts
 from sdexport.pipeline.pipeline import Pipeline
@@ -239,15 +241,15 @@ def test_an_input_in_host_memory(standin: Standin, parts: PipelineParts, tmp_pat
 
 
 def prepared(parts: PipelineParts, plans: dict[str, Path], name: str) -> list[Any]:
-    from sdexport.backends.workspace import Shape, text_shapes
+    from sdexport.backends.slots import Shape, text_shapes
 
     pipe = gpu_pipeline(parts, plans)
     engine: Any = getattr(pipe.parts, name)
-    with cuda.Stream() as stream:
+    with driver.Stream() as stream:
         shapes = text_shapes(pipe.parts.engines, Shape(1, 2, 8, 8, parts.tokens))
         call = engine.prepare(shapes, stream)
         held = [call]
-        assert tensorrt.compiles_at_run_time(tensorrt_rtx)
+        assert session.compiles_at_run_time(tensorrt_rtx)
         # The library does not keep the configuration; the call does.
         assert call._context.config() is not None
         call.close()
@@ -284,15 +286,15 @@ def test_nothing_is_asked_of_the_device_while_it_captures(
 # Statuses
 
 
-@pytest.mark.parametrize("status", sorted(cuda.LOST))
+@pytest.mark.parametrize("status", sorted(driver.LOST))
 def test_a_status_that_ends_the_process_is_told_so(standin: Standin, status: int) -> None:
-    gpu = cuda.context(0)
+    gpu = driver.context(0)
     standin.fail("cuMemGetInfo_v2", 1, status)
     with pytest.raises(DeviceLostError, match="lost to this process.*start the program again"):
         gpu.memory()
     if status in STICKY:
         with pytest.raises(DeviceLostError):
-            cuda.DeviceBuffer(64)
+            driver.DeviceBuffer(64)
     standin.revive()
     with suppress(DeviceLostError):
         gpu.memory()

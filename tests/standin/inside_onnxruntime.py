@@ -18,14 +18,15 @@ import pytest
 import tensorrt_rtx
 from cuda.bindings import driver
 
-from sdexport.backends import cuda, onnxruntime_cuda
-from sdexport.backends.cuda_device import CudaDevice
-from sdexport.backends.cuda_workspace import Form
-from sdexport.bundle import open_bundle
+from sdexport.artifacts.bundle import open_bundle
+from sdexport.backends.cuda import driver as cuda
+from sdexport.backends.cuda.device import CudaDevice
+from sdexport.backends.cuda.slots import Form
+from sdexport.backends.onnxruntime import cuda as onnxruntime_cuda
 from sdexport.errors import DeviceLostError, EngineError, FolderError, MissingExtraError
+from sdexport.model.shapes import Precision
 from sdexport.pipeline.parts import PipelineParts
 from sdexport.pipeline.pipeline import Pipeline
-from sdexport.spec import Precision
 from tests.standin.world import BUNDLE, LAUNCH_FAILED, OUT_OF_RESOURCES, Standin
 
 

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sdexport.backends import cuda_device
-from sdexport.backends.cuda_workspace import Form
+from sdexport.backends.cuda import device
+from sdexport.backends.cuda.slots import Form
 from sdexport.errors import EngineError
 from sdexport.pipeline.parts import PipelineParts
 from sdexport.pipeline.pipeline import Pipeline
@@ -221,7 +221,7 @@ def test_a_bounded_number_of_loops_is_kept(
     parts: PipelineParts,
     plans: dict[str, Path],
 ) -> None:
-    monkeypatch.setattr(cuda_device, "KEPT_LOOPS", 3)
+    monkeypatch.setattr(device, "KEPT_LOOPS", 3)
     with gpu_pipeline(parts, plans) as pipeline:
         for steps in (1, 2, 3, 4, 5):
             draw(pipeline, (("a bee",), "ddim", steps, 2.5, "64x64", 1))

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sdexport.backends.cuda_workspace import Form
+from sdexport.backends.cuda.slots import Form
 from sdexport.pipeline.parts import PipelineParts
 from sdexport.pipeline.pipeline import Pipeline
 from tests.standin.world import Standin, gpu_pipeline

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from sdexport.backends.cuda_workspace import Form
+from sdexport.backends.cuda.slots import Form
 from sdexport.errors import UsageError
 from sdexport.pipeline.parts import PipelineParts
 from sdexport.pipeline.pipeline import Pipeline

@@ -17,9 +17,9 @@ from pathlib import Path
 
 import pytest
 
-from sdexport.build import BuildOptions, build_folder, engines
+from sdexport.compiler import BuildOptions, build_folder, engines
 from sdexport.graph.split_unet import CannotSplitError
-from sdexport.spec import Precision
+from sdexport.model.shapes import Precision
 from tests.conftest import EMOJI_PROFILE, TINY_PROFILE
 
 HERE = Path(__file__).parent

@@ -18,15 +18,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from sdexport.backends import cuda, tensorrt
-from sdexport.backends.cuda_device import KEPT_BYTES, CudaDevice
-from sdexport.backends.cuda_workspace import Form
-from sdexport.backends.gpus import find_gpus
-from sdexport.bundle import Bundle, open_bundle, write_manifest
+from sdexport.artifacts.bundle import Bundle, open_bundle, write_manifest
+from sdexport.backends.cuda import driver
+from sdexport.backends.cuda.device import KEPT_BYTES, CudaDevice
+from sdexport.backends.cuda.gpus import find_gpus
+from sdexport.backends.cuda.slots import Form
+from sdexport.backends.tensorrt import session
+from sdexport.model.shapes import MOST_PIECES, Precision
 from sdexport.pipeline.load import load_parts
 from sdexport.pipeline.parts import PipelineParts
 from sdexport.pipeline.pipeline import Pipeline
-from sdexport.spec import MOST_PIECES, Precision
 
 BUNDLE = Path(os.environ.get("STANDIN_BUNDLE", "."))
 PLANS = Path(os.environ.get("STANDIN_PLANS", "."))
@@ -102,14 +103,14 @@ class Standin:
 def forget_devices() -> None:
     """Has the devices looked for anew; what was made on them must be closed."""
     find_gpus.cache_clear()
-    cuda.context.cache_clear()
-    tensorrt._runtime.cache_clear()
+    driver.context.cache_clear()
+    session._runtime.cache_clear()
     find_gpus()  # Before a call is made to fail: what is found is kept.
 
 
 def profiles(parts: PipelineParts, sizes: tuple[tuple[int, int, int], ...]) -> dict[str, Any]:
     """Profiles of the engines for (least, expected, largest) of batch, height and width."""
-    from sdexport.backends.workspace import (
+    from sdexport.backends.slots import (
         Shape,
         encoder_shapes,
         picture_shapes,
@@ -169,7 +170,7 @@ def gpu_pipeline(
 ) -> Pipeline:
     """The pipeline that draws with the double's engines on the stand-in."""
     engines = {
-        name: tensorrt.load("tensorrt-rtx", name, path, Precision.FP32, None)
+        name: session.load("tensorrt-rtx", name, path, Precision.FP32, None)
         for name, path in plans.items()
     }
     changed = replace(parts, **engines)

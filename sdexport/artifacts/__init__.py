@@ -1,0 +1,1 @@
+"""What lies on disk: bundles, ONNX folders, recipes, and how they are read and written."""

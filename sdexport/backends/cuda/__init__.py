@@ -1,0 +1,1 @@
+"""The CUDA driver API, and a denoising loop on a GPU over it."""

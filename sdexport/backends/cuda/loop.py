@@ -1,0 +1,184 @@
+"""What a loop of N evaluations needs on a GPU: its inputs, the chain of states, its graphs.
+
+Evaluation i reads row i of every table where it lies. The first one reads the start, which came
+with the tables, the last one writes where the decoder reads, and those between swap two states:
+
+    start → a → b → a → … → finished
+
+So nothing is copied between evaluations, and what is captured once serves every sampler, seed and
+guidance of the same length: they are numbers in the tables.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sdexport.backends.cuda import driver
+from sdexport.backends.cuda.layout import Block, Layout, Tensor
+from sdexport.backends.session import numpy_dtype
+from sdexport.backends.slots import Course, Engines, Shape, step_shapes, text_shapes
+
+
+@dataclass(frozen=True, slots=True)
+class LoopKey:
+    """What a loop is captured for, within a workspace's shape.
+
+    Attributes:
+        evaluations: N.
+        tables, constants: names of the inputs that change with the evaluation, and that stay.
+    """
+
+    evaluations: int
+    tables: tuple[str, ...]
+    constants: tuple[str, ...]
+
+    @classmethod
+    def of(cls, course: Course) -> LoopKey:
+        """The key of the loop that `course` goes through."""
+        return cls(
+            course.evaluations, tuple(sorted(course.tables)), tuple(sorted(course.constants))
+        )
+
+    def layout(self, engines: Engines, shape: Shape) -> Layout:
+        """How a course's inputs lie in memory; noise comes last, as it may be left out."""
+        step = engines.denoise_step
+        dtypes = {spec.name: numpy_dtype(spec.dtype) for spec in step.inputs}
+        dtypes |= {spec.name: numpy_dtype(spec.dtype) for spec in engines.text_encoder.inputs}
+        shapes = step_shapes(engines, shape) | text_shapes(engines, shape)
+
+        def tensor(name: str, rows: int | None = None) -> Tensor:
+            return Tensor(name, dtypes[name], shapes[name], rows)
+
+        return Layout.of(
+            [
+                *(tensor(name) for name in text_inputs(engines, shape)),
+                tensor("state"),
+                *(tensor(name) for name in self.constants),
+                *(tensor(name, self.evaluations) for name in self.tables),
+                tensor("noise", self.evaluations),
+            ]
+        )
+
+
+def text_inputs(engines: Engines, shape: Shape) -> tuple[str, ...]:
+    """The names of what the text encoder takes."""
+    return tuple(name for name in text_shapes(engines, shape) if name != "last_hidden_state")
+
+
+@dataclass(frozen=True, slots=True)
+class Chain:
+    """Addresses of the memory that the evaluations pass on: two states, the finished one, texts."""
+
+    states: tuple[int, int]
+    finished: int
+    text_embeddings: int
+
+
+class Loop:
+    """A loop's inputs in memory, its events, and what was captured of it."""
+
+    def __init__(
+        self,
+        key: LoopKey,
+        engines: Engines,
+        shape: Shape,
+        chain: Chain,
+        stream: driver.Stream,
+    ) -> None:
+        self.key = key
+        self.used = 0
+        self.whole: driver.Graph | None = None
+        self.steps: tuple[driver.Graph, ...] = ()
+        self.graph_bytes = 0
+        layout = key.layout(engines, shape)
+        with ExitStack() as stack:
+            self.inputs = Block(layout, f"the inputs of {key.evaluations} evaluations")
+            stack.callback(self.inputs.close)
+            self.started, self.encoded, self.looped, self.decoded = (
+                stack.enter_context(driver.Event()) for _ in range(4)
+            )
+            self.evaluated = tuple(
+                stack.enter_context(driver.Event()) for _ in range(key.evaluations)
+            )
+            # Without noise its weights are zero, and zero times what memory happens to hold may be
+            # no number.
+            begin = layout.offset("noise")
+            stream.zero(self.inputs.device.address + begin, layout.size - begin)
+            stack.pop_all()
+        self.addresses = tuple(self._addresses(index, chain) for index in range(key.evaluations))
+
+    def _addresses(self, index: int, chain: Chain) -> dict[str, int]:
+        """Where evaluation `index` finds its tensors."""
+        key, inputs = self.key, self.inputs
+        first, last = index == 0, index + 1 == key.evaluations
+        return {
+            "state": inputs.address("state") if first else chain.states[(index - 1) & 1],
+            "next_state": chain.finished if last else chain.states[index & 1],
+            "text_embeddings": chain.text_embeddings,
+            **{name: inputs.address(name) for name in key.constants},
+            **{name: inputs.address(name, index) for name in (*key.tables, "noise")},
+        }
+
+    def write(self, texts: Mapping[str, NDArray[Any]], course: Course) -> int:
+        """Writes a batch's inputs to pinned memory; returns how many bytes are to be copied."""
+        inputs = self.inputs
+        for name, array in texts.items():
+            inputs.host(name)[...] = array
+        inputs.host("state")[...] = course.state
+        for name, array in course.constants.items():
+            inputs.host(name)[...] = array
+        for name, table in course.tables.items():
+            inputs.host(name)[...] = table
+        if course.noise is None:
+            return inputs.layout.offset("noise")
+        np.copyto(inputs.host("noise"), course.noise)
+        return inputs.layout.size
+
+    def capture_whole(
+        self, context: driver.Context, stream: driver.Stream, enqueue: Callable[[int], None]
+    ) -> None:
+        """Captures all evaluations as one graph; `enqueue` enqueues one."""
+
+        def all_of_them() -> None:
+            for index in range(self.key.evaluations):
+                enqueue(index)
+
+        before, _ = context.memory()
+        self.whole = driver.Graph(stream, all_of_them)
+        self._count(context, before)
+
+    def capture_steps(
+        self, context: driver.Context, stream: driver.Stream, enqueue: Callable[[int], None]
+    ) -> None:
+        """Captures every evaluation as a graph of its own."""
+        before, _ = context.memory()
+        with ExitStack() as stack:
+            graphs = tuple(
+                stack.enter_context(driver.Graph(stream, lambda index=index: enqueue(index)))  # type: ignore[misc]  # mypy cannot infer a lambda with a default
+                for index in range(self.key.evaluations)
+            )
+            stack.pop_all()
+        self.steps = graphs
+        self._count(context, before)
+
+    def _count(self, context: driver.Context, before: int) -> None:
+        # The driver does not tell a graph's size. What other programs allocate meanwhile is
+        # counted too: the bound is kept all the same.
+        self.graph_bytes += max(0, before - context.memory()[0])
+
+    @property
+    def bytes(self) -> int:
+        """Of device memory."""
+        return self.inputs.layout.size + self.graph_bytes
+
+    def close(self) -> None:
+        """Gives everything back; no work may use it any more."""
+        graphs = self.steps if self.whole is None else (self.whole, *self.steps)
+        events = (self.started, self.encoded, self.looped, self.decoded, *self.evaluated)
+        driver.close_all([self.inputs, *events, *graphs])

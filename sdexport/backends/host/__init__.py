@@ -1,0 +1,1 @@
+"""Buffers and the denoising loop in the memory of the processor."""

@@ -1,0 +1,326 @@
+"""Engines on ONNX Runtime's providers for NVIDIA GPUs, on the same device memory as TensorRT's.
+
+Two targets: `onnxruntime-cuda` is the CUDA provider, `onnxruntime-tensorrt` the TensorRT provider
+with the former for what it does not take. Inputs and outputs are bound by address, and all work is
+enqueued on one stream of ours, so that nothing is copied or waited for between engines. A session
+allocates from an arena of its own while it runs, so its runs cannot be captured: the loop is eager.
+
+onnxruntime-gpu has the import name of onnxruntime, and must not be installed beside it.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import os
+from collections.abc import Mapping
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import Any
+
+from sdexport.artifacts import reading
+from sdexport.artifacts.builder_options import AMPERE, ANYWHERE, BuilderOptions, BuiltFor, number
+from sdexport.backends.build_request import BuiltEngine, EngineRequest
+from sdexport.backends.cuda import driver
+from sdexport.backends.cuda.device import CudaDevice, parse_form
+from sdexport.backends.cuda.session import HostBinding
+from sdexport.backends.onnxruntime import cpu
+from sdexport.backends.onnxruntime.cpu import SILENT, runtime
+from sdexport.backends.session import Array, numpy_dtype
+from sdexport.backends.slots import Engines
+from sdexport.errors import DeviceMemoryError, EngineError, FolderError, MissingExtraError
+from sdexport.extras import install_command
+from sdexport.model.shapes import Precision, TensorSpec
+
+CUDA, TENSORRT = "CUDAExecutionProvider", "TensorrtExecutionProvider"
+PROVIDERS = {"onnxruntime-cuda": (CUDA,), "onnxruntime-tensorrt": (TENSORRT, CUDA)}
+"""The providers of each target, the preferred one first."""
+
+ASYNCHRONOUS = "disable_synchronize_execution_providers"
+"""The run option under which a run returns when its work is enqueued."""
+
+TF32_OVERRIDE = "NVIDIA_TF32_OVERRIDE"
+"""NVIDIA's variable: with 0, its libraries compute float32 in float32, whatever they are told."""
+
+KEPT_BINDINGS = 512
+"""Sets of addresses whose binding is kept: a loop has one for each evaluation."""
+
+
+def default_precision() -> tuple[Precision, str]:
+    """Half precision, which the graph has to be in."""
+    return Precision.FP16, "GPUs compute fastest in half precision"
+
+
+def settle(target: str, options: BuilderOptions) -> BuilderOptions:
+    """There is nothing to settle: the graph is optimised when it is loaded."""
+    return options
+
+
+def lacks(target: str, capability: str) -> str:
+    """Why the library does not run on GPUs of `capability`; that depends on how it was built."""
+    return ""
+
+
+def build(target: str, request: EngineRequest) -> BuiltEngine:
+    """Moves the model into the output folder; see `onnxruntime_cpu.build`."""
+    return cpu.build(target, request)
+
+
+@functools.cache
+def _stream(gpu: driver.Context) -> driver.Stream:
+    """The one stream of a GPU's sessions: a session is told its stream when it is made."""
+    gpu.use()
+    return driver.Stream()
+
+
+@functools.cache
+def _preload(library: Any) -> str:
+    """Loads the CUDA and cuDNN libraries that pip installed, which would not be found otherwise.
+
+    Versions before 1.21 cannot be asked to.
+
+    Returns:
+        What it said of those that it could not load; empty where all is well.
+    """
+    preload = getattr(library, "preload_dlls", None)
+    if preload is None:
+        return ""
+    said = io.StringIO()
+    try:
+        with redirect_stdout(said):  # It prints.
+            preload()
+    # Whatever it is, a library that is missing keeps the provider from being set up, and is told.
+    except Exception as error:
+        said.write(str(error))
+    return " ".join(said.getvalue().split())
+
+
+def _options(provider: str, gpu: driver.Context, stream: driver.Stream) -> dict[str, str]:
+    """The options of a provider; whatever computes float32 in fewer bits is switched off.
+
+    That is `use_tf32` of the CUDA provider. The TensorRT provider has no such option, see
+    `_refuse_tf32`; its reduced precisions (`trt_fp16_enable` and the like) are off by default.
+    """
+    place = {"device_id": str(gpu.ordinal), "user_compute_stream": str(int(stream.handle))}
+    return place | {"use_tf32": "0"} if provider == CUDA else place
+
+
+def _refuse_tf32(target: str, precision: Precision, gpu: driver.Context) -> None:
+    """Raises EngineError where float32 would be computed in TF32 and nothing can be set against it.
+
+    The variable is NVIDIA's, holds for the whole process and is read when the libraries start; so
+    it is asked for, and not set here.
+    """
+    if TENSORRT not in PROVIDERS[target] or precision is not Precision.FP32:
+        return
+    if number(gpu.capability) >= AMPERE and os.environ.get(TF32_OVERRIDE) != "0":
+        raise EngineError(
+            f"{target} computes float32 in TF32 (factors of 10 bits) on {gpu.name}, and ONNX "
+            f"Runtime has no option against it: start the program with {TF32_OVERRIDE}=0 in its "
+            "environment, or build the bundle for onnxruntime-cuda"
+        )
+
+
+def load(
+    target: str,
+    name: str,
+    path: Path,
+    precision: Precision,
+    threads: int | None,
+    built: BuiltFor = ANYWHERE,
+) -> OnnxRuntimeGpuEngine:
+    """The engine of the component `name`, its weights on the GPU.
+
+    Raises:
+        FolderError: no such file.
+        MissingExtraError: the ONNX Runtime that is installed has no such provider.
+        EngineError: there is no GPU, the runtime refuses the model, or it would compute float32 in
+            fewer bits; says why.
+    """
+    library = runtime()
+    if not reading.exists(path):
+        raise FolderError(f"the engine of {name} is missing: {path}; build the bundle again")
+    providers = PROVIDERS[target]
+    found = library.get_available_providers()
+    missing = [provider for provider in providers if provider not in found]
+    if missing:
+        raise MissingExtraError(
+            f"the ONNX Runtime {library.__version__} that is installed has no "
+            f"{' and no '.join(missing)}, only {', '.join(found)}; pip uninstall onnxruntime; "
+            f"{install_command('onnxruntime-gpu')}"
+        )
+    gpu = driver.context_for(target, name, built)
+    _refuse_tf32(target, precision, gpu)
+    stream = _stream(gpu)
+    chosen: list[Any] = [(provider, _options(provider, gpu, stream)) for provider in providers]
+    options = library.SessionOptions()
+    options.log_severity_level = SILENT
+    said = io.StringIO(_preload(library))
+    said.seek(0, io.SEEK_END)
+    try:
+        with redirect_stdout(said):  # Why a provider cannot be set up is printed.
+            session = library.InferenceSession(str(path), sess_options=options, providers=chosen)
+    except Exception as error:  # The library's own classes derive from Exception alone.
+        what = f"ONNX Runtime cannot load {name} from {path}{_bracketed(said)}"
+        raise _failure(gpu, what, error) from error
+    # A provider that cannot be set up is left out without a word.
+    if session.get_providers()[0] != providers[0]:
+        raise EngineError(
+            f"ONNX Runtime cannot set up {providers[0]} here and would run {name} with "
+            f"{session.get_providers()[0]}{_bracketed(said)}; see that the CUDA, cuDNN and "
+            "TensorRT libraries that its documentation names for this version are installed"
+        )
+    return OnnxRuntimeGpuEngine(name, library, session, gpu, stream)
+
+
+def _bracketed(said: io.StringIO) -> str:
+    """What was printed, on one line and in brackets after a blank; empty where nothing was."""
+    text = " ".join(said.getvalue().split())
+    return f" ({text})" if text else ""
+
+
+def device(engines: Engines, loop: str, cache: Path) -> CudaDevice:
+    """The GPU on which `engines` were loaded; see `cuda_device`."""
+    return CudaDevice(engines, parse_form(loop))
+
+
+def _failure(gpu: driver.Context, what: str, error: Exception) -> EngineError:
+    """The error for what the runtime said.
+
+    Raises:
+        DeviceLostError: the device is lost; whatever the runtime says, that is the reason.
+    """
+    gpu.memory()
+    said = " ".join(str(error).split())
+    if "out of memory" in said.lower() or "Failed to allocate memory" in said:
+        return DeviceMemoryError(
+            f"{what}: {said}: the GPU's memory is full; draw fewer pictures at once or smaller "
+            "ones, or end other programs that use the GPU"
+        )
+    return EngineError(f"{what}: {said}; build the bundle again")
+
+
+class OnnxRuntimeGpuEngine:
+    """One component on the GPU; see `device.DeviceEngine`."""
+
+    streams = 1
+
+    def __init__(
+        self, name: str, library: Any, session: Any, gpu: driver.Context, stream: driver.Stream
+    ) -> None:
+        self._name = name
+        self._library = library
+        self._session = session
+        self._gpu = gpu
+        self._stream = stream
+        self._inputs = cpu.specs(session.get_inputs())
+        self._outputs = cpu.specs(session.get_outputs())
+
+    @property
+    def name(self) -> str:
+        """See `device.DeviceEngine`; so the others."""
+        return self._name
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        return self._inputs
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        return self._outputs
+
+    @property
+    def context(self) -> driver.Context:
+        return self._gpu
+
+    @property
+    def stream(self) -> driver.Stream | None:
+        return self._stream
+
+    @property
+    def optional(self) -> tuple[str, ...]:
+        """See `protocol.Engine.optional`."""
+        return ()
+
+    def bind(
+        self, shapes: Mapping[str, tuple[int, ...]], shared: Mapping[str, Array] | None = None
+    ) -> HostBinding:
+        """See `protocol.Engine.bind`; over host arrays, for checking the engine."""
+        return HostBinding(self, shapes, shared)
+
+    def prepare(
+        self, shapes: Mapping[str, tuple[int, ...]], stream: driver.Stream
+    ) -> OnnxRuntimeGpuCall:
+        if stream is not self._stream:
+            raise AssertionError("a session runs on the stream that it was made for")
+        return OnnxRuntimeGpuCall(self._name, self._library, self._session, self, shapes)
+
+    def keep_cache(self, folder: Path) -> None:
+        return
+
+    def save_cache(self) -> None:
+        return
+
+    def close(self) -> None:
+        self._session = None
+
+
+class OnnxRuntimeGpuCall:
+    """A session over tensors of one set of shapes; see `device.DeviceCall`."""
+
+    memory = kept = 0
+    """The session's arena is its own, and takes nothing more for a call."""
+
+    def __init__(
+        self,
+        name: str,
+        library: Any,
+        session: Any,
+        engine: OnnxRuntimeGpuEngine,
+        shapes: Mapping[str, tuple[int, ...]],
+    ) -> None:
+        self._name = name
+        self._session = session
+        self._gpu = engine.context
+        self._tensors = tuple(
+            (spec.name, numpy_dtype(spec.dtype).type, shapes[spec.name], spec in engine.inputs)
+            for spec in (*engine.inputs, *engine.outputs)
+        )
+        self._options = library.RunOptions()
+        self._options.add_run_config_entry(ASYNCHRONOUS, "1")
+        self._bindings: dict[tuple[int, ...], Any] = {}
+
+    def use_memory(self, address: int, size: int) -> None:
+        return
+
+    def can_be_captured(self, stream: driver.Stream) -> bool:
+        return False
+
+    def enqueue(self, addresses: Mapping[str, int], stream: driver.Stream) -> None:
+        missing = [name for name, *_ in self._tensors if name not in addresses]
+        if missing:
+            raise EngineError(
+                f"{self._name} has no address for {', '.join(missing)}; every tensor needs one "
+                "before each run"
+            )
+        try:
+            self._session.run_with_iobinding(self._binding(addresses), self._options)
+        except Exception as error:  # The library's own classes derive from Exception alone.
+            raise _failure(self._gpu, f"{self._name} failed in ONNX Runtime", error) from error
+
+    def _binding(self, addresses: Mapping[str, int]) -> Any:
+        """The tensors at these addresses, bound once."""
+        key = tuple(addresses[name] for name, *_ in self._tensors)
+        found = self._bindings.get(key)
+        if found is None:
+            if len(self._bindings) >= KEPT_BINDINGS:
+                self._bindings.clear()
+            found = self._bindings[key] = self._session.io_binding()
+            for (name, dtype, shape, is_input), address in zip(self._tensors, key, strict=True):
+                place = found.bind_input if is_input else found.bind_output
+                place(name, "cuda", self._gpu.ordinal, dtype, shape, address)
+        return found
+
+    def close(self) -> None:
+        self._bindings.clear()
+        self._session = None

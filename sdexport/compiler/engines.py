@@ -1,0 +1,226 @@
+"""ONNX folder to engines: the graph passes and the target's builder, one component at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import onnx
+
+from sdexport.artifacts import reading, storage
+from sdexport.artifacts.bundle import EngineRecord, graph_name
+from sdexport.artifacts.onnx_folder import MODEL_FILE, OnnxFolder
+from sdexport.backends import targets
+from sdexport.backends.build_request import EngineRequest
+from sdexport.compiler.dimensions import Dimensions
+from sdexport.compiler.options import Choice
+from sdexport.compiler.report import Stopwatch
+from sdexport.compiler.shapes import call_shapes, projected_shapes, shape_ranges
+from sdexport.graph.decode_image import decode_image
+from sdexport.graph.denoise_step import core_step, denoise_step
+from sdexport.graph.flops import count
+from sdexport.graph.projections import text_projection, time_projection
+from sdexport.graph.proto import load_graph, save_graph, take_weights, weights_files
+from sdexport.graph.select_hidden_state import select_hidden_state
+from sdexport.graph.select_outputs import select_outputs
+from sdexport.graph.skeleton import Call, shapes_at, skeleton
+from sdexport.graph.split_unet import CannotSplitError, split_unet
+from sdexport.graph.vector_timestep import vector_timestep
+from sdexport.model.shapes import Profile
+from sdexport.progress import Progress, stage
+from sdexport.sampling import STATE_SLOTS
+
+COMPONENT_OF = {
+    "text_encoder": "text_encoder",
+    "text_projection": "unet",
+    "time_projection": "unet",
+    "denoise_step": "unet",
+    "vae_decoder": "vae_decoder",
+    "vae_encoder": "vae_encoder",
+}
+"""Which component of the ONNX folder an engine is made of."""
+
+PROJECTIONS = ("text_projection", "time_projection")
+"""The engines of a UNet that is split; see `graph.split_unet`."""
+
+
+def _passes(
+    dimensions: Dimensions,
+) -> Mapping[str, Callable[[onnx.ModelProto], onnx.ModelProto]]:
+    """What the graph of an engine is made with, from its component's."""
+    return {
+        "text_encoder": lambda model: select_outputs(
+            select_hidden_state(model), ("last_hidden_state",)
+        ),
+        "denoise_step": lambda model: denoise_step(vector_timestep(model), slots=STATE_SLOTS),
+        "vae_decoder": lambda model: decode_image(
+            model,
+            slots=STATE_SLOTS,
+            scaling_factor=dimensions.scaling_factor,
+            shift_factor=dimensions.shift_factor,
+        ),
+        "vae_encoder": lambda model: select_outputs(model, ("latent_parameters",)),
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class Graphs:
+    """The engines' graphs, and why the UNet is in one piece where it was to be split."""
+
+    models: Mapping[str, onnx.ModelProto]
+    unsplit_because: str = ""
+
+
+def make_graphs(folder: OnnxFolder, dimensions: Dimensions, engines: Collection[str]) -> Graphs:
+    """The graphs of `engines`; the UNet is split where they are to have projections.
+
+    Raises:
+        FolderError: a model is damaged or of another kind.
+    """
+    passes, because = _passes(dimensions), ""
+    models: dict[str, onnx.ModelProto] = {}
+    if not set(PROJECTIONS).isdisjoint(engines):
+        try:
+            split = split_unet(vector_timestep(load_graph(folder.model("unet"))))
+        except CannotSplitError as error:
+            because = f"in one piece: {error}"
+        else:
+            models["text_projection"] = text_projection(split)
+            models["time_projection"] = time_projection(split)
+            models["denoise_step"] = core_step(split, slots=STATE_SLOTS)
+    for name in engines:
+        if name in passes and name not in models:
+            models[name] = passes[name](load_graph(folder.model(COMPONENT_OF[name])))
+    return Graphs(models, because)
+
+
+def prepare_graphs(
+    folder: OnnxFolder,
+    work: Path,
+    dimensions: Dimensions,
+    engines: Collection[str],
+    *,
+    consume: bool = False,
+) -> str:
+    """Writes the graph of every engine to `work/ENGINE/model.onnx`, its weights beside it.
+
+    With `consume`, the folder is a passing one: its weights are moved instead of copied, or removed
+    once they are, which saves their size on disk.
+
+    Returns:
+        Why the UNet was not split although it was to be; empty otherwise.
+
+    Raises:
+        FolderError: a model is damaged or of another kind.
+        StorageError: the place cannot be written.
+    """
+    made = make_graphs(folder, dimensions, engines)
+    with storage.explained(work):
+        for name, model in made.models.items():
+            source = folder.model(COMPONENT_OF[name]).parent
+            (work / name).mkdir(parents=True)
+            if "text_projection" in made.models and COMPONENT_OF[name] == "unet":
+                # Three engines share the file of the UNet's weights: each takes its own.
+                take_weights(model, source, work / name)
+            else:
+                place_weights(model, source, work / name, consume=consume)
+            save_graph(model, work / name / MODEL_FILE)
+        if consume and "text_projection" in made.models:
+            unet = folder.model("unet")
+            for name in weights_files(load_graph(unet)):
+                (unet.parent / name).unlink()
+    return made.unsplit_because
+
+
+def build_engines(
+    work: Path,
+    destination: Path,
+    choice: Choice,
+    dimensions: Dimensions,
+    profile: Profile,
+    fingerprints: Mapping[str, str],
+    stopwatch: Stopwatch,
+    progress: Progress,
+) -> dict[str, EngineRecord]:
+    """Builds the graphs that `prepare_graphs` left in `work`, and says what the engines are.
+
+    Those of `fingerprints` that have no graph there are left out.
+
+    What is in `work` is used up.
+
+    Raises:
+        EngineError: the target's library refused a graph; names the engine.
+        StorageError: the place cannot be written.
+    """
+    records: dict[str, EngineRecord] = {}
+    wanted = {name: one for name, one in fingerprints.items() if (work / name).is_dir()}
+    with stage(progress, "building engines", len(wanted)):
+        for name, fingerprint in wanted.items():
+            progress.advance(0, name)
+            with stopwatch.stage(f"build {name}"), storage.explained(destination):
+                graph = keep_graph(
+                    load_graph(work / name / MODEL_FILE), name, dimensions, destination
+                )
+                cost = count(graph, shapes_at(graph, usual_call(profile)))
+                output = destination / name
+                output.mkdir()
+                built = targets.build_engine(
+                    choice.target,
+                    EngineRequest(
+                        name=name,
+                        model=work / name / MODEL_FILE,
+                        output=output,
+                        precision=choice.precision,
+                        shapes=shape_ranges(name, dimensions, profile),
+                        options=choice.builder,
+                        progress=progress,
+                    ),
+                )
+                storage.remove_tree(work / name)
+            records[name] = EngineRecord(
+                file=f"{name}/{built.file.name}",
+                fingerprint=fingerprint,
+                parameters=cost.parameters,
+                flops=cost.flops,
+                built=built.facts,
+            )
+            progress.advance(1, name)
+    return records
+
+
+def usual_call(profile: Profile) -> Call:
+    """The call that a profile expects, with guidance."""
+    return Call(profile.height.opt, profile.width.opt, profile.batch.opt)
+
+
+def keep_graph(
+    model: onnx.ModelProto, engine: str, dimensions: Dimensions, bundle: Path
+) -> onnx.ModelProto:
+    """Writes the graph of `engine` without weights into the folder `bundle`, and gives it."""
+
+    def shapes_of(call: Call) -> dict[str, tuple[int, ...]]:
+        shapes = call_shapes(engine, dimensions, **asdict(call))
+        there = {entry.name for entry in model.graph.input}
+        own = {name: shape for name, shape in shapes.items() if name in there}
+        return own | projected_shapes(model, dimensions, call)
+
+    graph = skeleton(model, shapes_of)
+    path = bundle / graph_name(engine)
+    path.parent.mkdir(exist_ok=True)
+    save_graph(graph, path)
+    return graph
+
+
+def place_weights(model: onnx.ModelProto, source: Path, work: Path, *, consume: bool) -> None:
+    """Copies, or with `consume` moves, the weights of `model` from the folder `source` to `work`.
+
+    Raises:
+        FolderError: a file is missing, or lies elsewhere.
+    """
+    for name in weights_files(model):
+        reading.require_file(source / name)
+        if consume:
+            (source / name).rename(work / name)
+        else:
+            storage.copy_file(source / name, work / name)

@@ -1,0 +1,455 @@
+"""Does a bundle draw what PyTorch draws? Each engine and whole pictures, against the checkpoint.
+
+The engines' results are compared with the checkpoint's own modules in float32 on the same inputs,
+and whole pictures with diffusers' pipeline for the same prompts and seeds. The figures are kept in
+the bundle's manifest.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sdexport import __version__
+from sdexport.artifacts import bundle as bundles
+from sdexport.artifacts import reading, storage
+from sdexport.artifacts.bundle import GRAPHS, Bundle, Manifest
+from sdexport.artifacts.onnx_folder import PLAIN, digests_of
+from sdexport.backends.session import Array, Engine
+from sdexport.backends.slots import Course, Shape
+from sdexport.backends.targets import check_threads
+from sdexport.errors import ParityError, UsageError
+from sdexport.keywords import explains_keywords
+from sdexport.model.native_size import pixel_multiple
+from sdexport.model.shapes import Precision
+from sdexport.pipeline.load import load_parts
+from sdexport.pipeline.pipeline import Pipeline, PipelineParts
+from sdexport.pipeline.tokenizer import PromptTokenizer
+from sdexport.progress import SILENT, Progress, stage
+from sdexport.sampling import STATE_SLOTS, TorchNoise
+
+if TYPE_CHECKING:
+    from sdexport.export.checkpoint import Checkpoint
+
+PROMPTS = ("a red apple", "a photo of an astronaut riding a horse")
+NEGATIVE_PROMPT = "blurry"
+GUIDANCE = 3.0
+STEPS = 10
+# DDIM: it does not amplify an evaluation's rounding, as PNDM does with few steps, so what is seen
+# is the engines' difference and not the sampler's.
+SAMPLER = "ddim"
+SEED = 1000
+LARGEST_SIDE = 256
+"""Pictures are compared at most at this many pixels a side where the profile allows: PyTorch in
+float32 needs minutes at the full size of a large model."""
+
+
+VERIFICATION_VERSION = 1
+"""Part of what figures were measured on: raise it when something else is compared than before."""
+
+MANIFEST_BYTES = 1 << 18
+"""Of a manifest with figures, generously: room for it is asked for before anything is compared."""
+
+MEASURED_ON = "measured_on"
+"""The key of the parity in a manifest that says what it was measured on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tolerance:
+    """How far a bundle may be from PyTorch in float32.
+
+    Attributes:
+        precision: of the bundle.
+        engine: relative RMS of an engine's output.
+        picture_rms: RMS of a picture's difference, of the range 0 to 1.
+        picture_largest: the largest difference of a pixel, of 255; None where rounding in half
+            precision makes single pixels meaningless.
+    """
+
+    precision: Precision
+    engine: float
+    picture_rms: float
+    picture_largest: int | None
+
+
+TOLERANCES = {
+    one.precision: one
+    for one in (
+        Tolerance(Precision.FP32, engine=1e-3, picture_rms=2 / 255, picture_largest=2),
+        Tolerance(Precision.FP16, engine=0.03, picture_rms=0.02, picture_largest=None),
+        Tolerance(Precision.BF16, engine=0.05, picture_rms=0.04, picture_largest=None),
+    )
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """One comparison with PyTorch.
+
+    Attributes:
+        what: an engine's name, or `pictures`.
+        rms: relative to the reference's RMS for engines, of the range 0 to 1 for pictures.
+        largest: the largest difference: in the output's unit for engines, of 255 for pictures.
+        allowed: the RMS that is allowed; `ok` says whether this comparison passed.
+    """
+
+    what: str
+    rms: float
+    largest: float
+    allowed: float
+    ok: bool
+
+
+@dataclass(frozen=True, slots=True)
+class VerifyReport:
+    """All comparisons of one bundle.
+
+    Attributes:
+        size: (width, height) in pixels of what was compared.
+        seconds: how long it took.
+    """
+
+    target: str
+    precision: str
+    size: tuple[int, int]
+    comparisons: tuple[Comparison, ...]
+    seconds: float
+
+    @property
+    def ok(self) -> bool:
+        """Whether every comparison is within its tolerance."""
+        return all(comparison.ok for comparison in self.comparisons)
+
+    def as_json(self) -> dict[str, Any]:
+        """The report as one JSON object."""
+        return asdict(self) | {"ok": self.ok, "size": list(self.size)}
+
+
+def measured_on(manifest: Manifest) -> str:
+    """One hash for all that figures of parity follow from, but for the checkpoint.
+
+    The bundle's files, which hold engines, tokenizer and scheduler; the call that is compared, and
+    with what; this project's version, whose code draws the pictures. The checkpoint itself stands
+    behind the engines' fingerprints and the copied files.
+    """
+    return reading.digest_of(
+        {
+            "files": {
+                name: file.sha256
+                for name, file in manifest.files.items()
+                if not name.startswith(f"{GRAPHS}/")
+            },
+            "call": _call_of(manifest),
+            "constants": [PROMPTS, NEGATIVE_PROMPT, GUIDANCE, STEPS, SAMPLER, SEED],
+            "tolerance": asdict(TOLERANCES[manifest.precision]),
+            "versions": [VERIFICATION_VERSION, __version__],
+        }
+    )
+
+
+def is_stale(manifest: Manifest) -> bool:
+    """Whether a manifest has figures of parity that were measured on something else."""
+    return manifest.parity is not None and manifest.parity.get(MEASURED_ON) != measured_on(manifest)
+
+
+def has_passed(manifest: Manifest) -> bool:
+    """Whether a manifest has figures of parity that hold for it and are within tolerance."""
+    return bool(manifest.parity and manifest.parity.get("ok")) and not is_stale(manifest)
+
+
+def _call_of(manifest: Manifest) -> tuple[int, int, int]:
+    """Width and height in pixels, and the batch, of what is compared."""
+    profile, multiple = manifest.profile, pixel_multiple(manifest.latent_scale)
+    width, height = (
+        max(limits.min, min(limits.opt, LARGEST_SIDE) // multiple * multiple)
+        for limits in (profile.width, profile.height)
+    )
+    return width, height, min(max(2, profile.batch.min), profile.batch.max)
+
+
+def refuse_other_checkpoint(bundle: Bundle, checkpoint: Checkpoint) -> None:
+    """Refuses a checkpoint that the bundle was not built from, where that is known.
+
+    It is not known of bundles from another tool's ONNX folder, or of an older version.
+
+    Raises:
+        UsageError: names the parts that differ.
+    """
+    from sdexport.export.export import plain_parts
+
+    made_from: Any = bundle.manifest.export.get("made_from")
+    if not isinstance(made_from, Mapping):
+        return
+    theirs = checkpoint.digests(made_from)
+    differing = [name for name, one in made_from.items() if one["checkpoint"] != theirs[name]]
+    plain = digests_of(plain_parts(checkpoint))
+    ours = {
+        name: file.sha256
+        for name, file in bundle.manifest.files.items()
+        if name.split("/")[0] in PLAIN
+    }
+    differing += sorted(
+        {name.split("/")[0] for name in {*plain, *ours} if plain.get(name) != ours.get(name)}
+    )
+    if differing:
+        raise UsageError(
+            f"{bundle.path} was not built from {checkpoint.name} as it is now: "
+            f"{', '.join(differing)} differ; give the checkpoint that it was built from, or bring "
+            f"the bundle up to date with: sdexport compile {checkpoint.path} {bundle.path}"
+        )
+
+
+@explains_keywords()
+def verify(
+    bundle: Path | str,
+    checkpoint: Checkpoint | Path | str,
+    *,
+    threads: int | None = None,
+    progress: Progress = SILENT,
+) -> VerifyReport:
+    """Compares a bundle with its checkpoint in PyTorch and keeps the figures in the manifest.
+
+    Raises:
+        UsageError: `threads` is no number of threads, or the bundle was built from another
+            checkpoint; see `refuse_other_checkpoint`.
+        ParityError: a comparison is out of tolerance, or a result is no number; the message names
+            the engine and the figures. They are kept in the manifest all the same.
+        FolderError, CheckpointError, MissingExtraError: as `open_bundle` and the export.
+        StorageError: the manifest cannot be written.
+    """
+    from sdexport.export.reference import ReferenceModels
+
+    start = time.perf_counter()
+    check_threads(threads)
+    opened = bundles.open_bundle(reading.given_path(bundle, "the bundle's path"))
+    manifest = opened.manifest
+    opened.read(lambda place: storage.check_room(place / bundles.MANIFEST_FILE, MANIFEST_BYTES))
+    tolerance = TOLERANCES[manifest.precision]
+    reference = ReferenceModels(checkpoint)
+    refuse_other_checkpoint(opened, reference.checkpoint)
+    parts = load_parts(opened, threads=threads)
+    width, height, batch = _call_of(manifest)
+    comparisons: list[Comparison] = []
+    stages = 5 if parts.vae_encoder is not None else 4
+    with stage(progress, "comparing with PyTorch", stages):
+        h, w = height // manifest.latent_scale, width // manifest.latent_scale
+        progress.advance(0, "text_encoder")
+        prompts = prompts_for(parts.tokenizer)
+        tokens = parts.tokenizer.encode([NEGATIVE_PROMPT, prompts[0]])
+        inputs: dict[str, Array] = {"input_ids": tokens}
+        if parts.text_layers:
+            inputs["clip_skip"] = np.zeros(len(tokens), np.int64)
+        ours = _call(parts.text_encoder, inputs, _text_shape(parts))
+        theirs = reference.text_encoder(tokens)
+        comparisons.append(_engine("text_encoder", ours, theirs, tolerance))
+        progress.advance(1, "denoise_step")
+        comparisons.append(_denoise_step(parts, reference, theirs, (h, w), batch, tolerance))
+        progress.advance(1, "vae_decoder")
+        comparisons.append(_vae_decoder(parts, reference, (h, w), tolerance))
+        if parts.vae_encoder is not None:
+            progress.advance(1, "vae_encoder")
+            comparisons.append(
+                _vae_encoder(parts.vae_encoder, reference, (h, w), manifest.latent_scale, tolerance)
+            )
+        progress.advance(1, "pictures")
+        comparisons.append(_pictures(parts, reference, (width, height), batch, tolerance))
+        progress.advance(1)
+    report = VerifyReport(
+        target=manifest.target,
+        precision=str(manifest.precision),
+        size=(width, height),
+        comparisons=tuple(comparisons),
+        seconds=round(time.perf_counter() - start, 3),
+    )
+    bundles.record(opened, parity=report.as_json() | {MEASURED_ON: measured_on(manifest)})
+    _refuse(report, tolerance)
+    return report
+
+
+def prompts_for(tokenizer: PromptTokenizer) -> tuple[str, ...]:
+    """`PROMPTS`, with the tokens that the checkpoint's tokenizer has learned besides CLIP's."""
+    learned = " ".join(tokenizer.learned)
+    return tuple(f"{prompt} {learned}".rstrip() for prompt in PROMPTS)
+
+
+def _refuse(report: VerifyReport, tolerance: Tolerance) -> None:
+    for comparison in report.comparisons:
+        if comparison.ok:
+            continue
+        limit = f"RMS {comparison.allowed:.2g}"
+        if comparison.what == "pictures" and tolerance.picture_largest is not None:
+            limit += f" and {tolerance.picture_largest} of 255"
+        raise ParityError(
+            f"{comparison.what} differs from PyTorch by RMS {comparison.rms:.3g}, at most "
+            f"{comparison.largest:.3g}; allowed is {limit} for {report.precision}. "
+            f"{_remedy(report.precision)}check that bundle and checkpoint belong together"
+        )
+
+
+def _call(
+    engine: Engine, inputs: Mapping[str, Array], output: tuple[str, tuple[int, ...]]
+) -> Array:
+    """One call of `engine`; `output` is the wanted output's name and shape."""
+    name, shape = output
+    binding = engine.bind({key: value.shape for key, value in inputs.items()} | {name: shape})
+    for key, value in inputs.items():
+        binding.buffers[key][...] = value
+    binding.run()
+    return binding.buffers[name].copy()
+
+
+def _text_shape(parts: PipelineParts) -> tuple[str, tuple[int, ...]]:
+    return "last_hidden_state", (2, parts.tokens, parts.embedding_dim)
+
+
+def _engine(what: str, ours: Array, theirs: Array, tolerance: Tolerance) -> Comparison:
+    difference = ours.astype(np.float64) - theirs.astype(np.float64)
+    scale = float(np.sqrt(np.mean(np.square(theirs, dtype=np.float64))))
+    rms = float(np.sqrt(np.mean(np.square(difference)))) / max(scale, 1e-12)
+    _refuse_no_numbers(what, rms, tolerance.precision)
+    return Comparison(
+        what, rms, float(np.abs(difference).max()), tolerance.engine, rms <= tolerance.engine
+    )
+
+
+def _refuse_no_numbers(what: str, rms: float, precision: str) -> None:
+    if not np.isfinite(rms):
+        raise ParityError(
+            f"{what} gives values that are no numbers (NaN or infinity); "
+            f"{_remedy(precision)}check the checkpoint's weights"
+        )
+
+
+def _remedy(precision: str) -> str:
+    """What may help where a bundle is not in float32 already."""
+    return "" if precision == Precision.FP32 else "build with --precision fp32, or "
+
+
+def _denoise_step(
+    parts: PipelineParts,
+    reference: Any,
+    embeddings: Array,
+    latent_size: tuple[int, int],
+    batch: int,
+    tolerance: Tolerance,
+) -> Comparison:
+    """The guided model output of one step that hands it through: slot 0 becomes the output.
+
+    The step is called for as many images as the pictures are drawn with, all the same: for another
+    shape, some engines would be compiled and held a second time.
+    """
+    shape = (1, parts.latent_channels, *latent_size)
+    sample = TorchNoise(SEED).randn(shape)
+    timestep = np.array([500.0], np.float32)
+    update = np.zeros((1, STATE_SLOTS, STATE_SLOTS + 2), np.float32)
+    update[0, 0, STATE_SLOTS] = 1.0
+    state = np.zeros((1, STATE_SLOTS, *shape[1:]), np.float32)
+    state[:, 0] = sample
+    weights = np.zeros((1, STATE_SLOTS), np.float32)
+    weights[0, 0] = 1.0
+    scale = np.array([GUIDANCE], np.float32)
+    embedded = scale - 1 if parts.embedded_guidance else None
+    constants = {
+        "guidance_rescale": np.zeros(1, np.float32),
+        "mask": np.ones((1, 1, *latent_size), np.float32),
+        "known": np.zeros((1, 2, *shape[1:]), np.float32),
+    } | ({} if embedded is None else {"embedded_guidance": embedded})
+    tables = {
+        "timestep": timestep,
+        "input_weights": weights,
+        "update_weights": update,
+        "guidance": scale,
+        "known_weights": np.zeros((1, 2), np.float32),
+    }
+    course = Course(
+        np.repeat(state, batch, axis=0),
+        {name: np.repeat(table, batch, axis=0)[None] for name, table in tables.items()},
+        {name: np.repeat(array, batch, axis=0) for name, array in constants.items()},
+    )
+    with closing(parts.placed().workspaces()) as workspaces:
+        workspace = workspaces(Shape(batch, 2, *latent_size, parts.tokens))
+        workspace.embed(np.repeat(embeddings[None].astype(np.float32), batch, axis=0))
+        workspace.begin(course)
+        workspace.advance()
+        ours = workspace.latents().copy()
+    unguided, guided = (
+        reference.unet(sample, timestep, embeddings[branch : branch + 1], embedded)
+        for branch in (0, 1)
+    )
+    return _engine("denoise_step", ours, unguided + GUIDANCE * (guided - unguided), tolerance)
+
+
+def _vae_decoder(
+    parts: PipelineParts, reference: Any, latent_size: tuple[int, int], tolerance: Tolerance
+) -> Comparison:
+    """The picture of random latents, of the range 0 to 1."""
+    latents = TorchNoise(SEED + 1).randn((1, parts.latent_channels, *latent_size))
+    state = np.zeros((1, STATE_SLOTS, *latents.shape[1:]), np.float32)
+    state[:, 0] = latents
+    theirs = reference.decode(latents)
+    ours = _call(parts.vae_decoder, {"state": state}, ("image", theirs.shape))
+    return _engine("vae_decoder", ours / 255, np.round(theirs * 255) / 255, tolerance)
+
+
+def _vae_encoder(
+    engine: Engine,
+    reference: Any,
+    latent_size: tuple[int, int],
+    latent_scale: int,
+    tolerance: Tolerance,
+) -> Comparison:
+    """Means and log variances of a random smooth picture's latents."""
+    coarse = TorchNoise(SEED + 2).randn((1, 3, *latent_size))
+    pixels = np.tanh(coarse.repeat(latent_scale, axis=2).repeat(latent_scale, axis=3))
+    theirs = reference.encode(pixels)
+    ours = _call(engine, {"sample": pixels}, ("latent_parameters", theirs.shape))
+    return _engine("vae_encoder", ours, theirs, tolerance)
+
+
+def _pictures(
+    parts: PipelineParts,
+    reference: Any,
+    size: tuple[int, int],
+    count: int,
+    tolerance: Tolerance,
+) -> Comparison:
+    prompts = prompts_for(parts.tokenizer)[:count]
+    seeds = [SEED + index for index in range(len(prompts))]
+    result = Pipeline(parts).generate(
+        list(prompts),
+        negative_prompt=NEGATIVE_PROMPT,
+        steps=STEPS,
+        guidance=GUIDANCE,
+        sampler=SAMPLER,
+        seed=seeds,
+        size=size,
+    )
+    theirs = reference.pictures(
+        list(prompts),
+        seeds=seeds,
+        steps=STEPS,
+        guidance=GUIDANCE,
+        sampler=SAMPLER,
+        size=size,
+        negative_prompt=NEGATIVE_PROMPT,
+    )
+    ours = np.stack([np.asarray(image) for image in result.images]).astype(np.float64)
+    difference = ours - np.stack(theirs).astype(np.float64)
+    rms = float(np.sqrt(np.mean(np.square(difference / 255), axis=(1, 2, 3))).max())
+    largest = float(np.abs(difference).max())
+    _refuse_no_numbers("pictures", rms, tolerance.precision)
+    if ours.max() == 0 and np.stack(theirs).max() > 0:
+        raise ParityError(
+            "the pictures are black where PyTorch's are not; "
+            f"{_remedy(tolerance.precision)}check that bundle and checkpoint belong together"
+        )
+    ok = rms <= tolerance.picture_rms and (
+        tolerance.picture_largest is None or largest <= tolerance.picture_largest
+    )
+    return Comparison("pictures", rms, largest, tolerance.picture_rms, ok)

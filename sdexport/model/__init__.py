@@ -1,0 +1,1 @@
+"""What a model is: its components, precisions, sizes and shape profiles."""

@@ -1,0 +1,150 @@
+"""One picture as a row of a batch: what it starts from and what each of its evaluations takes.
+
+Everything random is drawn here, in the order in which diffusers' pipelines draw it from a picture's
+generator, so that the same seed gives the same picture: the latents of the image that it starts
+from, if any; the start noise; with a mask, once more as many numbers (diffusers encodes the masked
+image, which a UNet of four channels does not take); then the sampler's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from sdexport.backends.slots import Course, Floats
+from sdexport.pipeline.parts import PipelineParts
+from sdexport.pipeline.request import Request
+from sdexport.sampling import STATE_SLOTS, SamplingPlan, noise_source
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Row:
+    """A picture's way through the denoise step, N evaluations.
+
+    Attributes:
+        state: (K, C, h, w) float32, before the evaluation that comes next.
+        tables: inputs that change with the evaluation, by name: (N, …).
+        constants: inputs that stay, by name.
+        noise: (N, C, h, w), or None where no evaluation draws any.
+    """
+
+    state: Floats
+    tables: Mapping[str, Floats]
+    constants: Mapping[str, Floats]
+    noise: Floats | None
+
+    @property
+    def evaluations(self) -> int:
+        """N."""
+        return len(self.tables["timestep"])
+
+
+def make_row(
+    parts: PipelineParts, request: Request, image: int, encoded: Floats | None = None
+) -> Row:
+    """The row of image `image` of a request.
+
+    Args:
+        parts: of the pipeline.
+        request: what is asked for.
+        image: its index.
+        encoded: (2 · C, h, w): means and log variances of the image that it starts from.
+    """
+    plan, scale = request.plan, parts.latent_scale
+    size = (request.height // scale, request.width // scale)
+    shape = (parts.latent_channels, *size)
+    source = noise_source(request.noise, request.seeds[image])
+
+    def draw() -> Floats:
+        drawn: Floats = source.randn((1, *shape))[0]
+        return drawn
+
+    clean = None if encoded is None else _latents(parts, encoded, draw())
+    noise = draw()
+    mask = request.sources[image].mask if request.sources else None
+    if mask is not None:
+        draw()
+    state = np.zeros((STATE_SLOTS, *shape), np.float32)
+    # With a mask, diffusers takes the strength 1 at its word and starts from noise alone.
+    if clean is None or (mask is not None and request.strength == 1):
+        np.multiply(noise, np.float32(plan.initial_scale), out=state[0])
+    else:
+        state[0] = np.float32(plan.start_sample_weight) * clean
+        state[0] += np.float32(plan.start_noise_weight) * noise
+    fresh = None
+    if plan.draws_noise.any():
+        fresh = np.zeros((plan.evaluations, *shape), np.float32)
+        for index in np.flatnonzero(plan.draws_noise):
+            fresh[index] = draw()
+    tables, constants = step_inputs(plan, request.guidance_scales, shape)
+    constants["guidance_rescale"] = np.array(request.guidance_rescale, np.float32)
+    if clean is not None and mask is not None:
+        tables["known_weights"] = plan.blend_weights
+        constants["mask"], constants["known"] = mask, np.stack([clean, noise])
+    if parts.embedded_guidance:
+        constants["embedded_guidance"] = np.array(request.guidance - 1, np.float32)
+    return Row(state, tables, constants, fresh)
+
+
+def step_inputs(
+    plan: SamplingPlan, guidance: Floats, shape: tuple[int, int, int]
+) -> tuple[dict[str, Floats], dict[str, Floats]]:
+    """A plan's inputs of the denoise step by name: tables (N, …), and constants.
+
+    With the guidance scales (N,), no rescaling, and nothing known of the picture; `shape` is that
+    of its latents, (C, h, w).
+    """
+    tables: dict[str, Floats] = {
+        "timestep": plan.timesteps,
+        "input_weights": plan.input_weights,
+        "update_weights": plan.update_weights,
+        "guidance": guidance,
+        "known_weights": np.zeros((plan.evaluations, 2), np.float32),
+    }
+    constants: dict[str, Floats] = {
+        "guidance_rescale": np.array(0, np.float32),
+        "mask": np.ones((1, *shape[1:]), np.float32),
+        "known": np.zeros((2, *shape), np.float32),
+    }
+    return tables, constants
+
+
+def _latents(parts: PipelineParts, encoded: Floats, noise: Floats) -> Floats:
+    """A sample of the VAE's posterior, scaled: diffusers' `DiagonalGaussianDistribution`."""
+    mean, log_variance = encoded.reshape(2, *noise.shape)
+    deviation = np.exp(np.float32(0.5) * np.clip(log_variance, -30, 20))
+    sample: Floats = mean + deviation * noise - np.float32(parts.shift_factor)
+    return np.float32(parts.scaling_factor) * sample
+
+
+def course_of(
+    rows: Sequence[Row], begins: Sequence[int] | None = None, evaluations: int | None = None
+) -> Course:
+    """The course of a batch of `rows`.
+
+    Args:
+        rows: with the same inputs.
+        begins: the evaluation with which each goes on; 0 where it is left out.
+        evaluations: how many the course has; as many as the rows where it is left out.
+    """
+    begins = [0] * len(rows) if begins is None else begins
+    length = rows[0].evaluations if evaluations is None else evaluations
+    parts = list(zip(rows, (slice(begin, begin + length) for begin in begins), strict=True))
+
+    noise = None
+    if any(row.noise is not None for row in rows):
+        noise = np.zeros((length, len(rows), *rows[0].state.shape[1:]), np.float32)
+        for place, (row, part) in enumerate(parts):
+            if row.noise is not None:
+                noise[:, place] = row.noise[part]
+    return Course(
+        np.stack([row.state for row in rows]),
+        {
+            name: np.stack([row.tables[name][part] for row, part in parts], axis=1)
+            for name in rows[0].tables
+        },
+        {name: np.stack([row.constants[name] for row in rows]) for name in rows[0].constants},
+        noise,
+    )

@@ -1,0 +1,51 @@
+"""Memory is aligned and zeroed; the processor is described."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sdexport.backends.host import device
+
+
+@pytest.mark.parametrize("shape", [(1,), (3, 5), (2, 3, 7, 1), ()])
+@pytest.mark.parametrize("dtype", [np.float32, np.uint8, np.int64])
+def test_aligned(shape: tuple[int, ...], dtype: type) -> None:
+    memory = device.aligned(shape, dtype)
+    assert (memory.shape, memory.dtype) == (shape, dtype)
+    assert memory.ctypes.data % 64 == 0
+    assert memory.flags.c_contiguous
+    assert memory.flags.writeable
+    assert not memory.any()
+
+
+def test_describes_this_machine() -> None:
+    found = device.describe_cpu()
+    assert isinstance(found["model"], str)
+    assert 1 <= device.physical_cores() <= len(device._allowed())
+
+
+def test_counts_cores_that_are_allowed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Four threads of two cores, one of which may be used."""
+    blocks = [
+        f"processor\t: {thread}\nphysical id\t: 0\ncore id\t: {thread % 2}\n"
+        "model name\t: Test\nflags\t: fpu avx512_bf16 sse"
+        for thread in range(4)
+    ]
+    cpuinfo = tmp_path / "cpuinfo"
+    cpuinfo.write_text("\n\n".join(blocks) + "\n\n")
+    monkeypatch.setattr(device, "CPUINFO", cpuinfo)
+    monkeypatch.setattr(device, "_allowed", lambda: {0, 2})
+    expected = {"model": "Test", "cores": 1, "threads": 2, "flags": ["avx512_bf16"]}
+    assert device.describe_cpu() == expected
+
+
+def test_elsewhere_logical_processors_count(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(device, "CPUINFO", tmp_path / "missing")
+    monkeypatch.setattr(device, "_allowed", lambda: {0, 1, 2})
+    assert device.physical_cores() == 3
+    assert device.describe_cpu()["flags"] == []

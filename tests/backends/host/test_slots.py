@@ -1,0 +1,217 @@
+"""The engines over numpy memory: rows of a batch that go their own ways, inputs that do not fit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sdexport.artifacts.bundle import open_bundle
+from sdexport.backends.host.slots import HostDevice
+from sdexport.backends.slots import Course, Shape, Workspace, text_shapes
+from sdexport.errors import EngineError
+from sdexport.pipeline.load import load_parts
+from sdexport.pipeline.slot_inputs import Row, course_of, step_inputs
+from sdexport.pipeline.tokenizer import PromptTokenizer
+from sdexport.sampling import STATE_SLOTS, compile_plan
+from tests.pipeline.fakes import CHANNELS, SCHEDULER, TOKENS, Fakes, make_tokenizer
+
+SHAPE = Shape(batch=2, branches=2, height=4, width=4, tokens=TOKENS)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> PromptTokenizer:
+    return PromptTokenizer.load(make_tokenizer(tmp_path_factory.mktemp("clip") / "tokenizer"))
+
+
+@pytest.fixture
+def fakes() -> Fakes:
+    return Fakes()
+
+
+def course(samplers: list[str], guidance: list[float], seed: int = 0) -> Course:
+    """A course whose row r follows `samplers[r]` for 4 evaluations, with fresh noise each."""
+    random = np.random.default_rng(seed)
+    picture = (CHANNELS, 4, 4)
+    rows = []
+    for sampler, scale in zip(samplers, guidance, strict=True):
+        plan = compile_plan(SCHEDULER, sampler, 4)
+        tables, constants = step_inputs(plan, np.full(4, scale, np.float32), picture)
+        state = np.zeros((STATE_SLOTS, *picture), np.float32)
+        state[0] = random.standard_normal(picture)
+        noise = random.standard_normal((4, *picture)).astype(np.float32)
+        rows.append(Row(state, tables, constants, noise))
+    return course_of(rows)
+
+
+def finish(workspace: Workspace, given: Course) -> np.ndarray[Any, Any]:
+    ids = np.arange(4 * TOKENS).reshape(4, TOKENS) % 50
+    workspace.encode(ids)
+    workspace.begin(given)
+    while workspace.advance() < given.evaluations:
+        pass
+    return workspace.latents().copy()
+
+
+def projected(
+    workspace: Workspace, embeddings: np.ndarray[Any, Any], given: Course
+) -> np.ndarray[Any, Any]:
+    """The latents of a course with these embeddings."""
+    workspace.embed(embeddings)
+    workspace.begin(given)
+    while workspace.advance() < given.evaluations:
+        pass
+    return workspace.latents().copy()
+
+
+def mirrored(given: Course) -> Course:
+    """The same course with its pictures in the other order."""
+    assert given.noise is not None
+    return Course(
+        given.state[::-1].copy(),
+        {name: table[:, ::-1].copy() for name, table in given.tables.items()},
+        {name: constant[::-1].copy() for name, constant in given.constants.items()},
+        given.noise[:, ::-1].copy(),
+    )
+
+
+@pytest.mark.parametrize("target", ["onnxruntime-cpu", "openvino-cpu"])
+def test_texts_are_projected_anew_when_they_change(
+    target: str, tiny_bundle: Callable[[str], Path]
+) -> None:
+    """A workspace that drew other texts before draws what a new one draws, with and without
+    guidance, whichever course it went."""
+    parts = load_parts(open_bundle(tiny_bundle(target), check=False))
+    assert parts.text_projection is not None
+    workspaces = parts.placed().workspaces()
+    random = np.random.default_rng(0)
+    for branches in (1, 2):
+        shape = Shape(2, branches, 4, 4, parts.tokens)
+        texts = (2, branches, parts.tokens, parts.embedding_dim)
+        first, second = random.standard_normal((2, *texts)).astype(np.float32)
+        used = workspaces(shape)
+        plan = course(["ddim", "euler-a"], [7.5, 2])
+        before = projected(used, first, plan)
+        after = projected(used, second, plan)
+        fresh = projected(parts.placed().workspaces()(shape), second, plan)
+        assert np.abs(before - after).max() > 1e-3
+        np.testing.assert_array_equal(after, fresh)
+        # Rows are not mixed up: the same pictures in the other order, each with its own texts.
+        swapped = projected(used, second[::-1].copy(), mirrored(plan))
+        np.testing.assert_allclose(swapped[::-1], after, rtol=1e-4, atol=1e-4)
+        assert np.abs(swapped - after).max() > 1e-2
+
+
+def test_rows_follow_samplers_of_their_own(fakes: Fakes, tokenizer: PromptTokenizer) -> None:
+    workspace = HostDevice(fakes.parts(tokenizer).engines).workspaces()(SHAPE)
+    mixed = finish(workspace, course(["ddim", "euler-a"], [7.5, 2]))
+    ddim = finish(workspace, course(["ddim", "ddim"], [7.5, 7.5]))
+    euler = finish(workspace, course(["euler-a", "euler-a"], [2, 2]))
+    assert (mixed[0] == ddim[0]).all()
+    assert (mixed[1] == euler[1]).all()
+    assert not np.allclose(ddim, euler)
+
+
+def test_a_course_without_noise_reads_none(fakes: Fakes, tokenizer: PromptTokenizer) -> None:
+    workspace = HostDevice(fakes.parts(tokenizer).engines).workspaces()(SHAPE)
+    given = course(["ddim", "ddim"], [7.5, 2])
+    with_noise = finish(workspace, given)
+    workspace = HostDevice(fakes.parts(tokenizer).engines).workspaces()(SHAPE)
+    # The fakes' fresh memory is NaN.
+    assert (finish(workspace, replace(given, noise=None)) == with_noise).all()
+
+
+def test_inputs_that_do_not_fit_are_named(fakes: Fakes, tokenizer: PromptTokenizer) -> None:
+    workspace = HostDevice(fakes.parts(tokenizer).engines).workspaces()(SHAPE)
+    given = course(["ddim", "ddim"], [7.5, 2])
+    workspace.encode(np.zeros((4, TOKENS), np.int64))
+    lacking = {name: table for name, table in given.tables.items() if name != "guidance"}
+    with pytest.raises(EngineError, match="denoise_step has inputs .*: guidance; .*again"):
+        workspace.begin(replace(given, tables=lacking))
+    more = dict(given.constants) | {"time_ids": np.ones((2, 6), np.float32)}
+    with pytest.raises(EngineError, match="denoise_step has no input time_ids; .*again"):
+        workspace.begin(replace(given, constants=more))
+
+
+def test_an_input_that_stays_is_written_once(fakes: Fakes, tokenizer: PromptTokenizer) -> None:
+    step = fakes.denoise_step
+    compute, seen = step.compute, []
+
+    def masked(buffers: Any) -> None:
+        seen.append(buffers["guidance"].copy())
+        compute(buffers)
+
+    step.compute = masked
+    workspace = HostDevice(fakes.parts(tokenizer).engines).workspaces()(SHAPE)
+    given = course(["ddim", "ddim"], [7.5, 2])
+    wanted = finish(workspace, given)
+    tables_ = dict(given.tables)
+    constant = tables_.pop("guidance")[0]
+    constants = dict(given.constants) | {"guidance": constant}
+    assert (finish(workspace, replace(given, tables=tables_, constants=constants)) == wanted).all()
+    assert all((guidance == [7.5, 2]).all() for guidance in seen)
+
+
+def test_courses_that_contradict_themselves() -> None:
+    given = course(["ddim", "ddim"], [7.5, 2])
+    with pytest.raises(ValueError, match="do not fit together"):
+        replace(given, state=given.state[:1])
+    with pytest.raises(ValueError, match="do not fit together"):
+        replace(given, noise=given.noise[:3] if given.noise is not None else None)
+    with pytest.raises(ValueError, match="at least one"):
+        replace(given, tables={}, noise=None)
+
+
+def test_long_texts_are_encoded_in_pieces(fakes: Fakes, tokenizer: PromptTokenizer) -> None:
+    engines = fakes.parts(tokenizer).engines
+    assert text_shapes(engines, replace(SHAPE, tokens=3 * TOKENS))["input_ids"] == (12, TOKENS)
+    with pytest.raises(ValueError, match="100 tokens"):
+        text_shapes(engines, replace(SHAPE, tokens=100))
+    workspace = HostDevice(engines).workspaces()(replace(SHAPE, tokens=2 * TOKENS))
+    given = course(["ddim", "ddim"], [7.5, 2])
+    workspace.encode(np.ones((4, 2 * TOKENS), np.int64))
+    workspace.begin(given)
+    workspace.advance()
+    (inputs,) = [inputs for name, _, inputs in fakes.log if name == "denoise_step"]
+    assert inputs["text_embeddings"].shape == (2, 2, 2 * TOKENS, 3)
+
+
+def test_a_course_goes_on_from_a_state(fakes: Fakes, tokenizer: PromptTokenizer) -> None:
+    """Cut in two, with the state and the texts carried over to new memory, it ends the same."""
+    engines = fakes.parts(tokenizer).engines
+    given = course(["ddim", "euler-a"], [7.5, 2])
+    workspace = HostDevice(engines).workspaces()(SHAPE)
+    whole = finish(workspace, given)
+    assert given.noise is not None
+    for cut in (1, 2, 3):
+        workspace = HostDevice(engines).workspaces()(SHAPE)
+        workspace.encode(np.arange(4 * TOKENS).reshape(4, TOKENS) % 50)
+        workspace.begin(given)
+        for _ in range(cut):
+            workspace.advance()
+        other = HostDevice(engines).workspaces()(SHAPE)
+        other.embed(workspace.embeddings().copy())
+        later = {name: table[cut:] for name, table in given.tables.items()}
+        state = workspace.state().copy()
+        other.begin(replace(given, state=state, tables=later, noise=given.noise[cut:]))
+        while other.advance() < 4 - cut:
+            pass
+        assert (other.latents() == whole).all()
+
+
+def test_images_need_their_encoder(fakes: Fakes, tokenizer: PromptTokenizer) -> None:
+    pixels = np.zeros((2, 3, 32, 32), np.float32)
+    workspace = HostDevice(fakes.parts(tokenizer).engines).workspaces()(SHAPE)
+    assert fakes.vae_encoder.bound == []
+    found = [workspace.encode_images(pixels + shade) for shade in (0.0, 0.5)]
+    assert len(fakes.vae_encoder.bound) == 1
+    assert found[0].shape == (2, 2 * CHANNELS, 4, 4)
+    assert not found[0][:, :CHANNELS].any()
+    assert (found[1][:, :CHANNELS] == 0.5).all()
+    without = fakes.parts(tokenizer, vae_encoder=None).engines
+    with pytest.raises(EngineError, match="no VAE encoder; build it again"):
+        HostDevice(without).workspaces()(SHAPE).encode_images(pixels)

@@ -1,0 +1,129 @@
+"""A denoise step without the inputs that a picture from text alone can do without."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sdexport.backends.host.slots import HostWorkspace
+from sdexport.backends.openvino.plain import OPTIONAL
+from sdexport.backends.slots import Course, Shape, has_no_effect
+from sdexport.backends.targets import OPENVINO_CPU
+from sdexport.errors import EngineError
+from sdexport.graph.denoise_step import core_step, denoise_step
+from sdexport.graph.split_unet import split_unet
+from tests.backends.conftest import Load, linear, needs
+from tests.graph.models import CHANNELS, DIM, TOKENS, Array, step_inputs, unet
+
+SLOTS = 5
+NEUTRAL = {"guidance_rescale": 0.0, "mask": 1.0, "known_weights": 0.0}
+
+
+@pytest.fixture(autouse=True)
+def openvino_is_here() -> None:
+    needs(OPENVINO_CPU)
+
+
+def test_the_same_result_where_they_have_no_effect(load: Load) -> None:
+    engine = load(OPENVINO_CPU, denoise_step(unet(), slots=SLOTS))
+    assert engine.optional == OPTIONAL
+    inputs = step_inputs(3, 2, 5, 7, SLOTS)
+    for name, number in NEUTRAL.items():
+        inputs[name].fill(number)
+    shapes = {name: value.shape for name, value in inputs.items()}
+    shapes["next_state"] = shapes["state"]
+    found = []
+    for left_out in ((), OPTIONAL):
+        binding = engine.bind({n: s for n, s in shapes.items() if n not in left_out})
+        assert set(binding.buffers).isdisjoint(left_out)
+        for name, value in inputs.items():
+            if name not in left_out:
+                binding.buffers[name][...] = value
+        binding.run()
+        found.append(binding.buffers["next_state"].copy())
+    np.testing.assert_allclose(found[1], found[0], rtol=1e-6, atol=1e-5)
+
+
+def test_a_step_without_projections_has_them_too(load: Load) -> None:
+    """That is what bundles hold; where none could be left out, a step would cost 6 % more."""
+    assert load(OPENVINO_CPU, core_step(split_unet(unet()), slots=SLOTS)).optional == OPTIONAL
+
+
+def test_they_are_left_out_together(load: Load) -> None:
+    engine = load(OPENVINO_CPU, denoise_step(unet(), slots=SLOTS))
+    shapes = {name: value.shape for name, value in step_inputs(1, 2, 5, 7, SLOTS).items()}
+    del shapes["mask"]
+    with pytest.raises(EngineError, match="without a shape for mask"):
+        engine.bind(shapes | {"next_state": shapes["state"]})
+
+
+def test_other_engines_have_none(load: Load) -> None:
+    assert load(OPENVINO_CPU, linear()).optional == ()
+
+
+def course(**changes: Array) -> Course:
+    """Two evaluations without effect of the optional inputs, but for `changes`."""
+    inputs = step_inputs(1, 2, 4, 4, SLOTS)
+    for name, number in NEUTRAL.items():
+        inputs[name].fill(number)
+    tables = ("timestep", "input_weights", "update_weights", "guidance", "known_weights")
+    return Course(
+        inputs["state"],
+        {name: np.stack([inputs[name]] * 2) for name in tables} | {
+            name: value for name, value in changes.items() if name in tables
+        },
+        {name: inputs[name] for name in ("guidance_rescale", "mask", "known")} | {
+            name: value for name, value in changes.items() if name not in tables
+        },
+    )  # fmt: skip
+
+
+EFFECTS: dict[str, Callable[[], Course]] = {
+    "mask": lambda: course(mask=np.full((1, 1, 4, 4), 0.5, np.float32)),
+    "known": lambda: course(known_weights=np.array([[[0, 0]], [[1, 0]]], np.float32)),
+    "rescaled": lambda: course(guidance_rescale=np.array([0.3], np.float32)),
+}
+
+
+def test_what_has_an_effect() -> None:
+    assert has_no_effect(course(), OPTIONAL)
+    for name, make in EFFECTS.items():
+        assert not has_no_effect(make(), OPTIONAL), name
+    assert not has_no_effect(course(), (*OPTIONAL, "something_else"))
+
+
+def test_a_workspace_takes_them_when_they_have_an_effect(load: Load, tmp_path: Path) -> None:
+    """In turn, over the same buffers: each course as with an engine that always has them all."""
+    from dataclasses import replace
+
+    from tests.pipeline.fakes import Fakes, make_tokenizer
+
+    (tmp_path / "tokenizer").mkdir()
+    parts = Fakes().parts(make_tokenizer(tmp_path / "tokenizer"))
+    made = denoise_step(unet(), slots=SLOTS)
+    engines = replace(parts.engines, tokens=TOKENS, embedding_dim=DIM, latent_channels=CHANNELS)
+    step = load(OPENVINO_CPU, made)
+
+    class Whole:
+        """The engine, always with every input."""
+
+        name, inputs, outputs, bind = step.name, step.inputs, step.outputs, step.bind
+        optional = ()
+
+    shape = Shape(1, 2, 4, 4, TOKENS)
+    workspaces = [
+        HostWorkspace(replace(engines, denoise_step=one), shape) for one in (step, Whole())
+    ]
+    for make in (course, *EFFECTS.values(), course):
+        states = []
+        for workspace in workspaces:
+            workspace.embed(np.linspace(0, 1, 2 * TOKENS * DIM, dtype=np.float32).reshape(
+                1, 2, TOKENS, DIM
+            ))  # fmt: skip
+            workspace.begin(make())
+            assert [workspace.advance(), workspace.advance()] == [1, 2]
+            states.append(workspace.state().copy())
+        np.testing.assert_allclose(states[0], states[1], rtol=1e-5, atol=1e-3)

@@ -1,0 +1,36 @@
+"""An engine that is loaded when it is first bound."""
+
+from __future__ import annotations
+
+import pytest
+
+from sdexport.backends.lazy_session import LateEngine
+from sdexport.backends.session import Engine
+from sdexport.errors import EngineError
+from tests.pipeline.fakes import Fakes
+
+
+def test_it_is_loaded_once_and_late() -> None:
+    real = Fakes().vae_encoder
+    loads = []
+
+    def load() -> Engine:
+        loads.append(1)
+        return real
+
+    engine = LateEngine("vae_encoder", load)
+    assert engine.name == "vae_encoder"
+    assert loads == []
+    shapes = {"sample": (1, 3, 16, 16), "latent_parameters": (1, 8, 2, 2)}
+    assert engine.bind(shapes).buffers["sample"].shape == (1, 3, 16, 16)
+    assert (engine.inputs, engine.outputs) == (real.inputs, real.outputs)
+    assert engine.bind(shapes) is not None
+    assert loads == [1]
+
+
+def test_what_loading_raises_is_raised() -> None:
+    def load() -> Engine:
+        raise EngineError("vae_encoder cannot be loaded")
+
+    with pytest.raises(EngineError, match="cannot be loaded"):
+        LateEngine("vae_encoder", load).bind({})

@@ -1,0 +1,107 @@
+"""A bundle on disk becomes a pipeline with everything its manifest says."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sdexport.artifacts import bundle as bundles
+from sdexport.errors import FolderError, UsageError
+from sdexport.model.shapes import Precision, Profile, Range
+from sdexport.pipeline import load as loading
+from sdexport.pipeline.request import make_request
+from tests.pipeline.fakes import CHANNELS, DIM, SCHEDULER, TOKENS, Fakes
+
+PROFILE = Profile(Range(1, 1, 2), Range(32, 32, 64), Range(32, 48, 64))
+
+
+@pytest.fixture
+def bundle(tmp_path: Path, clip_folder: Path) -> Path:
+    """A bundle whose engine files hold nothing."""
+    path = tmp_path / "bundle"
+    shutil.copytree(clip_folder, path / "tokenizer")
+    (path / "scheduler").mkdir()
+    (path / "scheduler" / "scheduler_config.json").write_text(json.dumps(SCHEDULER))
+    engines = {}
+    for name in bundles.REQUIRED:
+        (path / name).mkdir()
+        (path / name / "engine.onnx").write_bytes(b"")
+        engines[name] = bundles.EngineRecord(f"{name}/engine.onnx", f"hash of {name}", 1, 1)
+    manifest = bundles.Manifest(
+        name="apple",
+        target="onnxruntime-cpu",
+        library="onnxruntime 1",
+        precision=Precision.FP32,
+        profile=PROFILE,
+        latent_channels=CHANNELS,
+        latent_scale=8,
+        tokens=TOKENS,
+        embedding_dim=DIM,
+        default_guidance=3.0,
+        default_size=(48, 32),
+        engines=engines,
+    )
+    bundles.write_manifest(path, manifest)
+    return path
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch, fakes: Fakes) -> list[tuple[Any, ...]]:
+    """Fake engines take the place of the target's; what was asked for is kept."""
+    calls: list[tuple[Any, ...]] = []
+
+    def load_engine(
+        target: Any, name: str, path: Path, precision: Any, threads: Any, *, built: Any
+    ) -> Any:
+        calls.append((target.name, name, path, precision, threads))
+        return getattr(fakes, name)
+
+    monkeypatch.setattr(loading, "load_engine", load_engine)
+    return calls
+
+
+def test_the_manifest_decides(bundle: Path, asked: list[tuple[Any, ...]]) -> None:
+    pipe = loading.load(bundle, threads=2)
+    assert asked == [
+        ("onnxruntime-cpu", name, bundle / name / "engine.onnx", Precision.FP32, 2)
+        for name in bundles.REQUIRED
+    ]
+    result = pipe.generate("red apple", steps=2, seed=0, count=3)
+    assert [image.size for image in result.images] == [(48, 32)] * 3
+    assert result.parameters["guidance"] == 3
+    assert result.parameters["sampler"] == "pndm"
+    about = result.parameters["about"]
+    assert (about["model"], about["target"], about["precision"]) == (
+        "apple",
+        "onnxruntime-cpu",
+        "fp32",
+    )
+    assert about["fingerprint"] == bundles.open_bundle(bundle).manifest.fingerprint
+
+
+def test_a_request_is_made_before_the_engines(bundle: Path, asked: list[tuple[Any, ...]]) -> None:
+    limits = loading.limits_of(bundles.open_bundle(bundle))
+    request = make_request("apple", limits, steps=1, seed=4)
+    with pytest.raises(UsageError, match="width 72"):
+        make_request("apple", limits, size="72x32")
+    assert asked == []
+    *_, last = loading.load(str(bundle)).steps(request)
+    assert last.result is not None
+    assert last.result.seeds == (4,)
+
+
+@pytest.mark.parametrize("threads", [0, -1, True, 1.0, "2"])
+def test_threads(bundle: Path, asked: list[tuple[Any, ...]], threads: Any) -> None:
+    with pytest.raises(UsageError, match="threads must be .* got "):
+        loading.load(bundle, threads=threads)
+
+
+def test_a_damaged_bundle_is_refused(bundle: Path, asked: list[tuple[Any, ...]]) -> None:
+    (bundle / "tokenizer" / "merges.txt").write_text("#version: 0.2\n")
+    with pytest.raises(FolderError, match=r"merges\.txt"):
+        loading.load(bundle)
+    assert asked == []

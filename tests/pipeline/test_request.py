@@ -1,0 +1,200 @@
+"""Every value that cannot be served is refused by name, and what can be is normalised."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sdexport.errors import UsageError
+from sdexport.model.shapes import Profile, Range
+from sdexport.pipeline.request import Limits, Request, make_request
+from tests.pipeline.fakes import SCHEDULER
+
+LIMITS = Limits(
+    Profile(Range(1, 1, 2), Range(256, 512, 768), Range(256, 512, 1024)), SCHEDULER, 7.5, (512, 512)
+)
+
+
+def request(prompt: Any = "a", **values: Any) -> Request:
+    return make_request(prompt, LIMITS, **values)
+
+
+class _Hostile:
+    """A number that raises whatever is done with it."""
+
+    def __float__(self) -> float:
+        raise RuntimeError("not for you")
+
+    def __repr__(self) -> str:
+        raise RuntimeError("not for you either")
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"prompt": []}, "no prompt was given"),
+        ({"prompt": ()}, "no prompt was given"),
+        ({"prompt": None}, "prompt must be a text or a list of texts, got None"),
+        ({"prompt": b"a"}, "prompt must .* got b'a'"),
+        ({"prompt": 3}, "prompt must .* got 3"),
+        ({"prompt": ["a", None]}, "prompt must be a text .*got None"),
+        ({"prompt": {"a": 1}}, "prompt must be a text or a list"),
+        ({"prompt": "a\ud800"}, r"'\\ud800', half of a character"),
+        ({"negative_prompt": "\udfff"}, "negative prompt .* half of a character"),
+        ({"negative_prompt": ["a", "b"]}, "2 negative prompts for 1 prompt; give one for all"),
+        ({"negative_prompt": []}, "0 negative prompts for 1 prompt"),
+        ({"prompt": ["a", "b", "c"], "negative_prompt": ["a", "b"]}, "2 negative .* 3 prompts"),
+        ({"guidance_rescale": 1.5}, "guidance_rescale must be .* from 0 to 1, got 1.5"),
+        ({"guidance_rescale": "x"}, "guidance_rescale must .* got 'x'"),
+        ({"guidance_rescale": True}, "guidance_rescale must .* got True"),
+        ({"guidance_interval": (0.5, 0.2)}, "guidance_interval .* in order"),
+        ({"guidance_interval": (0.5,)}, "guidance_interval .* begin and end"),
+        ({"guidance_interval": "0:1"}, "guidance_interval must .* got '0:1'"),
+        ({"guidance_interval": (0, float("nan"))}, "guidance_interval"),
+        (
+            {"prompt_syntax": "compel"},
+            "prompt_syntax must be one of plain, .* got 'compel'",
+        ),
+        ({"clip_skip": 1}, "clip_skip 1 .*export the checkpoint again"),
+        ({"mask": "mask.png"}, "mask is given without an image"),
+        ({"strength": 0.5}, "strength is given without an image"),
+        ({"image": "a.png"}, "has no VAE encoder; build it again"),
+        ({"fit": "stretch"}, "fit must be one of exact, resize, crop, pad, got 'stretch'"),
+        ({"steps": 0}, "steps must be a whole number of at least 1, got 0"),
+        ({"steps": -1}, "steps must .* at least 1, got -1"),
+        ({"steps": 2.0}, "steps must be a whole number .* got 2.0"),
+        ({"steps": "5"}, "steps must .* got '5'"),
+        ({"steps": True}, "steps must .* got True"),
+        ({"steps": None}, "steps must .* got None"),
+        ({"steps": 1001}, "1001.*1 to 1000"),
+        ({"guidance": float("nan")}, "guidance must be a finite number of at least 0.* got nan"),
+        ({"guidance": float("inf")}, "guidance must .* got inf"),
+        ({"guidance": -0.5}, "guidance must .* got -0.5"),
+        ({"guidance": 1e39}, "guidance must .* got 1e"),
+        ({"guidance": 10**400}, "guidance must .* got 1000"),
+        ({"guidance": True}, "guidance must .* got True"),
+        ({"guidance": "7"}, "guidance must .* got '7'"),
+        ({"guidance": [7.5]}, r"guidance must .* got \[7.5\]"),
+        ({"sampler": "nope"}, "nope.*ddim.*euler"),
+        ({"sampler": 3}, "sampler must be a name .* got 3"),
+        ({"noise": "cuda"}, "noise must be one of torch-cpu, torch-cuda, got 'cuda'"),
+        ({"size": "512"}, "size must be .* WIDTHxHEIGHT .* got '512'"),
+        ({"size": "512x"}, "size must .* got '512x'"),
+        ({"size": "-512x512"}, "size must .* got '-512x512'"),
+        ({"size": "0x512"}, "size must .* got '0x512'"),
+        ({"size": "51.2x512"}, "size must .* got '51.2x512'"),
+        ({"size": "٥x٥"}, "size must .* got '٥x٥'"),
+        ({"size": "9" * 5000 + "x8"}, "size must be"),
+        ({"size": ""}, "size must .* got ''"),
+        ({"size": 512}, "size must .* got 512"),
+        ({"size": (512,)}, "size must be"),
+        ({"size": (512, 512, 3)}, "size must be"),
+        ({"size": (512, 512, "x")}, "size must be"),
+        ({"size": (512.0, 512)}, "size must be"),
+        ({"size": (True, 512)}, "size must be"),
+        ({"size": "516x512"}, "width 516 is no multiple of 8.*512 and 520"),
+        ({"size": "512x260"}, "height 260 is no multiple of 8"),
+        ({"size": "1032x512"}, "width 1032 is outside .* 256 to 1024"),
+        ({"size": "512x776"}, "height 776 is outside .* 256 to 768"),
+        ({"size": (512, 248)}, "height 248 is outside"),
+        ({"count": 0}, "count must be a whole number from 1 to 10000, got 0"),
+        ({"count": -3}, "count must .* got -3"),
+        ({"count": 1.5}, "count must .* got 1.5"),
+        ({"count": True}, "count must .* got True"),
+        ({"seed": -1}, r"seed must be .* 0 to 2\*\*64-1 .* got -1"),
+        ({"seed": 2**64}, r"seed must be .* 0 to 2\*\*64-1 .* got 1844"),
+        ({"seed": 2**64 - 1, "count": 2}, "too large for 2 images"),
+        ({"seed": 1.0}, "seed must be a whole number .* got 1.0"),
+        ({"seed": True}, "seed must .* got True"),
+        ({"seed": "1"}, "seed must .* got '1'"),
+        ({"seed": [1, 2]}, "2 seeds for 1 image; give one for each"),
+        ({"seed": []}, "0 seeds for 1 image"),
+        ({"seed": [1], "count": 2}, "1 seed for 2 images"),
+        ({"seed": [1, -2], "count": 2}, "seed must .* got -2"),
+        ({"seed": [1, None], "count": 2}, "seed must .* got None"),
+        ({"count": 10**9}, "count must .* got 1000000000"),
+        ({"count": -(10**5000)}, "count must .* got <int of 1661. bits>"),
+        ({"steps": 10**9}, "1000000000.*1 to 1000"),
+        ({"prompt": ["a"] * 10**6}, "at most 10000 prompts .* got 1000000"),
+        ({"prompt": ["a"] * 101, "count": 100}, "at most 10000 images, got 101 prompts times 100"),
+        ({"prompt": "a" * 2_000_001}, "at most 2000000 characters, got 2000001"),
+        ({"prompt": {"a"}}, "prompt must .* got {'a'}"),
+        ({"prompt": iter("a")}, "prompt must .* got <str"),
+        ({"negative_prompt": ["a"] * 10**6}, "at most 10000 negative prompts"),
+        ({"seed": range(10**6)}, "1000000 seeds for 1 image"),
+        ({"seed": np.array(5)}, "seed must .* got array"),
+        ({"seed": np.ones((1, 2), int)}, r"seed must .* got \[1, 1\]"),
+        ({"size": [64] * 10**6}, "size must be"),
+        ({"guidance_interval": [0] * 10**6}, "guidance_interval must be"),
+        ({"sampler": "a" * 10**6}, "sampler must be a name"),
+        ({"strength": None, "fit": None}, "fit must be one of"),
+        ({"guidance": _Hostile()}, "guidance must .* got <_Hostile"),
+        ({"seed": np.array([1.5])}, "seed must .*1.5"),
+    ],
+)
+def test_refused(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=f"(?s){message}"):
+        request(**values)
+
+
+def test_defaults() -> None:
+    made = request("a cat")
+    assert made.prompts == ("a cat",)
+    assert made.negative_prompts == ("",)
+    assert (made.width, made.height) == (512, 512)
+    assert (made.steps, made.guidance, made.sampler, made.images) == (50, 7.5, "pndm", 1)
+    assert made.plan.evaluations == 51
+    assert 0 <= made.seeds[0] < 2**32
+
+
+def test_images_are_counted_prompt_by_prompt() -> None:
+    made = request(["a", "b"], negative_prompt=["x", "y"], count=2, seed=5)
+    assert made.prompts == ("a", "a", "b", "b")
+    assert made.negative_prompts == ("x", "x", "y", "y")
+    assert made.seeds == (5, 6, 7, 8)
+    assert request(["a", "b"], negative_prompt="x").negative_prompts == ("x", "x")
+    assert request(["a", "b"], negative_prompt=["x"]).negative_prompts == ("x", "x")
+
+
+def test_an_empty_prompt_is_a_prompt() -> None:
+    assert request("").prompts == ("",)
+    assert request([""]).prompts == ("",)
+
+
+@pytest.mark.parametrize("size", ["640x512", "640X512", " 640 x 512 ", "640×512", (640, 512)])
+def test_sizes(size: Any) -> None:
+    made = request(size=size)
+    assert (made.width, made.height) == (640, 512)
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    made = request(
+        steps=np.int64(3),
+        guidance=np.float32(2.5),
+        seed=np.uint64(2**64 - 1),
+        size=(np.int32(512), np.int32(512)),
+        count=np.int8(1),
+    )
+    assert (made.steps, made.guidance, made.seeds) == (3, 2.5, (2**64 - 1,))
+    assert type(made.seeds[0]) is type(made.steps) is int
+    assert request(seed=np.array([3, 4]), count=2).seeds == (3, 4)
+
+
+@pytest.mark.parametrize(
+    ("guidance", "branches"), [(0, 1), (0.5, 1), (1, 1), (1.0001, 2), (None, 2)]
+)
+def test_guidance_up_to_one_needs_one_branch(guidance: float | None, branches: int) -> None:
+    made = request(guidance=guidance)
+    assert made.branches == branches
+    assert made.guidance == (7.5 if guidance is None else guidance)
+
+
+def test_random_seeds_differ() -> None:
+    assert request(count=3).seeds != request(count=3).seeds
+
+
+def test_requests_compare_by_what_was_asked() -> None:
+    assert request(seed=1) == request(seed=1)
+    assert request(seed=1) != request(seed=2)
