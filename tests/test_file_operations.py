@@ -56,7 +56,7 @@ EXPLAINED = {
     ("compiler/folder.py", "mkdir"): (1, ASIDE),
     ("compiler/folder.py", "os.link"): (1, ASIDE),
     ("compiler/folder.py", "unlink"): (1, ASIDE),
-    ("cli/drawing.py", "tempfile.mkdtemp"): (1, UNIQUE),
+    ("cli/generate.py", "tempfile.mkdtemp"): (1, UNIQUE),
     ("export/ceilings.py", "write_text"): (1, "the answer of a child, in its parent's folder"),
     ("export/export.py", "mkdir"): (3, ASIDE),
     ("graph/proto.py", "open for writing"): (1, ASIDE),

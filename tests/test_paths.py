@@ -66,7 +66,7 @@ EXPLAINED = {
     "graph/widen_half.py": "files that the build made",
     "compiler/half_check.py": "a folder that the build made",
     "cli/app.py": "/dev/null",
-    "cli/drawing.py": "`exists` is that of reading",
+    "cli/generate.py": "`exists` is that of reading",
     "compiler/store.py": "walks without raising",
 }
 """Modules that ask the file system themselves, and why they may."""

@@ -17,7 +17,17 @@ from typing import Annotated
 import typer
 
 from sdexport import __version__
-from sdexport.cli import benchmarking, drawing, looking, making, sampling, storing, terminal
+from sdexport.cli import terminal
+from sdexport.cli.bench import bench
+from sdexport.cli.build import build
+from sdexport.cli.compile import compile
+from sdexport.cli.doctor import doctor
+from sdexport.cli.engines import engines
+from sdexport.cli.export import export
+from sdexport.cli.generate import generate
+from sdexport.cli.inspect import inspect
+from sdexport.cli.samplers import samplers
+from sdexport.cli.verify import verify
 from sdexport.errors import SdexportError
 
 USER_ERROR = 2
@@ -80,19 +90,10 @@ def sdexport(
         print(context.get_help())
 
 
-for _verb in (
-    making.compile,
-    making.export,
-    making.build,
-    drawing.generate,
-    looking.verify,
-    looking.inspect,
-    sampling.samplers,
-    looking.doctor,
-):
+for _verb in (compile, export, build, generate, verify, inspect, samplers, doctor):
     app.command()(_verb)
-app.add_typer(storing.engines)
-app.add_typer(benchmarking.bench)
+app.add_typer(engines)
+app.add_typer(bench)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -1,10 +1,12 @@
-"""From what was typed and what a recipe says to the options of a build."""
+"""Options that several verbs share, and from what was typed to the options of a build."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+import typer
 
 from sdexport.errors import UsageError
 from sdexport.model.shapes import Precision, Range, Ranges
@@ -12,6 +14,82 @@ from sdexport.model.shapes import Precision, Range, Ranges
 if TYPE_CHECKING:
     from sdexport.artifacts.recipe import Recipe
     from sdexport.compiler import BuildOptions
+
+Target = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="Where the engines run: onnxruntime-cpu, openvino-cpu, tensorrt-rtx, tensorrt, "
+        "onnxruntime-cuda, onnxruntime-tensorrt, or auto, the fastest that runs on this machine.",
+        show_default="auto",
+    ),
+]
+BuildPrecision = Annotated[
+    str | None,
+    typer.Option(
+        metavar="fp32|fp16|bf16",
+        help="Number format of the engines' arithmetic.",
+        show_default="the target's fastest on this machine",
+    ),
+]
+Batch = Annotated[
+    str | None,
+    typer.Option(
+        metavar="MIN:OPT:MAX",
+        help="Pictures that are drawn together: least, usual, most. Requests for more are split.",
+        show_default="1:1:4",
+    ),
+]
+Height = Annotated[
+    str | None,
+    typer.Option(
+        metavar="MIN:OPT:MAX",
+        help="Height of a picture in pixels, multiples of 8: least, usual, largest; one number "
+        "allows that height only.",
+        show_default="half, whole and double the model's own size",
+    ),
+]
+Width = Annotated[
+    str | None,
+    typer.Option(
+        metavar="MIN:OPT:MAX",
+        help="Width of a picture in pixels, as --height.",
+        show_default="half, whole and double the model's own size",
+    ),
+]
+BuildGuidance = Annotated[
+    float | None,
+    typer.Option(
+        metavar="SCALE",
+        help="Guidance scale that a request without one gets; no unit, up to 1 there is no "
+        "guidance.",
+        show_default="7.5",
+    ),
+]
+Capability = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--compute-capability",
+        metavar="SM",
+        help="A GPU to build for with tensorrt-rtx, as sm89 or 8.9; may be given several times, "
+        "one engine serves them all.",
+        show_default="that of the GPU in this machine",
+    ),
+]
+NoHalfCheck = Annotated[
+    bool,
+    typer.Option(
+        "--no-half-check",
+        help="Leave out running half-precision graphs on the CPU before they are built. What "
+        "overflows is then not kept in float32.",
+    ),
+]
+Force = Annotated[
+    bool, typer.Option("--force", help="Build every engine, also those that are already there.")
+]
+Json = Annotated[
+    bool, typer.Option("--json", help="Print one JSON document on stdout, and no progress.")
+]
 
 
 def given_precision(text: str | None) -> Precision | None:

@@ -1,8 +1,7 @@
-"""`sdexport verify`, `inspect` and `doctor`."""
+"""`sdexport verify`."""
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +11,6 @@ from typing import Any
 import pytest
 
 from sdexport.artifacts import bundle as bundles
-from sdexport.backends import doctor
 from sdexport.errors import ParityError
 from tests.cli.doubles import Ran
 
@@ -100,32 +98,3 @@ def test_figures_of_an_earlier_run_are_not_shown(run: Run, bundle: Path, verifyi
 def test_nothing_to_verify(run: Run, tmp_path: Path) -> None:
     ended = run("verify", tmp_path / "nothing", "--checkpoint", "c")
     assert ended.code == 2
-
-
-def test_inspect_a_bundle(run: Run, bundle: Path) -> None:
-    ended = run("inspect", bundle)
-    assert ended.code == 0
-    for said in ("double", "onnxruntime-cpu", "64:64:128", "1.23 k", "5 M", "not compared"):
-        assert said in ended.out
-    document = run("inspect", bundle, "--json").document
-    assert document["kind"] == "bundle"
-    assert document["about"]["profile"]["batch"] == [1, 1, 2]
-    assert [one["name"] for one in document["components"]] == list(bundles.REQUIRED)
-
-
-@pytest.mark.parametrize("works", [True, False])
-def test_doctor(run: Run, monkeypatch: pytest.MonkeyPatch, works: bool) -> None:
-    found = doctor.diagnose()
-    verbs = tuple(
-        dataclasses.replace(verb, works=works, remedy="" if works else "pip install it")
-        for verb in found.verbs
-    )
-    found = dataclasses.replace(found, verbs=verbs, warnings=("two of a kind",))
-    monkeypatch.setattr(doctor, "diagnose", lambda: found)
-    ended = run("doctor")
-    assert ended.code == (0 if works else 1)
-    for said in ("onnxruntime-cpu", "auto means", "warning: two of a kind", "memory", "numpy"):
-        assert said in ended.out
-    document = run("doctor", "--json").document
-    assert document["ok"] is works
-    assert document["warnings"] == ["two of a kind"]

@@ -14,7 +14,7 @@ import typer.core
 from sdexport.artifacts.reading import entries, given_path
 from sdexport.artifacts.storage import temporary_folder
 from sdexport.cli import terminal
-from sdexport.cli.making import Json
+from sdexport.cli.options import Json
 
 SLOWER = 1
 INTERRUPTED = 130

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from sdexport.cli import terminal
-from sdexport.cli.making import Json
+from sdexport.cli.options import Json
 from sdexport.errors import UsageError
 
 

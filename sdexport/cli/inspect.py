@@ -1,4 +1,4 @@
-"""The verbs that look and tell: verify, inspect, doctor."""
+"""The verb inspect: what is in a bundle, an ONNX folder or an ONNX file."""
 
 from __future__ import annotations
 
@@ -10,93 +10,13 @@ import typer
 
 from sdexport.artifacts.reading import given_path
 from sdexport.cli import terminal
-from sdexport.cli.making import Json
-from sdexport.errors import ParityError, UsageError, shown
+from sdexport.cli.options import (
+    Json,
+)
+from sdexport.errors import UsageError, shown
 
 if TYPE_CHECKING:
-    from sdexport.backends.doctor import Diagnosis
     from sdexport.compiler.inspect import Inspection
-
-FAILED = 1
-
-
-def verify(
-    bundle: Annotated[
-        Path,
-        typer.Argument(
-            parser=given_path, metavar="BUNDLE", help="A folder of sdexport compile or build."
-        ),
-    ],
-    checkpoint: Annotated[
-        str,
-        typer.Option(
-            metavar="CHECKPOINT",
-            help="What it was built from: a diffusers folder or the id of a model on the hub.",
-            show_default=False,
-        ),
-    ],
-    json: Json = False,
-) -> None:
-    """Compare a bundle with its checkpoint in PyTorch.
-
-    Engine by engine and by whole pictures. The figures are kept in the bundle. Exit code 1 says
-    that the bundle draws something else than PyTorch. Needs PyTorch: the
-    extras export and onnxruntime.
-
-    \b
-    Example:
-      sdexport verify bundles/sd15 --checkpoint ./sd15
-    """
-    from sdexport.artifacts.bundle import open_bundle
-    from sdexport.compiler.verify import verify as compare
-
-    before = open_bundle(bundle, check=False).manifest.parity
-    failure = ""
-    try:
-        with terminal.progress(quiet=json) as progress:
-            value: Mapping[str, Any] = compare(bundle, checkpoint, progress=progress).as_json()
-    except ParityError as error:
-        failure = str(error)
-        # The figures were kept before the bundle was refused; those of an earlier run say nothing.
-        kept = open_bundle(bundle, check=False).manifest.parity
-        value = kept if kept is not None and kept != before else {"comparisons": []}
-        value = {**value, "ok": False, "error": failure}
-    if json:
-        terminal.print_json(value)
-    elif value["comparisons"]:
-        _show_comparisons(value)
-    if failure:
-        terminal.say(f"error: {failure}")
-    if not value["ok"]:
-        raise typer.Exit(FAILED)
-
-
-def _show_comparisons(value: Mapping[str, Any]) -> None:
-    width, height = value["size"]
-    terminal.print_facts(
-        [
-            ("target", value["target"]),
-            ("precision", value["precision"]),
-            ("compared at", f"{width}x{height} pixels"),
-            ("time", terminal.seconds(value["seconds"])),
-        ]
-    )
-    print()
-    columns = ("component", "rel. rms", "largest difference", "tolerance", "ok")
-    terminal.print_table(
-        columns,
-        [
-            (
-                one["what"],
-                f"{one['rms']:.3g}",
-                f"{one['largest']:.3g}" + (" of 255" if one["what"] == "pictures" else ""),
-                f"{one['allowed']:.3g}",
-                "yes" if one["ok"] else "NO",
-            )
-            for one in value["comparisons"]
-        ],
-        right=columns[1:4],
-    )
 
 
 def inspect(
@@ -239,85 +159,3 @@ def _profiles(profile: Mapping[str, Any]) -> list[tuple[str, object]]:
         for index, one in enumerate(every, 1)
         for name in ("batch", "height", "width")
     ]
-
-
-def doctor(json: Json = False) -> None:
-    """Say what works on this machine, and how to get what does not.
-
-    Shows versions, targets, verbs, processor, memory and disk. Exit code 1 says that nothing can
-    be drawn here.
-
-    \b
-    Example:
-      sdexport doctor
-    """
-    from sdexport.backends.doctor import diagnose
-
-    found = diagnose()
-    if json:
-        terminal.print_json(found.as_json())
-    else:
-        _show_diagnosis(found)
-    if not found.ok:
-        raise typer.Exit(FAILED)
-
-
-def _show_diagnosis(found: Diagnosis) -> None:
-    memory, cpu, auto = found.memory, found.cpu, found.auto
-    free: Any = found.disk["free"]
-    reasons: Any = auto["reasons"]
-    flags: Any = cpu.get("flags", ())
-    gpus: Any = found.gpus
-    terminal.print_facts(
-        [
-            ("sdexport", found.sdexport),
-            ("Python", f"{found.python} ({found.executable})"),
-            ("system", found.system),
-            (
-                "processor",
-                f"{cpu.get('model')}, {cpu.get('cores')} cores, {cpu.get('threads')} threads",
-            ),
-            ("flags", " ".join(flags) or None),
-            *(
-                ("GPU", f"{gpu['name']}, {gpu['capability']}, {terminal.size(gpu['bytes'])}")
-                for gpu in gpus
-            ),
-            (
-                "memory",
-                ", ".join(f"{terminal.size(number)} {name}" for name, number in memory.items())
-                or None,
-            ),
-            (
-                "disk",
-                None if free is None else f"{terminal.size(free)} free at {found.disk['path']}",
-            ),
-            ("auto means", " ".join(str(auto[name]) for name in ("target", "precision"))),
-            *(("because", reason) for reason in reasons),
-        ]
-    )
-    for warning in found.warnings:
-        print(f"warning: {warning}")
-    print()
-    terminal.print_table(
-        ("target", "runs here", "builds here", "version", "what it is, or what is missing"),
-        [
-            (
-                target.name,
-                "yes" if target.works else "no",
-                "yes" if target.builds else "no",
-                target.version,
-                target.remedy or target.build_remedy or target.description,
-            )
-            for target in found.targets
-        ],
-    )
-    print()
-    terminal.print_table(
-        ("verb", "state", "how to get it"),
-        [(verb.name, "works" if verb.works else "missing", verb.remedy) for verb in found.verbs],
-    )
-    print()
-    terminal.print_table(
-        ("library", "version"),
-        [(name, version or "not installed") for name, version in found.libraries.items()],
-    )

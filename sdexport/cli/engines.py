@@ -9,7 +9,7 @@ import typer
 
 from sdexport.artifacts.reading import given_path
 from sdexport.cli import terminal
-from sdexport.cli.making import Json
+from sdexport.cli.options import Json
 
 Folder = Annotated[
     Path,

@@ -12,7 +12,7 @@ import typer
 
 from sdexport.artifacts.reading import exists, given_path, is_folder
 from sdexport.cli import terminal
-from sdexport.cli.making import Json
+from sdexport.cli.options import Json
 from sdexport.errors import StorageError, UsageError, shown
 from sdexport.progress import stage
 
