@@ -17,7 +17,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --config-settings editable_mode=compat -e '.[build,export,onnxruntime,openvino,tensorrt-rtx,bench,dev]'
 	@touch $@
 
-quickstart: $(INSTALLED)  ## Compile the emoji checkpoint and draw a picture
+quickstart: $(INSTALLED)  ## Compile the emoji checkpoint and generate an image
 	$(BIN)/sdexport compile --recipe engines/emoji.toml
 	$(BIN)/sdexport generate engines/emoji "$(PROMPT)" --steps 50 --seed 0 -o quickstart.png
 
@@ -25,7 +25,7 @@ wheel: $(INSTALLED)       ## Build the wheel into dist/
 	rm -rf build/lib build/bdist.* dist
 	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps -w dist .
 
-check-install: wheel      ## Install the wheel with each extra, lowest and newest versions, and draw; write docs/versions.md
+check-install: wheel      ## Install the wheel with each extra, lowest and newest versions, and generate; write docs/versions.md
 	$(BIN)/python scripts/check_install.py dist/*.whl --write
 
 test: $(INSTALLED)        ## Run the tests

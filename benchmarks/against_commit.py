@@ -69,12 +69,12 @@ def take_turns(
         for process in processes:
             process.ask("load", scenario=scenario.for_adapter(), options=process.system.options)
             for _ in range(WARM_UP):
-                process.ask("draw")
+                process.ask("generate")
             process.rest()
         for turn in range(2 * rounds + 1):
             which = turn % 2
             start = time.perf_counter()
-            answer = processes[which].ask("draw")
+            answer = processes[which].ask("generate")
             processes[which].rest()
             turns[which].append((start, answer["seconds"]))
             digests.add(answer["digest"])

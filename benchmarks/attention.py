@@ -103,7 +103,7 @@ def call_of(way: Callable[[Any, Any, Any], Any], one: Attention, precision: str)
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--precision", default="bf16", choices=HINTS)
-    parser.add_argument("--pixels", type=int, default=512, help="of a picture's side")
+    parser.add_argument("--pixels", type=int, default=512, help="of an image's side")
     parser.add_argument("--rounds", type=int, default=8)
     given = parser.parse_args()
     totals = dict.fromkeys(WAYS, 0.0)

@@ -1,13 +1,13 @@
-"""A checkpoint of Stable Diffusion 1.5's size, from export to a picture: time and peak memory.
+"""A checkpoint of Stable Diffusion 1.5's size, from export to an image: time and peak memory.
 
-The weights are random (the published configuration, half precision), so the picture means nothing;
+The weights are random (the published configuration, half precision), so the image means nothing;
 time and memory do. Each command runs in a process of its own, whose peak the system tells.
 
     python benchmarks/full_size.py FOLDER [--target openvino-cpu] [--steps 5] [--size 512x512]
     python benchmarks/full_size.py FOLDER --target tensorrt-rtx --compute-capability sm86 sm89
 
-A bundle for GPUs is built where none is, and drawn from only where one is. FOLDER needs about 15
-GB; the checkpoint there is made once, the bundle is reused when it is equal.
+A bundle for GPUs is built where none is, and generated from only where one is. FOLDER needs about
+15 GB; the checkpoint there is made once, the bundle is reused when it is equal.
 """
 
 from __future__ import annotations
@@ -88,16 +88,16 @@ def main() -> None:
     (stored,) = json.loads(said)
     if not stored["runs"]:
         show_engines(bundle)
-        print(f"\nnot drawn from: {stored['why']}")
+        print(f"\nnot generated from: {stored['why']}")
         print(json.dumps({"compile": report}), file=sys.stderr)
         return
     said, seconds, peak = measured(
         *(*sdexport, "generate", str(bundle), "a red apple", "--steps", options.steps),
-        *("--size", options.size, "--seed", "0", "-o", str(folder / "picture.png"), "--json"),
+        *("--size", options.size, "--seed", "0", "-o", str(folder / "image.png"), "--json"),
     )
-    drawn: dict[str, Any] = json.loads(said)
+    generated: dict[str, Any] = json.loads(said)
     line("sdexport generate", seconds, peak)
-    timings = drawn["seconds"]
+    timings = generated["seconds"]
     inside = sum(timings["evaluations"])
     print(
         f"\ntext encoder {timings['text_encoder']:.2f} s, {len(timings['evaluations'])} "
@@ -105,7 +105,7 @@ def main() -> None:
         f"VAE decoder {timings['vae_decoder']:.2f} s; "
         f"the loop outside evaluations {1 - inside / timings['denoise']:.3%}"
     )
-    print(json.dumps({"compile": report, "generate": drawn}), file=sys.stderr)
+    print(json.dumps({"compile": report, "generate": generated}), file=sys.stderr)
 
 
 if __name__ == "__main__":

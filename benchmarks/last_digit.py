@@ -3,7 +3,7 @@
     python benchmarks/last_digit.py BUNDLE [--caption robot] [--times 20]
 
 The emoji that a caption names is generated again and again, each time with every number of the
-sampler's table multiplied by 1 plus or minus 1.2e-7 at most, drawn with a fixed seed: one or
+sampler's table multiplied by 1 plus or minus 1.2e-7 at most, generated with a fixed seed: one or
 two steps of float32. Printed is the distance of each image's thumbnail to its emoji, the measure of
 `examples/emoji/evaluate.py`, and how far the distances lie apart.
 """

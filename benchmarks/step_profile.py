@@ -2,8 +2,8 @@
 
     python benchmarks/step_profile.py BUNDLE [--size 512x512] [--rounds 10] [--longest 20]
 
-The step is compiled as the run path compiles it: for the shapes of one picture with guidance,
-without the inputs that a picture from text can do without. Times are OpenVINO's own (PERF_COUNT),
+The step is compiled as the run path compiles it: for the shapes of one image with guidance,
+without the inputs that an image from text can do without. Times are OpenVINO's own (PERF_COUNT),
 means over the rounds; an operator's name is that of the first operator of the ONNX graph in it.
 """
 

@@ -1,4 +1,4 @@
-"""Installs the wheel with each extra at its lowest and newest versions, and draws with each.
+"""Installs the wheel with each extra at its lowest and newest versions, and generates with each.
 
     python scripts/check_install.py WHEEL [--only EXTRA …] [--write]
 

@@ -1,4 +1,4 @@
-"""Draws one prompt and seed with every sampler at several steps: docs/samplers.png.
+"""Generates one prompt and seed with every sampler at several steps: docs/samplers.png.
 
 python scripts/contact_sheet.py engines/emoji
 """

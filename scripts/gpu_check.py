@@ -4,9 +4,9 @@
     python scripts/gpu_check.py --target tensorrt --output result.json
 
 Builds the emoji checkpoint for the GPU that is here, in half and in single precision, and runs the
-tests marked `gpu`: engines are loaded, enqueued, captured and refitted, drawn with in every form of
-the loop, and held against ONNX Runtime and PyTorch. The result file says what ran where and how it
-ended; a benchmark report can include it. Whatever follows `--` goes to pytest.
+tests marked `gpu`: engines are loaded, enqueued, captured and refitted, generated with in every
+form of the loop, and held against ONNX Runtime and PyTorch. The result file says what ran where
+and how it ended; a benchmark report can include it. Whatever follows `--` goes to pytest.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Stable Diffusion checkpoints as fast engines, and a lean runtime that draws with them.
+"""Stable Diffusion checkpoints as fast engines, and a lean runtime that generates with them.
 
 The public names are loaded when they are first used, so importing the package costs nothing.
 """

@@ -53,7 +53,7 @@ TAKES = {
     "report": "place",
 }
 """Parameters that take a path, by metavar of an argument or name of an option: something that is
-read, a folder that is made, or a picture that is written."""
+read, a folder that is made, or an image that is written."""
 
 MADE = {("compile", "bundle"), ("export", "onnx_dir"), ("build", "bundle")}
 """Arguments that name a folder to make."""
@@ -284,7 +284,7 @@ def functions() -> Iterator[tuple[str, Callable[..., Any], str, str]]:
         taking = function.__init__ if inspect.isclass(function) else function
         for parameter, hint in getattr(taking, "__annotations__", {}).items():
             if parameter != "return" and any(
-                word in str(hint) for word in ("Path", "PictureLike", "OneOrMorePictures")
+                word in str(hint) for word in ("Path", "ImageLike", "OneOrMorePictures")
             ):
                 yield name, function, parameter, str(hint)
 
@@ -302,7 +302,7 @@ OUTPUTS |= {("export_checkpoint", "folder")}
 
 
 def of_functions(
-    bad: dict[str, Any], good: dict[str, str], drawer: Any, drawn: Any
+    bad: dict[str, Any], good: dict[str, str], drawer: Any, generated: Any
 ) -> Iterator[dict[str, Any]]:
     for name, function, parameter, _ in functions():
         if name in SKIPPED:
@@ -312,14 +312,14 @@ def of_functions(
         takes = "listing" if name.startswith("engine_store.") else takes
         takes = "scenario" if name == "scenario.read_scenario" else takes
         for kind, path in bad.items():
-            # None gives no path there, and a list gives several pictures.
+            # None gives no path there, and a list gives several images.
             optional = parameter in ("onnx", "image", "mask") and kind in ("None", "a list")
             if optional or kind in FINE.get(takes, ()):
                 continue
             values: dict[str, Any] = {}
             for one, about in inspect.signature(function).parameters.items():
                 if one == "self":
-                    values[one] = drawn if name.startswith("Result.") else drawer
+                    values[one] = generated if name.startswith("Result.") else drawer
                 elif about.default is about.empty and one not in ("cls", "args", "kwargs"):
                     values[one] = good.get(f"{name}.{one}", good.get(one, "a fox"))
             if name == "engine_store.prune":
@@ -382,7 +382,7 @@ def run(bundle: Path, onnx: Path, checkpoint: Path, folder: Path) -> None:
         "export_checkpoint.folder": str(folder / "made"),
     }
     drawer = sdexport.load(bundle)
-    drawn = Result(
+    generated = Result(
         [Image.new("RGB", (8, 8))],
         (0,),
         {
@@ -392,9 +392,9 @@ def run(bundle: Path, onnx: Path, checkpoint: Path, folder: Path) -> None:
         Timings(0.0, 0.0, 0.0, 0.0, ()),
     )
     odd: dict[str, Any] = {"None": None, "a number": 3, "bytes": b"/tmp", "a list": [1]}
-    for found in of_functions(bad, good, drawer, drawn):
+    for found in of_functions(bad, good, drawer, generated):
         print(json.dumps(found), flush=True)
-    for found in of_functions(odd, good, drawer, drawn):
+    for found in of_functions(odd, good, drawer, generated):
         print(json.dumps(found), flush=True)
     for found in of_command_line(bad, good):
         print(json.dumps(found), flush=True)

@@ -4,9 +4,10 @@
 
 A moment is a change of the file system, counted in a run that is not killed; the last ones, around
 the renames that put the bundle into its place, are all tried. After each kill the bundle at the
-destination must open and draw the earlier model's image or the new one's, or be absent if there was
-none; then `compile` must succeed, and leave nothing beside the bundle. Written with --containers,
-two processes in process id namespaces of their own compile at once, and one of them is killed.
+destination must open and generate the earlier model's image or the new one's, or be absent if
+there was none; then `compile` must succeed, and leave nothing beside the bundle. Written with
+--containers, two processes in process id namespaces of their own compile at once, and one of them
+is killed.
 """
 
 from __future__ import annotations
@@ -106,17 +107,17 @@ def forked(run: Callable[[], None]) -> int:
 
 
 def image_of(bundle: Path) -> str:
-    """What the bundle draws, in a process of its own; raises where it does not."""
-    drawn = subprocess.run(
-        [sys.executable, "-m", "tests.killing", "draw", str(bundle)],
+    """What the bundle generates, in a process of its own; raises where it does not."""
+    generated = subprocess.run(
+        [sys.executable, "-m", "tests.killing", "generate", str(bundle)],
         cwd=ROOT, capture_output=True, text=True, check=False,
     )  # fmt: skip
-    if drawn.returncode:
-        raise AssertionError(f"{bundle} does not draw: {drawn.stderr[-800:]}")
-    return drawn.stdout.strip()
+    if generated.returncode:
+        raise AssertionError(f"{bundle} does not generate: {generated.stderr[-800:]}")
+    return generated.stdout.strip()
 
 
-def draw(bundle: Path) -> str:
+def generate(bundle: Path) -> str:
     import hashlib
 
     import sdexport
@@ -131,7 +132,7 @@ def beside(bundle: Path) -> list[str]:
 
 
 class Trial:
-    """Two checkpoints, their bundles and what these draw."""
+    """Two checkpoints, their bundles and what these generate."""
 
     def __init__(self, work: Path) -> None:
         # Threads that wait for each other by spinning take minutes where others compute as well.
@@ -266,8 +267,8 @@ def tried(trial: Trial, moments: int, *, old: bool, exchanging: bool, only_last:
 
 
 def main() -> None:
-    if sys.argv[1:2] == ["draw"]:
-        print(draw(Path(sys.argv[2])))
+    if sys.argv[1:2] == ["generate"]:
+        print(generate(Path(sys.argv[2])))
         return
     if sys.argv[1:2] == ["compile"]:
         checkpoint, bundle, moment = sys.argv[2:]

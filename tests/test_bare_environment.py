@@ -82,8 +82,8 @@ def said(environment: Environment, *command: object) -> str:
 def bare(base: Environment, tiny_bundle: Callable[[str], Path]) -> Environment:
     """The same with ONNX Runtime, installed by the command that the base says."""
     bundle = tiny_bundle("onnxruntime-cpu")
-    assert not (base.source / "picture.png").exists()
-    command = said(base, "generate", bundle, "an apple", "-o", base.source / "picture.png")
+    assert not (base.source / "image.png").exists()
+    command = said(base, "generate", bundle, "an apple", "-o", base.source / "image.png")
     assert command == f'pip install "{base.source}[onnxruntime]"'
     requirement = command.removeprefix('pip install "').removesuffix('"')
     done = base.run("pip", *INSTALL, requirement)
@@ -100,7 +100,7 @@ def test_the_base_says_what_is_missing(
     assert base.run("python", "-c", "import sdexport").returncode == 0
     assert base.run("sdexport", "--help").returncode == 0
     doctor = base.run("sdexport", "doctor", "--json")
-    assert doctor.returncode == 1, doctor.stderr  # nothing can be drawn
+    assert doctor.returncode == 1, doctor.stderr  # nothing can be generated
     found = json.loads(doctor.stdout)
     assert not found["ok"]
     for target in found["targets"]:
@@ -123,11 +123,11 @@ def test_the_base_says_what_is_missing(
     assert f"{base.source}[export,onnxruntime]" in told.stderr
 
 
-def test_draws_without_torch(
+def test_generates_without_torch(
     bare: Environment, tiny_bundle: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    picture = tmp_path / "bare.png"
-    done = bare.run("python", "-c", DRAW, tiny_bundle("onnxruntime-cpu"), picture, *ABSENT)
+    image = tmp_path / "bare.png"
+    done = bare.run("python", "-c", DRAW, tiny_bundle("onnxruntime-cpu"), image, *ABSENT)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == {"size": [32, 32], "found": []}
     import sdexport
@@ -136,8 +136,8 @@ def test_draws_without_torch(
     expected = here.generate("a red apple", steps=3, seed=5, size=(32, 32)).images[0]
     from PIL import Image
 
-    with Image.open(picture) as drawn:
-        assert drawn.convert("RGB").tobytes() == expected.tobytes()
+    with Image.open(image) as generated:
+        assert generated.convert("RGB").tobytes() == expected.tobytes()
 
 
 def test_the_command_line_says_what_is_missing(bare: Environment, tmp_path: Path) -> None:

@@ -66,7 +66,7 @@ EXPLAINED = {
     ("pipeline/scheduler.py", "os.getpid"): (1, FORKED),
     ("pipeline/generation.py", "os.getpid"): (1, FORKED),
     ("pipeline/pipeline.py", "os.getpid"): (3, FORKED),
-    ("pipeline/result.py", "mkdir"): (2, "the folder of pictures, which may be there already"),
+    ("pipeline/result.py", "mkdir"): (2, "the folder of images, which may be there already"),
 }  # fmt: skip
 """By file and call: how many there may be, and why they harm nobody who writes at the same time."""
 

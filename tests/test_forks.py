@@ -29,7 +29,7 @@ pipe = stream = step = None
 if before != "imported":
     pipe = sdexport.load(bundle)
     request = pipe.request("apple", steps=2, seed=0)
-if before == "drawn":
+if before == "generated":
     pipe.generate("apple", steps=2, seed=0)
 if before == "streaming":
     stream = pipe.stream("apple", steps=4, seed=0)
@@ -64,7 +64,7 @@ for does in doing:
     signal.alarm(60)
     try:
         found = ways[does]()
-        said = "drew" if isinstance(found, sdexport.Result) else "did"
+        said = "generated" if isinstance(found, sdexport.Result) else "did"
     except sdexport.SdexportError as error:
         said = "refused" if "docs/service.md" in str(error) else str(error)
     os.write(write, said.encode())
@@ -80,15 +80,15 @@ HARMLESS = ("close", "request", "evaluations")
 """The pipeline's public methods: those that a child is refused, and those that touch no engine."""
 
 DOES: dict[str, dict[str, str]] = {
-    "imported": {"nothing": "did", "load": "drew"},
-    "loaded": {"nothing": "did", "load": "drew", "generate": "refused"},
-    "drawn": {
-        **{"nothing": "did", "load": "drew"},
+    "imported": {"nothing": "did", "load": "generated"},
+    "loaded": {"nothing": "did", "load": "generated", "generate": "refused"},
+    "generated": {
+        **{"nothing": "did", "load": "generated"},
         **dict.fromkeys(DRAWING, "refused"),
         **dict.fromkeys(HARMLESS, "did"),
     },
     "streaming": {"next": "refused", "latents": "refused"},
-    "dropped": {"nothing": "did", "load": "drew"},
+    "dropped": {"nothing": "did", "load": "generated"},
 }
 """By what the parent did before: what a child does, and how that ends."""
 
@@ -100,12 +100,12 @@ def test_every_public_method_is_tried() -> None:
 
 @pytest.mark.parametrize("target", INSTALLED)
 @pytest.mark.parametrize("before", DOES)
-def test_a_child_draws_with_its_own_pipeline_alone(
+def test_a_child_generates_with_its_own_pipeline_alone(
     tiny_bundle: Callable[[str], Path], target: str, before: str
 ) -> None:
     """Whatever it inherited, it ends as it should, and is told at once what cannot work."""
     does = dict(DOES[before])
-    if target == "openvino-cpu" and before in ("drawn", "dropped"):
+    if target == "openvino-cpu" and before in ("generated", "dropped"):
         does["load"] = "refused"
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", CHILD, str(tiny_bundle(target)), before, *does],

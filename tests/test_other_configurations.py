@@ -1,4 +1,4 @@
-"""Checkpoints away from Stable Diffusion 1.x's defaults draw what diffusers draws, at its sizes."""
+"""Checkpoints away from Stable Diffusion 1.x's defaults generate diffusers' images and sizes."""
 
 from __future__ import annotations
 
@@ -20,62 +20,62 @@ from sdexport.model.shapes import Precision, Range, Ranges
 from tests.checkpoints import TINY_TEXT, TINY_UNET, TINY_VAE, edit_json, make_tiny_checkpoint
 
 LARGEST = 2
-"""Of 255, between a picture in float32 and diffusers'."""
+"""Of 255, between an image in float32 and diffusers'."""
 
 
 def random_configuration(seed: int) -> dict[str, dict[str, Any]]:
     """Options of every part, away from the defaults, that belong together."""
-    draw = random.Random(seed)
-    width = draw.choice((24, 32))
-    latents = draw.choice((3, 4, 8, 16))
-    levels = draw.choice((1, 2, 3, 4, 5))
+    generate = random.Random(seed)
+    width = generate.choice((24, 32))
+    latents = generate.choice((3, 4, 8, 16))
+    levels = generate.choice((1, 2, 3, 4, 5))
     text = TINY_TEXT | {
         "hidden_size": width,
-        "num_hidden_layers": draw.choice((1, 2, 3)),
-        "hidden_act": draw.choice(("quick_gelu", "gelu")),
-        "max_position_embeddings": draw.choice((77, 80)),
-        "layer_norm_eps": draw.choice((1e-5, 1e-3)),
+        "num_hidden_layers": generate.choice((1, 2, 3)),
+        "hidden_act": generate.choice(("quick_gelu", "gelu")),
+        "max_position_embeddings": generate.choice((77, 80)),
+        "layer_norm_eps": generate.choice((1e-5, 1e-3)),
     }
     vae = TINY_VAE | {
         "block_out_channels": (8, 16, 16, 32, 32)[:levels],
         "down_block_types": ("DownEncoderBlock2D",) * levels,
         "up_block_types": ("UpDecoderBlock2D",) * levels,
         "latent_channels": latents,
-        "scaling_factor": draw.choice((0.18215, 0.5, 1.3)),
-        "shift_factor": draw.choice((None, 0.7)),
-        "use_quant_conv": draw.choice((True, False)),
-        "use_post_quant_conv": draw.choice((True, False)),
-        "mid_block_add_attention": draw.choice((True, False)),
-        "latents_mean": draw.choice((None, [0.3] * latents)),
+        "scaling_factor": generate.choice((0.18215, 0.5, 1.3)),
+        "shift_factor": generate.choice((None, 0.7)),
+        "use_quant_conv": generate.choice((True, False)),
+        "use_post_quant_conv": generate.choice((True, False)),
+        "mid_block_add_attention": generate.choice((True, False)),
+        "latents_mean": generate.choice((None, [0.3] * latents)),
     }
-    attending = draw.choice((("CrossAttn", ""), ("", "CrossAttn"), ("CrossAttn", "CrossAttn")))
+    attending = generate.choice((("CrossAttn", ""), ("", "CrossAttn"), ("CrossAttn", "CrossAttn")))
     side = 8
     unet = TINY_UNET | {
-        "sample_size": draw.choice((side, [side, 2 * side], [2 * side, side])),
+        "sample_size": generate.choice((side, [side, 2 * side], [2 * side, side])),
         "in_channels": latents,
         "out_channels": latents,
-        "cross_attention_dim": draw.choice((width, [width, width])),
+        "cross_attention_dim": generate.choice((width, [width, width])),
         "down_block_types": [f"{kind}DownBlock2D" for kind in attending],
         "up_block_types": [f"{kind}UpBlock2D" for kind in reversed(attending)],
-        "mid_block_type": draw.choice(("UNetMidBlock2DCrossAttn", "UNetMidBlock2D", None)),
-        "layers_per_block": draw.choice((1, [1, 2])),
-        "transformer_layers_per_block": draw.choice((1, [2, 1])),
-        "attention_head_dim": draw.choice((4, [4, 8])),
-        "use_linear_projection": draw.choice((True, False)),
-        "only_cross_attention": draw.choice((True, False)),
-        "upcast_attention": draw.choice((True, False)),
-        "center_input_sample": draw.choice((True, False)),
-        "flip_sin_to_cos": draw.choice((True, False)),
-        "time_embedding_dim": draw.choice((None, 48)),
-        "resnet_time_scale_shift": draw.choice(("default", "scale_shift")),
-        "act_fn": draw.choice(("silu", "gelu")),
-        "conv_in_kernel": draw.choice((3, 5)),
+        "mid_block_type": generate.choice(("UNetMidBlock2DCrossAttn", "UNetMidBlock2D", None)),
+        "layers_per_block": generate.choice((1, [1, 2])),
+        "transformer_layers_per_block": generate.choice((1, [2, 1])),
+        "attention_head_dim": generate.choice((4, [4, 8])),
+        "use_linear_projection": generate.choice((True, False)),
+        "only_cross_attention": generate.choice((True, False)),
+        "upcast_attention": generate.choice((True, False)),
+        "center_input_sample": generate.choice((True, False)),
+        "flip_sin_to_cos": generate.choice((True, False)),
+        "time_embedding_dim": generate.choice((None, 48)),
+        "resnet_time_scale_shift": generate.choice(("default", "scale_shift")),
+        "act_fn": generate.choice(("silu", "gelu")),
+        "conv_in_kernel": generate.choice((3, 5)),
     }
     scheduler = {
-        "prediction_type": draw.choice(("epsilon", "v_prediction")),
-        "steps_offset": draw.choice((0, 1)),
-        "clip_sample": draw.choice((True, False)),
-        **draw.choice(
+        "prediction_type": generate.choice(("epsilon", "v_prediction")),
+        "steps_offset": generate.choice((0, 1)),
+        "clip_sample": generate.choice((True, False)),
+        **generate.choice(
             (
                 {},
                 {
@@ -87,7 +87,7 @@ def random_configuration(seed: int) -> dict[str, dict[str, Any]]:
             )
         ),
     }
-    tokenizer = {"model_max_length": draw.choice((77, 64, 20))}
+    tokenizer = {"model_max_length": generate.choice((77, 64, 20))}
     return {
         "text_encoder": text,
         "vae": vae,
@@ -129,7 +129,7 @@ def make_checkpoint(path: Path, seed: int, learned: dict[str, int] | None = None
 
 
 def compare(checkpoint: Path, bundle: Path, prompt: str) -> None:
-    """Draws at the bundle's and at diffusers' own size, which must be one, from one seed."""
+    """Generates at the bundle's and at diffusers' own size, which must be one, from one seed."""
     options = BuildOptions("onnxruntime-cpu", Precision.FP32, Ranges(batch=Range(1, 1, 2)))
     sdexport.compile(
         checkpoint, bundle, options, components=("text_encoder", "unet", "vae_decoder")

@@ -324,14 +324,14 @@ def hub_layout(source: Path, place: Path) -> Path:
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_a_bundle_of_links_draws(
+def test_a_bundle_of_links_generates(
     tiny_bundle: Callable[[str], Path], tmp_path: Path, target: str
 ) -> None:
     bundle = hub_layout(tiny_bundle(target), tmp_path)
     with sdexport.load(bundle) as pipeline:
-        drawn = pipeline.generate("a fox", steps=1, seed=1)
+        generated = pipeline.generate("a fox", steps=1, seed=1)
     with sdexport.load(tiny_bundle(target)) as pipeline:
-        assert pipeline.generate("a fox", steps=1, seed=1).images == drawn.images
+        assert pipeline.generate("a fox", steps=1, seed=1).images == generated.images
 
 
 def test_pruning_leaves_what_links_lead_to(

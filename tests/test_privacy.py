@@ -278,7 +278,7 @@ def test_generating_sends_and_leaves_nothing(
     target: str, watched: Watched, tiny_bundle: Callable[[str], Path]
 ) -> None:
     bundle = str(tiny_bundle(target))
-    arguments = ["generate", bundle, "an apple", "--steps", "2", "-o", "picture.png"]
+    arguments = ["generate", bundle, "an apple", "--steps", "2", "-o", "image.png"]
     assert watched.run("-m", "sdexport", *arguments) == []
 
 

@@ -2,7 +2,7 @@
 
     SDEXPORT_API_SECONDS=600 python -m pytest -q tests/test_python_api.py
 
-draws for ten minutes; without the variable it is a few seconds. The options are those of the
+generates for ten minutes; without the variable it is a few seconds. The options are those of the
 signature of `make_request`, each with good, extreme and wrong values.
 """
 

@@ -1,4 +1,4 @@
-"""Images to start from, masks, guidance, CLIP skip, shared batches: diffusers' picture, same seed.
+"""Images to start from, masks, guidance, CLIP skip, shared batches: diffusers' image, same seed.
 
 float32 engines against diffusers' pipelines on the CPU, with the repository's own checkpoint; a
 guidance-distilled model, of which there is no small one, with random weights.
@@ -38,17 +38,17 @@ def reference() -> Any:
 
 @pytest.fixture(scope="module")
 def theirs(reference: Any) -> Callable[..., np.ndarray[Any, Any]]:
-    """diffusers' picture, drawn once for all targets."""
-    drawn: dict[str, np.ndarray[Any, Any]] = {}
+    """diffusers' image, generated once for all targets."""
+    generated: dict[str, np.ndarray[Any, Any]] = {}
 
-    def picture(prompt: str, seed: int, **options: Any) -> np.ndarray[Any, Any]:
+    def image(prompt: str, seed: int, **options: Any) -> np.ndarray[Any, Any]:
         key = f"{prompt} {seed} {options}"
-        if key not in drawn:
+        if key not in generated:
             options.setdefault("size", SIZE)
-            (drawn[key],) = reference.pictures([prompt], seeds=[seed], **options)
-        return drawn[key]
+            (generated[key],) = reference.generate([prompt], seeds=[seed], **options)
+        return generated[key]
 
-    return picture
+    return image
 
 
 @pytest.fixture(scope="module", params=TARGETS)
@@ -58,16 +58,16 @@ def pipeline(request: pytest.FixtureRequest, emoji_bundle: Callable[[str], Path]
 
 @pytest.fixture(scope="module")
 def apple(reference: Any) -> Image.Image:
-    """A picture to start from."""
-    (drawn,) = reference.pictures(
+    """An image to start from."""
+    (generated,) = reference.generate(
         ["red apple"], seeds=[7], steps=8, guidance=2.5, sampler="ddim", size=SIZE
     )
-    return Image.fromarray(drawn)
+    return Image.fromarray(generated)
 
 
 @pytest.fixture(scope="module")
 def mask() -> Image.Image:
-    """Draws the right half anew, and more of it further down; its edge is grey, off the grid."""
+    """Repaints the right half, and more of it further down; its edge is grey, off the grid."""
     shades = np.zeros(SIZE[::-1], np.uint8)
     for row in range(SIZE[1]):
         edge = 90 - row // 3
@@ -78,7 +78,7 @@ def mask() -> Image.Image:
 
 def assert_same(ours: Any, expected: np.ndarray[Any, Any], largest: int = LARGEST) -> None:
     ours = np.asarray(ours).astype(int)
-    assert expected.std() > 10, "the reference is no picture"
+    assert expected.std() > 10, "the reference is no image"
     assert ours.shape == expected.shape
     assert np.abs(ours - expected.astype(int)).max() <= largest
 
@@ -87,7 +87,7 @@ def assert_same(ours: Any, expected: np.ndarray[Any, Any], largest: int = LARGES
     ("sampler", "strength"),
     [("pndm", 0.6), ("ddim", 1.0), ("euler-a", 0.6), ("dpmpp-2m-karras", 1.0), ("heun", 0.6)],
 )
-def test_an_image_drawn_anew(
+def test_an_image_generated_anew(
     pipeline: Any, theirs: Any, apple: Image.Image, sampler: str, strength: float
 ) -> None:
     options = {"steps": 5, "guidance": 2.5, "sampler": sampler, "strength": strength}
@@ -103,7 +103,7 @@ def test_an_image_drawn_anew(
     ("sampler", "strength"),
     [("pndm", 1.0), ("ddim", 0.7), ("euler-a", 1.0), ("dpmpp-2m", 0.7), ("heun", 0.7)],
 )
-def test_a_part_drawn_anew(
+def test_a_part_generated_anew(
     pipeline: Any,
     theirs: Any,
     apple: Image.Image,
@@ -156,7 +156,7 @@ def test_guidance_in_an_interval(pipeline: Any, reference: Any) -> None:
         pipe._guidance_scale = 6.0 if 2 <= step + 1 < 5 else 1.0000001
         return values
 
-    drawn = reference._pipeline("ddim", False, False)(
+    generated = reference._pipeline("ddim", False, False)(
         "snowman emoji",
         num_inference_steps=8,
         guidance_scale=1.0000001,  # above 1, so that both branches are there from the start
@@ -168,7 +168,7 @@ def test_guidance_in_an_interval(pipeline: Any, reference: Any) -> None:
     ours = pipeline.generate(
         "snowman emoji", seed=6, steps=8, guidance=6.0, sampler="ddim", guidance_interval=(0.3, 0.7)
     )
-    assert_same(ours.images[0], np.asarray(drawn.images[0]))
+    assert_same(ours.images[0], np.asarray(generated.images[0]))
 
 
 def test_plain_prompts_with_brackets_are_diffusers(pipeline: Any, theirs: Any) -> None:
@@ -194,7 +194,7 @@ def test_long_and_weighted_prompts_are_their_embeddings(pipeline: Any, reference
     hidden = reference.text_encoder(prompt.ids)
     weigh_embeddings(hidden, prompt.weights)
     negative = reference.text_encoder(tokenizer.encode(["green", *[""] * (pieces - 1)]))
-    drawn = reference._pipeline("ddim", False, False)(
+    generated = reference._pipeline("ddim", False, False)(
         prompt_embeds=torch.from_numpy(hidden.reshape(1, 77 * pieces, -1)),
         negative_prompt_embeds=torch.from_numpy(negative.reshape(1, 77 * pieces, -1)),
         num_inference_steps=6,
@@ -212,7 +212,7 @@ def test_long_and_weighted_prompts_are_their_embeddings(pipeline: Any, reference
         sampler="ddim",
         prompt_syntax="weights",
     )
-    assert_same(ours.images[0], np.asarray(drawn.images[0]))
+    assert_same(ours.images[0], np.asarray(generated.images[0]))
     assert ours.warnings == ()
 
 
@@ -280,7 +280,7 @@ def test_embedded_guidance(
     for guidance in (8.5, 1.5, 0.0):
         shared: dict[str, Any] = {"steps": 4, "guidance": guidance, "size": (64, 64)}
         *_, last = pipeline.stream("a dog", seed=1, sampler="ddim", **shared)
-        (expected,) = reference.pictures(["a dog"], seeds=[1], sampler="ddim", **shared)
+        (expected,) = reference.generate(["a dog"], seeds=[1], sampler="ddim", **shared)
         ours = np.asarray(last.result.images[0]).astype(int)
         assert np.abs(ours - expected.astype(int)).max() <= LARGEST
         found.append(last.latents)

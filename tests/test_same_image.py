@@ -1,6 +1,6 @@
-"""Same seed, same picture: float32 engines against diffusers' pipeline on the CPU.
+"""Same seed, same image: float32 engines against diffusers' pipeline on the CPU.
 
-The checkpoint is the repository's own, so that the pictures are pictures: with random weights
+The checkpoint is the repository's own, so that the images are images: with random weights
 everything is grey and nearly everything is equal.
 """
 
@@ -62,14 +62,14 @@ def reference() -> Any:
 
 @pytest.fixture(scope="module")
 def theirs(reference: Any) -> Callable[..., list[np.ndarray[Any, Any]]]:
-    """diffusers' pictures, drawn once for all targets."""
-    drawn: dict[tuple[Any, ...], list[np.ndarray[Any, Any]]] = {}
+    """diffusers' images, generated once for all targets."""
+    generated: dict[tuple[Any, ...], list[np.ndarray[Any, Any]]] = {}
 
-    def pictures(sampler: str, request: tuple[Any, ...]) -> list[np.ndarray[Any, Any]]:
+    def images(sampler: str, request: tuple[Any, ...]) -> list[np.ndarray[Any, Any]]:
         key = (sampler, request)
-        if key not in drawn:
+        if key not in generated:
             prompts, negative, size, guidance, steps = request
-            drawn[key] = reference.pictures(
+            generated[key] = reference.images(
                 list(prompts),
                 seeds=[7 + index for index in range(len(prompts))],
                 steps=steps,
@@ -78,9 +78,9 @@ def theirs(reference: Any) -> Callable[..., list[np.ndarray[Any, Any]]]:
                 size=size,
                 negative_prompt=negative,
             )
-        return drawn[key]
+        return generated[key]
 
-    return pictures
+    return images
 
 
 @pytest.fixture(scope="module", params=TARGETS)
@@ -90,7 +90,7 @@ def pipeline(request: pytest.FixtureRequest, emoji_bundle: Callable[[str], Path]
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 @pytest.mark.parametrize("request_", REQUESTS, ids=["one", "three", "unguided"])
-def test_pictures_are_diffusers_pictures(
+def test_images_are_diffusers_images(
     pipeline: Any,
     theirs: Callable[..., list[np.ndarray[Any, Any]]],
     sampler: str,
@@ -108,12 +108,12 @@ def test_pictures_are_diffusers_pictures(
     )
     for ours, expected in zip(result.images, theirs(sampler, request_), strict=True):
         difference = np.abs(np.asarray(ours).astype(int) - expected.astype(int))
-        assert expected.std() > 10, "the reference is no picture"
+        assert expected.std() > 10, "the reference is no image"
         assert difference.max() <= 2
 
 
 @pytest.mark.parametrize("sampler", OTHER_SAMPLERS)
-def test_every_sampler_draws_diffusers_pictures(
+def test_every_sampler_generates_diffusers_images(
     emoji_bundle: Callable[[str], Path],
     theirs: Callable[..., list[np.ndarray[Any, Any]]],
     sampler: str,
@@ -123,7 +123,7 @@ def test_every_sampler_draws_diffusers_pictures(
     result = pipeline.generate("red apple", steps=6, guidance=2.5, sampler=sampler, seed=7)
     expected = theirs(sampler, request)[0]
     difference = np.abs(np.asarray(result.images[0]).astype(int) - expected.astype(int))
-    assert expected.std() > 10, "the reference is no picture"
+    assert expected.std() > 10, "the reference is no image"
     assert difference.max() <= 2
 
 
@@ -141,7 +141,7 @@ def test_fifty_steps(
 
 
 def test_an_image_is_the_same_whatever_its_batch(pipeline: Any) -> None:
-    """Across a batch's size the runtimes choose other blockings: rounding, not another picture."""
+    """Across a batch's size the runtimes choose other blockings: rounding, not another image."""
     together = pipeline.generate(["pizza", "rose"], steps=5, sampler="euler-a", seed=[3, 9])
     alone = pipeline.generate("rose", steps=5, sampler="euler-a", seed=9)
     ours = np.asarray(together.images[1]).astype(int)

@@ -62,7 +62,7 @@ def readable_copy(checkpoint: str, folder: Path) -> str:
 
     Two things stop them. Newer versions of transformers save a CLIP text encoder without the prefix
     `text_model.` that every published Stable Diffusion has: older ones find none of its weights
-    then and go on **with random ones**, after a warning, so that the picture is of something else.
+    then and go on **with random ones**, after a warning, so that the image is of something else.
     And model_index.json may name parts that are not there, such as the safety checker. A checkpoint
     with either is copied to `folder`, what is not changed as links. Others, and ids of the hub, are
     left as they are.

@@ -1,4 +1,4 @@
-"""A pipeline of diffusers' kind that draws a scenario, with the calls of its models timed.
+"""A pipeline of diffusers' kind that generates a scenario, with the calls of its models timed.
 
 Needs what such pipelines stand on themselves: torch, numpy and diffusers.
 """
@@ -21,7 +21,7 @@ class TimedPipeline:
 
     Args:
         pipeline: of diffusers' interface, ready but for its sampler.
-        scenario: what it is to draw.
+        scenario: what it is to generate.
         decoder: its part that decodes, and the method of it that the pipeline calls.
         cuda: whether the models run on a GPU, where their time is that of CUDA events.
 
@@ -70,8 +70,8 @@ class TimedPipeline:
         event.record()
         return event
 
-    def draw(self) -> tuple[Any, Any, dict[str, list[float]]]:
-        """Draws the scenario once, batch by batch.
+    def generate(self) -> tuple[Any, Any, dict[str, list[float]]]:
+        """Generates the scenario once, batch by batch.
 
         Returns:
             images (n, H, W, 3) uint8; the latents (n, C, h, w) float32 that were decoded, on the
@@ -83,7 +83,7 @@ class TimedPipeline:
         for first in range(0, len(scenario["seeds"]), scenario["batch"]):
             chosen = slice(first, first + scenario["batch"])
             prompts, seeds = scenario["prompts"][chosen], scenario["seeds"][chosen]
-            drawn = self._pipeline(
+            generated = self._pipeline(
                 prompt=prompts,
                 negative_prompt=[scenario["negative_prompt"]] * len(prompts),
                 width=scenario["width"],
@@ -92,7 +92,7 @@ class TimedPipeline:
                 guidance_scale=scenario["guidance"],
                 generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],
             )
-            images += [np.asarray(image) for image in drawn.images]
+            images += [np.asarray(image) for image in generated.images]
         if self._cuda:
             torch.cuda.synchronize()
         taken = {stage: [self._between(*pair) for pair in self._marks[stage]] for stage in STAGES}

@@ -1,6 +1,6 @@
 """Train the autoencoder, whiten its latents, and at the end sharpen its decoder.
 
-Pictures are float32 of shape (n, 3, 128, 128) in -1..1, latents (n, 4, 16, 16).
+Images are float32 of shape (n, 3, 128, 128) in -1..1, latents (n, 4, 16, 16).
 """
 
 from __future__ import annotations
@@ -34,24 +34,24 @@ def reconstruction_loss(output: Tensor, target: Tensor) -> Tensor:
 
 
 def psnr(output: Tensor, target: Tensor) -> Tensor:
-    """Return the peak signal-to-noise ratio of each picture, dB."""
+    """Return the peak signal-to-noise ratio of each image, dB."""
     error = (output.float().clamp(-1, 1) - target) / 2
     return -10 * error.square().mean((1, 2, 3)).log10()
 
 
-def augmented(pictures: Tensor) -> Tensor:
-    """Return the pictures, a quarter of them shifted and half of those mirrored."""
-    result = pictures.clone()
-    for i in (torch.rand(len(pictures)) < 0.25).nonzero().flatten().tolist():
-        padded = functional.pad(pictures[i], (SHIFT,) * 4, value=1.0)  # white
+def augmented(images: Tensor) -> Tensor:
+    """Return the images, a quarter of them shifted and half of those mirrored."""
+    result = images.clone()
+    for i in (torch.rand(len(images)) < 0.25).nonzero().flatten().tolist():
+        padded = functional.pad(images[i], (SHIFT,) * 4, value=1.0)  # white
         top, left = torch.randint(0, 2 * SHIFT + 1, (2,)).tolist()
-        height, width = pictures.shape[-2:]
+        height, width = images.shape[-2:]
         shifted = padded[:, top : top + height, left : left + width]
         result[i] = shifted.flip(-1) if torch.rand(()) < 0.5 else shifted
     return result
 
 
-def train(vae: AutoencoderKL, pictures: Tensor, schedule: Schedule, state: Path) -> None:
+def train(vae: AutoencoderKL, images: Tensor, schedule: Schedule, state: Path) -> None:
     """Train encoder and decoder from scratch."""
     with torch.no_grad():
         # A small posterior deviation at first: with SD's own the sampled noise drowns the signal
@@ -63,8 +63,8 @@ def train(vae: AutoencoderKL, pictures: Tensor, schedule: Schedule, state: Path)
     vae.train()
 
     def step_loss(step: int) -> tuple[Tensor, dict[str, float]]:
-        chosen = batch_indices(step, schedule.batch, len(pictures), schedule.seed)
-        target = augmented(pictures[chosen])
+        chosen = batch_indices(step, schedule.batch, len(images), schedule.seed)
+        target = augmented(images[chosen])
         with torch.autocast("cpu", torch.bfloat16):
             posterior = vae.encode(target).latent_dist
             mean, logvar = posterior.mean.float(), posterior.logvar.float()
@@ -82,29 +82,29 @@ def train(vae: AutoencoderKL, pictures: Tensor, schedule: Schedule, state: Path)
 
 
 @torch.no_grad()
-def encode(vae: AutoencoderKL, pictures: Tensor) -> Tensor:
-    """Return the pictures' mean latents, before the scaling factor."""
+def encode(vae: AutoencoderKL, images: Tensor) -> Tensor:
+    """Return the images' mean latents, before the scaling factor."""
     vae.eval()
-    return torch.cat([vae.encode(batch).latent_dist.mean for batch in pictures.split(16)])
+    return torch.cat([vae.encode(batch).latent_dist.mean for batch in images.split(16)])
 
 
 @torch.no_grad()
-def quality(vae: AutoencoderKL, pictures: Tensor) -> float:
-    """Return the mean PSNR of the pictures after encoding and decoding, dB."""
+def quality(vae: AutoencoderKL, images: Tensor) -> float:
+    """Return the mean PSNR of the images after encoding and decoding, dB."""
     vae.eval()
-    batches = pictures.split(16)
+    batches = images.split(16)
     outputs = [vae.decode(vae.encode(batch).latent_dist.mean).sample for batch in batches]
-    return psnr(torch.cat(outputs), pictures).mean().item()
+    return psnr(torch.cat(outputs), images).mean().item()
 
 
 @torch.no_grad()
-def whiten(vae: AutoencoderKL, pictures: Tensor) -> None:
+def whiten(vae: AutoencoderKL, images: Tensor) -> None:
     """Fold each latent channel's mean and deviation into the 1x1 convolutions beside it.
 
     After this the scaling factor is Stable Diffusion's own: latents times 0.18215 have a mean of
-    0 and a deviation of 1 over the pictures.
+    0 and a deviation of 1 over the images.
     """
-    latents = encode(vae, pictures)
+    latents = encode(vae, images)
     mean = latents.mean((0, 2, 3))
     deviation = latents.std((0, 2, 3))
     gain = 1 / SCALING_FACTOR / deviation
@@ -121,7 +121,7 @@ def whiten(vae: AutoencoderKL, pictures: Tensor) -> None:
 
 def sharpen(
     vae: AutoencoderKL,
-    pictures: Tensor,
+    images: Tensor,
     latents: Tensor,
     sampled: Tensor,
     schedule: Schedule,
@@ -129,7 +129,7 @@ def sharpen(
 ) -> None:
     """Train the decoder alone on what it will be given: the denoiser's samples.
 
-    `latents` are the pictures' own, scaled, (count, 4, 16, 16); `sampled` the denoiser's, scaled,
+    `latents` are the images' own, scaled, (count, 4, 16, 16); `sampled` the denoiser's, scaled,
     (rounds, count, 4, 16, 16).  Half of each batch are samples, half the true latents with a
     little noise, which keeps the decoder from fitting the samples' accidents.
     """
@@ -138,13 +138,13 @@ def sharpen(
     vae.train()
 
     def step_loss(step: int) -> tuple[Tensor, dict[str, float]]:
-        chosen = batch_indices(step, schedule.batch, len(pictures), schedule.seed)
+        chosen = batch_indices(step, schedule.batch, len(images), schedule.seed)
         rounds = torch.randint(0, len(sampled), (schedule.batch,))
         inputs = sampled[rounds, chosen]
         deviation = 0.15 * torch.rand(half, 1, 1, 1)
         noise = torch.randn(half, LATENT_CHANNELS, LATENT, LATENT)
         inputs[half:] = latents[chosen[half:]] + deviation * noise
-        target = pictures[chosen]
+        target = images[chosen]
         with torch.autocast("cpu", torch.bfloat16):
             output = vae.decode(inputs / SCALING_FACTOR).sample
         each = psnr(output.detach(), target)

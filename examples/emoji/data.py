@@ -1,4 +1,4 @@
-"""Draw the training pictures: 256 colour emoji from Debian's Noto font, each with its Unicode name.
+"""Draw the training images: 256 colour emoji from Debian's Noto font, each with its Unicode name.
 
 Run as a script, it chooses the emoji of `names.txt`, drops near-duplicates, and writes
 `captions.json` and `targets_32.npz`.  Training draws the emoji listed in `captions.json`.
@@ -30,7 +30,7 @@ THUMBNAIL = 32  # pixels on a side
 STRIKE = 109  # the only bitmap size in the font, pixels
 NEAR_DUPLICATE = 0.1  # RMSE between thumbnails, of a full scale of 1
 
-Pictures = NDArray[np.uint8]
+Images = NDArray[np.uint8]
 
 
 class MissingPackageError(Exception):
@@ -62,7 +62,7 @@ def require(*files: Path) -> None:
 
 
 def draw(char: str, font: ImageFont.FreeTypeFont) -> Image.Image:
-    """Return the glyph, fitted to GLYPH pixels, in the middle of a white RGB picture."""
+    """Return the glyph, fitted to GLYPH pixels, in the middle of a white RGB image."""
     canvas = Image.new("RGBA", (160, 160), (0, 0, 0, 0))
     ImageDraw.Draw(canvas).text((12, 16), char, font=font, embedded_color=True)
     box = canvas.getbbox()
@@ -72,26 +72,26 @@ def draw(char: str, font: ImageFont.FreeTypeFont) -> Image.Image:
     scale = GLYPH / max(glyph.size)
     width, height = (max(1, round(side * scale)) for side in glyph.size)
     glyph = glyph.resize((width, height), Image.Resampling.LANCZOS)
-    picture = Image.new("RGBA", (PICTURE, PICTURE), (255, 255, 255, 255))
-    picture.alpha_composite(glyph, ((PICTURE - width) // 2, (PICTURE - height) // 2))
-    return picture.convert("RGB")
+    image = Image.new("RGBA", (PICTURE, PICTURE), (255, 255, 255, 255))
+    image.alpha_composite(glyph, ((PICTURE - width) // 2, (PICTURE - height) // 2))
+    return image.convert("RGB")
 
 
-def draw_all(emoji: list[Emoji]) -> Pictures:
-    """Return the pictures, uint8 of shape (count, 128, 128, 3)."""
+def draw_all(emoji: list[Emoji]) -> Images:
+    """Return the images, uint8 of shape (count, 128, 128, 3)."""
     require(FONT)
     font = ImageFont.truetype(str(FONT), STRIKE)
     return np.stack([np.asarray(draw(one.char, font)) for one in emoji])
 
 
-def thumbnail(picture: Image.Image) -> Pictures:
-    """Return the picture's box-filtered thumbnail, uint8 of shape (32, 32, 3)."""
-    small = picture.convert("RGB").resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX)
+def thumbnail(image: Image.Image) -> Images:
+    """Return the image's box-filtered thumbnail, uint8 of shape (32, 32, 3)."""
+    small = image.convert("RGB").resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX)
     return np.asarray(small)
 
 
 def distances(
-    thumbnails: NDArray[np.floating] | Pictures, others: NDArray[np.floating] | Pictures
+    thumbnails: NDArray[np.floating] | Images, others: NDArray[np.floating] | Images
 ) -> NDArray[np.float64]:
     """Return the RMSE of each of `thumbnails` to each of `others`, full scale 1.
 
@@ -127,9 +127,9 @@ def candidates() -> list[Emoji]:
     return found
 
 
-def distinct(emoji: list[Emoji], pictures: Pictures) -> list[int]:
+def distinct(emoji: list[Emoji], images: Images) -> list[int]:
     """Return the indices that remain when an emoji too like an earlier one is dropped."""
-    thumbnails = np.stack([thumbnail(Image.fromarray(picture)) for picture in pictures])
+    thumbnails = np.stack([thumbnail(Image.fromarray(image)) for image in images])
     apart = distances(thumbnails, thumbnails)
     kept: list[int] = []
     for i, one in enumerate(emoji):
@@ -145,13 +145,13 @@ def main() -> None:
     """Write `captions.json` and `targets_32.npz`."""
     try:
         chosen = candidates()
-        pictures = draw_all(chosen)
+        images = draw_all(chosen)
     except MissingPackageError as error:
         raise SystemExit(str(error)) from None
-    kept = distinct(chosen, pictures)
+    kept = distinct(chosen, images)
     entries = [asdict(chosen[i]) for i in kept]
     CAPTIONS.write_text(json.dumps(entries, indent=0, ensure_ascii=False), encoding="utf-8")
-    thumbnails = np.stack([thumbnail(Image.fromarray(pictures[i])) for i in kept])
+    thumbnails = np.stack([thumbnail(Image.fromarray(images[i])) for i in kept])
     np.savez_compressed(TARGETS, thumbnails=thumbnails)
     print(f"{len(kept)} emoji")
 

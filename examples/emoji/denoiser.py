@@ -68,10 +68,10 @@ class Prompts:
 def pretrain_text(
     text_encoder: CLIPTextModel, latents: Tensor, prompts: Prompts, schedule: Schedule, state: Path
 ) -> None:
-    """Teach the text encoder that its tokens linearly predict the picture's latents.
+    """Teach the text encoder that its tokens linearly predict the image's latents.
 
     This stands in for CLIP's contrastive training: with an untrained encoder the UNet does not
-    bind words to pictures in the time there is.  The tokens from the end of the text on predict
+    bind words to images in the time there is.  The tokens from the end of the text on predict
     the latents' principal components, tokens 10 to 73 one cell each of an 8x8 grid.
     """
     count = len(latents)
@@ -83,7 +83,7 @@ def pretrain_text(
     cells = centred.unfold(2, 2, 2).unfold(3, 2, 2).permute(0, 2, 3, 1, 4, 5)
     grid = cells.reshape(count, 64, 16)
     grid = grid / grid.std()
-    # The empty prompt stands for the mean picture.
+    # The empty prompt stands for the mean image.
     code = torch.cat([code, torch.zeros(1, GLOBAL_CODE)])
     grid = torch.cat([grid, torch.zeros(1, 64, 16)])
     with torch.no_grad():

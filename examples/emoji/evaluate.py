@@ -1,6 +1,6 @@
 """Measure how well the emoji checkpoint draws: every caption once, compared with its emoji.
 
-The pictures come from the checkpoint through diffusers in float32, or from a bundle through
+The images come from the checkpoint through diffusers in float32, or from a bundle through
 sdexport.  Both use the checkpoint's own scheduler, PNDM, and the seed 1000 + i for caption i.
 """
 
@@ -25,18 +25,18 @@ BATCH = 16
 TOLERANCE = 0.003  # of the RMSE of a caption's thumbnail between two runs
 
 SHEET_COLUMNS, SHEET_ROWS = 8, 8
-SHEET_SIDE = 104  # pixels of a picture on the sheet
+SHEET_SIDE = 104  # pixels of an image on the sheet
 SHEET_TEXT = 16  # pixels of the line of text below it
 SHEET_GAP = 8  # pixels
 SHEET_COLOURS = 256
 
-# From prompts and as many seeds to as many pictures of 128x128 pixels.
+# From prompts and as many seeds to as many images of 128x128 pixels.
 Draw = Callable[[list[str], list[int]], list[Image.Image]]
 
 
 @dataclass(frozen=True)
 class Score:
-    """One caption's outcome: its thumbnail's RMSE, and the training picture nearest to it."""
+    """One caption's outcome: its thumbnail's RMSE, and the training image nearest to it."""
 
     caption: str
     rmse: float
@@ -44,7 +44,7 @@ class Score:
 
     @property
     def right(self) -> bool:
-        """Whether the nearest training picture is the caption's own."""
+        """Whether the nearest training image is the caption's own."""
         return self.nearest == self.caption
 
 
@@ -83,17 +83,17 @@ def bundle_draw(bundle: Path, steps: int, guidance: float) -> Draw:
 
 
 def generate(draw: Draw, captions: list[str], chosen: list[int]) -> list[Image.Image]:
-    """Return one picture for each of the chosen captions, printing the progress."""
+    """Return one image for each of the chosen captions, printing the progress."""
     images: list[Image.Image] = []
     for start in range(0, len(chosen), BATCH):
         batch = chosen[start : start + BATCH]
         images += draw([captions[i] for i in batch], [FIRST_SEED + i for i in batch])
-        print(f"{len(images)}/{len(chosen)} pictures", flush=True)
+        print(f"{len(images)}/{len(chosen)} images", flush=True)
     return images
 
 
 def score(images: list[Image.Image], captions: list[str], chosen: list[int]) -> list[Score]:
-    """Compare each picture's thumbnail with those of all training pictures."""
+    """Compare each image's thumbnail with those of all training images."""
     targets = np.load(data.TARGETS)["thumbnails"]
     apart = data.distances(np.stack([data.thumbnail(image) for image in images]), targets)
     return [
@@ -124,7 +124,7 @@ def largest_difference(scores: list[Score], earlier: Path) -> tuple[float, str]:
 def write_sheet(
     images: list[Image.Image], emoji: list[data.Emoji], chosen: list[int], path: Path
 ) -> None:
-    """Write up to 64 pictures, each beside its target and above its caption, as one PNG."""
+    """Write up to 64 images, each beside its target and above its caption, as one PNG."""
     shown = evenly(min(len(images), SHEET_COLUMNS * SHEET_ROWS), len(images))
     targets = data.draw_all([emoji[chosen[k]] for k in shown])
     width = 2 * SHEET_SIDE + SHEET_GAP
@@ -137,8 +137,8 @@ def write_sheet(
         row, column = divmod(place, SHEET_COLUMNS)
         left, top = column * width, row * height
         pair = images[k], Image.fromarray(target)
-        for offset, picture in enumerate(pair):
-            small = picture.convert("RGB").resize(side, Image.Resampling.LANCZOS)
+        for offset, image in enumerate(pair):
+            small = image.convert("RGB").resize(side, Image.Resampling.LANCZOS)
             sheet.paste(small, (left + offset * SHEET_SIDE, top))
         middle = (left + SHEET_SIDE, top + SHEET_SIDE + SHEET_TEXT // 2)
         canvas.text(middle, emoji[chosen[k]].caption, fill="black", anchor="mm")

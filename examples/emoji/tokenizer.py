@@ -18,7 +18,7 @@ from transformers import CLIPTokenizer
 BOS, EOS = "<|startoftext|>", "<|endoftext|>"
 LENGTH = 77  # tokens
 MERGES = 1450  # at most; enough for every word of the captions to be one token
-TEMPLATES = ("{}", "a {}", "an {}", "{} emoji", "a picture of {}", "an emoji of a {}")
+TEMPLATES = ("{}", "a {}", "an {}", "{} emoji", "an image of {}", "an emoji of a {}")
 WORD = re.compile(r"'s|'t|'re|'ve|'m|'ll|'d|[a-z]+|[0-9]|[^\sa-z0-9]+")  # CLIP's, for ASCII
 END = "</w>"
 

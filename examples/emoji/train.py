@@ -28,7 +28,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 HERE = Path(__file__).parent
 THREADS = 2
 
-SAMPLE_ROUNDS = 2  # pictures sampled for each caption
+SAMPLE_ROUNDS = 2  # images sampled for each caption
 SAMPLE_BATCH = 64
 SAMPLE_STEPS = 20
 SAMPLE_GUIDANCE = 2.5
@@ -65,24 +65,24 @@ class Work:
 
 @dataclass(frozen=True)
 class Dataset:
-    """The emoji, their pictures (256, 3, 128, 128) in -1..1, and their captions' token ids."""
+    """The emoji, their images (256, 3, 128, 128) in -1..1, and their captions' token ids."""
 
     emoji: list[data.Emoji]
-    pictures: Tensor
+    images: Tensor
     prompts: denoiser.Prompts
     vocabulary: int
     bos: int
 
     @classmethod
     def prepare(cls, work: Work) -> Dataset:
-        """Draw the pictures and write the tokenizer."""
+        """Draw the images and write the tokenizer."""
         emoji = data.load()
         drawn = torch.from_numpy(data.draw_all(emoji)).permute(0, 3, 1, 2)
         tokenizer.write([one.caption for one in emoji], work.tokenizer)
         clip = CLIPTokenizer.from_pretrained(work.tokenizer)
         prompts = denoiser.Prompts.of(emoji, clip)
-        pictures = drawn.float().div(127.5).sub(1).contiguous()
-        return cls(emoji, pictures, prompts, len(clip), clip.bos_token_id)
+        images = drawn.float().div(127.5).sub(1).contiguous()
+        return cls(emoji, images, prompts, len(clip), clip.bos_token_id)
 
     def text_encoder(self) -> CLIPTextModel:
         """Return an untrained text encoder for this tokenizer."""
@@ -90,14 +90,14 @@ class Dataset:
 
 
 def train_vae(work: Work, dataset: Dataset, steps: int) -> None:
-    """Leave the whitened autoencoder and the pictures' scaled latents."""
+    """Leave the whitened autoencoder and the images' scaled latents."""
     torch.manual_seed(0)
     vae = models.autoencoder()
     schedule = Schedule("vae", steps, batch=4, learning_rate=1e-3, warmup=150, floor=0.02)
-    autoencoder.train(vae, dataset.pictures, schedule, work.progress("vae"))
-    autoencoder.whiten(vae, dataset.pictures)
-    latents = autoencoder.encode(vae, dataset.pictures) * models.SCALING_FACTOR
-    print(f"vae: {autoencoder.quality(vae, dataset.pictures):.2f} dB", flush=True)
+    autoencoder.train(vae, dataset.images, schedule, work.progress("vae"))
+    autoencoder.whiten(vae, dataset.images)
+    latents = autoencoder.encode(vae, dataset.images) * models.SCALING_FACTOR
+    print(f"vae: {autoencoder.quality(vae, dataset.images):.2f} dB", flush=True)
     save({"vae": vae.state_dict(), "latents": latents}, work.result("vae"))
 
 
@@ -167,9 +167,9 @@ def train_decoder(work: Work, dataset: Dataset, steps: int) -> None:
     vae.load_state_dict(before["vae"])
     schedule = Schedule("decoder", steps, batch=4, learning_rate=5e-4, ema=0.99, seed=3)
     autoencoder.sharpen(
-        vae, dataset.pictures, before["latents"], samples, schedule, work.progress("decoder")
+        vae, dataset.images, before["latents"], samples, schedule, work.progress("decoder")
     )
-    print(f"decoder: {autoencoder.quality(vae, dataset.pictures):.2f} dB", flush=True)
+    print(f"decoder: {autoencoder.quality(vae, dataset.images):.2f} dB", flush=True)
     save({"vae": vae.state_dict()}, work.result("decoder"))
 
 

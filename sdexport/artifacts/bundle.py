@@ -43,7 +43,7 @@ ENGINES = (
     "vae_encoder",
 )
 """The engines of a bundle. The projections go with a step that is split, see
-`graph.split_unet`; the VAE encoder is not needed to draw from text."""
+`graph.split_unet`; the VAE encoder is not needed to generate from text."""
 
 REQUIRED = ("text_encoder", "denoise_step", "vae_decoder")
 
@@ -431,7 +431,7 @@ def _check_file(file: Path, expected: FileRecord, content: bool) -> None:
 
 
 def _check_parts(path: Path, manifest: Manifest) -> None:
-    """Whether what decides on the pictures beside the engines are files that were built."""
+    """Whether what decides on the images beside the engines are files that were built."""
     for name in (SCHEDULER_FILE, *(f"tokenizer/{name}" for name in TOKENIZER_FILES)):
         if name not in manifest.files and reading.exists(path / name):
             raise FolderError(

@@ -49,7 +49,7 @@ _RECORD = {
 """What is read of `RECORD_FILE`, as a JSON Schema."""
 
 REQUIRED = ("text_encoder", "unet", "vae_decoder")
-"""Without these no picture can be drawn from text; the VAE encoder is optional."""
+"""Without these no image can be generated from text; the VAE encoder is optional."""
 
 
 @dataclass(frozen=True, slots=True)

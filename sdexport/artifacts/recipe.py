@@ -45,7 +45,7 @@ KEYS = (
 )
 PROFILE_KEYS = ("batch", "height", "width")
 OPTIONAL = ("vae_encoder",)
-"""Components that may be left out: pictures are drawn from text without them."""
+"""Components that may be left out: images are generated from text without them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,9 +161,7 @@ def _components(path: Path, value: object) -> tuple[str, ...]:
             raise _wrong(path, "components", name, f"names from {', '.join(COMPONENTS)}")
     missing = [name for name in COMPONENTS if name not in (*value, *OPTIONAL)]
     if missing:
-        raise UsageError(
-            f"{path}: components lacks {', '.join(missing)}, without which no picture can be drawn"
-        )
+        raise UsageError(f"{path}: components lacks {', '.join(missing)}, which every bundle needs")
     return tuple(name for name in COMPONENTS if name in value)
 
 

@@ -41,7 +41,7 @@ LIBRARIES = (
     "accelerate",
     "safetensors",
 )
-"""The distributions whose versions matter, those that drawing needs first."""
+"""The distributions whose versions matter, those that generating needs first."""
 
 GPU_BUILD = "onnxruntime-gpu"
 """The build of ONNX Runtime for GPUs, which brings the import name of the other one."""
@@ -106,7 +106,7 @@ class Diagnosis:
 
     @property
     def ok(self) -> bool:
-        """Whether pictures can be drawn here."""
+        """Whether images can be generated here."""
         return all(verb.works for verb in self.verbs if verb.name == "generate")
 
     def as_json(self) -> dict[str, Any]:
@@ -207,16 +207,16 @@ def _verbs(
         if any(target.builds for target in targets)
         else "; ".join(t.build_remedy for t in targets)
     )
-    draw = _lacking(libraries, DRAW, "install sdexport again") or runs
+    generate = _lacking(libraries, DRAW, "install sdexport again") or runs
     build = _lacking(libraries, BUILD, install_command("build"))
     export = _lacking(libraries, EXPORT, install_command(*EXPORT_EXTRAS))
     remedies = {
         "compile": export or build or builder,
         "export": export,
         "build": build or builder,
-        "generate": draw,
-        "verify": export or draw,
-        "bench": export or draw,
+        "generate": generate,
+        "verify": export or generate,
+        "bench": export or generate,
         "inspect": build and f"bundles only; ONNX files: {build}",
         "samplers": "",
         "doctor": "",

@@ -42,7 +42,7 @@ def check_start(runtime: str) -> None:
     if _started.get(runtime, os.getpid()) != os.getpid():
         raise UsageError(
             f"{runtime} has run in the process that this one was forked from and cannot start here "
-            "again; fork before anything is drawn, or start workers with spawn instead of fork "
+            "again; fork before anything is generated, or start workers with spawn instead of fork "
             "(docs/service.md)"
         )
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from sdexport.backends.cuda.session import DeviceEngine
 
 
-class LateEngine:
+class LazySession:
     """See `protocol.Engine`; every call but `name` may raise what loading raises."""
 
     def __init__(self, name: str, load: Callable[[], Engine]) -> None:

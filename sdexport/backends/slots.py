@@ -1,4 +1,4 @@
-"""What a device offers to the pipeline: engines bound for one shape of batch, tokens to pictures.
+"""What a device offers to the pipeline: engines bound for one shape of batch, tokens to images.
 
 The pipeline says what is to be computed, as arrays on the host; where the engines run, what lies
 where and how the loop is launched is the device's own business. A batch goes through a `Workspace`
@@ -20,12 +20,12 @@ from sdexport.errors import EngineError
 Floats = NDArray[np.float32]
 
 CLOSED = "this pipeline is closed, and its engines were given back; load the bundle again"
-"""What is said to whoever asks a closed pipeline, or the memory that was its own, for a picture."""
+"""What is said to whoever asks a closed pipeline, or the memory that was its own, for an image."""
 
 
 @dataclass(frozen=True, slots=True)
 class Engines:
-    """The engines that draw, and the sizes that they have in common.
+    """The engines that generate, and the sizes that they have in common.
 
     Attributes:
         text_encoder: input_ids (n, tokens) and, where it can leave layers out, clip_skip (n,) →
@@ -59,7 +59,7 @@ class Shape:
     """What a workspace is bound for; height and width in latents.
 
     Attributes:
-        batch: B, the pictures.
+        batch: B, the images.
         branches: evaluations of the model a step: 2 with guidance, 1 without.
         tokens: of a text, a multiple of the text encoder's own.
     """
@@ -72,7 +72,7 @@ class Shape:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Course:
+class BatchInputs:
     """What a batch is to go through, N evaluations of the denoise step.
 
     Every row of the batch has its own numbers: the rows may belong to requests with other samplers,
@@ -134,7 +134,7 @@ class Workspace(Protocol):
         """Encodes the texts; the embeddings stay where the denoise step reads them.
 
         Args:
-            ids: (B · branches, tokens): for every picture the negative prompt, if any, and the
+            ids: (B · branches, tokens): for every image the negative prompt, if any, and the
                 prompt.
             clip_skip: (B · branches,): the text encoder's last layers that are left out for each;
                 None leaves none out.
@@ -150,15 +150,15 @@ class Workspace(Protocol):
         """Puts other embeddings, (B, branches, tokens, dim), where the denoise step reads them."""
 
     def encode_images(self, pixels: Floats) -> Floats:
-        """Means and log variances of latents, (B, 2 · C, h, w), of pictures (B, 3, H, W).
+        """Means and log variances of latents, (B, 2 · C, h, w), of images (B, 3, H, W).
 
-        The pictures are numbers from -1 to 1; what is returned is not scaled, and the caller's own.
+        The images are numbers from -1 to 1; what is returned is not scaled, and the caller's own.
 
         Raises:
             EngineError: the bundle has no VAE encoder, or the runtime failed.
         """
 
-    def begin(self, course: Course, *, watched: bool = True) -> None:
+    def begin(self, course: BatchInputs, *, watched: bool = True) -> None:
         """Starts the batch on its course.
 
         Args:
@@ -183,7 +183,7 @@ class Workspace(Protocol):
         """
 
     def decode(self) -> NDArray[np.uint8]:
-        """(B, height, width, 3): the pictures of the latents as they are now.
+        """(B, height, width, 3): the images of the latents as they are now.
 
         The memory is the workspace's own: the next batch overwrites it.
         """
@@ -194,7 +194,7 @@ class Workspace(Protocol):
 
 
 class Workspaces(Protocol):
-    """Memory to draw one request at a time."""
+    """Memory to generate one request at a time."""
 
     def __call__(self, shape: Shape) -> Workspace:
         """The workspace for `shape`, bound now where it is not yet.
@@ -213,7 +213,7 @@ class Device(Protocol):
 
     @property
     def requests(self) -> int:
-        """How many requests may be drawn at the same time."""
+        """How many requests may be generated at the same time."""
 
     def workspaces(self) -> Workspaces:
         """New memory for one request at a time."""
@@ -281,7 +281,7 @@ def projection_shapes(engines: Engines, shape: Shape) -> dict[str, tuple[int, ..
     return {"text_embeddings": texts, **projected}
 
 
-def picture_shapes(engines: Engines, shape: Shape) -> dict[str, tuple[int, ...]]:
+def image_shapes(engines: Engines, shape: Shape) -> dict[str, tuple[int, ...]]:
     """The shapes of the decoder's tensors."""
     scale = engines.latent_scale
     return {
@@ -310,10 +310,10 @@ LOOP_INPUTS = ("state", "noise", "text_embeddings", TIME_PROJECTION)
 """The denoise step's inputs that a course does not give by name."""
 
 
-def has_no_effect(course: Course, names: Collection[str]) -> bool:
+def has_no_effect(course: BatchInputs, names: Collection[str]) -> bool:
     """Whether the inputs `names` of a denoise step change nothing on this course.
 
-    That is, where nothing of the picture is known (a mask of 1, weights of 0) and guidance is not
+    That is, where nothing of the image is known (a mask of 1, weights of 0) and guidance is not
     rescaled (0).
     """
     given = {**course.constants, **course.tables}
@@ -323,7 +323,7 @@ def has_no_effect(course: Course, names: Collection[str]) -> bool:
     return all(bool((given[name] == neutral[name]).all()) for name in names if name in neutral)
 
 
-def check_course(engines: Engines, course: Course) -> None:
+def check_inputs(engines: Engines, course: BatchInputs) -> None:
     """Sees that `course` gives the denoise step the inputs that it has, and no others.
 
     Raises:

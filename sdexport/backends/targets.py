@@ -403,7 +403,7 @@ def load_engine(
     if importlib.util.find_spec(target.runtime) is None:
         raise EngineError(
             f"this version of sdexport builds engines for {target.name} and does not run them; "
-            "build for another target to draw here"
+            "build for another target to generate here"
         )
     module = importlib.import_module(target.runtime)
     if target.gpu:

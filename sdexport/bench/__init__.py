@@ -1,1 +1,1 @@
-"""Benchmarks: several systems draw one scenario in turns; times, memory and pictures of each."""
+"""Benchmarks: several systems generate one scenario in turns; times, memory and images of each."""

@@ -1,4 +1,4 @@
-"""The adapter of this project's bundles: draws a scenario as `sdexport.load` does for anyone."""
+"""The adapter of this project's bundles, which runs a scenario through `sdexport.load`."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ LIBRARIES = {
 
 
 TIMES_ARE_KEPT = (
-    "what the model adds for each timestep is computed with the first drawing and kept for the next"
+    "what the model adds for each timestep is computed once and kept for the next images"
 )
 
 
 class BundleSystem:
-    """A loaded bundle that draws one scenario."""
+    """A loaded bundle that generates one scenario."""
 
     def __init__(self, scenario: dict[str, Any], options: dict[str, Any]) -> None:
         self._path = Path(options["bundle"])
@@ -62,8 +62,8 @@ class BundleSystem:
             "notes": [TIMES_ARE_KEPT] if "time_projection" in self._manifest.engines else [],
         }
 
-    def draw(self) -> dict[str, Any]:
-        """Draws the scenario once, batch by batch."""
+    def generate(self) -> dict[str, Any]:
+        """Generates the scenario once, batch by batch."""
         images: list[NDArray[np.uint8]] = []
         latents: list[NDArray[np.float32]] = []
         text, denoise, decoder = 0.0, 0.0, 0.0
@@ -71,7 +71,7 @@ class BundleSystem:
         calls = 0
         for first in range(0, len(self._scenario["seeds"]), self._scenario["batch"]):
             request = request_of(self.pipeline, self._scenario, first)
-            result, called = self._draw(request, latents)
+            result, called = self._generate(request, latents)
             images += [np.asarray(image) for image in result.images]
             text += result.timings.text_encoder
             denoise += result.timings.denoise
@@ -89,7 +89,7 @@ class BundleSystem:
             "model_calls": calls,
         }
 
-    def _draw(self, request: Request, latents: list[NDArray[np.float32]]) -> tuple[Result, int]:
+    def _generate(self, request: Request, latents: list[NDArray[np.float32]]) -> tuple[Result, int]:
         """What `Pipeline.generate` does, which does not show the latents that it decoded.
 
         Returns:
@@ -137,5 +137,5 @@ def _library(target: str) -> dict[str, str]:
 
 
 def load(scenario: dict[str, Any], options: dict[str, Any]) -> BundleSystem:
-    """The bundle `options["bundle"]`, ready to draw `scenario`."""
+    """The bundle `options["bundle"]`, ready to generate `scenario`."""
     return BundleSystem(scenario, options)

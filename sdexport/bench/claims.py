@@ -20,7 +20,7 @@ def title(system: System) -> str:
 
 
 def works(system: System) -> bool:
-    """Whether the system drew all that it was asked for."""
+    """Whether the system generated all that it was asked for."""
     return system["status"] == "ok" and bool(system.get("rounds")) and bool(system.get("summary"))
 
 
@@ -37,7 +37,7 @@ def is_baseline(results: Results, system: System) -> bool:
 
 def verdict(system: System) -> str:
     """same, close, different or unknown."""
-    return str((system.get("picture") or {}).get("verdict") or "unknown")
+    return str((system.get("fidelity") or {}).get("verdict") or "unknown")
 
 
 def working(results: Results) -> list[System]:
@@ -52,8 +52,8 @@ def working(results: Results) -> list[System]:
 def problem(results: Results, system: System) -> str | None:
     """Why nothing is claimed for a system; None where its ratio counts.
 
-    The reasons, the gravest first: it does not work; it draws something else, or nobody looked; it
-    evaluates the model less often than the baseline, which pictures need not show.
+    The reasons, the gravest first: it does not work; it generates something else, or nobody
+    looked; it evaluates the model less often than the baseline, which images need not show.
     """
     if not works(system):
         return _reason(system)
@@ -64,17 +64,17 @@ def problem(results: Results, system: System) -> str | None:
         return "there is no baseline to compare with"
     if not works(first):
         return f"the baseline did not finish: it {_reason(first)}"
-    picture = system.get("picture") or {}
-    why = clean(picture.get("why") or "")
+    image = system.get("fidelity") or {}
+    why = clean(image.get("why") or "")
     if verdict(system) == "different":
-        return "draws a different picture" + (f": {why}" if why else "")
+        return "generates a different image" + (f": {why}" if why else "")
     if verdict(system) not in SAME_PICTURE:
-        return "its picture was not compared" + (f": {why}" if why else "")
+        return "its image was not compared" + (f": {why}" if why else "")
     if system.get("model_calls") is None:
         return "it does not tell how often it evaluates the model"
     if evaluates_less(system, first):
         return (
-            f"evaluates the model {evaluations_of(system):g} times for a picture where the "
+            f"evaluates the model {evaluations_of(system):g} times for an image where the "
             f"baseline does {evaluations_of(first):g} times"
         )
     if not system.get("ratio"):
@@ -95,12 +95,12 @@ def ended(system: System) -> str:
 
 
 def evaluations_of(system: System) -> float:
-    """How often the model is evaluated for one batch of pictures; 0 where that is not told."""
+    """How often the model is evaluated for one batch of images; 0 where that is not told."""
     return (system.get("model_calls") or 0) / (system.get("batches") or 1)
 
 
 def evaluates_less(system: System, baseline: System) -> bool:
-    """Whether a system evaluates the model less often for a picture than the baseline."""
+    """Whether a system evaluates the model less often for an image than the baseline."""
     return evaluations_of(system) < evaluations_of(baseline)
 
 

@@ -2,7 +2,7 @@
 
 A system is judged by its ratio to the baseline of its own run, which another load or clock of the
 machine does not change. Where the baseline is of other versions, or a run has no ratio, its own
-times are judged. On another machine neither says anything, nor does the speed of what draws
+times are judged. On another machine neither says anything, nor does the speed of what generates
 something else. A difference counts when it is larger than both intervals together (the root of the
 sum of their squares) and than `figures.LEAST`.
 """
@@ -101,7 +101,9 @@ def compare(old: Path, new: Path, *, least: float = LEAST) -> Comparison:
             f"{name}: {before['scenario'].get(name)!r} and {after['scenario'].get(name)!r}"
             for name in differing
         )
-        raise UsageError(f"the two runs drew different scenarios ({shown}): measure the same again")
+        raise UsageError(
+            f"the two runs generated different scenarios ({shown}): measure the same again"
+        )
     olds = {one["name"]: one for one in before["systems"]}
     news = {one["name"]: one for one in after["systems"]}
     both = [name for name in olds if name in news]
@@ -201,11 +203,11 @@ def _change(
     baseline = runs[1]["baseline"] == runs[0]["baseline"] == new["name"]
     if old["status"] == "ok" and new["status"] != "ok":
         worse.append(f"{new['status']}: {new['why']}")
-    _compare_pictures(old, new, worse)
+    _compare_images(old, new, worse)
     _compare_memory(old, new, worse)
     calls = claims.evaluations_of(old), claims.evaluations_of(new)
     if 0 < calls[1] < calls[0]:
-        worse.append(f"it evaluates the model {calls[1]:g} times a picture, before {calls[0]:g}")
+        worse.append(f"it evaluates the model {calls[1]:g} times an image, before {calls[0]:g}")
     if old.get("bytes") != new.get("bytes"):
         notes.append(f"its files are of {new.get('bytes')} bytes, before {old.get('bytes')}")
     speed = _speed(old, new, basis)
@@ -272,12 +274,12 @@ def _speed_by_time(
     return "time", *statistics.difference(times[0].as_json(), times[1].as_json())
 
 
-def _compare_pictures(old: Mapping[str, Any], new: Mapping[str, Any], worse: list[str]) -> None:
-    if old["picture"] is None or new["picture"] is None:
+def _compare_images(old: Mapping[str, Any], new: Mapping[str, Any], worse: list[str]) -> None:
+    if old["fidelity"] is None or new["fidelity"] is None:
         return
-    before, after = old["picture"]["verdict"], new["picture"]["verdict"]
+    before, after = old["fidelity"]["verdict"], new["fidelity"]["verdict"]
     if quality.UNKNOWN not in (before, after) and quality.worse(after, before):
-        worse.append(f"its pictures are {after}, before {before}: {new['picture']['why']}")
+        worse.append(f"its images are {after}, before {before}: {new['fidelity']['why']}")
 
 
 def _compare_memory(old: Mapping[str, Any], new: Mapping[str, Any], worse: list[str]) -> None:

@@ -1,4 +1,4 @@
-"""The pictures of all systems side by side, with what is different made visible, as one PNG."""
+"""The images of all systems side by side, with what is different made visible, as one PNG."""
 
 from __future__ import annotations
 
@@ -16,37 +16,37 @@ from sdexport.bench.report_text import clean
 
 FILE = "contact_sheet.png"
 
-Pictures = NDArray[np.uint8]
+Images = NDArray[np.uint8]
 
 AMPLIFIED = 8
 """Times that differences are multiplied with, from black for none."""
 
 MOST_ROWS = 12
-"""Prompts that are shown; the pictures of all are in the folder."""
+"""Prompts that are shown; the images of all are in the folder."""
 
 LEAST_SIDE, MOST_SIDE = 96, 192
-"""Pixels of a picture's longer side on the sheet; smaller ones are shown several times as large."""
+"""Pixels of an image's longer side on the sheet; smaller ones are shown several times as large."""
 
 LEAST_STEP = 128
 """Pixels of a column, for the system's title."""
 
 LABEL, HEAD, GAP, LINE, TEXT = 150, 66, 8, 15, 12
-"""Pixels: of the prompts' column, the systems' row, between pictures, of a line and its text."""
+"""Pixels: of the prompts' column, the systems' row, between images, of a line and its text."""
 
 INK, FAINT, FRAME, BAD = "#1a1a1a", "#666666", "#cccccc", "#a02020"
 
 
-def picture_files(folder: Path, system: System, count: int) -> list[Path]:
-    """The files of a system's pictures in a report's folder; none where one is missing."""
+def image_files(folder: Path, system: System, count: int) -> list[Path]:
+    """The files of a system's images in a report's folder; none where one is missing."""
     name = str(system["name"])
     if name in ("", ".", "..") or Path(name).name != name or "\\" in name or "\0" in name:
         return []  # no name of a folder: what is elsewhere is not looked at
-    files = [folder / "pictures" / name / f"{index}.png" for index in range(count)]
+    files = [folder / "images" / name / f"{index}.png" for index in range(count)]
     return files if all(reading.is_file(file) for file in files) else []
 
 
 def write(results: Results, folder: Path) -> Path | None:
-    """Writes `contact_sheet.png` into `folder` from the pictures there.
+    """Writes `contact_sheet.png` into `folder` from the images there.
 
     Returns:
         The file, or None where the baseline drew nothing; an earlier sheet is then removed.
@@ -67,14 +67,14 @@ def write(results: Results, folder: Path) -> Path | None:
 
 
 def draw(results: Results, folder: Path) -> Image.Image | None:
-    """The sheet: a row a prompt, a column a system, the baseline first; None without pictures."""
+    """The sheet: a row a prompt, a column a system, the baseline first; None without images."""
     prompts = results["scenario"]["prompts"]
     count = min(len(prompts), MOST_ROWS)
     ordered = sorted(results["systems"], key=lambda one: not claims.is_baseline(results, one))
     columns = [
         (system, [_opened(file) for file in files[:count]])
         for system in ordered
-        if (files := picture_files(folder, system, len(prompts)))
+        if (files := image_files(folder, system, len(prompts)))
     ]
     if not columns or not claims.is_baseline(results, columns[0][0]):
         return None
@@ -95,7 +95,7 @@ def draw(results: Results, folder: Path) -> Image.Image | None:
     for column, (system, images) in enumerate(columns):
         left = LABEL + column * step
         _heading(canvas, font, (left, GAP), step - GAP, results, system)
-        measured = (system.get("picture") or {}).get("images") or []
+        measured = (system.get("fidelity") or {}).get("images") or []
         for row in range(count):
             top = HEAD + row * row_height
             sheet.paste(_small(images[row], cell), (left, top))
@@ -122,21 +122,21 @@ def draw(results: Results, folder: Path) -> Image.Image | None:
     return sheet
 
 
-def _opened(file: Path) -> Pictures:
+def _opened(file: Path) -> Images:
     with reading.open_file(file) as content, Image.open(content) as image:
-        pixels: Pictures = np.asarray(image.convert("RGB"))
+        pixels: Images = np.asarray(image.convert("RGB"))
         return pixels
 
 
-def _small(picture: Pictures, cell: tuple[int, int]) -> Image.Image:
-    image = Image.fromarray(picture)
+def _small(pixels: Images, cell: tuple[int, int]) -> Image.Image:
+    image = Image.fromarray(pixels)
     larger = cell[0] > image.width
     return image.resize(cell, Image.Resampling.NEAREST if larger else Image.Resampling.BOX)
 
 
-def _difference(reference: Pictures, image: Pictures) -> Pictures:
+def _difference(reference: Images, image: Images) -> Images:
     apart = np.abs(reference.astype(np.int32) - image.astype(np.int32)) * AMPLIFIED
-    amplified: Pictures = np.minimum(apart, 255).astype(np.uint8)
+    amplified: Images = np.minimum(apart, 255).astype(np.uint8)
     return amplified
 
 

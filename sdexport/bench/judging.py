@@ -1,4 +1,4 @@
-"""Whether the pictures that systems drew in a run are the baseline's."""
+"""Whether the images that systems generated in a run are the baseline's."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from sdexport.bench.scenario import Scenario
 from sdexport.bench.turns import FIRST
 
 YARDSTICKS = {"fp16": ("diffusers-fp16", "diffusers-bf16"), "bf16": ("diffusers-bf16",)}
-"""The systems whose pictures show what rounding to a number format, or a coarser one, does."""
+"""The systems whose images show what rounding to a number format, or a coarser one, does."""
 
 TARGETS = "targets_*.npz"
-"""What a checkpoint was trained to draw, where it lies beside it; see `recognise`."""
+"""What a checkpoint was trained to generate, where it lies beside it; see `recognise`."""
 
 
-class Pictures:
-    """The last pictures and latents of every system, judged against the baseline's.
+class Images:
+    """The last images and latents of every system, judged against the baseline's.
 
     Args:
-        folder: `pictures/NAME/K.png` and `latents/NAME/K.npy` are in it.
+        folder: `images/NAME/K.png` and `latents/NAME/K.npy` are in it.
         work: under its `first/` are those of the first turn.
         baseline: its name.
     """
@@ -37,13 +37,13 @@ class Pictures:
         self._targets = _targets(scenario.checkpoint)
 
     def judge(self, name: str, precision: str | None) -> dict[str, Any] | None:
-        """What results say of the pictures of the system `name`; None if it drew none."""
+        """What results say of the images of the system `name`; None if it generated none."""
         images = self._images(name)
         if images is None:
             return None
         compared = self._compared(name)
         if compared is None:
-            verdict, why = "unknown", "the baseline drew no pictures to compare with"
+            verdict, why = "unknown", "the baseline generated no images to compare with"
         else:
             verdict, why = self._verdict(compared, precision)
             first = self._compared(name, self._first)
@@ -68,7 +68,7 @@ class Pictures:
         return quality.verdict(compared, precision=precision, yardstick=yardstick)
 
     def _compared(self, name: str, turn: Path | None = None) -> list[dict[str, Any]] | None:
-        """Figures of each picture with its prompt and seed; None where a system drew none.
+        """Figures of each image with its prompt and seed; None where a system generated none.
 
         Args:
             turn: the folder of the turn that `name` is judged by; None is the last.
@@ -85,7 +85,7 @@ class Pictures:
         ]
 
     def _images(self, name: str, turn: Path | None = None) -> list[NDArray[np.uint8]] | None:
-        files = self._files(turn, "pictures", name, "png")
+        files = self._files(turn, "images", name, "png")
         if files is None:
             return None
         found = []
@@ -106,7 +106,7 @@ class Pictures:
 
 
 def _targets(checkpoint: str) -> recognise.Targets | None:
-    """What the checkpoint was trained to draw; None where that is not known."""
+    """What the checkpoint was trained to generate; None where that is not known."""
     place = Path(checkpoint)
     if not reading.is_folder(place):
         return None

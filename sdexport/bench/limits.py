@@ -1,6 +1,7 @@
-"""How much of the possible each stage of a drawing reached: its work by the machine's ceilings.
+"""How much of the possible each stage of a generation reached: its work by the machine's ceilings.
 
-The work is counted from the graphs that a bundle keeps, and is the same for every system that draws
+The work is counted from the graphs that a bundle keeps, and is the same for every system that
+generates
 the same model: what a system computes beyond that is its loss, not its work.
 """
 
@@ -26,8 +27,8 @@ STAGE_OF: Mapping[str, str] = {
     "denoise_step": EVALUATION,
     "vae_decoder": VAE_DECODER,
 }
-"""In whose time an engine runs. In none: engines that no drawing from text uses, and the projection
-of timesteps, whose rows are kept from one drawing to the next."""
+"""In whose time an engine runs. In none: engines that no generating from text uses, and the
+projection of timesteps, whose rows are kept from one generation to the next."""
 
 TOO_FAST = (
     "faster than the ceiling: it was measured too low, on a machine that was disturbed, or the "
@@ -45,7 +46,7 @@ def of_bundle(
     *,
     stages: Mapping[str, str] = STAGE_OF,
 ) -> dict[str, dict[str, Any]]:
-    """The work of each stage of a drawing.
+    """The work of each stage of a generation.
 
     Args:
         bundle: one that keeps its graphs.
@@ -55,15 +56,15 @@ def of_bundle(
             each call of the model, the others once for each batch. Engines not named run in none.
 
     Returns:
-        `text_encoder` and `vae_decoder`: of all images of one drawing. `evaluation`: of one call
-        for a batch. `total`: of the drawing. Each with `flops`; `bytes` moved at least, in the
+        `text_encoder` and `vae_decoder`: of all images of one generation. `evaluation`: of one call
+        for a batch. `total`: of the generation. Each with `flops`; `bytes` moved at least, in the
         bundle's precision, and in others under `bytes_at` (see `graph.traffic` for what that is);
         `unfused_bytes`, None where they cannot be told.
 
     Raises:
         FolderError: no bundle, or one without graphs.
         MissingExtraError: onnx is not installed.
-        UsageError: the scenario lacks something, or has what this bundle cannot draw.
+        UsageError: the scenario lacks something, or has what this bundle cannot generate.
     """
     opened = open_bundle(reading.given_path(bundle, "the bundle's path"), check=False)
     batch = _whole(scenario, "batch")
@@ -87,7 +88,7 @@ def of_bundle(
 
 
 def at_calls(costs: Mapping[str, Mapping[str, Any]], calls: int) -> dict[str, dict[str, Any]]:
-    """`costs` of `of_bundle` where the model is called `calls` times in a drawing.
+    """`costs` of `of_bundle` where the model is called `calls` times in a generation.
 
     A system that evaluates the images of a batch one after another calls it more often, for less.
     """
@@ -153,7 +154,7 @@ def shares(
     """How much of the possible a system reached in each stage whose time is known.
 
     Args:
-        costs: what `of_bundle` gives, of a bundle that draws the same model.
+        costs: what `of_bundle` gives, of a bundle that generates the same model.
         summary: by stage the statistics of its seconds, `p50` among them, or None.
         precision: what the system computes in, such as `bf16`. Where it names several
             (`int8+bf16`), the fastest tells the ceiling, so that the share is rather too low.

@@ -103,18 +103,18 @@ def draw(results: Results) -> dict[str, str]:
         "totals": totals,
         "ratios": ratios,
         "stages": stages,
-        "pictures": pictures,
+        "images": images,
         "limits": limits,
     }
-    drawn = {}
+    generated = {}
     with _style() as figure:
         for name, make in makers.items():
             made = make(figure, results)
             if made is not None:
                 written = io.StringIO()
                 made.savefig(written, format="svg", transparent=True, metadata={"Date": None})
-                drawn[name] = written.getvalue()
-    return drawn
+                generated[name] = written.getvalue()
+    return generated
 
 
 def _label(system: System) -> str:
@@ -184,7 +184,7 @@ def totals(make: Any, results: Results) -> Figure | None:
             axes.scatter(values, places, s=9, color=_colour(system), alpha=0.75, linewidths=0)
     whole.margins(x=0.12)
     whole.set_xlim(left=0)
-    whole.set_xlabel(f"{unit} for one drawing")
+    whole.set_xlabel(f"{unit} for one generation")
     spread.set_xlabel("% from the own median")
     _rows(whole, found)
     return figure
@@ -228,7 +228,7 @@ def ratios(make: Any, results: Results) -> Figure | None:
 
 
 def stages(make: Any, results: Results) -> Figure | None:
-    """Mean seconds of a drawing, stage by stage."""
+    """Mean seconds of a generation, stage by stage."""
     found = claims.working(results)
     if not found:
         return None
@@ -265,7 +265,7 @@ def stages(make: Any, results: Results) -> Figure | None:
         ncols=len(order),
     )
     axes.margins(x=0.08)
-    axes.set_xlabel(f"{unit} for one drawing (mean)")
+    axes.set_xlabel(f"{unit} for one generation (mean)")
     _rows(axes, found)
     return figure
 
@@ -288,12 +288,12 @@ def _stage_means(system: System) -> dict[str, float]:
     return parts | {"rest": max(0.0, total - sum(parts.values()))}
 
 
-def pictures(make: Any, results: Results) -> Figure | None:
-    """Every picture's distance from the baseline's by three measures."""
+def images(make: Any, results: Results) -> Figure | None:
+    """Every image's distance from the baseline's by three measures."""
     found = [
         one
         for one in claims.working(results)
-        if not claims.is_baseline(results, one) and (one.get("picture") or {}).get("images")
+        if not claims.is_baseline(results, one) and (one.get("fidelity") or {}).get("images")
     ]
     if not found:
         return None
@@ -305,7 +305,7 @@ def pictures(make: Any, results: Results) -> Figure | None:
     figure, panels = _sheet(make, len(found), len(measures))
     for axes, (key, name, allowed, ideal) in zip(panels, measures, strict=True):
         for row, system in enumerate(found):
-            values = [one[key] for one in system["picture"]["images"] if one.get(key) is not None]
+            values = [one[key] for one in system["fidelity"]["images"] if one.get(key) is not None]
             axes.scatter(values, [row] * len(values), s=16, color=_colour(system), alpha=0.6)
         axes.axvline(allowed, color=svg.TEXT, linewidth=0.8, linestyle="--")
         if ideal is not None:

@@ -1,10 +1,10 @@
-"""How near a system's pictures are to the baseline's for the same seeds, and what that is called.
+"""How near a system's images are to the baseline's for the same seeds, and what that is called.
 
 PSNR, SSIM and the largest difference of a pixel are the field's usual three. None of them knows
-contrast: of two nearly grey pictures of different seeds, all three say that they are alike. So a
+contrast: of two nearly grey images of different seeds, all three say that they are alike. So a
 fourth one stands beside them, `relative`: the RMS of the difference as a part of the reference's
-own standard deviation. It is 0 for the same picture, a few hundredths for one that was rounded on
-its way, and about 1 for another picture, however pale. docs/picture_verdicts.md has the
+own standard deviation. It is 0 for the same image, a few hundredths for one that was rounded on
+its way, and about 1 for another image, however pale. docs/image_verdicts.md has the
 measurements that the thresholds come from, and what no threshold can tell.
 """
 
@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-Pictures = NDArray[np.uint8]
+Images = NDArray[np.uint8]
 Floats = NDArray[np.floating[Any]]
 
 SAME, CLOSE, UNKNOWN, DIFFERENT = VERDICTS = ("same", "close", "unknown", "different")
@@ -26,7 +26,7 @@ SAME, CLOSE, UNKNOWN, DIFFERENT = VERDICTS = ("same", "close", "unknown", "diffe
 
 SAME_LARGEST, SAME_PSNR = 2, 60.0
 """Of 255, and dB: what another order of float32 sums does. 60 dB is a quarter of one level on the
-average: a picture that is two levels brighter everywhere is not the same."""
+average: an image that is two levels brighter everywhere is not the same."""
 
 CUT_LARGEST = 1
 """Of 255: what a system is off by that cuts numbers off where others round them to bytes. PSNR is
@@ -36,7 +36,7 @@ CLOSE_SSIM, CLOSE_PSNR, CLOSE_RELATIVE = 0.975, 30.0, 0.1
 """What rounding to half precision does under a sampler that does not amplify it, with some room."""
 
 YARDSTICK = 1.5
-"""How many times as far as the baseline's own half precision a system's pictures may be, by the
+"""How many times as far as the baseline's own half precision a system's images may be, by the
 median of `relative`: rounding is as far as rounding is, another sampler about twice as far."""
 
 FLAT = 1.0
@@ -46,19 +46,19 @@ WINDOW, SIGMA, K1, K2, RANGE = 11, 1.5, 0.01, 0.03, 255.0
 """Those of Wang et al. 2004: pixels, pixels, and the two constants' factors of the range."""
 
 
-def psnr(reference: Pictures, image: Pictures) -> float:
+def psnr(reference: Images, image: Images) -> float:
     """Peak signal to noise ratio over all pixels and colours, dB; infinite where they are equal."""
     error = float(np.mean(np.square(reference.astype(np.float64) - image.astype(np.float64))))
     return math.inf if error == 0 else 10 * math.log10(RANGE**2 / error)
 
 
-def ssim(reference: Pictures, image: Pictures) -> float:
+def ssim(reference: Images, image: Images) -> float:
     """Structural similarity: the mean over windows and channels, 1 where the two are equal.
 
     Z. Wang, A. C. Bovik, H. R. Sheikh, E. P. Simoncelli, "Image Quality Assessment: From Error
     Visibility to Structural Similarity", IEEE Transactions on Image Processing 13(4), 2004,
     equation 13, with the Gaussian window of section III C, at every place where it lies inside the
-    picture. They compare grey pictures; here each of the three colours is one, so that a wrong
+    image. They compare grey images; here each of the three colours is one, so that a wrong
     colour counts.
 
     Args:
@@ -84,15 +84,15 @@ def ssim(reference: Pictures, image: Pictures) -> float:
     return float(likeness.mean())
 
 
-def _blurred(picture: NDArray[np.float64]) -> NDArray[np.float64]:
+def _blurred(image: NDArray[np.float64]) -> NDArray[np.float64]:
     """(H, W, 3) → (H - 10, W - 10, 3): the Gaussian window's weighted means."""
     offsets = np.arange(WINDOW) - WINDOW // 2
     weights = np.exp(-(offsets**2) / (2 * SIGMA**2))
     weights /= weights.sum()
     for axis in (0, 1):
-        windows = np.lib.stride_tricks.sliding_window_view(picture, WINDOW, axis=axis)
-        picture = windows @ weights
-    return picture
+        windows = np.lib.stride_tricks.sliding_window_view(image, WINDOW, axis=axis)
+        image = windows @ weights
+    return image
 
 
 def cosine(reference: Floats, latents: Floats) -> float | None:
@@ -108,30 +108,30 @@ def cosine(reference: Floats, latents: Floats) -> float | None:
 
 
 def compare(
-    baseline_images: Sequence[Pictures] | Pictures,
-    images: Sequence[Pictures] | Pictures,
+    baseline_images: Sequence[Images] | Images,
+    images: Sequence[Images] | Images,
     baseline_latents: Sequence[Floats] | Floats | None = None,
     latents: Sequence[Floats] | Floats | None = None,
 ) -> list[dict[str, Any]]:
-    """How far each picture is from the baseline's of the same number.
+    """How far each image is from the baseline's of the same number.
 
     Args:
-        baseline_images: n pictures (H, W, 3) uint8.
+        baseline_images: n images (H, W, 3) uint8.
         images: as many of the same shape; where one is missing or of another shape, that is the
             difference.
         baseline_latents: n of (C, h, w) that the decoder was given, scaled alike in both; or None.
         latents: the same of the other system, or None.
 
     Returns:
-        For each picture of the baseline, as JSON values: `psnr` in dB (None where the pictures are
+        For each image of the baseline, as JSON values: `psnr` in dB (None where the images are
         equal), `ssim`, `largest` of 255, `relative`, `latent_cosine` (None where it is not known),
-        `contrast` (the baseline picture's standard deviation, of 255), and `problem`: what makes
+        `contrast` (the baseline image's standard deviation, of 255), and `problem`: what makes
         a comparison meaningless, or None.
     """
     entries = []
     for index, reference in enumerate(baseline_images):
         if index >= len(images):
-            entries.append(_entry(problem="it was not drawn"))
+            entries.append(_entry(problem="it was not generated"))
             continue
         entry = _compared(np.asarray(reference), np.asarray(images[index]))
         if baseline_latents is not None and latents is not None and index < len(latents):
@@ -140,7 +140,7 @@ def compare(
     return entries
 
 
-def _compared(reference: Pictures, image: Pictures) -> dict[str, Any]:
+def _compared(reference: Images, image: Images) -> dict[str, Any]:
     if reference.shape != image.shape or image.dtype != np.uint8:
         return _entry(
             problem=f"it is {_shape(image)} of {image.dtype}, not {_shape(reference)} of uint8"
@@ -163,11 +163,11 @@ def _entry(**figures: Any) -> dict[str, Any]:
     return dict.fromkeys(names) | figures
 
 
-def _shape(pictures: NDArray[Any]) -> str:
-    return "×".join(map(str, pictures.shape))
+def _shape(images: NDArray[Any]) -> str:
+    return "×".join(map(str, images.shape))
 
 
-def _problem(reference: Pictures, image: Pictures) -> str | None:
+def _problem(reference: Images, image: Images) -> str | None:
     if float(image.std()) < FLAT <= float(reference.std()):
         return "it is black" if image.max() == 0 else "it is one colour all over"
     return None
@@ -179,7 +179,7 @@ def verdict(
     precision: str | None = None,
     yardstick: Sequence[Mapping[str, Any]] | None = None,
 ) -> tuple[str, str]:
-    """What a system's pictures are called, and why; the farthest picture decides.
+    """What a system's images are called, and why; the farthest image decides.
 
     Args:
         compared: what `compare` gave, with `prompt` in it or not.
@@ -193,7 +193,7 @@ def verdict(
         sentence without a capital and full stop, empty for `same`.
     """
     if not compared:
-        return UNKNOWN, "there are no pictures to compare"
+        return UNKNOWN, "there are no images to compare"
     for index, one in enumerate(compared):
         if one.get("problem"):
             return DIFFERENT, f"{_name(one, index)}: {one['problem']}"
@@ -201,7 +201,7 @@ def verdict(
     if flat:
         return UNKNOWN, (
             f"the baseline's {_name(compared[flat[0]], flat[0])} is one colour all over, "
-            "which any system would draw"
+            "which any system would generate"
         )
     if all(_is_same(one) for one in compared):
         return SAME, ""
@@ -222,7 +222,7 @@ def verdict(
         theirs = _median_relative(yardstick)
         if ours > YARDSTICK * theirs:
             return DIFFERENT, (
-                f"half of the pictures differ by {ours:.3f} of their contrast or more, where the "
+                f"half of the images differ by {ours:.3f} of their contrast or more, where the "
                 f"baseline's own half precision does by {theirs:.3f}: it may be another sampler, "
                 "other noise, or lower precision than it says"
             )
@@ -235,7 +235,7 @@ def worse(one: str, other: str) -> bool:
 
 
 def _name(one: Mapping[str, Any], index: int) -> str:
-    return f"picture {index}" + (f" ({one['prompt']})" if one.get("prompt") else "")
+    return f"image {index}" + (f" ({one['prompt']})" if one.get("prompt") else "")
 
 
 def _is_same(one: Mapping[str, Any]) -> bool:
@@ -251,7 +251,7 @@ def _psnr_of(one: Mapping[str, Any]) -> float:
 
 
 def _missed(one: Mapping[str, Any], least_psnr: float) -> list[str]:
-    """What keeps a picture from being close, in words."""
+    """What keeps an image from being close, in words."""
     missed = []
     if one["ssim"] is not None and one["ssim"] < CLOSE_SSIM:
         missed.append(f"SSIM {one['ssim']:.3f} where {CLOSE_SSIM:g} is the least")

@@ -1,8 +1,8 @@
-"""How many pictures show what their prompt says, for a checkpoint that has learnt its pictures.
+"""How many images show what their prompt says, for a checkpoint that has learnt its images.
 
-A picture is recognised if, of all pictures that the checkpoint was trained on, the one nearest to
+An image is recognised if, of all images that the checkpoint was trained on, the one nearest to
 it by RMSE over small thumbnails is the one that its prompt names. That is the measure of
-examples/emoji/evaluate.py. It says that words still make the right pictures, which no comparison
+examples/emoji/evaluate.py. It says that words still make the right images, which no comparison
 with the baseline says; it does not say that details are right.
 """
 
@@ -22,7 +22,7 @@ from PIL import Image
 from sdexport.artifacts import reading
 from sdexport.errors import FolderError
 
-Pictures = NDArray[np.uint8]
+Images = NDArray[np.uint8]
 
 THUMBNAILS = "thumbnails"
 CAPTIONS = "captions.json"
@@ -30,18 +30,18 @@ CAPTIONS = "captions.json"
 
 @dataclass(frozen=True, slots=True)
 class Targets:
-    """What a checkpoint was trained to draw.
+    """What a checkpoint was trained to generate.
 
     Attributes:
-        captions: one a picture, in lower case.
+        captions: one an image, in lower case.
         thumbnails: (n, side, side, 3) uint8.
 
     Raises:
-        FolderError: not as many captions as thumbnails, or these are no pictures.
+        FolderError: not as many captions as thumbnails, or these are no images.
     """
 
     captions: tuple[str, ...]
-    thumbnails: Pictures = field(repr=False)
+    thumbnails: Images = field(repr=False)
 
     def __post_init__(self) -> None:
         shape = self.thumbnails.shape
@@ -98,7 +98,7 @@ def named(prompt: str, captions: Sequence[str]) -> int | None:
     return max(found, key=lambda index: len(captions[index]), default=None)
 
 
-def nearest(image: Pictures, targets: Targets) -> int:
+def nearest(image: Images, targets: Targets) -> int:
     """The index of the target whose thumbnail is nearest by RMSE; `image` is (H, W, 3) uint8."""
     side = targets.thumbnails.shape[1]
     small = Image.fromarray(image).resize((side, side), Image.Resampling.BOX)
@@ -107,16 +107,16 @@ def nearest(image: Pictures, targets: Targets) -> int:
 
 
 def count(
-    images: Sequence[Pictures] | Pictures, prompts: Sequence[str], targets: Targets
+    images: Sequence[Images] | Images, prompts: Sequence[str], targets: Targets
 ) -> dict[str, Any]:
-    """How many of the pictures are recognised.
+    """How many of the images are recognised.
 
     Args:
         images: one a prompt, (H, W, 3) uint8.
         prompts: a caption in words of any kind before and after: `a red apple`.
 
     Returns:
-        `of`: pictures whose prompt names a target; `right`: those recognised; `wrong`: of the
+        `of`: images whose prompt names a target; `right`: those recognised; `wrong`: of the
         others, `prompt` and what it `looks_like`.
     """
     of, wrong = 0, []

@@ -73,7 +73,7 @@ class Command:
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """A picture that is made elsewhere and found by its name.
+    """An image that is made elsewhere and found by its name.
 
     Attributes:
         name: of a plot (`sdexport.bench.plots`), or `CONTACT_SHEET`.

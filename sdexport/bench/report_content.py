@@ -55,7 +55,8 @@ def report(results: Results) -> Report:
     return Report(
         title=f"Benchmark: {clean(scenario.get('name') or 'unnamed')}",
         subtitle=(
-            f"{report_results.drawing(results)} · {_place(results)} · {clean(results['created'])}"
+            f"{report_results.generation(results)} · {_place(results)} · "
+            f"{clean(results['created'])}"
         ),
         findings=_findings(results),
         sections=(
@@ -82,7 +83,7 @@ def _findings(results: Results) -> tuple[Paragraph, ...]:
     elif leaders := versus.leaders(results):
         best, *level = leaders
         said = (
-            f"Fastest with the same or a close picture: {claims.title(best)}, "
+            f"Fastest with the same or a close image: {claims.title(best)}, "
             f"{claims.ratio(results, best)} as fast as {claims.title(first)}: "
             f"{seconds(best['summary']['total']['p50'])} against "
             f"{seconds(first['summary']['total']['p50'])}."
@@ -138,8 +139,8 @@ def _conditions(results: Results) -> Section:
             "Scenario",
             {
                 "checkpoint": clean(scenario.get("checkpoint", NONE)),
-                "pictures": report_results.drawing(results),
-                "drawn together": str(scenario.get("batch", 1)),
+                "images": report_results.generation(results),
+                "generated together": str(scenario.get("batch", 1)),
                 "sampler": f"{clean(scenario['sampler'])}, {scenario['steps']} steps",
                 "guidance": f"{scenario['guidance']:g}",
                 "threads asked for": number(scenario.get("threads"))
@@ -247,8 +248,8 @@ def _excluded(results: Results) -> Section:
             Column("system", number=False),
             Column("build or conversion"),
             Column("load"),
-            Column("first drawing"),
-            Column("warm-up drawings"),
+            Column("first generation"),
+            Column("warm-up generations"),
             Column("rounds counted"),
         ),
         tuple(
@@ -280,7 +281,7 @@ def _gpu(results: Results) -> Section:
             "On a GPU",
             (Paragraph("GPUs are among the systems above; their device is cuda."),),
         )
-    columns = ("system", "precision", "p50", "p90", "p99", "times faster", "picture")
+    columns = ("system", "precision", "p50", "p90", "p99", "times faster", "image")
     checkpoint = clean(results["scenario"].get("checkpoint", "CHECKPOINT"))
     return Section(
         "On a GPU",
@@ -306,12 +307,12 @@ def _gpu(results: Results) -> Section:
 def _method(results: Results) -> Section:
     groups = report_results.groups(results)
     turns = (
-        "All systems were loaded at the same time and took turns, one drawing each: the baseline, "
-        "then the others in an order that is drawn anew for every round"
+        "All systems were loaded at the same time and took turns, one generation each: the "
+        "baseline, then the others in an order that is new in every round"
         if len(groups) < 2
         else f"Memory is finite, so the systems ran in {len(groups)} groups, the baseline in each "
-        "of them again; those of a group took turns, one drawing each: the baseline, then the "
-        "others in an order that is drawn anew for every round. Times of different groups are "
+        "of them again; those of a group took turns, one generation each: the baseline, then the "
+        "others in an order that is new in every round. Times of different groups are "
         "hours apart: compare their ratios"
     )
     confidence = next(
@@ -324,7 +325,7 @@ def _method(results: Results) -> Section:
             Points(
                 (
                     turns + ": a machine that becomes slower does so for all.",
-                    "A time reaches from the prompt as text to the pictures as pixels in host "
+                    "A time reaches from the prompt as text to the images as pixels in host "
                     "memory. Saving them is not part of it.",
                     "p50, p90 and p99 are percentiles over the rounds; the spread is one standard "
                     "deviation in percent of the mean.",
@@ -335,12 +336,12 @@ def _method(results: Results) -> Section:
                     f"median is more than {statistics.LEAST:.0%} from it: two processes of one "
                     "program differ by as much, by their luck with memory and clocks, which no "
                     "run can see in itself.",
-                    "No speed-up is claimed for a system that draws something else, was not "
+                    "No speed-up is claimed for a system that generates something else, was not "
                     "compared, or evaluates the model less often than the baseline.",
                     "PSNR: 255² over the mean squared difference, in dB. SSIM: Wang et al. 2004, "
                     "11×11 Gaussian window, mean of the three colours. Relative: the RMS of the "
-                    "difference over the standard deviation of the baseline's picture, so that "
-                    "pale pictures are not alike by being pale. Latent cosine: of what the decoder "
+                    "difference over the standard deviation of the baseline's image, so that "
+                    "pale images are not alike by being pale. Latent cosine: of what the decoder "
                     "is given.",
                     "Peak host memory is the process's largest resident set (VmHWM).",
                     f"Memory sizes: {size(1e9)} is 10⁹ bytes.",

@@ -26,12 +26,12 @@ def write(results: Results, folder: Path) -> Path:
         StorageError: the place cannot be written.
     """
     sheet = folder / contact_sheet.FILE
-    picture = reading.read_bytes(sheet) if reading.exists(sheet) else None
-    storage.write_text(folder / FILE, render(report(results), plots.draw(results), picture))
+    image = reading.read_bytes(sheet) if reading.exists(sheet) else None
+    storage.write_text(folder / FILE, render(report(results), plots.draw(results), image))
     return folder / FILE
 
 
-def render(content: Report, drawn: dict[str, str], sheet: bytes | None) -> str:
+def render(content: Report, generated: dict[str, str], sheet: bytes | None) -> str:
     """The report as HTML; everything in it but the plots' own elements is escaped.
 
     Args:
@@ -59,9 +59,11 @@ def render(content: Report, drawn: dict[str, str], sheet: bytes | None) -> str:
     shown: dict[str, Any] = {}
     for section in content.sections:
         for block in section.blocks:
-            if isinstance(block, Figure) and block.name in drawn:
+            if isinstance(block, Figure) and block.name in generated:
                 # Its texts were escaped by the XML writer.
-                shown[block.name] = Markup(svg.for_page(drawn[block.name], block.name, block.alt))
+                shown[block.name] = Markup(
+                    svg.for_page(generated[block.name], block.name, block.alt)
+                )
     if sheet is not None:
         shown[CONTACT_SHEET] = "data:image/png;base64," + base64.b64encode(sheet).decode("ascii")
     template = environment.get_template("report.html.jinja")

@@ -1,4 +1,4 @@
-"""What was seen of the pictures, as a report's section."""
+"""What was seen of the images, as a report's section."""
 
 from __future__ import annotations
 
@@ -21,34 +21,34 @@ from sdexport.bench.report_blocks import (
 from sdexport.bench.report_text import NONE, clean, some
 
 SHOWN = 12
-"""Pictures that are named of those not recognised."""
+"""Images that are named of those not recognised."""
 
 
 def section(results: Results) -> Section:
-    """Whether each system draws what the baseline draws."""
+    """Whether each system generates what the baseline generates."""
     compared = [
         one
         for one in claims.working(results)
-        if one.get("picture") and not claims.is_baseline(results, one)
+        if one.get("fidelity") and not claims.is_baseline(results, one)
     ]
     first = claims.baseline(results)
-    # What the baseline's own pictures show says what the others' can show at best.
-    own = [first] if first and (first.get("picture") or {}).get("recognised") else []
+    # What the baseline's own images show says what the others' can show at best.
+    own = [first] if first and (first.get("fidelity") or {}).get("recognised") else []
     if not compared:
-        return Section("Pictures", (Paragraph("No pictures were compared.", BAD),))
+        return Section("Images", (Paragraph("No images were compared.", BAD),))
     blocks: list[Block] = [
         Paragraph(
-            "Every system's pictures are compared with the baseline's for the same prompts and "
+            "Every system's images are compared with the baseline's for the same prompts and "
             "seeds. “Same” is rounding of float32 sums, “close” is what rounding to half precision "
-            "does, and anything beyond is “different”, whatever it looks like. A picture that is "
+            "does, and anything beyond is “different”, whatever it looks like. An image that is "
             "close need not look worse; it is a neighbour of the baseline's, not a copy."
         ),
         Table(
-            "The farthest of each system's pictures from the baseline's",
+            "The farthest of each system's images from the baseline's",
             (
                 Column("system", number=False),
                 Column("verdict", number=False),
-                Column("pictures"),
+                Column("images"),
                 Column("PSNR, least"),
                 Column("SSIM, least"),
                 Column("largest difference of 255"),
@@ -56,44 +56,42 @@ def section(results: Results) -> Section:
                 Column("latent cosine, least"),
                 Column("recognised"),
             ),
-            report_results.rows(
-                results, [*own, *compared], lambda one: _picture_cells(results, one)
-            ),
+            report_results.rows(results, [*own, *compared], lambda one: _image_cells(results, one)),
         ),
     ]
     reasons = [
-        f"{claims.title(one)} ({claims.verdict(one)}): {clean(one['picture']['why'])}"
+        f"{claims.title(one)} ({claims.verdict(one)}): {clean(one['fidelity']['why'])}"
         for one in compared
-        if one["picture"].get("why")
+        if one["fidelity"].get("why")
     ]
     reasons += [
         f"{claims.title(one)}: not recognised are {_wrong(wrong)}"
         for one in (*own, *compared)
-        if (wrong := (one["picture"].get("recognised") or {}).get("wrong"))
+        if (wrong := (one["fidelity"].get("recognised") or {}).get("wrong"))
     ]
     if reasons:
         blocks.append(Points(tuple(reasons)))
     blocks += [
         Figure(
-            "pictures",
-            "Points for every picture: PSNR, SSIM and relative difference of each system; the "
+            "images",
+            "Points for every image: PSNR, SSIM and relative difference of each system; the "
             "figures are in the table above.",
-            "A point is a picture; equal ones have no PSNR. The dashed lines are what “close” "
+            "A point is an image; equal ones have no PSNR. The dashed lines are what “close” "
             "allows. " + report_results.KINDS,
         ),
         Figure(
             CONTACT_SHEET,
-            "The pictures, a row for each prompt and a column for each system, the baseline first; "
+            "The images, a row for each prompt and a column for each system, the baseline first; "
             "below each the amplified difference from the baseline's.",
-            "Baseline first. Below each picture its difference from the baseline's, amplified as "
+            "Baseline first. Below each image its difference from the baseline's, amplified as "
             "is written there.",
         ),
     ]
-    return Section("Pictures", tuple(blocks))
+    return Section("Images", tuple(blocks))
 
 
 def _wrong(wrong: Sequence[Mapping[str, Any]]) -> str:
-    """Pictures that do not show what they should, and what they show."""
+    """Images that do not show what they should, and what they show."""
     return some(
         [f"“{clean(one['prompt'])}” (looks like {clean(one['looks_like'])})" for one in wrong],
         SHOWN,
@@ -107,10 +105,10 @@ def _worst(images: list[Mapping[str, Any]], key: str, pick: Any, pattern: str) -
     return format(pick(found), pattern)
 
 
-def _picture_cells(results: Results, system: System) -> tuple[str, ...]:
-    picture = system["picture"]
-    images = picture.get("images") or []
-    recognised = picture.get("recognised")
+def _image_cells(results: Results, system: System) -> tuple[str, ...]:
+    image = system["fidelity"]
+    images = image.get("images") or []
+    recognised = image.get("recognised")
     shown = f"{recognised['right']} of {recognised['of']}" if recognised else NONE
     if claims.is_baseline(results, system):
         return ("baseline", str(len(images)), *(NONE,) * 5, shown)

@@ -52,10 +52,10 @@ def write(results: Results, folder: Path) -> Path:
         if isinstance(block, Figure)
     }
     place = folder / PLOTS
-    drawn = plots.draw(results)
+    generated = plots.draw(results)
     figures = {}
     with storage.folder_aside(place) as aside:
-        for name, document in drawn.items():
+        for name, document in generated.items():
             storage.write_text(aside / f"{name}.svg", svg.for_file(document, alts.get(name, name)))
             figures[name] = f"{PLOTS}/{name}.svg"
     if reading.exists(folder / contact_sheet.FILE):

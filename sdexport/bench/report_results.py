@@ -76,8 +76,8 @@ def times(results: Results) -> Section:
     apart = len(groups(results)) > 1
     blocks: list[Block] = [
         Table(
-            f"Time of one drawing ({drawing(results)}) in the steady state, and the ratio to the "
-            "baseline",
+            f"Time of one generation ({generation(results)}) in the steady state, and the ratio to "
+            "the baseline",
             (
                 Column("system", number=False),
                 *([Column("group")] if apart else []),
@@ -90,7 +90,7 @@ def times(results: Results) -> Section:
                 Column("images/s"),
                 Column("times faster"),
                 Column(f"{_confidence(results)} % interval"),
-                Column("picture", number=False),
+                Column("image", number=False),
             ),
             rows(results, found, lambda one: _time_cells(results, one, factor, apart))
             + tuple(
@@ -131,7 +131,7 @@ def times(results: Results) -> Section:
         ),
         Subheading("Stages"),
         Table(
-            "Median time of each stage of one drawing",
+            "Median time of each stage of one generation",
             (
                 Column("system", number=False),
                 Column("evaluations"),
@@ -166,14 +166,12 @@ def times(results: Results) -> Section:
     return Section("Times", tuple(blocks))
 
 
-def drawing(results: Results) -> str:
-    """What one timed drawing is, in words."""
+def generation(results: Results) -> str:
+    """What one timed generation is, in words."""
     scenario = results["scenario"]
     count = len(scenario.get("seeds") or scenario["prompts"])
-    pictures = "1 picture" if count == 1 else f"{count} pictures"
-    return (
-        f"{pictures} of {scenario['width']}×{scenario['height']} pixels, {scenario['steps']} steps"
-    )
+    images = "1 image" if count == 1 else f"{count} images"
+    return f"{images} of {scenario['width']}×{scenario['height']} pixels, {scenario['steps']} steps"
 
 
 def _confidence(results: Results) -> str:
@@ -292,7 +290,7 @@ def resources(results: Results) -> Section:
         return tuple(own)
 
     if energy:
-        columns.append(Column("energy of a drawing"))
+        columns.append(Column("energy of a generation"))
     table = Table(
         "Memory at its peak over the whole life of each process, loading included",
         tuple(columns),

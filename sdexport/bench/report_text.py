@@ -18,7 +18,7 @@ STAGES = {
     "rest": "the rest",
     "total": "the whole",
 }
-"""What the stages of a drawing are called; `evaluation` is a single one."""
+"""What the stages of a generation are called; `evaluation` is a single one."""
 
 
 def clean(value: object) -> str:

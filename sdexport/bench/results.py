@@ -15,7 +15,7 @@ from sdexport.bench.paths import without_paths
 from sdexport.bench.turns import Measured, Turn
 from sdexport.errors import FolderError
 
-SCHEMA = 1
+SCHEMA = 2
 FILE = "results.json"
 NUMBERS = re.compile(r"\[\n\s*([-+\d.e,\s]+?)\n\s*\]")
 """A list of numbers as it is written indented; no text holds a line's end as it is."""
@@ -26,7 +26,7 @@ def summary_of(rounds: Sequence[Turn], images: int, calls: int | None) -> dict[s
     """The distributions of the whole and of each stage, seconds; None without a turn.
 
     Args:
-        images, calls: pictures, and evaluations of the model, of a turn.
+        images, calls: images, and evaluations of the model, of a turn.
     """
     total = statistics.distribution([turn.total for turn in rounds])
     if total is None:
@@ -65,7 +65,7 @@ def _rest(turn: Turn) -> float | None:
 
 
 def system_json(one: Measured, baseline: Measured) -> dict[str, Any]:
-    """One system as results hold it, without what others say of its pictures and limits."""
+    """One system as results hold it, without what others say of its images and limits."""
     about, system = one.about, one.system
     notes = [*about.get("notes", []), *notes_of(one)]
     pairs = None
@@ -120,7 +120,7 @@ def system_json(one: Measured, baseline: Measured) -> dict[str, Any]:
         "energy_joules": joules if joules and None not in joules else None,
         "summary": summary_of(one.rounds, one.images, one.model_calls),
         "ratio": None if pairs is None else pairs.as_json(),
-        "picture": None,
+        "fidelity": None,
         "limit": None,
     }
 
@@ -131,7 +131,7 @@ def notes_of(one: Measured) -> list[str]:
     others = one.digests - {one.digest}
     if others:
         said.append(
-            "its pictures differ from turn to turn: first and last are judged, the last are shown"
+            "its images differ from turn to turn: first and last are judged, the last are shown"
         )
     return said
 

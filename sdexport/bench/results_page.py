@@ -41,7 +41,7 @@ GPU_COMMANDS = (
 NOTE = "note.md"
 """What a person has to say of a run, where it lies beside the results."""
 
-COLUMNS = ("system", "precision", "p50", "times faster", "interval", "picture")
+COLUMNS = ("system", "precision", "p50", "times faster", "interval", "image")
 
 
 def find(folder: Path) -> list[Path]:
@@ -81,7 +81,7 @@ def _runs(runs: Sequence[tuple[Path, Results]]) -> list[str]:
             "",
             f"### {escape(_heading(folder, results))}",
             "",
-            escape(f"{report_results.drawing(results)}; {where}; {day}.") + _links(folder),
+            escape(f"{report_results.generation(results)}; {where}; {day}.") + _links(folder),
             "",
             *table_lines(_table(results)),
         ]
@@ -116,7 +116,7 @@ def _links(folder: Path) -> str:
     names = {
         report_markdown.FILE: "report",
         report_html.FILE: "one file to download",
-        contact_sheet.FILE: "pictures",
+        contact_sheet.FILE: "images",
         documents.FILE: "every measurement",
     }
     there = [
@@ -152,7 +152,7 @@ def _table(results: Results) -> Table:
     ]
     names = [f"{name}, {unit}" if name == "p50" else name for name in COLUMNS]
     columns = [Column(name, number=name[:3] in ("p50", "tim", "int")) for name in names]
-    return Table("One drawing; ✗: no speed-up is claimed", tuple(columns), tuple(rows))
+    return Table("One generation; ✗: no speed-up is claimed", tuple(columns), tuple(rows))
 
 
 def _no_gpu() -> list[str]:

@@ -1,4 +1,4 @@
-"""A whole run: systems measured in turns, pictures judged, results and report written."""
+"""A whole run: systems measured in turns, images judged, results and report written."""
 
 from __future__ import annotations
 
@@ -57,10 +57,10 @@ def scenario_for(
 
 
 def check(systems: Sequence[System], scenario: Scenario) -> None:
-    """Sees to it that every bundle can draw the scenario and was made of such a checkpoint.
+    """Sees to it that every bundle can generate the scenario and was made of such a checkpoint.
 
     Raises:
-        UsageError: a bundle cannot draw it.
+        UsageError: a bundle cannot generate it.
         CheckpointError: the checkpoint is of another structure than a bundle.
     """
     for system in systems:
@@ -80,12 +80,12 @@ def check(systems: Sequence[System], scenario: Scenario) -> None:
                 size=(scenario.width, scenario.height),
             )
         except UsageError as error:
-            raise UsageError(f"{path.name} cannot draw this scenario: {error}") from error
+            raise UsageError(f"{path.name} cannot generate this scenario: {error}") from error
         largest = limits.profile.serving(height=scenario.height, width=scenario.width).batch.max
         if scenario.batch > largest:
             raise UsageError(
-                f"{path.name} draws at most {largest} images together, not {scenario.batch}; give "
-                f"--batch {largest} or less, or build it with a larger batch"
+                f"{path.name} generates at most {largest} images together, got {scenario.batch}; "
+                f"give --batch {largest} or less, or build it with a larger batch"
             )
         _check_checkpoint(path.name, bundle.manifest.embedding_dim, scenario.checkpoint)
 
@@ -121,7 +121,7 @@ def run(
     command: str,
     progress: Progress = SILENT,
 ) -> dict[str, Any]:
-    """Measures `systems` (the baseline first) and writes results and pictures into `folder`.
+    """Measures `systems` (the baseline first) and writes results and images into `folder`.
 
     What was measured before Ctrl-C is written as well.
 
@@ -129,7 +129,7 @@ def run(
         What `results.json` holds; `complete` is False where the run was cut short.
 
     Raises:
-        UsageError, CheckpointError: the scenario cannot be drawn; nothing was begun.
+        UsageError, CheckpointError: the scenario cannot be generated; nothing was begun.
         StorageError: `folder` cannot be written.
         KeyboardInterrupt: before anything was measured.
     """
@@ -172,8 +172,8 @@ def run(
         # What took hours is kept before it is judged: that may be cut short as well.
         _put_in_place(work, folder)
         results.write(found, folder)
-        with stage(progress, "judge the pictures"):
-            _judge(found, judging.Pictures(folder, work, systems[0].name, scenario), possible)
+        with stage(progress, "judge the images"):
+            _judge(found, judging.Images(folder, work, systems[0].name, scenario), possible)
         found["complete"] = not interrupted
         results.write(found, folder)
     return found
@@ -189,16 +189,16 @@ def _possible(systems: Sequence[System], scenario: Scenario) -> Possible | None:
     return None
 
 
-def _judge(found: dict[str, Any], pictures: judging.Pictures, possible: Possible | None) -> None:
-    """Says of every system what its pictures and its times are worth."""
+def _judge(found: dict[str, Any], images: judging.Images, possible: Possible | None) -> None:
+    """Says of every system what its images and its times are worth."""
     for value in found["systems"]:
-        value["picture"] = pictures.judge(value["name"], value["precision"])
+        value["fidelity"] = images.judge(value["name"], value["precision"])
         if possible is not None:
             value["limit"] = possible.reached(value, found["systems"][0])
 
 
 def _put_in_place(work: Path, folder: Path) -> None:
-    """Pictures and latents of this run in the place of an earlier run's; its results go first."""
+    """Images and latents of this run in the place of an earlier run's; its results go first."""
     with storage.explained(folder):
         (folder / results.FILE).unlink(missing_ok=True)
         for kept in DRAWN.values():
@@ -208,7 +208,7 @@ def _put_in_place(work: Path, folder: Path) -> None:
 
 
 def write_report(found: dict[str, Any], folder: Path) -> None:
-    """Writes what people read into `folder`, from results and pictures alone.
+    """Writes what people read into `folder`, from results and images alone.
 
     Raises:
         MissingExtraError: a library that reports need is not installed.

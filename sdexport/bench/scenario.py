@@ -1,11 +1,11 @@
-"""A scenario: what every system of a run has to draw, from a TOML file and what was typed.
+"""A scenario: what every system of a run has to generate, from a TOML file and what was typed.
 
     name = "emoji"
     prompts = ["a red apple", "a blue ball"]   # one an image
     negative_prompt = ""
     seeds = [0, 1]                             # one an image; left out: 0, 1, 2, …
     size = "128x128"                           # width x height in pixels
-    batch = 1                                  # images that are drawn together
+    batch = 1                                  # images that are generated together
     steps = 50
     sampler = "pndm"
     guidance = 2.5
@@ -31,14 +31,14 @@ LARGEST_SEED = 2**32 - 1
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """What is drawn, and from which checkpoint.
+    """What is generated, and from which checkpoint.
 
     Attributes:
         name: for people.
         checkpoint: a diffusers folder or the id of a model on the hub.
         prompts, seeds: one an image.
         width, height: pixels.
-        batch: images that are drawn together; the last batch may have fewer.
+        batch: images that are generated together; the last batch may have fewer.
         guidance: the guidance scale; up to 1 there is none.
         threads: processor threads of every system; None leaves each its own choice.
     """
@@ -84,7 +84,7 @@ class Scenario:
 
     @property
     def images(self) -> int:
-        """How many images one drawing of the scenario gives."""
+        """How many images one generation of the scenario gives."""
         return len(self.prompts)
 
     def for_adapter(self) -> dict[str, Any]:

@@ -176,7 +176,8 @@ def half_width(values: Floats) -> float:
     length = block_length(values)
     random = np.random.default_rng(0)
     first = random.integers(0, count, (RESAMPLES, -(-count // length)))
-    # Blocks that reach over the end go on at the beginning, so that all values are drawn equally.
+    # Blocks that reach over the end go on at the beginning, so that all values are generated
+    # equally.
     index = (first[:, :, None] + np.arange(length)) % count
     medians = np.median(values[index.reshape(RESAMPLES, -1)[:, :count]], axis=1)
     # Blocks that overlap see less spread than there is, by the share that is lost to the mean.

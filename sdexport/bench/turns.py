@@ -2,7 +2,7 @@
 
 At most so many are loaded at a time; the baseline is one of them from the first turn to the last,
 so that every other's turns lie between turns of the baseline. Within a round the others come in an
-order that is drawn anew: what a system leaves behind (a warm processor, a full cache) would else be
+random order: what a system leaves behind (a warm processor, a full cache) would else be
 found by the same one every time.
 """
 
@@ -25,11 +25,11 @@ from sdexport.bench.systems import System
 from sdexport.errors import SdexportError, UsageError
 from sdexport.progress import Progress, stage
 
-DRAWN = {"images": "pictures", "latents": "latents"}
-"""What systems draw → the folder, of a run and of its report, that holds it."""
+DRAWN = {"images": "images", "latents": "latents"}
+"""What systems generate → the folder, of a run and of its report, that holds it."""
 
 FIRST = "first"
-"""The folder of the first pictures, which are judged beside the last where they differ."""
+"""The folder of the first images, which are judged beside the last where they differ."""
 
 MOST_WARMUP = 6
 """Turns after the first that may be warm-up; what is not warm by then is told of."""
@@ -66,7 +66,7 @@ class Effort:
 
 @dataclass(slots=True)
 class Turn:
-    """One drawing of the scenario: `at` seconds after the run began, `total` seconds long.
+    """One generation of the scenario: `at` seconds after the run began, `total` seconds long.
 
     Attributes:
         text_encoder, denoise, vae_decoder: seconds, None where the system does not tell; between
@@ -90,11 +90,11 @@ class Measured:
 
     Attributes:
         status: `ok`, or how it ended: `crashed`, `hung`, `failed`; `why` says more.
-        images: that it draws in a turn.
+        images: that it generates in a turn.
         group: which of the groups that were loaded together it was in; the baseline is in all.
         about: what its adapter says of it.
         warm: its turns have settled, at some time.
-        model_calls, batches: of one drawing.
+        model_calls, batches: of one generation.
         digests: of the images of every turn but the first; the last one's are kept.
     """
 
@@ -131,7 +131,7 @@ class Harness:
     def __init__(
         self, systems: Sequence[System], scenario: Scenario, effort: Effort, folder: Path
     ) -> None:
-        """The first of `systems` is the baseline; pictures and latents go into `folder`."""
+        """The first of `systems` is the baseline; images and latents go into `folder`."""
         self.measured = [Measured(system, scenario.images) for system in systems]
         self.began = time.perf_counter()
         self.meter = EnergyMeter()
@@ -177,7 +177,7 @@ class Harness:
             one.status, one.why = "failed", f"its preparation could not be kept: {error}"
 
     def _load(self, one: Measured, stack: ExitStack, progress: Progress) -> None:
-        """Starts and loads a system and has it draw for the first time."""
+        """Starts and loads a system and has it generate for the first time."""
         if one.status != "ok":
             return
         name, timeout = one.system.name, self._effort.timeout
@@ -196,16 +196,16 @@ class Harness:
         one.load_seconds, one.about = loaded["seconds"], loaded["about"]
         first = self._places_of(one, self._folder / FIRST)
         self._places[one.system.name] = self._places_of(one, self._folder)
-        drawn = process.ask("draw", **first)
+        generated = process.ask("generate", **first)
         process.rest()
-        one.first_seconds = drawn["seconds"]
-        one.digest = drawn["digest"]
-        one.model_calls = drawn["model_calls"]
-        one.batches = drawn["batches"] or -(-self._scenario.images // self._scenario.batch)
-        one.host_bytes, one.device_bytes = drawn["host_bytes"], drawn["device_bytes"]
+        one.first_seconds = generated["seconds"]
+        one.digest = generated["digest"]
+        one.model_calls = generated["model_calls"]
+        one.batches = generated["batches"] or -(-self._scenario.images // self._scenario.batch)
+        one.host_bytes, one.device_bytes = generated["host_bytes"], generated["device_bytes"]
 
     def _places_of(self, one: Measured, folder: Path) -> dict[str, str]:
-        """Where a system's pictures and latents go, which are made here."""
+        """Where a system's images and latents go, which are made here."""
         places = {}
         for kind, kept in DRAWN.items():
             place = folder / kept / one.system.name
@@ -244,26 +244,27 @@ class Harness:
     def _turn(self, one: Measured, *, warmup: bool = False) -> None:
         """One turn of a system that is still there."""
         if one.status == "ok":
-            self._guarded(one, lambda: self._draw(one, warmup))
+            self._guarded(one, lambda: self._generate(one, warmup))
 
-    def _draw(self, one: Measured, warmup: bool) -> None:
+    def _generate(self, one: Measured, warmup: bool) -> None:
         process = self._running[one.system.name]
         before, at = self.meter.read(), time.perf_counter() - self.began
-        # The pictures that are judged are those of the last turn.
-        drawn = process.ask("draw", **self._places[one.system.name])
+        # The images that are judged are those of the last turn.
+        generated = process.ask("generate", **self._places[one.system.name])
         joules = self.meter.between(before, self.meter.read())
         process.rest()
-        one.digests.add(drawn["digest"])
-        one.host_bytes, one.device_bytes = drawn["host_bytes"], drawn["device_bytes"]
+        one.digests.add(generated["digest"])
+        one.host_bytes, one.device_bytes = generated["host_bytes"], generated["device_bytes"]
         if warmup:
-            one.warmup_seconds.append(drawn["seconds"])
+            one.warmup_seconds.append(generated["seconds"])
             turns = [] if one.first_seconds is None else [one.first_seconds]
             one.warm = one.warm or settled([*turns, *one.warmup_seconds])
             return
         stages = {
-            name: drawn[name] for name in ("text_encoder", "evaluations", "denoise", "vae_decoder")
+            name: generated[name]
+            for name in ("text_encoder", "evaluations", "denoise", "vae_decoder")
         }
-        one.rounds.append(Turn(at, drawn["seconds"], **stages, joules=joules))
+        one.rounds.append(Turn(at, generated["seconds"], **stages, joules=joules))
 
     def _end(self, one: Measured) -> None:
         """Lets a system go, and its memory with it."""

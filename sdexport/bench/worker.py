@@ -8,7 +8,7 @@ descriptors are private from then on; what libraries print goes to stderr.
 
     {"do": "prepare", "checkpoint", "folder", "options"}  →  {"seconds"}
     {"do": "load", "scenario", "options"}                 →  {"seconds", "about": describe()}
-    {"do": "draw", "images": FOLDER?, "latents": FOLDER?} →  {"seconds", stages, digest, memory}
+    {"do": "generate", "images": FOLDER?, "latents": FOLDER?} →  {"seconds", stages, digest, memory}
     {"do": "quit"}                                        →  {}
 
 What goes wrong is answered with {"error", "kind"}, its traceback is on stderr. Seconds are those of
@@ -42,8 +42,8 @@ from numpy.typing import NDArray
 
 SECONDS = ("text_encoder", "denoise", "vae_decoder")
 COUNTS = ("model_calls", "batches")
-"""What an adapter's draw() may say beside images and the seconds of every evaluation: seconds of
-stages, and how often the model was called, and for how many batches."""
+"""What an adapter's generate() may say beside images and the seconds of every evaluation: seconds
+of stages, and how often the model was called, and for how many batches."""
 
 PARENT_DEATH_SIGNAL = 1
 """PR_SET_PDEATHSIG of prctl(2)."""
@@ -67,7 +67,7 @@ class Worker:
         does: dict[str, Callable[..., dict[str, Any]]] = {
             "prepare": self._prepare,
             "load": self._load,
-            "draw": self._draw,
+            "generate": self._generate,
             "quit": self._quit,
         }
         return does[request.pop("do")](**request)
@@ -98,22 +98,24 @@ class Worker:
         self._scenario = scenario
         return {"seconds": seconds, "about": described(plain(self._system.describe()))}
 
-    def _draw(self, images: str | None = None, latents: str | None = None) -> dict[str, Any]:
+    def _generate(self, images: str | None = None, latents: str | None = None) -> dict[str, Any]:
         start = perf_counter()
-        drawn = self._system.draw()
+        generated = self._system.generate()
         seconds = perf_counter() - start
-        pictures = checked(drawn["images"], self._scenario)
+        pixels = checked(generated["images"], self._scenario)
         if images is not None:
-            for index, picture in enumerate(pictures):
-                (Path(images) / f"{index}.png").write_bytes(png(picture))
-        if latents is not None and drawn.get("latents") is not None:
-            for index, latent in enumerate(np.asarray(drawn["latents"], np.float32)):
+            for index, image in enumerate(pixels):
+                (Path(images) / f"{index}.png").write_bytes(png(image))
+        if latents is not None and generated.get("latents") is not None:
+            for index, latent in enumerate(np.asarray(generated["latents"], np.float32)):
                 np.save(Path(latents) / f"{index}.npy", latent)
-        told = timed({name: plain(drawn.get(name)) for name in (*SECONDS, "evaluations", *COUNTS)})
+        told = timed(
+            {name: plain(generated.get(name)) for name in (*SECONDS, "evaluations", *COUNTS)}
+        )
         device = getattr(self._system, "peak_device_bytes", None)
         return {
             "seconds": seconds,
-            "digest": hashlib.sha256(pictures.tobytes()).hexdigest(),
+            "digest": hashlib.sha256(pixels.tobytes()).hexdigest(),
             "host_bytes": peak_bytes(),
             "device_bytes": device() if callable(device) else None,
             **told,
@@ -132,13 +134,13 @@ def checked(images: Any, scenario: dict[str, Any]) -> NDArray[np.uint8]:
     Raises:
         AdapterError: they are not.
     """
-    pictures: NDArray[np.uint8] = np.ascontiguousarray(images)
+    pixels: NDArray[np.uint8] = np.ascontiguousarray(images)
     wanted = (len(scenario["seeds"]), scenario["height"], scenario["width"], 3)
-    if pictures.dtype != np.uint8 or pictures.shape != wanted:
+    if pixels.dtype != np.uint8 or pixels.shape != wanted:
         raise AdapterError(
-            f"the adapter gave images of {pictures.dtype} {pictures.shape}, not of uint8 {wanted}"
+            f"the adapter gave images of {images.dtype} {images.shape}, not of uint8 {wanted}"
         )
-    return pictures
+    return pixels
 
 
 def described(about: Any) -> dict[str, Any]:
@@ -172,26 +174,28 @@ def timed(told: dict[str, Any]) -> dict[str, Any]:
     numbers = {name: told[name] for name in (*SECONDS, *COUNTS)}
     if told["evaluations"] is not None:
         if not isinstance(told["evaluations"], list):
-            raise AdapterError(f"draw() gave the evaluations {told['evaluations']!r}, not a list")
+            raise AdapterError(
+                f"generate() gave the evaluations {told['evaluations']!r}, not a list"
+            )
         numbers |= {f"evaluation {index}": one for index, one in enumerate(told["evaluations"])}
     for name, value in numbers.items():
         if value is None and not name.startswith("evaluation "):
             continue
         if not isinstance(value, int if name in COUNTS else int | float) or not 0 <= value < 1e9:
-            raise AdapterError(f"draw() gave the {name} {value!r}")
+            raise AdapterError(f"generate() gave the {name} {value!r}")
     return told
 
 
-def png(picture: NDArray[np.uint8]) -> bytes:
-    """A picture (H, W, 3) as a PNG file, https://www.w3.org/TR/png-3/: 8-bit RGB, no filter."""
+def png(image: NDArray[np.uint8]) -> bytes:
+    """An image (H, W, 3) as a PNG file, https://www.w3.org/TR/png-3/: 8-bit RGB, no filter."""
 
     def chunk(kind: bytes, content: bytes) -> bytes:
         check = zlib.crc32(kind + content)
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", check)
 
-    height, width, _ = picture.shape
+    height, width, _ = image.shape
     head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    rows = np.concatenate([np.zeros((height, 1), np.uint8), picture.reshape(height, -1)], axis=1)
+    rows = np.concatenate([np.zeros((height, 1), np.uint8), image.reshape(height, -1)], axis=1)
     body = zlib.compress(rows.tobytes(), 6)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", body) + chunk(b"IEND", b"")
 

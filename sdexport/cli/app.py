@@ -1,8 +1,8 @@
 """The application: its verbs, and how it ends.
 
-Exit codes: 0 done; 1 a comparison with PyTorch or an earlier run failed, or nothing can be drawn on
-this machine; 2 a value, file or library that the user can do something about; 130 interrupted.
-Anything else that goes wrong is a bug and keeps its traceback.
+Exit codes: 0 done; 1 a comparison with PyTorch or an earlier run failed, or nothing can be
+generated on this machine; 2 a value, file or library that the user can do something about; 130
+interrupted. Anything else that goes wrong is a bug and keeps its traceback.
 """
 
 from __future__ import annotations
@@ -72,19 +72,19 @@ def sdexport(
         ),
     ] = False,
 ) -> None:
-    """Stable Diffusion checkpoints as fast engines, and a lean runtime that draws with them.
+    """Stable Diffusion checkpoints as fast engines, and a lean runtime that generates with them.
 
     A checkpoint is compiled once into a bundle: a folder of engines for one target, checked
-    against PyTorch. Pictures are drawn from the bundle, without PyTorch.
+    against PyTorch. Images are generated from the bundle, without PyTorch.
 
     \b
     Example:
       sdexport compile stable-diffusion-v1-5/stable-diffusion-v1-5 sd15
       sdexport generate sd15 "a red apple on a table" --seed 7 -o apple.png
 
-    Exit codes: 0 done; 1 a bundle differs from PyTorch or became slower, or nothing can be drawn on
-    this machine; 2 something to correct: a value, a file, a library that is missing; 130
-    interrupted.
+    Exit codes: 0 done; 1 a bundle differs from PyTorch or became slower, or nothing can be
+    generated on this machine; 2 something to correct: a value, a file, a library that is missing;
+    130 interrupted.
     """
     if context.invoked_subcommand is None:
         print(context.get_help())

@@ -41,7 +41,7 @@ bench = typer.Typer(
     no_args_is_help=False,
     help="""Measure bundles side by side with PyTorch and others.
 
-    Times, memory and pictures. The verb run may be left out.
+    Times, memory and images. The verb run may be left out.
 
     \b
     Example:
@@ -82,7 +82,7 @@ def run_bench(
         typer.Option(
             parser=given_path,
             metavar="DIR",
-            help="Where results.json, the report and the pictures go. What an earlier run left "
+            help="Where results.json, the report and the images go. What an earlier run left "
             "there is replaced.",
             show_default="thrown away",
         ),
@@ -92,8 +92,8 @@ def run_bench(
         typer.Option(
             parser=given_path,
             metavar="FILE",
-            help="A TOML file that says what is drawn, see docs/benchmarks.md. Options given here "
-            "go before it.",
+            help="A TOML file that says what is generated, see docs/benchmarks.md. Options given "
+            "here go before it.",
             show_default="none",
         ),
     ] = None,
@@ -101,7 +101,7 @@ def run_bench(
         list[str] | None,
         typer.Option(
             metavar="TEXT",
-            help="What to draw; several prompts are drawn in one turn.",
+            help="What to generate; several prompts are generated in one turn.",
             show_default="a red apple",
         ),
     ] = None,
@@ -118,7 +118,7 @@ def run_bench(
     seed: Annotated[
         int | None,
         typer.Option(
-            metavar="N", help="The k-th picture has SEED + k, from k = 0.", show_default="0"
+            metavar="N", help="The k-th image has SEED + k, from k = 0.", show_default="0"
         ),
     ] = None,
     size: Annotated[
@@ -127,7 +127,7 @@ def run_bench(
     ] = None,
     batch: Annotated[
         int | None,
-        typer.Option(metavar="N", help="Pictures that are drawn together.", show_default="1"),
+        typer.Option(metavar="N", help="Images that are generated together.", show_default="1"),
     ] = None,
     steps: Annotated[
         int | None, typer.Option(metavar="N", help="Steps of the sampler.", show_default="50")
@@ -258,7 +258,7 @@ def _show_results(found: Mapping[str, Any]) -> None:
     print()
     columns = (
         *("system", "precision", "turns", "p50", "p90", "evaluation", "times faster"),
-        *("picture", "peak memory"),
+        *("image", "peak memory"),
     )
     terminal.print_table(
         columns, [_row(found, one) for one in found["systems"]], right=columns[2:7]
@@ -303,7 +303,7 @@ def report_bench(
     ],
     json: Json = False,
 ) -> None:
-    """Write the report again from the results and pictures of an earlier run.
+    """Write the report again from the results and images of an earlier run.
 
     \b
     Example:
@@ -345,7 +345,7 @@ def compare_bench(
 ) -> None:
     """Say what became slower beyond the noise, draws something else, or needs more memory.
 
-    Exit code 1 says that anything did. Both runs must have drawn the same scenario.
+    Exit code 1 says that anything did. Both runs must have generated the same scenario.
 
     \b
     Example:

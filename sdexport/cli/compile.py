@@ -81,7 +81,7 @@ def compile(
     ] = None,
     no_verify: Annotated[
         bool,
-        typer.Option("--no-verify", help="Leave out the check of engines and pictures."),
+        typer.Option("--no-verify", help="Leave out the check of engines and images."),
     ] = False,
     no_half_check: NoHalfCheck = False,
     force: Force = False,
@@ -91,7 +91,7 @@ def compile(
 
     That is export, build and verify in one. The bundle is a folder of engines for one target on
     this kind of machine, or for the GPUs that are named. Of a bundle that is already there only
-    what changed is made again. A bundle whose pictures differ from PyTorch's is refused, and what
+    what changed is made again. A bundle whose images differ from PyTorch's is refused, and what
     stood in its place stays. Needs PyTorch: the extras export and onnxruntime.
 
     \b

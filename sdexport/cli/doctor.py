@@ -22,7 +22,7 @@ def doctor(json: Json = False) -> None:
     """Say what works on this machine, and how to get what does not.
 
     Shows versions, targets, verbs, processor, memory and disk. Exit code 1 says that nothing can
-    be drawn here.
+    be generated here.
 
     \b
     Example:

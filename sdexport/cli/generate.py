@@ -1,4 +1,4 @@
-"""The verb generate: a bundle draws pictures."""
+"""The verb generate: a bundle generates images."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def generate(
         list[str],
         typer.Argument(
             metavar="PROMPT",
-            help="What to draw, in quotes; several prompts give several pictures.",
+            help="What to generate, in quotes; several prompts give several images.",
         ),
     ],
     negative_prompt: Annotated[
@@ -74,7 +74,7 @@ def generate(
         int | None,
         typer.Option(
             metavar="N",
-            help="The same seed draws the same picture; the k-th picture has SEED + k, from k = 0.",
+            help="The same seed generates the same image; the k-th image has SEED + k, from k = 0.",
             show_default="a random one, which is printed",
         ),
     ] = None,
@@ -94,14 +94,14 @@ def generate(
             "GPU.",
         ),
     ] = "torch-cpu",
-    count: Annotated[int, typer.Option(metavar="N", help="Pictures for each prompt.")] = 1,
+    count: Annotated[int, typer.Option(metavar="N", help="Images for each prompt.")] = 1,
     image: Annotated[
         list[Path] | None,
         typer.Option(
             parser=given_path,
             metavar="FILE",
-            help="A picture to start from: once for all prompts, or once for each. Its size is "
-            "drawn, unless --size says another.",
+            help="An image to start from: once for all prompts, or once for each. Its size is "
+            "generated, unless --size says another.",
             show_default="none",
         ),
     ] = None,
@@ -110,7 +110,7 @@ def generate(
         typer.Option(
             parser=given_path,
             metavar="FILE",
-            help="Where the image is drawn anew: white; black is kept. Of the image's size.",
+            help="Where the image is repainted: white; black is kept. Of the image's size.",
             show_default="none",
         ),
     ] = None,
@@ -118,7 +118,7 @@ def generate(
         float | None,
         typer.Option(
             metavar="SHARE",
-            help="How much of the image is drawn anew, from 0 to 1; the steps are as much fewer.",
+            help="How much of the image is repainted, from 0 to 1; the steps are as much fewer.",
             show_default="0.8, with a mask 1",
         ),
     ] = None,
@@ -126,7 +126,7 @@ def generate(
         str,
         typer.Option(
             metavar="exact|resize|crop|pad",
-            help="What to do with an image of another size than is drawn: refuse it, scale it, cut "
+            help="What to do with an image of another size than --size: refuse it, scale it, cut "
             "it around its middle, or continue its edges.",
         ),
     ] = "exact",
@@ -166,7 +166,7 @@ def generate(
             "-o",
             metavar="FILE",
             help="A PNG file, or a folder (ending in /); folders are made, and a file of that name "
-            "is overwritten. Several pictures are numbered: FILE-000.png, FILE-001.png.",
+            "is overwritten. Several images are numbered: FILE-000.png, FILE-001.png.",
             show_default="sdexport-SEED.png here, under a name that is free",
         ),
     ] = None,
@@ -178,10 +178,10 @@ def generate(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Draw pictures with a bundle.
+    """Generate images with a bundle.
 
     The request is checked before the engines are loaded. Prompt, seed, sampler and all else that
-    is needed to draw a picture again are kept in its PNG file.
+    is needed to generate an image again are kept in its PNG file.
 
     \b
     Example:
@@ -222,12 +222,12 @@ def generate(
             pipeline = loading.load(bundle, threads=threads)
         result: Result | None = None
         with (
-            stage(progress, "drawing", pipeline.evaluations(request)),
+            stage(progress, "generating", pipeline.evaluations(request)),
             closing(pipeline.steps(request)) as stream,
         ):
             for step in stream:
                 first, last = step.image_range
-                which = f"picture {first + 1}" + (f" to {last}" if last > first + 1 else "")
+                which = f"image {first + 1}" + (f" to {last}" if last > first + 1 else "")
                 progress.advance(1, f"{which} of {request.images}")
                 result = step.result
     assert result is not None, "the last step carries the result"
@@ -273,7 +273,7 @@ def _output(output: str | None, request: Request) -> Path:
             file = folder / f"{stem}-{number}.png"
     else:
         file = named
-    # Now, not after minutes of drawing.
+    # Now, not after minutes of generating.
     check_place(output_files(file, request.images), request)
     return file
 

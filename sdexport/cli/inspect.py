@@ -36,7 +36,7 @@ def inspect(
     ] = None,
     batch: Annotated[
         int | None,
-        typer.Option(metavar="N", help="Count costs for so many pictures.", show_default=False),
+        typer.Option(metavar="N", help="Count costs for so many images.", show_default=False),
     ] = None,
     json: Json = False,
 ) -> None:
@@ -44,7 +44,7 @@ def inspect(
 
     Tensors, number formats, opset, size and cost. FLOP counts one call (a multiplication with its
     addition is two): of a bundle at the size its profile expects and with guidance, of ONNX at one
-    picture of 64x64 latents. With --size or --batch it counts at these, and also the bytes that
+    image of 64x64 latents. With --size or --batch it counts at these, and also the bytes that
     the call moves at least: weights, inputs and outputs. Nothing is run.
 
     \b

@@ -36,7 +36,7 @@ Batch = Annotated[
     str | None,
     typer.Option(
         metavar="MIN:OPT:MAX",
-        help="Pictures that are drawn together: least, usual, most. Requests for more are split.",
+        help="Images that are generated together: least, usual, most. Requests for more are split.",
         show_default="1:1:4",
     ),
 ]
@@ -44,7 +44,7 @@ Height = Annotated[
     str | None,
     typer.Option(
         metavar="MIN:OPT:MAX",
-        help="Height of a picture in pixels, multiples of 8: least, usual, largest; one number "
+        help="Height of an image in pixels, multiples of 8: least, usual, largest; one number "
         "allows that height only.",
         show_default="half, whole and double the model's own size",
     ),
@@ -53,7 +53,7 @@ Width = Annotated[
     str | None,
     typer.Option(
         metavar="MIN:OPT:MAX",
-        help="Width of a picture in pixels, as --height.",
+        help="Width of an image in pixels, as --height.",
         show_default="half, whole and double the model's own size",
     ),
 ]

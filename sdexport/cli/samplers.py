@@ -1,4 +1,4 @@
-"""The verb samplers: how pictures can be drawn, and what that costs."""
+"""The verb samplers: how images can be generated, and what that costs."""
 
 from __future__ import annotations
 

@@ -103,7 +103,7 @@ def print_table(
     text = io.StringIO()
     _console(text).print(table)
     for number, line in enumerate(text.getvalue().splitlines()):
-        # The rule below the head is the only drawing; a file may not be able to hold it.
+        # The rule below the head is the only generating; a file may not be able to hold it.
         print(line.rstrip() if number != 1 else "-" * len(line))
 
 

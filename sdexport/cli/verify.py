@@ -41,8 +41,8 @@ def verify(
 ) -> None:
     """Compare a bundle with its checkpoint in PyTorch.
 
-    Engine by engine and by whole pictures. The figures are kept in the bundle. Exit code 1 says
-    that the bundle draws something else than PyTorch. Needs PyTorch: the
+    Engine by engine and by whole images. The figures are kept in the bundle. Exit code 1 says
+    that the bundle generates something else than PyTorch. Needs PyTorch: the
     extras export and onnxruntime.
 
     \b
@@ -91,7 +91,7 @@ def _show_comparisons(value: Mapping[str, Any]) -> None:
             (
                 one["what"],
                 f"{one['rms']:.3g}",
-                f"{one['largest']:.3g}" + (" of 255" if one["what"] == "pictures" else ""),
+                f"{one['largest']:.3g}" + (" of 255" if one["what"] == "images" else ""),
                 f"{one['allowed']:.3g}",
                 "yes" if one["ok"] else "NO",
             )

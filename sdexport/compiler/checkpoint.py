@@ -49,7 +49,7 @@ def compile_checkpoint(
         components: what to export; the VAE encoder may be left out.
         onnx: keep the ONNX folder here, or take the one that is here and was exported from the same
             checkpoint by the same versions; None throws it away.
-        verify: compare engines and a picture with PyTorch, refuse a bundle that is off, and keep
+        verify: compare engines and an image with PyTorch, refuse a bundle that is off, and keep
             the figures in the manifest. Left out where the target cannot run on this machine, and
             where the bundle's figures are of what it still holds.
         force: export and build everything also when the bundle has it.

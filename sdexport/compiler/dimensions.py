@@ -21,7 +21,7 @@ class Dimensions:
     """The sizes of a model that the pipeline has to know, read from its configurations.
 
     Attributes:
-        native_size: (width, height) in pixels of the pictures that it was trained for.
+        native_size: (width, height) in pixels of the images that it was trained for.
         text_layers: of the text encoder, as many as can be left out; 0 where its export has none.
         embedded_guidance: the UNet takes the guidance scale as an embedding.
     """

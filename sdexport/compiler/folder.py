@@ -343,7 +343,7 @@ def _check_half(
     trial = half_check.choose_trial(usual, count(model, shapes).flops, multiple)
     manifest = replace(
         wanted,
-        # The graphs are open in every dimension: pictures are drawn one by one.
+        # The graphs are open in every dimension: images are generated one by one.
         profile=Profile(Range(1, 1, 1), *_sides(trial.size)),
         default_size=trial.size,
         default_guidance=half_check.GUIDANCE,

@@ -1,6 +1,7 @@
 """Half precision tried without a GPU: real prompts through the graphs, every value watched.
 
-The pipeline draws with the half-precision graphs computed in float32 on the CPU. Every value that
+The pipeline generates with the half-precision graphs computed in float32 on the CPU. Every value
+that
 is to be in half precision tells how large it becomes: one beyond 65,504 would be infinite on a GPU.
 Where that happens, or nearly, the nodes around it are kept in float32. Then each graph computes the
 same calls once more with every such value rounded to half precision, which tells what half
@@ -60,7 +61,7 @@ NAMED = 12
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """What is drawn for the check; chosen so that it takes minutes at most.
+    """What is generated for the check; chosen so that it takes minutes at most.
 
     Attributes:
         size: (width, height) in pixels.
@@ -166,13 +167,13 @@ class _WatchedBinding:
 def choose_trial(usual: tuple[int, int], flops: int, multiple: int) -> Trial:
     """As many steps as `BUDGET` allows, at the usual size or, where that is too much, at half.
 
-    A smaller picture is a fair trial: what a value becomes depends on what surrounds it, and hardly
-    on how far the picture goes on. Graphs are open in their sizes, whatever profiles are built.
+    A smaller image is a fair trial: what a value becomes depends on what surrounds it, and hardly
+    on how far the image goes on. Graphs are open in their sizes, whatever profiles are built.
 
     Args:
         usual: (width, height) in pixels.
         flops: of one guided evaluation at that size.
-        multiple: of pixels that a side of a picture has.
+        multiple: of pixels that a side of an image has.
     """
     steps = int(BUDGET / max(1, flops) / len(PROMPTS))
     if steps >= ENOUGH_STEPS:
@@ -189,7 +190,7 @@ def check_half(
     Args:
         folder: with `ENGINE/model.onnx` and weights; graphs are replaced where something is kept.
         make_parts: `load.parts_of` with everything given but the engines that `folder` has.
-        trial: what to draw.
+        trial: what to generate.
 
     Returns:
         The record for the manifest, JSON values.
@@ -202,8 +203,8 @@ def check_half(
     _check_room(folder)
     with stage(progress, "checking half precision", None), contextlib.ExitStack() as leftovers:
         trials = _Trials(folder, leftovers)
-        progress.advance(0, "drawing in float32, every value watched")
-        records = trials.draw(make_parts, trial)
+        progress.advance(0, "generating in float32, every value watched")
+        records = trials.generate(make_parts, trial)
         findings = {}
         for name in trials.engines:
             progress.advance(0, f"{name} rounded to half precision")
@@ -263,8 +264,10 @@ class _Trials:
     def engines(self) -> tuple[str, ...]:
         return tuple(sorted(path.parent.name for path in self.folder.glob(f"*/{MODEL_FILE}")))
 
-    def draw(self, make_parts: Callable[..., PipelineParts], trial: Trial) -> dict[str, _Record]:
-        """What every engine's values reached while the trial's pictures were drawn."""
+    def generate(
+        self, make_parts: Callable[..., PipelineParts], trial: Trial
+    ) -> dict[str, _Record]:
+        """What every engine's values reached while the trial's images were generated."""
         watched = {name: self._load(name) for name in self.engines}
         parts = make_parts(**watched)
         pipeline = Pipeline(parts)
@@ -296,7 +299,7 @@ class _Trials:
             save_graph(keep_float32(model, kept), path)
         engine = self._load(name, rounded=True)
         error = _compare(engine, record)
-        # An output of whole numbers, as pictures are, cannot tell what went wrong on its way.
+        # An output of whole numbers, as images are, cannot tell what went wrong on its way.
         worst = max(engine.record.sizes().items(), key=lambda item: _order(item[1]), default=None)
         if worst is not None and not worst[1] <= LARGEST:
             raise EngineError(
@@ -357,7 +360,7 @@ def _session(name: str, path: Path) -> Any:
 
 
 def _encode(engine: _Watched, image: Array, parts: PipelineParts) -> None:
-    """Runs the VAE encoder on a picture (height, width, 3) of the range 0 to 255."""
+    """Runs the VAE encoder on an image (height, width, 3) of the range 0 to 255."""
     sample = (image.transpose(2, 0, 1)[None] / 127.5 - 1).astype(np.float32)
     height, width = (side // parts.latent_scale for side in sample.shape[2:])
     (output,) = engine.outputs

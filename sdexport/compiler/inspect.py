@@ -41,7 +41,7 @@ WIDEST = 8
 
 @dataclass(frozen=True, slots=True)
 class At:
-    """What costs are counted for: (width, height) pixels and pictures; None: what is usual."""
+    """What costs are counted for: (width, height) pixels and images; None: what is usual."""
 
     size: tuple[int, int] | None = None
     batch: int | None = None
@@ -53,7 +53,7 @@ class At:
                 f"size must be (width, height), whole numbers of pixels, got {shown(self.size)}"
             )
         if self.batch is not None and type(self.batch) is not int:
-            raise UsageError(f"batch must be a whole number of pictures, got {shown(self.batch)}")
+            raise UsageError(f"batch must be a whole number of images, got {shown(self.batch)}")
         for name, values in (("size", sides), ("batch", (self.batch or 1,))):
             if any(not 1 <= n <= LARGEST for n in values):
                 raise UsageError(
@@ -123,7 +123,7 @@ def inspect(
     Args:
         size: (width, height) in pixels to count costs at; None: what a bundle's profile expects,
             for ONNX 512x512.
-        batch: pictures; None likewise, for ONNX one.
+        batch: images; None likewise, for ONNX one.
 
     Raises:
         FolderError: it is none of these, or damaged; or a bundle of an earlier version, whose
@@ -196,7 +196,7 @@ def _bundle(bundle: Bundle, at: At) -> Inspection:
 
 
 def _place(engine: str) -> int:
-    """Where an engine stands in the order of a picture's making; unknown ones last."""
+    """Where an engine stands in the order of an image's making; unknown ones last."""
     return ENGINES.index(engine) if engine in ENGINES else len(ENGINES)
 
 
@@ -377,8 +377,8 @@ def _cost(model: onnx.ModelProto, inputs: tuple[TensorSpec, ...], name: str, at:
     batch = 1 if at.batch is None else at.batch
     if min(width, height) < PIXELS_A_LATENT or (width | height) % PIXELS_A_LATENT or batch < 1:
         raise UsageError(
-            f"{batch} pictures of {width}x{height} pixels cannot be drawn; a batch from 1 on, and "
-            f"sides that are multiples of {PIXELS_A_LATENT} are needed"
+            f"{batch} images of {width}x{height} pixels cannot be generated; a batch from 1 on, "
+            f"and sides that are multiples of {PIXELS_A_LATENT} are needed"
         )
     latents = (width // PIXELS_A_LATENT, height // PIXELS_A_LATENT)
     shapes = _shapes(inputs, latents, batch)
@@ -387,7 +387,7 @@ def _cost(model: onnx.ModelProto, inputs: tuple[TensorSpec, ...], name: str, at:
         moved = None if at == At() else traffic(model, shapes, width=WIDEST).least
     except Exception as error:  # Any model may be looked at, also ones that are not ours.
         return Part(name, "", 0, note=f"operations were not counted: {error}")
-    # A text encoder knows no picture's size.
+    # A text encoder knows no image's size.
     where = "" if name.startswith("text_encoder") else f", {latents[0]}x{latents[1]} latents"
     return Part(name, "", 0, flops=flops, flops_at=f"batch {batch}{where}", moved=moved)
 

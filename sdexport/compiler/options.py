@@ -32,7 +32,7 @@ class BuildOptions:
         target: a target's name, or `auto`.
         precision: None chooses what is fastest on this machine's target.
         profile: sizes and batches to serve; of what it leaves open, the model's own size, half and
-            double, and one to four pictures.
+            double, and one to four images.
         guidance: the bundle's default guidance scale, at least 0.
         builder: how the target's library builds; the CPU targets take none of it.
         half_check: run half-precision graphs on the CPU over real prompts before they are built.

@@ -37,7 +37,7 @@ class Order:
 
     Attributes:
         name: the checkpoint's name, for people.
-        native_size: (width, height) in pixels of the pictures that the model was trained for.
+        native_size: (width, height) in pixels of the images that the model was trained for.
         fingerprints: of every engine that can be built.
         plain: what the bundle copies, content by path: tokenizer and scheduler.
     """
@@ -89,7 +89,7 @@ def fingerprints_of(
         choice: target, precision and builder options.
         profile: the shapes to serve.
         sizes: `SIZES` of the model.
-        plain: what the bundle copies. The half-precision check draws with all of the model, so
+        plain: what the bundle copies. The half-precision check generates with all of the model, so
             which values it keeps in float32, in any engine, follows from every part.
     """
     settings = choice.settings(profile) | {"sizes": dict(sizes)}

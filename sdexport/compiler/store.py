@@ -31,7 +31,7 @@ class Stored:
             or `leftover`.
         bytes: on disk; `age_days`: since it was built.
         target, library, precision: as the manifest says; empty where there is none.
-        profiles: `WIDTHxHEIGHT xBATCH` of each, in pixels and pictures.
+        profiles: `WIDTHxHEIGHT xBATCH` of each, in pixels and images.
         capabilities: the compute capabilities it was built for; empty where any processor does.
         runs: whether it can run on this machine; `why`: why not, or what is wrong with it.
     """

@@ -1,7 +1,8 @@
-"""Does a bundle draw what PyTorch draws? Each engine and whole pictures, against the checkpoint.
+"""Does a bundle generate what PyTorch generates? Each engine and whole images, against the
+checkpoint.
 
 The engines' results are compared with the checkpoint's own modules in float32 on the same inputs,
-and whole pictures with diffusers' pipeline for the same prompts and seeds. The figures are kept in
+and whole images with diffusers' pipeline for the same prompts and seeds. The figures are kept in
 the bundle's manifest.
 """
 
@@ -22,7 +23,7 @@ from sdexport.artifacts import reading, storage
 from sdexport.artifacts.bundle import GRAPHS, Bundle, Manifest
 from sdexport.artifacts.onnx_folder import PLAIN, digests_of
 from sdexport.backends.session import Array, Engine
-from sdexport.backends.slots import Course, Shape
+from sdexport.backends.slots import BatchInputs, Shape
 from sdexport.backends.targets import check_threads
 from sdexport.errors import ParityError, UsageError
 from sdexport.keywords import explains_keywords
@@ -46,7 +47,7 @@ STEPS = 10
 SAMPLER = "ddim"
 SEED = 1000
 LARGEST_SIDE = 256
-"""Pictures are compared at most at this many pixels a side where the profile allows: PyTorch in
+"""Images are compared at most at this many pixels a side where the profile allows: PyTorch in
 float32 needs minutes at the full size of a large model."""
 
 
@@ -67,23 +68,23 @@ class Tolerance:
     Attributes:
         precision: of the bundle.
         engine: relative RMS of an engine's output.
-        picture_rms: RMS of a picture's difference, of the range 0 to 1.
-        picture_largest: the largest difference of a pixel, of 255; None where rounding in half
+        image_rms: RMS of an image's difference, of the range 0 to 1.
+        image_largest: the largest difference of a pixel, of 255; None where rounding in half
             precision makes single pixels meaningless.
     """
 
     precision: Precision
     engine: float
-    picture_rms: float
-    picture_largest: int | None
+    image_rms: float
+    image_largest: int | None
 
 
 TOLERANCES = {
     one.precision: one
     for one in (
-        Tolerance(Precision.FP32, engine=1e-3, picture_rms=2 / 255, picture_largest=2),
-        Tolerance(Precision.FP16, engine=0.03, picture_rms=0.02, picture_largest=None),
-        Tolerance(Precision.BF16, engine=0.05, picture_rms=0.04, picture_largest=None),
+        Tolerance(Precision.FP32, engine=1e-3, image_rms=2 / 255, image_largest=2),
+        Tolerance(Precision.FP16, engine=0.03, image_rms=0.02, image_largest=None),
+        Tolerance(Precision.BF16, engine=0.05, image_rms=0.04, image_largest=None),
     )
 }
 
@@ -93,9 +94,9 @@ class Comparison:
     """One comparison with PyTorch.
 
     Attributes:
-        what: an engine's name, or `pictures`.
-        rms: relative to the reference's RMS for engines, of the range 0 to 1 for pictures.
-        largest: the largest difference: in the output's unit for engines, of 255 for pictures.
+        what: an engine's name, or `images`.
+        rms: relative to the reference's RMS for engines, of the range 0 to 1 for images.
+        largest: the largest difference: in the output's unit for engines, of 255 for images.
         allowed: the RMS that is allowed; `ok` says whether this comparison passed.
     """
 
@@ -135,7 +136,7 @@ def measured_on(manifest: Manifest) -> str:
     """One hash for all that figures of parity follow from, but for the checkpoint.
 
     The bundle's files, which hold engines, tokenizer and scheduler; the call that is compared, and
-    with what; this project's version, whose code draws the pictures. The checkpoint itself stands
+    with what; this project's version, whose code generates the images. The checkpoint itself stands
     behind the engines' fingerprints and the copied files.
     """
     return reading.digest_of(
@@ -257,8 +258,8 @@ def verify(
             comparisons.append(
                 _vae_encoder(parts.vae_encoder, reference, (h, w), manifest.latent_scale, tolerance)
             )
-        progress.advance(1, "pictures")
-        comparisons.append(_pictures(parts, reference, (width, height), batch, tolerance))
+        progress.advance(1, "images")
+        comparisons.append(_images(parts, reference, (width, height), batch, tolerance))
         progress.advance(1)
     report = VerifyReport(
         target=manifest.target,
@@ -283,8 +284,8 @@ def _refuse(report: VerifyReport, tolerance: Tolerance) -> None:
         if comparison.ok:
             continue
         limit = f"RMS {comparison.allowed:.2g}"
-        if comparison.what == "pictures" and tolerance.picture_largest is not None:
-            limit += f" and {tolerance.picture_largest} of 255"
+        if comparison.what == "images" and tolerance.image_largest is not None:
+            limit += f" and {tolerance.image_largest} of 255"
         raise ParityError(
             f"{comparison.what} differs from PyTorch by RMS {comparison.rms:.3g}, at most "
             f"{comparison.largest:.3g}; allowed is {limit} for {report.precision}. "
@@ -341,8 +342,8 @@ def _denoise_step(
 ) -> Comparison:
     """The guided model output of one step that hands it through: slot 0 becomes the output.
 
-    The step is called for as many images as the pictures are drawn with, all the same: for another
-    shape, some engines would be compiled and held a second time.
+    The step is called for as many images as the images are generated with, all the same: for
+    another shape, some engines would be compiled and held a second time.
     """
     shape = (1, parts.latent_channels, *latent_size)
     sample = TorchNoise(SEED).randn(shape)
@@ -367,7 +368,7 @@ def _denoise_step(
         "guidance": scale,
         "known_weights": np.zeros((1, 2), np.float32),
     }
-    course = Course(
+    course = BatchInputs(
         np.repeat(state, batch, axis=0),
         {name: np.repeat(table, batch, axis=0)[None] for name, table in tables.items()},
         {name: np.repeat(array, batch, axis=0) for name, array in constants.items()},
@@ -388,7 +389,7 @@ def _denoise_step(
 def _vae_decoder(
     parts: PipelineParts, reference: Any, latent_size: tuple[int, int], tolerance: Tolerance
 ) -> Comparison:
-    """The picture of random latents, of the range 0 to 1."""
+    """The image of random latents, of the range 0 to 1."""
     latents = TorchNoise(SEED + 1).randn((1, parts.latent_channels, *latent_size))
     state = np.zeros((1, STATE_SLOTS, *latents.shape[1:]), np.float32)
     state[:, 0] = latents
@@ -404,7 +405,7 @@ def _vae_encoder(
     latent_scale: int,
     tolerance: Tolerance,
 ) -> Comparison:
-    """Means and log variances of a random smooth picture's latents."""
+    """Means and log variances of a random smooth image's latents."""
     coarse = TorchNoise(SEED + 2).randn((1, 3, *latent_size))
     pixels = np.tanh(coarse.repeat(latent_scale, axis=2).repeat(latent_scale, axis=3))
     theirs = reference.encode(pixels)
@@ -412,7 +413,7 @@ def _vae_encoder(
     return _engine("vae_encoder", ours, theirs, tolerance)
 
 
-def _pictures(
+def _images(
     parts: PipelineParts,
     reference: Any,
     size: tuple[int, int],
@@ -430,7 +431,7 @@ def _pictures(
         seed=seeds,
         size=size,
     )
-    theirs = reference.pictures(
+    theirs = reference.generate(
         list(prompts),
         seeds=seeds,
         steps=STEPS,
@@ -443,13 +444,13 @@ def _pictures(
     difference = ours - np.stack(theirs).astype(np.float64)
     rms = float(np.sqrt(np.mean(np.square(difference / 255), axis=(1, 2, 3))).max())
     largest = float(np.abs(difference).max())
-    _refuse_no_numbers("pictures", rms, tolerance.precision)
+    _refuse_no_numbers("images", rms, tolerance.precision)
     if ours.max() == 0 and np.stack(theirs).max() > 0:
         raise ParityError(
-            "the pictures are black where PyTorch's are not; "
+            "the images are black where PyTorch's are not; "
             f"{_remedy(tolerance.precision)}check that bundle and checkpoint belong together"
         )
-    ok = rms <= tolerance.picture_rms and (
-        tolerance.picture_largest is None or largest <= tolerance.picture_largest
+    ok = rms <= tolerance.image_rms and (
+        tolerance.image_largest is None or largest <= tolerance.image_largest
     )
-    return Comparison("pictures", rms, largest, tolerance.picture_rms, ok)
+    return Comparison("images", rms, largest, tolerance.image_rms, ok)

@@ -75,7 +75,7 @@ class Stopwatch:
 
 
 class DiffusersSystem:
-    """diffusers' pipeline, ready to draw one scenario."""
+    """diffusers' pipeline, ready to generate one scenario."""
 
     def __init__(self, scenario: dict[str, Any], options: dict[str, Any]) -> None:
         self._scenario = scenario
@@ -138,14 +138,14 @@ class DiffusersSystem:
             "notes": [],
         }
 
-    def draw(self) -> dict[str, Any]:
-        """Draws the scenario once, batch by batch."""
+    def generate(self) -> dict[str, Any]:
+        """Generates the scenario once, batch by batch."""
         scenario, images = self._scenario, []
         self._decoded.clear()
         for first in range(0, len(scenario["seeds"]), scenario["batch"]):
             chosen = slice(first, first + scenario["batch"])
             prompts, seeds = scenario["prompts"][chosen], scenario["seeds"][chosen]
-            drawn = self.pipeline(
+            generated = self.pipeline(
                 prompt=prompts,
                 negative_prompt=[scenario["negative_prompt"]] * len(prompts),
                 width=scenario["width"],
@@ -154,7 +154,7 @@ class DiffusersSystem:
                 guidance_scale=scenario["guidance"],
                 generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],
             )
-            images += [np.asarray(image) for image in drawn.images]
+            images += [np.asarray(image) for image in generated.images]
         taken = self._watch.taken()
         return {
             "images": np.stack(images),
@@ -212,5 +212,5 @@ def _bytes(checkpoint: Path) -> int | None:
 
 
 def load(scenario: dict[str, Any], options: dict[str, Any]) -> DiffusersSystem:
-    """diffusers' pipeline in `options["dtype"]`, ready to draw `scenario`."""
+    """diffusers' pipeline in `options["dtype"]`, ready to generate `scenario`."""
     return DiffusersSystem(scenario, options)

@@ -55,9 +55,9 @@ FOREIGN = ("text_encoder_2", "text_encoder_3", "transformer", "prior", "controln
 """Parts that Stable Diffusion 1.x does not have."""
 
 LEFT_OUT = {
-    "safety_checker": "pictures are not checked",
+    "safety_checker": "images are not checked",
     "feature_extractor": "it serves the safety checker",
-    "image_encoder": "pictures are not drawn from others by IP-Adapter",
+    "image_encoder": "images are not generated from others by IP-Adapter",
 }
 """Parts that a checkpoint may have and that are not exported → what that means."""
 
@@ -68,7 +68,7 @@ PIPELINES = (
     "LatentConsistencyModelPipeline",
     "LatentConsistencyModelImg2ImgPipeline",
 )
-"""diffusers' classes whose pictures are drawn; another one's parts are drawn with as the first."""
+"""diffusers' classes that are known; the parts of another one are used as the first one's are."""
 
 ADAPTER_FILE = "adapter_config.json"
 
@@ -303,7 +303,7 @@ def _check_structure(path: Path, index: Mapping[str, Any]) -> list[str]:
     notes = check_keys(path / INDEX_FILE, "index", index)
     if pipeline not in PIPELINES:
         notes.append(
-            f"{INDEX_FILE} names the pipeline {pipeline}; pictures are drawn as {PIPELINES[0]} does"
+            f"{INDEX_FILE} names the pipeline {pipeline}; images are those of {PIPELINES[0]}"
         )
     return notes
 
@@ -337,7 +337,7 @@ def _scheduler_config(path: Path, index: Mapping[str, Any]) -> dict[str, object]
 
 
 def _check_scheduler(path: Path, index: Mapping[str, Any]) -> list[str]:
-    """Whether anything can be drawn with the scheduler's options, and by which samplers."""
+    """Whether anything can be generated with the scheduler's options, and by which samplers."""
     file = path / "scheduler" / "scheduler_config.json"
     if not reading.exists(file):
         raise CheckpointError(
@@ -354,7 +354,9 @@ def _check_scheduler(path: Path, index: Mapping[str, Any]) -> list[str]:
             compile_plan(config, USUAL_SAMPLER, FEW_STEPS)
         except UsageError:
             raise CheckpointError(f"{file}: {own}") from own
-        return [f"the checkpoint's own scheduler cannot be used ({own}); draw with another sampler"]
+        return [
+            f"the checkpoint's own scheduler cannot be used ({own}); generate with another sampler"
+        ]
     return []
 
 
@@ -441,7 +443,7 @@ def _read_sizes(path: Path, configs: Mapping[str, Mapping[str, Any]]) -> Sizes:
     if taken != sizes.latent_channels:
         raise CheckpointError(
             f"the UNet of {path} takes {taken} channels and a latent has {sizes.latent_channels}: "
-            f"an inpainting or instruction model; accepted is {ACCEPTED} that draws from text"
+            f"an inpainting or instruction model; accepted is {ACCEPTED} that generates from text"
         )
     if made != taken:
         raise CheckpointError(

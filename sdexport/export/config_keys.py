@@ -50,7 +50,7 @@ TRACED: dict[str, frozenset[str]] = {
     "index": frozenset({"requires_safety_checker"}),
 }  # fmt: skip
 """Part → keys that the library itself acts on as it makes the model, which is then traced; or that
-no library reads for a picture (`dropout` while drawing, the VAE's `shift_factor` in Stable
+no library reads for an image (`dropout` while generating, the VAE's `shift_factor` in Stable
 Diffusion's pipelines, …)."""
 
 READ: dict[str, dict[str, object]] = {

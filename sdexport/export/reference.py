@@ -76,17 +76,17 @@ class ReferenceModels:
         return embedding
 
     def decode(self, latents: Array) -> Array:
-        """Latents (B, 4, h, w) as the loop leaves them → pictures (B, H, W, 3) float32, 0 to 1."""
+        """Latents (B, 4, h, w) as the loop leaves them → images (B, H, W, 3) float32, 0 to 1."""
         # Stable Diffusion's pipelines do not apply the VAE's `shift_factor`.
         scaled = latents.astype(np.float32) / self._model("vae").config.scaling_factor
         sample = self._answer("vae_decoder", "vae", latent_sample=scaled)["sample"]
         return np.clip(sample / 2 + 0.5, 0, 1).transpose(0, 2, 3, 1)
 
     def encode(self, sample: Array) -> Array:
-        """Pictures (B, 3, H, W) from -1 to 1 → latent_parameters (B, 8, h, w)."""
+        """Images (B, 3, H, W) from -1 to 1 → latent_parameters (B, 8, h, w)."""
         return self._answer("vae_encoder", "vae", sample=sample)["latent_parameters"]
 
-    def pictures(
+    def generate(
         self,
         prompts: Sequence[str],
         *,
@@ -102,19 +102,20 @@ class ReferenceModels:
         mask: Any = None,
         strength: float = 1.0,
     ) -> list[Array]:
-        """What `diffusers.StableDiffusionPipeline` draws, or its image-to-image or inpainting one.
+        """What `diffusers.StableDiffusionPipeline` generates, or its image-to-image or inpainting
+        one.
 
         Args:
-            prompts: one a picture.
-            seeds: of each picture's own generator on the CPU.
+            prompts: one an image.
+            seeds: of each image's own generator on the CPU.
             steps: of the sampler; PNDM makes one evaluation more.
             guidance: above 1 the negative prompt is evaluated as well.
             sampler: as `sdexport.sampling` names it; None is the checkpoint's own.
             size: (width, height) in pixels.
-            negative_prompt: one for all or one a picture; None is the empty one.
+            negative_prompt: one for all or one an image; None is the empty one.
             guidance_rescale: from 0 (off) to 1; from text alone.
             clip_skip: layers of the text encoder left out; None is diffusers' default.
-            image: PIL's, to start from, drawn anew by `strength`; with a `mask`, where it is white.
+            image: PIL's, to start from, repainted by `strength`; with a `mask`, where it is white.
 
         Returns:
             (H, W, 3) uint8 for each prompt.

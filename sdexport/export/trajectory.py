@@ -39,7 +39,7 @@ def run_scheduler(
     noise: Sequence[Array],
     *,
     begin: int = 0,
-    picture: Array | None = None,
+    image: Array | None = None,
     set_timesteps: Mapping[str, Any] | None = None,
     step: Mapping[str, Any] | None = None,
 ) -> Trajectory:
@@ -54,7 +54,7 @@ def run_scheduler(
             that of the run. In float64 the schedulers' own tables are float64 as well, which they
             never are in diffusers.
         begin: steps left out, as img2img does.
-        picture: latents that `add_noise` mixes with `noise[0]` to start from.
+        image: latents that `add_noise` mixes with `noise[0]` to start from.
         set_timesteps, step: further arguments of these methods.
     """
     import torch
@@ -62,12 +62,12 @@ def run_scheduler(
     dtype = torch.float64 if noise[0].dtype == np.float64 else torch.float32
     remaining = iter(noise[1:])
 
-    def draw(shape: Any, *_: Any, **__: Any) -> Any:
+    def generate(shape: Any, *_: Any, **__: Any) -> Any:
         fresh = torch.from_numpy(next(remaining)).to(dtype)
         assert tuple(fresh.shape) == tuple(shape)
         return fresh
 
-    with warnings.catch_warnings(), _computing_in(name, dtype, draw) as scheduler_class:
+    with warnings.catch_warnings(), _computing_in(name, dtype, generate) as scheduler_class:
         # What diffusers and numpy have to say about diffusers' own code.
         warnings.simplefilter("ignore")
         scheduler = scheduler_class.from_config(dict(config))
@@ -80,16 +80,16 @@ def run_scheduler(
             scheduler.set_begin_index(first)
         timesteps = scheduler.timesteps[first:]
         if hasattr(scheduler, "noise_sampler"):
-            scheduler.noise_sampler = _BrownianPath(lambda: draw(noise[0].shape))
+            scheduler.noise_sampler = _BrownianPath(lambda: generate(noise[0].shape))
         start = torch.from_numpy(noise[0]).to(dtype)
         levels = []
-        if picture is None:
+        if image is None:
             sample = start * getattr(scheduler, "init_noise_sigma", 1.0)
         else:
             weights = _level(scheduler, timesteps[0], dtype)
             if weights is None:
-                raise ValueError(f"{name} has no add_noise, so it cannot start from a picture")
-            sample = weights[0] * torch.from_numpy(picture).to(dtype) + weights[1] * start
+                raise ValueError(f"{name} has no add_noise, so it cannot start from an image")
+            sample = weights[0] * torch.from_numpy(image).to(dtype) + weights[1] * start
         samples = []
         for timestep in timesteps:
             levels.append(_level(scheduler, timestep, dtype))
@@ -128,13 +128,13 @@ class _BrownianPath:
     Each interval begins where the one before ended, or at the same place and reaches further.
     """
 
-    def __init__(self, draw: Callable[[], Any]) -> None:
-        self._draw = draw
+    def __init__(self, generate: Callable[[], Any]) -> None:
+        self._generate = generate
         self._last: tuple[float, float, Any] | None = None
 
     def __call__(self, sigma: Any, sigma_next: Any) -> Any:
         start, end = float(sigma), float(sigma_next)
-        fresh = self._draw()
+        fresh = self._generate()
         if self._last is not None and math.isclose(self._last[0], start, rel_tol=1e-6):
             share = (start - self._last[1]) / (start - end)
             fresh = math.sqrt(share) * self._last[2] + math.sqrt(1 - share) * fresh
@@ -155,14 +155,14 @@ class _Widened:
 
 
 @contextlib.contextmanager
-def _computing_in(name: str, dtype: Any, draw: Callable[..., Any]) -> Iterator[Any]:
+def _computing_in(name: str, dtype: Any, generate: Callable[..., Any]) -> Iterator[Any]:
     """A scheduler class whose module computes in `dtype` and draws noise from `draw`."""
     import diffusers
     import torch
 
     scheduler_class = getattr(diffusers, name)
     module = importlib.import_module(scheduler_class.__module__)
-    changed: dict[str, Any] = {"randn_tensor": draw}
+    changed: dict[str, Any] = {"randn_tensor": generate}
     if dtype == torch.float64:
         changed |= {"torch": _Widened(torch, torch.float64), "np": _Widened(np, np.float64)}
     before = {key: getattr(module, key) for key in changed if hasattr(module, key)}

@@ -67,7 +67,7 @@ def engine_work(
         bundle: one that keeps its graphs.
         engine: one of its own.
         size: (width, height) in pixels; need not be of the bundle's profile.
-        batch: pictures.
+        batch: images.
         guided: with guidance from outside, which evaluates the model for two branches.
 
     Raises:
@@ -87,8 +87,8 @@ def engine_work(
     scale = bundle.manifest.latent_scale
     if min(size) < scale or width % scale or height % scale or batch < 1:
         raise UsageError(
-            f"{batch} pictures of {width}x{height} pixels cannot be drawn; a batch from 1 on, and "
-            f"sides that are multiples of {scale} are needed"
+            f"{batch} images of {width}x{height} pixels cannot be generated; a batch from 1 on, "
+            f"and sides that are multiples of {scale} are needed"
         )
     graph = proto.load_graph(path)
     call = skeleton.Call(height=height, width=width, batch=batch, branches=2 if guided else 1)

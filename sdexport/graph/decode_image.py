@@ -1,4 +1,4 @@
-"""Wraps an exported VAE decoder so that it takes the loop's state and gives finished pictures."""
+"""Wraps an exported VAE decoder so that it takes the loop's state and gives finished images."""
 
 from __future__ import annotations
 
@@ -57,14 +57,14 @@ def decode_image(
 
     tail = Builder(PREFIX + "out/")
     half = tail.constant(0.5, np.float32)
-    picture = tail.cast(names[VAE_OUTPUT], TensorProto.FLOAT)
-    picture = tail.node("Add", tail.node("Mul", picture, half), half)
+    pixels = tail.cast(names[VAE_OUTPUT], TensorProto.FLOAT)
+    pixels = tail.node("Add", tail.node("Mul", pixels, half), half)
     zero, unit = tail.constant(0.0, np.float32), tail.constant(1.0, np.float32)
-    picture = tail.node("Clip", picture, zero, unit)
-    picture = tail.node("Round", tail.node("Mul", picture, tail.constant(255.0, np.float32)))
+    pixels = tail.node("Clip", pixels, zero, unit)
+    pixels = tail.node("Round", tail.node("Mul", pixels, tail.constant(255.0, np.float32)))
     # The cast comes last: TensorRT knows uint8 at a graph's ends alone.
-    picture = tail.node("Transpose", picture, perm=[0, 2, 3, 1])
-    tail.cast(picture, TensorProto.UINT8, output=OUTPUT)
+    pixels = tail.node("Transpose", pixels, perm=[0, 2, 3, 1])
+    tail.cast(pixels, TensorProto.UINT8, output=OUTPUT)
 
     inner = list(graph.node)
     del graph.node[:]

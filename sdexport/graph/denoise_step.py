@@ -9,7 +9,7 @@ With state `S` (K slots of latents), noise `z` and the weights of a sampling pla
     S'[0] ← mask · S'[0] + (1 − mask) · (known_weights · known)
 
 The rescaling is section 3.4 of Lin et al. (2305.08891); with `guidance_rescale` 0 it multiplies by
-exactly one. The last line keeps a known picture where `mask` is 0 (inpainting); with a mask of ones
+exactly one. The last line keeps a known image where `mask` is 0 (inpainting); with a mask of ones
 it changes nothing.
 
 A UNet that takes its guidance scale as an embedding (Meng et al., 2210.03142; diffusers'
@@ -64,7 +64,7 @@ UNET_CONDITION = "timestep_cond"
 UNET_OUTPUT = "out_sample"
 PREFIX = "step/"
 GUIDED, RESCALED, UPDATED = "step/out/guided", "step/out/rescaled", "step/out/updated"
-"""Values within the step, by which a backend finds what a picture from text alone can do without:
+"""Values within the step, by which a backend finds what an image from text alone can do without:
 what lies between the first two, and what lies between the last one and the output."""
 LAST = 2**63 - 1
 """The end of an axis, for Slice."""
@@ -81,7 +81,7 @@ def denoise_step(unet: onnx.ModelProto, *, slots: int) -> onnx.ModelProto:
     (no guidance) or 2 (negative, prompt):
         state (B, K, C, h, w), noise (B, C, h, w), timestep (B,), input_weights (B, K),
         update_weights (B, K, K + 2), guidance (B,), guidance_rescale (B,) from 0 (off) to 1,
-        text_embeddings (B, branches, tokens, dim), mask (B, 1, h, w): 1 draws, 0 keeps,
+        text_embeddings (B, branches, tokens, dim), mask (B, 1, h, w): 1 generates, 0 keeps,
         known (B, 2, C, h, w): what is kept, as clean latents and noise, known_weights (B, 2)
     and, where the UNet takes its guidance scale as an embedding,
         embedded_guidance (B,): the guidance scale − 1
@@ -105,11 +105,11 @@ def denoise_step(unet: onnx.ModelProto, *, slots: int) -> onnx.ModelProto:
     head = Builder(PREFIX + "in/")
     branches = head.sizes("text_embeddings", 1)
     one = head.integers(1)
-    picture = head.sizes("state", 2, 3, 4)
+    image = head.sizes("state", 2, 3, 4)
     mixed = _mixed(head)
     # Tile, not Expand: OpenVINO makes a multiplication of the latter, in bfloat16.
     spread = head.node("Tile", mixed, head.lengths(one, branches, head.integers(1, 1, 1)))
-    flat = head.node("Reshape", spread, head.lengths(head.integers(-1), picture))
+    flat = head.node("Reshape", spread, head.lengths(head.integers(-1), image))
     head.cast(flat, tensor_type(sample), output=names[sample.name])
     # Times one, not Tile: where lengths are known OpenVINO makes another Tile, without its mark.
     once = numpy_helper.from_array(np.ones(1, np.float32))
@@ -186,7 +186,7 @@ def _add_tail(
     Args:
         tail: takes the nodes.
         predicted: the UNet's output.
-        shape: with branches and pictures apart, the branches along `branch_axis`: 5 dimensions.
+        shape: with branches and images apart, the branches along `branch_axis`: 5 dimensions.
         slots: K of the state.
         branch_axis: 0 or 1.
         opset: of the graph.
@@ -244,11 +244,11 @@ def _join(
 def _guide(tail: Builder, predicted: str, branch_axis: int, opset: int) -> str:
     """The guided output of the UNet's for all branches, which lie along `branch_axis`."""
     along = tail.integers(branch_axis)
-    pictures = (1, -1) if branch_axis == 0 else (-1, 1)
+    images = (1, -1) if branch_axis == 0 else (-1, 1)
     axis, start = tail.integers(1), tail.integers(0)
     first = tail.node("Slice", predicted, start, axis, along)
     last = tail.node("Slice", predicted, tail.integers(-1), tail.integers(LAST), along)
-    scale = tail.node("Reshape", "guidance", tail.integers(*pictures, 1, 1, 1))
+    scale = tail.node("Reshape", "guidance", tail.integers(*images, 1, 1, 1))
     guided = tail.node("Mul", scale, tail.node("Sub", last, first))
     guided = tail.node("Add", first, guided, output=GUIDED)
     # Both standard deviations at once; what they are divided by cancels in their ratio.
@@ -265,7 +265,7 @@ def _guide(tail: Builder, predicted: str, branch_axis: int, opset: int) -> str:
     mixed = tail.node("Max", mixed, tail.constant(TINY, np.float32))
     ratio = tail.node("Sqrt", tail.node("Div", text, mixed))
     unit = tail.constant(1.0, np.float32)
-    share = tail.node("Reshape", "guidance_rescale", tail.integers(*pictures, 1, 1, 1))
+    share = tail.node("Reshape", "guidance_rescale", tail.integers(*images, 1, 1, 1))
     factor = tail.node("Mul", share, tail.node("Sub", ratio, unit))
     return tail.node("Mul", guided, tail.node("Add", factor, unit), output=RESCALED)
 

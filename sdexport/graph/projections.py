@@ -1,4 +1,4 @@
-"""The engines that a split UNet needs beside its step: of texts once a picture, of times before it.
+"""The engines that a split UNet needs beside its step: of texts once an image, of times before it.
 
     text_projection  text_embeddings (B, branches, tokens, dim) → text_projection_0, …
     time_projection  timestep (n,) and, where the UNet takes it, embedded_guidance (n,)

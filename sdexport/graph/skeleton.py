@@ -25,7 +25,7 @@ class Call:
 
     Attributes:
         height, width: pixels.
-        batch: pictures.
+        batch: images.
         branches: 2 with guidance, 1 without.
         pieces: of every prompt, as long as the text encoder's input each.
     """

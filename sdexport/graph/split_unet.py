@@ -1,15 +1,15 @@
 """Splits a UNet by what its values depend on, so that nothing is computed twice.
 
-A UNet's `encoder_hidden_states` stay the same in all evaluations of a picture, its `timestep` is
-known before the first of them, and under guidance the branches of a picture see the same `sample`
+A UNet's `encoder_hidden_states` stay the same in all evaluations of an image, its `timestep` is
+known before the first of them, and under guidance the branches of an image see the same `sample`
 until the first attention to a text. So it is cut into three graphs that compute the same numbers:
 
-    text   encoder_hidden_states → the keys and values of every attention to it: once a picture
+    text   encoder_hidden_states → the keys and values of every attention to it: once an image
     time   timestep → what every block adds for it, in one row: once a sampling plan
-    core   the rest; what comes before the first attention to a text is computed once a picture
+    core   the rest; what comes before the first attention to a text is computed once an image
            instead of once a branch
 
-Rows are branches times pictures, the pictures of the first branch first: a value of the pictures is
+Rows are branches times images, the images of the first branch first: a value of the images is
 spread over the rows by repeating it.
 """
 
@@ -38,7 +38,7 @@ from sdexport.graph.shapes import Shape, infer_shapes
 
 SAMPLE, TEXT = "sample", "encoder_hidden_states"
 TIMES = ("timestep", "timestep_cond")
-"""Inputs that are known before a picture's first evaluation."""
+"""Inputs that are known before an image's first evaluation."""
 TIME_PROJECTION = "time_projection"
 TEXT_PROJECTION = "text_projection_"
 """Starts the names of the text graph's outputs."""
@@ -55,12 +55,12 @@ SHAPE_OF_A_PART = 15
 
 
 class Place(Enum):
-    """Where a value is computed; in the core, whether once a picture or once a row."""
+    """Where a value is computed; in the core, whether once an image or once a row."""
 
     LENGTHS = "lengths"  # depends on no input's numbers: computed wherever it is used
     TEXT = "text"
     TIME = "time"
-    PICTURE = "picture"
+    PICTURE = "image"
     ROW = "row"
 
 
@@ -270,21 +270,21 @@ class _Graph:
         return self._name(name, place) if home is place else self.spread(name, place)
 
     def spread(self, name: str, place: Place) -> str:
-        """A value of the pictures, repeated for the rows."""
+        """A value of the images, repeated for the rows."""
         if name not in self._spread:
             self._spread[name] = self.tiled(name, len(self._seen.rest(name)))
         return self._spread[name]
 
     def tiled(self, name: str, rest: int) -> str:
-        """A value with a picture's row and `rest` further dimensions, repeated for the rows."""
+        """A value with an image's row and `rest` further dimensions, repeated for the rows."""
         once = (self.made.integers(*[1] * rest),) if rest else ()
         repeats = self.made.lengths(self._branches(), *once)
         return self.made.node("Tile", name, repeats)
 
     def _branches(self) -> str:
         if PREFIX not in self._spread:
-            rows, pictures = (self._count(place) for place in (Place.ROW, Place.PICTURE))
-            self._spread[PREFIX] = self.made.node("Div", rows, pictures)
+            rows, images = (self._count(place) for place in (Place.ROW, Place.PICTURE))
+            self._spread[PREFIX] = self.made.node("Div", rows, images)
         return self._spread[PREFIX]
 
     def _count(self, place: Place) -> str:

@@ -14,7 +14,7 @@ The least is the honest bound, and the one that a share of a machine's bandwidth
 
 So time that is lost by moving tensors to and fro shows as time away from the limit. The unfused
 count says how much there is to be moved where nothing is fused and nothing fits: far more than the
-least where pictures are large (a VAE decoder), about as much where the weights outweigh them.
+least where images are large (a VAE decoder), about as much where the weights outweigh them.
 
 The least is no bound where a model is so small that its weights stay in the processor's cache from
 one call to the next.

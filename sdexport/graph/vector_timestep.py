@@ -48,7 +48,7 @@ def vector_timestep(unet: onnx.ModelProto) -> onnx.ModelProto:
             numbers.update(node.output)
         elif node.op_type != "Expand" or node.input[0] not in numbers:
             raise FolderError(
-                f"the UNet's timestep is one number for all pictures, and {node.op_type} "
+                f"the UNet's timestep is one number for all images, and {node.op_type} "
                 f"{node.name} uses it in a way that is not known; make the folder with: "
                 "sdexport export CHECKPOINT ONNX_DIR"
             )

@@ -27,7 +27,7 @@ def pixel_multiple(latent_scale: int) -> int:
 
 
 def native_size(unet: Mapping[str, object], latent_scale: int) -> tuple[int, int]:
-    """(width, height) in pixels of a model's own pictures, rounded down to what can be drawn.
+    """(width, height) in pixels of a model's own images, rounded down to what can be generated.
 
     Raises:
         UsageError: `sample_size` is no size.
@@ -70,7 +70,7 @@ def profile_for(
 ) -> Profile:
     """The whole profile of what was asked for.
 
-    What was left open is one to four pictures of half, the whole and double the model's own size.
+    What was left open is one to four images of half, the whole and double the model's own size.
 
     Args:
         asked: all of it, some of its ranges, or nothing.

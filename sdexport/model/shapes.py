@@ -162,7 +162,7 @@ class Profile:
         return (dataclasses.replace(self, others=()), *self.others)
 
     def serving(self, *, height: int, width: int) -> Profile:
-        """The profile for pictures of this size; of several, the one of the largest batch.
+        """The profile for images of this size; of several, the one of the largest batch.
 
         Raises:
             UsageError: no profile has the size; names the dimension and the ranges that were built.

@@ -1,1 +1,1 @@
-"""From a prompt to a picture: tokens, embeddings, the denoising loop, the decoded image."""
+"""From a prompt to an image: tokens, embeddings, the denoising loop, the decoded image."""

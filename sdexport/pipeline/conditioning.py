@@ -55,7 +55,7 @@ class Texts:
                 shown = shown if len(shown) <= SHOWN else shown[:SHOWN] + "…"
                 plain = self._request.prompt_syntax == PLAIN
                 length = tokens if plain else MOST_PIECES * (tokens - 2)
-                remedy = "; the prompt syntax 'long' draws all of it" if plain else ""
+                remedy = "; the prompt syntax 'long' generates all of it" if plain else ""
                 said.append(
                     f"a prompt is longer than {length} tokens; this part of it has no effect: "
                     f"{shown!r}{remedy}"

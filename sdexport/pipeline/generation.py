@@ -17,7 +17,7 @@ from sdexport.pipeline.conditioning import Texts
 from sdexport.pipeline.parts import PipelineParts
 from sdexport.pipeline.request import Request
 from sdexport.pipeline.result import Result, Timings, parameters_of
-from sdexport.pipeline.slot_inputs import Row, course_of, make_row
+from sdexport.pipeline.slot_inputs import SlotInputs, inputs_of, slot_inputs
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +27,7 @@ class Step:
     Attributes:
         index: from 0, over all batches of the request.
         evaluations: of the whole request, so that `index + 1 == evaluations` at its end.
-        image_range: the images that are being drawn: first, and last + 1.
+        image_range: the images that are being generated: first, and last + 1.
         result: the images, at the last step; None before.
     """
 
@@ -52,15 +52,15 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Images of a request that are drawn together: `first` to `last` - 1, and their shape."""
+    """Images of a request that are generated together: `first` to `last` - 1, and their shape."""
 
     first: int
     last: int
     shape: Shape
 
 
-class Drawing:
-    """One request on its way: what has been drawn and how long it took."""
+class Generation:
+    """One request on its way: what has been generated and how long it took."""
 
     def __init__(self, parts: PipelineParts, request: Request) -> None:
         self._parts = parts
@@ -77,7 +77,7 @@ class Drawing:
     def _batches(self) -> tuple[Batch, ...]:
         """The images in order, those with texts of equally many pieces together.
 
-        An image's texts are not continued for the sake of another's: it would be another picture.
+        An image's texts are not continued for the sake of another's: it would be another image.
         """
         request = self._request
         profile = self._parts.profile.serving(height=request.height, width=request.width)
@@ -106,14 +106,14 @@ class Drawing:
         self._since = perf_counter()
 
     def batch(self, workspace: Workspace, batch: Batch, *, watched: bool = True) -> Iterator[Step]:
-        """Draws the images of `batch`; see `Pipeline.steps` for `watched`."""
+        """Generates the images of `batch`; see `Pipeline.steps` for `watched`."""
         request, before = self._request, self._done
         first, last, each = batch.first, batch.last, request.plan.evaluations
         # Places of the batch that no image needs repeat the last one.
         places = [min(first + place, last - 1) for place in range(workspace.shape.batch)]
         self._texts.encode(workspace, places)
         started = perf_counter()
-        course = course_of(make_rows(self._parts, request, places, workspace))
+        course = inputs_of(batch_inputs(self._parts, request, places, workspace))
         self._denoise += perf_counter() - started
         workspace.begin(course, watched=watched)
         done = 0
@@ -151,15 +151,15 @@ class Drawing:
         """The finished latents, which are seen to be numbers."""
         finite = np.isfinite(latents).all(axis=(1, 2, 3))
         if not finite.all():
-            raise no_picture(self._parts, self._request, first + int(np.argmin(finite)))
+            raise not_finite(self._parts, self._request, first + int(np.argmin(finite)))
         return latents
 
     def _decode(self, workspace: Workspace, images: int) -> None:
         """The finished latents to images, and the batch's times to those of the request."""
-        pictures = workspace.decode()
+        decoded = workspace.decode()
         started = perf_counter()
         # fromarray copies: the buffer belongs to the next batch.
-        self._images += [Image.fromarray(image) for image in pictures[:images]]
+        self._images += [Image.fromarray(image) for image in decoded[:images]]
         self._vae_decoder += perf_counter() - started
         times = workspace.times
         self._text_encoder += times.text_encoder
@@ -183,7 +183,7 @@ class Drawing:
         )
 
 
-def no_picture(parts: PipelineParts, request: Request, image: int) -> EngineError:
+def not_finite(parts: PipelineParts, request: Request, image: int) -> EngineError:
     """The error that an image's latents hold values that are no numbers."""
     precision = parts.about.get("precision")
     remedy = (
@@ -192,7 +192,7 @@ def no_picture(parts: PipelineParts, request: Request, image: int) -> EngineErro
         else "build the bundle again with --precision fp32"
     )
     return EngineError(
-        f"image {image} (seed {request.seeds[image]}) is no picture: its latents hold values "
+        f"image {image} (seed {request.seeds[image]}) is no image: its latents hold values "
         f"that are no finite numbers after {request.plan.evaluations} evaluations of "
         f"{parts.denoise_step.name} in {precision or 'its precision'} with guidance "
         f"{request.guidance:g}; {remedy}, or use a smaller guidance"
@@ -215,16 +215,16 @@ def warnings_of(request: Request, texts: Texts) -> list[str]:
     return said + texts.warnings()
 
 
-def make_rows(
+def batch_inputs(
     parts: PipelineParts, request: Request, images: list[int], workspace: Workspace
-) -> list[Row]:
+) -> list[SlotInputs]:
     """The rows of `images` of a request, one for each place of the workspace's batch."""
     encoded: list[Floats] | list[None] = [None] * len(images)
     if request.sources:
         pixels = np.stack([request.sources[image].pixels for image in images])
         encoded = list(workspace.encode_images(pixels))
     return [
-        make_row(parts, request, image, latents)
+        slot_inputs(parts, request, image, latents)
         for image, latents in zip(images, encoded, strict=True)
     ]
 

@@ -1,7 +1,7 @@
-"""Pictures and masks that a request brings along: read, fitted to its size, made into numbers.
+"""Images and masks that a request brings along: read, fitted to its size, made into numbers.
 
 What is computed here is what diffusers' `VaeImageProcessor` computes (`image_processor.py`): of a
-picture, numbers from -1 to 1; of a mask, ones where it is at least half white, at the latents' size
+image, numbers from -1 to 1; of a mask, ones where it is at least half white, at the latents' size
 by their nearest pixel.
 """
 
@@ -22,25 +22,26 @@ from sdexport.errors import SdexportError, UsageError, shown
 from sdexport.model.shapes import PIXEL_MULTIPLE, Profile
 
 Floats = NDArray[np.float32]
-PictureLike = Image.Image | str | os.PathLike[str]
+ImageLike = Image.Image | str | os.PathLike[str]
 
 EXACT, RESIZE, CROP, PAD = "exact", "resize", "crop", "pad"
 FITS = (EXACT, RESIZE, CROP, PAD)
-"""What happens to a picture that has not the size to draw: an error; scaled (diffusers' way,
+"""What happens to an image that has not the size to generate: an error; scaled (diffusers' way,
 Lanczos), cut around its middle, or continued with the colours of its edges. A mask goes with it,
-and what is added to one is drawn anew.
+and what is added to one is repainted.
 """
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A picture that a request starts from, and what of it is drawn anew.
+    """An image that a request starts from, and what of it is repainted.
 
     Attributes:
         pixels: (3, height, width) float32 from -1 to 1.
-        mask: (1, h, w) float32 in latents, 1 where it is drawn and 0 where it is kept; None draws
+        mask: (1, h, w) float32 in latents, 1 where it is generated and 0 where it is kept; None
+        generates
             all of it.
-        digests: SHA-256 of the picture's and the mask's pixels as they are used, for metadata.
+        digests: SHA-256 of the image's and the mask's pixels as they are used, for metadata.
     """
 
     pixels: Floats = field(repr=False)
@@ -53,7 +54,7 @@ FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 
 MOST_BYTES = 1 << 28
 MOST_PIXELS = 1 << 26
-"""Of a picture's file, and of a picture: 8192 pixels a side."""
+"""Of an image's file, and of an image: 8192 pixels a side."""
 
 READY = ("RGB", "RGBA", "RGBX", "L", "LA", "P", "PA", "1", "CMYK", "YCbCr", "HSV")
 """Pillow's modes that it converts rightly to RGB and to grey."""
@@ -62,11 +63,11 @@ CONVERTED = {"RGBa": "RGBA", "La": "LA"}
 SIXTEEN = ("I;16", "I;16L", "I;16B", "I;16N")
 
 
-def open_picture(value: object, what: str) -> Image.Image:
-    """The picture that `value` is or names, read in full, in one of `READY`; a file is upright.
+def open_image(value: object, what: str) -> Image.Image:
+    """The image that `value` is or names, read in full, in one of `READY`; a file is upright.
 
     Raises:
-        UsageError: no picture, or one that cannot be read.
+        UsageError: no image, or one that cannot be read.
     """
     if isinstance(value, Image.Image):
         with _explained(f"the {what}"):
@@ -80,7 +81,7 @@ def open_picture(value: object, what: str) -> Image.Image:
     path = reading.given_path(value, f"the {what}'s path")
     with _explained(f"the {what} {path}"):
         if not reading.exists(path):
-            raise UsageError(f"there is no {what} at {path}; give the path of a picture")
+            raise UsageError(f"there is no {what} at {path}; give the path of an image")
         reading.require_file(path, MOST_BYTES)
     with (
         _explained(f"the {what} {path}"),
@@ -89,10 +90,10 @@ def open_picture(value: object, what: str) -> Image.Image:
     ):
         _check_size(image, what)
         frames = getattr(image, "n_frames", 1)
-        # MPO is a phone's JPEG with a preview behind the picture.
+        # MPO is a phone's JPEG with a preview behind the image.
         if frames > 1 and image.format != "MPO":
             raise UsageError(
-                f"the {what} {path} must be one picture, it has {frames}; save the one that is "
+                f"the {what} {path} must be one image, it has {frames}; save the one that is "
                 "meant by itself"
             )
         image.load()
@@ -141,7 +142,7 @@ def _ready(image: Image.Image, what: str) -> Image.Image:
 
 
 def size_for(image: Image.Image, profile: Profile, fit: str) -> tuple[int, int]:
-    """(width, height) to draw for a picture where the request names none.
+    """(width, height) to generate for an image where the request names none.
 
     Its own; unless it is to be fitted, then the next that the bundle serves: smaller where it is
     scaled or cut, larger where it is continued.
@@ -158,51 +159,51 @@ def size_for(image: Image.Image, profile: Profile, fit: str) -> tuple[int, int]:
 
 
 def source_of(
-    picture: Image.Image, mask: Image.Image | None, size: tuple[int, int], fit: str, scale: int
+    image: Image.Image, mask: Image.Image | None, size: tuple[int, int], fit: str, scale: int
 ) -> Source:
-    """The picture and its mask at `size` (width, height); `scale` pixels are a side of a latent.
+    """The image and its mask at `size` (width, height); `scale` pixels are a side of a latent.
 
     Raises:
-        UsageError: the picture, or the mask, is of another size and `fit` is exact.
+        UsageError: the image, or the mask, is of another size and `fit` is exact.
     """
-    picture = _ready(picture, "image")
+    image = _ready(image, "image")
     mask = None if mask is None else _ready(mask, "mask")
-    if mask is not None and mask.size != picture.size and fit != RESIZE:
+    if mask is not None and mask.size != image.size and fit != RESIZE:
         raise UsageError(
-            f"the mask is {_by(mask.size)} and the image is {_by(picture.size)}; give a mask of "
+            f"the mask is {_by(mask.size)} and the image is {_by(image.size)}; give a mask of "
             f"the image's size, or choose the fit {RESIZE!r}"
         )
-    if picture.size != size and fit == EXACT:
+    if image.size != size and fit == EXACT:
         raise UsageError(
-            f"the image is {_by(picture.size)} and {_by(size)} is to be drawn; give an image of "
+            f"the image is {_by(image.size)} and {_by(size)} is to be generated; give an image of "
             f"that size, or choose how to fit it: {', '.join(FITS[1:])}"
         )
     # Colours first, as diffusers' `load_image` has it.
-    colours = _pixels(_fitted(picture.convert("RGB"), size, fit, None), "RGB")
+    colours = _pixels(_fitted(image.convert("RGB"), size, fit, None), "RGB")
     pixels: Floats = np.ascontiguousarray(2 * colours.transpose(2, 0, 1) - 1, np.float32)
     digest = _digest(colours)
     if mask is None:
         return Source(pixels, digests=(digest, None))
-    # White where a picture is continued: there is nothing to keep.
+    # White where an image is continued: there is nothing to keep.
     shades = _pixels(_fitted(mask, size, fit, 255), "L")
-    drawn = (shades >= 0.5).astype(np.float32)
+    generated = (shades >= 0.5).astype(np.float32)
     return Source(
         pixels,
-        drawn[None, ::scale, ::scale].copy(),
+        generated[None, ::scale, ::scale].copy(),
         (digest, _digest(shades)),
     )
 
 
-def note_of(picture: Image.Image, size: tuple[int, int], fit: str) -> str | None:
-    """What a user should know of how the picture was fitted; None where it was not."""
-    if picture.size == size:
+def note_of(image: Image.Image, size: tuple[int, int], fit: str) -> str | None:
+    """What a user should know of how the image was fitted; None where it was not."""
+    if image.size == size:
         return None
     done = {
         RESIZE: "scaled",
         CROP: "cut around its middle (and continued where it was too small)",
         PAD: "continued with the colours of its edges (and cut where it was too large)",
     }[fit]
-    return f"the image is {_by(picture.size)} and was {done} to {_by(size)}"
+    return f"the image is {_by(image.size)} and was {done} to {_by(size)}"
 
 
 def _by(size: Sequence[int]) -> str:

@@ -1,4 +1,4 @@
-"""From a bundle on disk to a pipeline that draws."""
+"""From a bundle on disk to a pipeline that generates."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sdexport import __version__
 from sdexport.artifacts import reading
 from sdexport.artifacts.builder_options import BuiltFor
 from sdexport.artifacts.bundle import Bundle, Manifest, open_bundle
-from sdexport.backends.lazy_session import LateEngine
+from sdexport.backends.lazy_session import LazySession
 from sdexport.backends.session import Engine
 from sdexport.backends.targets import (
     AUTO,
@@ -111,7 +111,7 @@ def load_parts(bundle: Bundle, *, threads: int | None = None, loop: str = AUTO) 
         text_encoder=engine("text_encoder"),
         denoise_step=engine("denoise_step"),
         vae_decoder=engine("vae_decoder"),
-        vae_encoder=LateEngine("vae_encoder", partial(engine, "vae_encoder"))
+        vae_encoder=LazySession("vae_encoder", partial(engine, "vae_encoder"))
         if "vae_encoder" in manifest.engines
         else None,
         text_projection=optional("text_projection"),
@@ -156,7 +156,7 @@ def parts_of(
 
 
 def _about(bundle: Bundle) -> dict[str, Any]:
-    """What the images' metadata says of the bundle that drew them."""
+    """What the images' metadata says of the bundle that generated them."""
     manifest = bundle.manifest
     return {
         "model": manifest.name,

@@ -33,7 +33,7 @@ class PipelineParts:
         device: where the engines run; None is the processor, over numpy memory.
         text_projection, time_projection: the engines, None where the denoise step takes texts and
             timesteps itself.
-        vae_encoder: the engine, None where pictures are drawn from text alone.
+        vae_encoder: the engine, None where images are generated from text alone.
         text_layers, embedded_guidance: see `request.Limits`.
         scaling_factor, shift_factor: a latent is (encoded - shift_factor) * scaling_factor.
         bundle: what the engines are loaded from, closed with the pipeline; None for parts that
@@ -99,7 +99,7 @@ class PipelineParts:
         return HostDevice(self.engines) if self.device is None else self.device
 
     def batches(self, shape: Shape) -> Range:
-        """How many pictures of this shape the engines take at once."""
+        """How many images of this shape the engines take at once."""
         scale = self.latent_scale
         return self.profile.serving(height=shape.height * scale, width=shape.width * scale).batch
 

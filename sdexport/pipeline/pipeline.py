@@ -14,9 +14,9 @@ from sdexport.backends.slots import CLOSED, Workspaces
 from sdexport.errors import UsageError, shown
 from sdexport.keywords import explains_keywords
 from sdexport.pipeline.checks import sequence_of
-from sdexport.pipeline.generation import Drawing, Step
+from sdexport.pipeline.generation import Generation, Step
 from sdexport.pipeline.guidance import WHOLE
-from sdexport.pipeline.images import EXACT, PictureLike
+from sdexport.pipeline.images import EXACT, ImageLike
 from sdexport.pipeline.parts import PipelineParts
 from sdexport.pipeline.prompts import PLAIN
 from sdexport.pipeline.request import (
@@ -27,17 +27,17 @@ from sdexport.pipeline.request import (
     make_request,
 )
 from sdexport.pipeline.result import Result
-from sdexport.pipeline.scheduler import Batcher
-from sdexport.pipeline.workspace_pool import Turn
+from sdexport.pipeline.scheduler import StepScheduler
+from sdexport.pipeline.workspace_pool import WorkspacePool
 from sdexport.sampling import NOISE_SOURCES
 
 __all__ = ["Pipeline", "PipelineParts", "Step"]
 
 
 class Pipeline:
-    """Draws images with a bundle's engines.
+    """Generates images with a bundle's engines.
 
-    On a processor one request is drawn at a time: a second thread waits for the first. On a GPU
+    On a processor one request is generated at a time: a second thread waits for the first. On a GPU
     several are, each in memory of its own. An image depends on its own prompt, seed and parameters
     only, not on what it shares a batch with.
     """
@@ -49,22 +49,24 @@ class Pipeline:
         self._device = parts.placed()
         # So that memory which is taken by way of the parts is closed with the pipeline.
         self.parts = replace(parts, device=self._device)
-        self._turn: Turn[Workspaces] = Turn(self._device.workspaces, self._device.requests)
+        self._pool: WorkspacePool[Workspaces] = WorkspacePool(
+            self._device.workspaces, self._device.requests
+        )
         # A pipeline that is dropped gives its memory back; the engines may be another's too.
-        weakref.finalize(self, _give_back, self._turn, self._process).atexit = False
+        weakref.finalize(self, _give_back, self._pool, self._process).atexit = False
 
     def close(self) -> None:
-        """Gives the buffers back, on a GPU the engines too. Nothing can be drawn after that.
+        """Gives the buffers back, on a GPU the engines too. Nothing can be generated after that.
 
         Closing twice does nothing, and in a forked child nothing is touched.
 
         Raises:
             UsageError: a stream is unfinished.
         """
-        if self._turn.closed or os.getpid() != self._process:
+        if self._pool.closed or os.getpid() != self._process:
             return
         with ExitStack() as stack:
-            places = self._turn.close()
+            places = self._pool.close()
             # Whatever one of them says, the others are closed as well.
             if self.parts.bundle is not None:
                 stack.callback(self.parts.bundle.close)
@@ -95,12 +97,12 @@ class Pipeline:
         noise: str = NOISE_SOURCES[0],
         prompt_syntax: str = PLAIN,
         clip_skip: int = 0,
-        image: PictureLike | Sequence[PictureLike] | None = None,
-        mask: PictureLike | Sequence[PictureLike] | None = None,
+        image: ImageLike | Sequence[ImageLike] | None = None,
+        mask: ImageLike | Sequence[ImageLike] | None = None,
         strength: float | None = None,
         fit: str = EXACT,
     ) -> Request:
-        """A request that this pipeline can draw; see `request.make_request` for the arguments.
+        """A request that this pipeline can generate; see `request.make_request` for the arguments.
 
         Raises:
             UsageError: a value cannot be served.
@@ -143,12 +145,12 @@ class Pipeline:
         noise: str = NOISE_SOURCES[0],
         prompt_syntax: str = PLAIN,
         clip_skip: int = 0,
-        image: PictureLike | Sequence[PictureLike] | None = None,
-        mask: PictureLike | Sequence[PictureLike] | None = None,
+        image: ImageLike | Sequence[ImageLike] | None = None,
+        mask: ImageLike | Sequence[ImageLike] | None = None,
         strength: float | None = None,
         fit: str = EXACT,
     ) -> Result:
-        """Draws `count` images of every prompt; see `request.make_request` for the arguments.
+        """Generates `count` images of every prompt; see `request.make_request` for the arguments.
 
         Raises:
             UsageError: a value cannot be served; nothing was run.
@@ -180,7 +182,7 @@ class Pipeline:
         raise AssertionError("the last step carries the result")
 
     def generate_batch(self, requests: Sequence[Request]) -> list[Result]:
-        """Draws several requests at once, each the same as alone; results in the same order.
+        """Generates several requests at once, each the same as alone; results in the same order.
 
         They share the calls of the model whatever their samplers, steps, seeds and guidance, see
         `batcher.Batcher`.
@@ -195,12 +197,12 @@ class Pipeline:
         requests = _checked(requests)
         for request in requests:
             self._check(request)
-        with self._turn.taken() as held:
-            batcher = Batcher(self.parts, held.place)
-            tickets = [batcher.add(request) for request in requests]
-            while batcher.step():
+        with self._pool.taken() as held:
+            scheduler = StepScheduler(self.parts, held.place)
+            jobs = [scheduler.add(request) for request in requests]
+            while scheduler.step():
                 pass
-        return [ticket.outcome() for ticket in tickets]
+        return [job.outcome() for job in jobs]
 
     @explains_keywords(HINTS)
     def stream(
@@ -219,8 +221,8 @@ class Pipeline:
         noise: str = NOISE_SOURCES[0],
         prompt_syntax: str = PLAIN,
         clip_skip: int = 0,
-        image: PictureLike | Sequence[PictureLike] | None = None,
-        mask: PictureLike | Sequence[PictureLike] | None = None,
+        image: ImageLike | Sequence[ImageLike] | None = None,
+        mask: ImageLike | Sequence[ImageLike] | None = None,
         strength: float | None = None,
         fit: str = EXACT,
     ) -> Generator[Step]:
@@ -272,28 +274,28 @@ class Pipeline:
             UsageError: it is not of `request`.
         """
         _require_request(request)
-        return Drawing(self.parts, request).evaluations
+        return Generation(self.parts, request).evaluations
 
     def _check(self, request: Request) -> None:
         _require_request(request)
         check_process(self._process)
-        if self._turn.closed:
+        if self._pool.closed:
             raise UsageError(CLOSED)
         self.parts.profile.serving(height=request.height, width=request.width)
 
     def _steps(self, request: Request, watched: bool) -> Generator[Step]:
         finished: Step | None = None
         check_process(self._process)
-        with self._turn.taken() as held, closing(Drawing(self.parts, request)) as drawing:
-            for batch in drawing.batches:
-                for step in drawing.batch(held.place(batch.shape), batch, watched=watched):
+        with self._pool.taken() as held, closing(Generation(self.parts, request)) as generation:
+            for batch in generation.batches:
+                for step in generation.batch(held.place(batch.shape), batch, watched=watched):
                     if step.result is not None:
                         finished = step
                         break
                     yield step
                     check_process(self._process)
                     held.resumed()
-                    drawing.resumed()
+                    generation.resumed()
         # The last step comes when the pipeline is free again: its caller may never ask for more.
         assert finished is not None, "the last step carries the result"
         yield finished
@@ -312,7 +314,7 @@ def _checked(requests: Sequence[Request]) -> Sequence[Request]:
     return requests
 
 
-def _give_back(turn: Turn[Workspaces], process: int) -> None:
+def _give_back(turn: WorkspacePool[Workspaces], process: int) -> None:
     if os.getpid() != process:
         return  # What was inherited by a fork is never freed.
     with ExitStack() as stack:

@@ -28,7 +28,7 @@ SYNTAXES = (PLAIN, LONG, WEIGHTS)
 """How a prompt is read.
 
 plain    as diffusers reads it: literally, and cut off after one piece; so the default, since the
-         same seed is to give diffusers' picture, also for texts that happen to hold brackets
+         same seed is to give diffusers' image, also for texts that happen to hold brackets
 long     literally, in as many pieces as it takes
 weights  with the syntax above, in as many pieces as it takes
 """
@@ -42,7 +42,7 @@ COMMA_REACH = 20
 """Tokens at the end of a full piece among which a comma is looked for."""
 
 MOST_MARKS = 20_000
-"""Of a prompt with weights: many times as many as the tokens that are drawn."""
+"""Of a prompt with weights: many times as many as the tokens that are generated."""
 
 _MARKS = re.compile(
     r"\\(?P<literal>[()\[\]\\])"
@@ -236,7 +236,7 @@ def _pieces(tokenizer: PromptTokenizer, fragments: Iterable[Fragment]) -> Prompt
         if dropped:
             dropped.append(fragment.text or "")
         elif fragment.text is None:
-            # More pieces than are drawn are not counted: what follows is dropped all the same.
+            # More pieces than are generated are not counted: what follows is dropped all the same.
             if len(filling.pieces) <= MOST_PIECES:
                 filling.close()
         elif not fragment.text.isspace():

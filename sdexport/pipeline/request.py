@@ -20,7 +20,6 @@ from sdexport.errors import UsageError, shown
 from sdexport.keywords import explains_keywords
 from sdexport.model.native_size import pixel_multiple
 from sdexport.model.shapes import PIXEL_MULTIPLE, Profile
-from sdexport.pipeline import images as pictures
 from sdexport.pipeline.checks import (
     index_of,
     number_of,
@@ -31,7 +30,16 @@ from sdexport.pipeline.checks import (
     whole_of,
 )
 from sdexport.pipeline.guidance import WHOLE, guidance_scales
-from sdexport.pipeline.images import PictureLike, Source
+from sdexport.pipeline.images import (
+    EXACT,
+    FITS,
+    ImageLike,
+    Source,
+    note_of,
+    open_image,
+    size_for,
+    source_of,
+)
 from sdexport.pipeline.prompts import PLAIN, SYNTAXES, WEIGHTS, parse
 from sdexport.sampling import (
     NOISE_SOURCES,
@@ -52,7 +60,7 @@ LONGEST_NAME = 200
 
 DEFAULT_STEPS = 50
 DEFAULT_STRENGTH = 0.8
-"""Of a picture that is drawn anew as a whole; diffusers' img2img has the same."""
+"""Of an image that is repainted as a whole; diffusers' img2img has the same."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +110,7 @@ HINTS = {
     "scheduler": "the option is called 'sampler' here; `sdexport samplers` lists them",
     "masked_image_latents": "give the image as 'image' and the mask as 'mask'",
     "padding_mask_crop": "cut the image yourself, or choose how it is fitted with 'fit'",
-    "latents": "the start noise follows from 'seed'; a start from a picture is 'image'",
+    "latents": "the start noise follows from 'seed'; a start from an image is 'image'",
     "eta": f"{NOT_TAKEN}: choose a 'sampler' that draws noise, such as 'euler-a' or 'ddpm'",
     "timesteps": "choose their spacing with 'sampler', such as 'dpmpp-2m-karras'",
     "sigmas": "choose their spacing with 'sampler', such as 'dpmpp-2m-karras'",
@@ -136,8 +144,8 @@ class Request:
             once a step.
         prompt_syntax: see `prompts.SYNTAXES`.
         clip_skip: layers of the text encoder left out for the prompts.
-        sources: the picture that each image starts from; empty where all start from noise.
-        strength: how much of the sources is drawn anew; 1 without sources.
+        sources: the image that each image starts from; empty where all start from noise.
+        strength: how much of the sources is repainted; 1 without sources.
         fit: how the sources were fitted; `notes`: what was done to them, for people.
     """
 
@@ -158,7 +166,7 @@ class Request:
     clip_skip: int = 0
     sources: tuple[Source, ...] = field(default=(), repr=False, compare=False)
     strength: float = 1.0
-    fit: str = pictures.EXACT
+    fit: str = EXACT
     notes: tuple[str, ...] = ()
 
     @property
@@ -199,10 +207,10 @@ def make_request(
     noise: str = NOISE_SOURCES[0],
     prompt_syntax: str = PLAIN,
     clip_skip: int = 0,
-    image: PictureLike | Sequence[PictureLike] | None = None,
-    mask: PictureLike | Sequence[PictureLike] | None = None,
+    image: ImageLike | Sequence[ImageLike] | None = None,
+    mask: ImageLike | Sequence[ImageLike] | None = None,
     strength: float | None = None,
-    fit: str = pictures.EXACT,
+    fit: str = EXACT,
 ) -> Request:
     """The request for `count` images of every prompt, prompt by prompt.
 
@@ -224,11 +232,11 @@ def make_request(
         prompt_syntax: how prompts are read, see `prompts.SYNTAXES`; plain.
         clip_skip: layers of the text encoder left out for the prompts (not for negative prompts),
             as in diffusers: 1 takes the last but one. What web UIs call CLIP skip is 1 more.
-        image: a picture to start from: PIL's, or a file's path; one for all, or one a prompt.
-        mask: white where the image is drawn anew, black where it is kept; likewise.
-        strength: from 0 to 1, how much of the image is drawn anew; the steps are as much fewer.
+        image: an image to start from: PIL's, or a file's path; one for all, or one a prompt.
+        mask: white where the image is repainted, black where it is kept; likewise.
+        strength: from 0 to 1, how much of the image is repainted; the steps are as much fewer.
             None is 0.8, and 1 with a mask.
-        fit: how an image of another size is fitted, see `pictures.FITS`; exact.
+        fit: how an image of another size is fitted, see `images.FITS`; exact.
 
     Raises:
         UsageError: names the value, what is accepted, and the remedy.
@@ -249,10 +257,10 @@ def make_request(
         for text in {*prompts, *negatives}:
             parse(text)
     steps = whole_of(steps, "steps")
-    fit = one_of(fit, pictures.FITS, "fit")
-    images, masks = _pictures(image, mask, strength, limits, len(prompts))
+    fit = one_of(fit, FITS, "fit")
+    images, masks = _images(image, mask, strength, limits, len(prompts))
     if size is None:
-        size = pictures.size_for(images[0], limits.profile, fit) if images else limits.default_size
+        size = size_for(images[0], limits.profile, fit) if images else limits.default_size
     width, height = _size(size)
     _check_size(limits, width, height, images, fit)
     scale = _guidance(limits.default_guidance if guidance is None else guidance)
@@ -266,10 +274,10 @@ def make_request(
     config = pipeline_config(limits.scheduler_config)
     plan = compile_plan(config, sampler, steps, strength=share)
     sources = [
-        pictures.source_of(one, own, (width, height), fit, limits.latent_scale)
+        source_of(one, own, (width, height), fit, limits.latent_scale)
         for one, own in zip_longest(images, masks)
     ]
-    notes = [pictures.note_of(one, (width, height), fit) for one in images]
+    notes = [note_of(one, (width, height), fit) for one in images]
     if unknown := unknown_options(limits.scheduler_config):
         notes.append(f"no scheduler knows these options of the checkpoint: {', '.join(unknown)}")
     return Request(
@@ -295,9 +303,9 @@ def make_request(
     )
 
 
-def _pictures(
-    image: PictureLike | Sequence[PictureLike] | None,
-    mask: PictureLike | Sequence[PictureLike] | None,
+def _images(
+    image: ImageLike | Sequence[ImageLike] | None,
+    mask: ImageLike | Sequence[ImageLike] | None,
     strength: float | None,
     limits: Limits,
     prompts: int,
@@ -317,9 +325,7 @@ def _pictures(
     return images, [] if mask is None else _opened(mask, "mask", prompts)
 
 
-def _opened(
-    value: PictureLike | Sequence[PictureLike], what: str, prompts: int
-) -> list[Image.Image]:
+def _opened(value: ImageLike | Sequence[ImageLike], what: str, prompts: int) -> list[Image.Image]:
     several = sequence_of(value)
     given: Sequence[object] = [value] if several is None else several
     if len(given) not in (1, prompts):
@@ -327,7 +333,7 @@ def _opened(
             f"{len(given)} {what}s for {prompts} prompt{'s' * (prompts > 1)}; give one for all, "
             "or one for each prompt"
         )
-    opened = [pictures.open_picture(one, what) for one in given]
+    opened = [open_image(one, what) for one in given]
     return opened * prompts if len(opened) == 1 else opened
 
 
@@ -346,7 +352,7 @@ def _check_size(
         limits.profile.serving(height=height, width=width)
     except UsageError as error:
         if images and images[0].size == (width, height):
-            ways = ", ".join(pictures.FITS[1:])
+            ways = ", ".join(FITS[1:])
             said = f"the image is {width}x{height}: {error}; or choose a fit: {ways}"
             raise UsageError(said) from None
         raise
@@ -357,7 +363,9 @@ def _strength(value: object, images: Sequence[object], masks: Sequence[object]) 
         return DEFAULT_STRENGTH if images and not masks else 1.0
     number = share_of(value, "strength")
     if number == 0:
-        raise UsageError("strength must be above 0 and at most 1, got 0: nothing would be drawn")
+        raise UsageError(
+            "strength must be above 0 and at most 1, got 0: nothing would be generated"
+        )
     return number
 
 

@@ -1,4 +1,4 @@
-"""Finished images with what is needed to draw them again, and how they are saved."""
+"""Finished images with what is needed to generate them again, and how they are saved."""
 
 from __future__ import annotations
 
@@ -37,7 +37,8 @@ class Timings:
     """Seconds that a request took; a caller's time between steps is not counted.
 
     Attributes:
-        total: from the first token to the last image; with what a size that is drawn for the first
+        total: from the first token to the last image; with what a size that is generated for the
+        first
             time takes: buffers, and with some runtimes an engine compiled for it.
         text_encoder, denoise, vae_decoder: the stages, over all batches.
         evaluations: the engine call of every evaluation, in order; what `denoise` has beyond their
@@ -68,7 +69,7 @@ class Result:
     Attributes:
         images: RGB, in the order of the request.
         seeds: of every image.
-        parameters: what was drawn: the request and, under `about`, the engines; JSON values.
+        parameters: what was generated: the request and, under `about`, the engines; JSON values.
         timings: how long it took.
         warnings: what a user should know: texts that did not fit, values without effect.
     """
@@ -173,11 +174,11 @@ def output_files(path: Path, images: int) -> list[Path]:
 
 
 def check_place(files: Sequence[Path], request: Request) -> None:
-    """Sees before anything is drawn that the images can be saved; makes their folder.
+    """Sees before anything is generated that the images can be saved; makes their folder.
 
     Args:
         files: of `output_files`.
-        request: what is to be drawn.
+        request: what is to be generated.
 
     Raises:
         StorageError: one of them is there and may not be replaced, the folder cannot be made or
@@ -224,7 +225,7 @@ def _target(file: Path) -> Path:
 
 
 def _largest_bytes(request: Request) -> int:
-    """What an image's file takes at most: a picture of noise takes as much as its pixels."""
+    """What an image's file takes at most: an image of noise takes as much as its pixels."""
     texts = zip(request.prompts, request.negative_prompts, strict=True)
     longest = max(len(prompt) + len(negative) for prompt, negative in texts)
     pixels = request.height * (3 * request.width + 1)

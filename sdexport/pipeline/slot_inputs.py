@@ -1,7 +1,7 @@
-"""One picture as a row of a batch: what it starts from and what each of its evaluations takes.
+"""One image as a row of a batch: what it starts from and what each of its evaluations takes.
 
-Everything random is drawn here, in the order in which diffusers' pipelines draw it from a picture's
-generator, so that the same seed gives the same picture: the latents of the image that it starts
+Everything random is drawn here, in the order in which diffusers' pipelines draw it from an image's
+generator, so that the same seed gives the same image: the latents of the image that it starts
 from, if any; the start noise; with a mask, once more as many numbers (diffusers encodes the masked
 image, which a UNet of four channels does not take); then the sampler's own.
 """
@@ -13,15 +13,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sdexport.backends.slots import Course, Floats
+from sdexport.backends.slots import BatchInputs, Floats
 from sdexport.pipeline.parts import PipelineParts
 from sdexport.pipeline.request import Request
 from sdexport.sampling import STATE_SLOTS, SamplingPlan, noise_source
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Row:
-    """A picture's way through the denoise step, N evaluations.
+class SlotInputs:
+    """An image's way through the denoise step, N evaluations.
 
     Attributes:
         state: (K, C, h, w) float32, before the evaluation that comes next.
@@ -41,9 +41,9 @@ class Row:
         return len(self.tables["timestep"])
 
 
-def make_row(
+def slot_inputs(
     parts: PipelineParts, request: Request, image: int, encoded: Floats | None = None
-) -> Row:
+) -> SlotInputs:
     """The row of image `image` of a request.
 
     Args:
@@ -57,15 +57,15 @@ def make_row(
     shape = (parts.latent_channels, *size)
     source = noise_source(request.noise, request.seeds[image])
 
-    def draw() -> Floats:
-        drawn: Floats = source.randn((1, *shape))[0]
-        return drawn
+    def generate() -> Floats:
+        generated: Floats = source.randn((1, *shape))[0]
+        return generated
 
-    clean = None if encoded is None else _latents(parts, encoded, draw())
-    noise = draw()
+    clean = None if encoded is None else _latents(parts, encoded, generate())
+    noise = generate()
     mask = request.sources[image].mask if request.sources else None
     if mask is not None:
-        draw()
+        generate()
     state = np.zeros((STATE_SLOTS, *shape), np.float32)
     # With a mask, diffusers takes the strength 1 at its word and starts from noise alone.
     if clean is None or (mask is not None and request.strength == 1):
@@ -77,7 +77,7 @@ def make_row(
     if plan.draws_noise.any():
         fresh = np.zeros((plan.evaluations, *shape), np.float32)
         for index in np.flatnonzero(plan.draws_noise):
-            fresh[index] = draw()
+            fresh[index] = generate()
     tables, constants = step_inputs(plan, request.guidance_scales, shape)
     constants["guidance_rescale"] = np.array(request.guidance_rescale, np.float32)
     if clean is not None and mask is not None:
@@ -85,7 +85,7 @@ def make_row(
         constants["mask"], constants["known"] = mask, np.stack([clean, noise])
     if parts.embedded_guidance:
         constants["embedded_guidance"] = np.array(request.guidance - 1, np.float32)
-    return Row(state, tables, constants, fresh)
+    return SlotInputs(state, tables, constants, fresh)
 
 
 def step_inputs(
@@ -93,7 +93,7 @@ def step_inputs(
 ) -> tuple[dict[str, Floats], dict[str, Floats]]:
     """A plan's inputs of the denoise step by name: tables (N, …), and constants.
 
-    With the guidance scales (N,), no rescaling, and nothing known of the picture; `shape` is that
+    With the guidance scales (N,), no rescaling, and nothing known of the image; `shape` is that
     of its latents, (C, h, w).
     """
     tables: dict[str, Floats] = {
@@ -119,9 +119,9 @@ def _latents(parts: PipelineParts, encoded: Floats, noise: Floats) -> Floats:
     return np.float32(parts.scaling_factor) * sample
 
 
-def course_of(
-    rows: Sequence[Row], begins: Sequence[int] | None = None, evaluations: int | None = None
-) -> Course:
+def inputs_of(
+    rows: Sequence[SlotInputs], begins: Sequence[int] | None = None, evaluations: int | None = None
+) -> BatchInputs:
     """The course of a batch of `rows`.
 
     Args:
@@ -139,7 +139,7 @@ def course_of(
         for place, (row, part) in enumerate(parts):
             if row.noise is not None:
                 noise[:, place] = row.noise[part]
-    return Course(
+    return BatchInputs(
         np.stack([row.state for row in rows]),
         {
             name: np.stack([row.tables[name][part] for row, part in parts], axis=1)

@@ -25,7 +25,7 @@ class Held(Generic[Place]):
         self.owner = threading.get_ident()
 
 
-class Turn(Generic[Place]):
+class WorkspacePool(Generic[Place]):
     """Lets a request through for each place, and knows which thread it belongs to.
 
     Args:

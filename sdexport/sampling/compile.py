@@ -51,7 +51,7 @@ def compile_plan(
     The sampler's name wins over what it stands for: "dpmpp-2m" has even sigmas, "dpmpp-2m-karras"
     Karras', whatever `use_karras_sigmas` says. A diffusers class's name leaves that to the config.
 
-    strength   below 1 the plan is the end of the whole one, for a start from a picture (img2img,
+    strength   below 1 the plan is the end of the whole one, for a start from an image (img2img,
                inpainting): the steps that `StableDiffusionImg2ImgPipeline.get_timesteps` keeps,
                ``int(steps * strength)`` of them. The plan says how to make the start sample
                (`start_sample_weight`, `start_noise_weight`) and, for inpainting, how to blend known

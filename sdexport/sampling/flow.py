@@ -1,4 +1,4 @@
-"""Flow matching: straight lines between noise and picture, for the DiT families.
+"""Flow matching: straight lines between noise and image, for the DiT families.
 
 Lipman et al., 2210.02747, and Esser et al., 2403.03206; `diffusers/schedulers/
 scheduling_flow_match_euler_discrete.py`, `scheduling_flow_match_heun_discrete.py` and

@@ -169,7 +169,7 @@ def flow_levels(config: ScheduleConfig, run: Run) -> tuple[Floats, Floats]:
 
 
 def time_shifted(config: ScheduleConfig, run: Run, sigmas: Floats, shift: float) -> Floats:
-    """Sigmas in [0, 1] moved towards noise, for larger pictures (2403.03206, equation 23).
+    """Sigmas in [0, 1] moved towards noise, for larger images (2403.03206, equation 23).
 
     Raises `UsageError` where the config shifts dynamically and no `mu` was given.
     """

@@ -1,4 +1,4 @@
-"""torch's CPU noise without torch: the same seed gives the same picture.
+"""torch's CPU noise without torch: the same seed gives the same image.
 
 `TorchNoise(seed).randn(shape)` continues the sequence of ``torch.randn(shape, generator=g)`` with
 ``g = torch.Generator().manual_seed(seed)``; see `ATen/native/cpu/DistributionTemplates.h`
@@ -25,7 +25,7 @@ _HALF = BLOCK // 2
 
 
 class TorchNoise:
-    """A generator of unit noise; one a picture, seeded with the picture's seed.
+    """A generator of unit noise; one an image, seeded with the image's seed.
 
     Seeds are 0 … 2⁶⁴-1; like torch's, only the low 32 bits count. Values agree with torch's to
     1e-6. `precision` is what torch is asked for: "float32", or "float16" and "bfloat16", which
@@ -88,7 +88,7 @@ def _box_muller(uniform: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 class NoiseSource(Protocol):
-    """A generator of unit noise for one picture."""
+    """A generator of unit noise for one image."""
 
     def randn(self, shape: Sequence[int]) -> NDArray[np.float32]:
         """Unit noise of a shape, float32, C order; each call continues the sequence."""
@@ -100,7 +100,7 @@ NOISE_SOURCES = ("torch-cpu", "torch-cuda")
 
 
 def noise_source(name: str, seed: int) -> NoiseSource:
-    """A picture's noise as torch draws it on the CPU or on a CUDA device, by name.
+    """An image's noise as torch draws it on the CPU or on a CUDA device, by name.
 
     "torch-cpu" is what diffusers draws with a generator on the CPU, whatever the model runs on,
     and what its documentation recommends; "torch-cuda" what it draws with one on the GPU, and what

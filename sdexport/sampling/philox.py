@@ -65,7 +65,7 @@ def philox4x32(counter: Words, key: Words) -> Words:
 
 
 class TorchCudaNoise:
-    """A generator of unit noise; one a picture, seeded with the picture's seed.
+    """A generator of unit noise; one an image, seeded with the image's seed.
 
     Seeds are 0 … 2⁶⁴-1, and all of their bits count. The sequence depends on the GPU for draws of
     more numbers than it runs threads: `threads` is its multiprocessors × (threads that one can run

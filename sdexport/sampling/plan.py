@@ -33,9 +33,9 @@ class SamplingPlan:
     slot 0 holds the sample; after the last one, the finished latents. The arrays are copied,
     checked and made read-only.
 
-    From noise alone the start sample is ``initial_scale`` × unit noise. From a picture (img2img)
+    From noise alone the start sample is ``initial_scale`` × unit noise. From an image (img2img)
     it is ``start_sample_weight`` × its latents + ``start_noise_weight`` × unit noise, and the plan
-    is compiled with a `strength`. To keep a part of a picture as it is (inpainting), put in that
+    is compiled with a `strength`. To keep a part of an image as it is (inpainting), put in that
     part of slot 0, after evaluation ``i``,
     ``blend_weights[i, 0]`` × its latents + ``blend_weights[i, 1]`` × the same unit noise.
 
@@ -47,7 +47,7 @@ class SamplingPlan:
     update_weights  (N, K, K+2); columns: K slots, model output, noise
     draws_noise     (N,) bool; the noise column is zero where this is False
     noise_levels    (N, 2) weights of clean latents and of unit noise that make the sample before
-                    evaluation i out of a picture, as diffusers' `add_noise` does at its timestep
+                    evaluation i out of an image, as diffusers' `add_noise` does at its timestep
     initial_scale   standard deviation of the start sample
 
     Tables of numbers are float32, or all of them float64 where that was asked for.
@@ -100,12 +100,12 @@ class SamplingPlan:
 
     @property
     def start_sample_weight(self) -> float:
-        """Of a picture's latents in the start sample."""
+        """Of an image's latents in the start sample."""
         return float(self.noise_levels[0, 0])
 
     @property
     def start_noise_weight(self) -> float:
-        """Of unit noise in the start sample, where a picture's latents are in it."""
+        """Of unit noise in the start sample, where an image's latents are in it."""
         return float(self.noise_levels[0, 1])
 
     @property
@@ -124,7 +124,7 @@ def interpret(
     noise: Floats,
     model: Callable[[Any, float], Any],
     draw: Callable[[tuple[int, ...]], Any],
-    picture: Floats | None = None,
+    image: Floats | None = None,
 ) -> Iterator[Floats]:
     """Run a plan in numpy, yielding the sample after each evaluation: the backends' reference.
 
@@ -132,14 +132,14 @@ def interpret(
     model    (model input, timestep) → guided model output, both of the sample's shape
     draw     shape → unit noise, called for the evaluations that draw any, in order; the `randn` of
              the `TorchNoise` that gave `noise` continues the sequence as diffusers does
-    picture  latents to start from instead of noise alone
+    image  latents to start from instead of noise alone
     """
     state = np.zeros((STATE_SLOTS, *noise.shape), plan.input_weights.dtype)
     number = state.dtype.type
-    if picture is None:
+    if image is None:
         state[0] = number(plan.initial_scale) * noise
     else:
-        state[0] = plan.noise_levels[0, 0] * picture + plan.noise_levels[0, 1] * noise
+        state[0] = plan.noise_levels[0, 0] * image + plan.noise_levels[0, 1] * noise
     nothing = np.zeros_like(state[0])
     for i in range(plan.evaluations):
         model_input = np.tensordot(plan.input_weights[i], state, axes=1)

@@ -14,7 +14,7 @@ def clean_and_noise(
     """(x₀, ε) of x = α x₀ + σ ε; DDIM (2010.02502), equation 12.
 
     The velocity is v = α ε - σ x₀ (Salimans and Ho, 2202.00512, appendix D). Raises `UsageError`
-    where the sample is all noise and the model predicts that noise, or all picture.
+    where the sample is all noise and the model predicts that noise, or all image.
     """
     if prediction == "epsilon":
         if alpha == 0:

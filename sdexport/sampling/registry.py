@@ -172,8 +172,8 @@ _LISTED = (
 # fmt: on
 
 _ADAPTIVE = {
-    "dpm-adaptive": "it chooses its steps by looking at the picture",
-    "k-dpm-adaptive": "it chooses its steps by looking at the picture",
+    "dpm-adaptive": "it chooses its steps by looking at the image",
+    "k-dpm-adaptive": "it chooses its steps by looking at the image",
     "consistencydecoderscheduler": "it belongs to a decoder, not to a denoising loop",
 }
 

@@ -200,7 +200,7 @@ DPM_SDE = SchedulerOptions(
     refuses={
         "noise_sampler_seed": (
             (None,),
-            "it seeds a Brownian tree of its own; here the noise follows from the picture's seed",
+            "it seeds a Brownian tree of its own; here the noise follows from the image's seed",
         )
     },
     free_karras=True,

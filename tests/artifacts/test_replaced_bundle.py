@@ -46,7 +46,7 @@ def publish(bundle: Path, place: Path) -> None:
         shutil.copytree(bundle, aside, dirs_exist_ok=True)
 
 
-def drawn(pipeline: sdexport.Pipeline, image: Image.Image | None = None) -> bytes:
+def generated(pipeline: sdexport.Pipeline, image: Image.Image | None = None) -> bytes:
     options = REQUEST if image is None else {**REQUEST, "image": image}
     return pipeline.generate("a red cat", **options).images[0].tobytes()
 
@@ -70,9 +70,9 @@ def test_the_vae_encoder_is_the_one_that_was_opened(
 ) -> None:
     one, other = models
     with sdexport.load(one) as pipeline:
-        wanted = drawn(pipeline, SOURCE)
+        wanted = generated(pipeline, SOURCE)
     with sdexport.load(other) as pipeline:
-        assert drawn(pipeline, SOURCE) != wanted
+        assert generated(pipeline, SOURCE) != wanted
     place = tmp_path / "bundle"
     publish(one, place)
     pipeline, again = sdexport.load(place), sdexport.load(place)
@@ -80,21 +80,21 @@ def test_the_vae_encoder_is_the_one_that_was_opened(
     # Kept for those that read it, and no longer.
     (left,) = storage.leftovers(tmp_path)
     assert storage.remove_leftover(left) == storage.IN_USE
-    assert drawn(pipeline, SOURCE) == wanted
+    assert generated(pipeline, SOURCE) == wanted
     pipeline.close()
     assert storage.remove_leftover(left) == storage.IN_USE
-    assert drawn(again, SOURCE) == wanted
+    assert generated(again, SOURCE) == wanted
     again.close()
     assert storage.remove_leftover(left) == ""
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle", "other"]
 
 
 def test_a_loader_against_a_replacer(tmp_path: Path, models: tuple[Path, Path]) -> None:
-    """Every load works, and draws one of the two models' images exactly."""
+    """Every load works, and generates one of the two models' images exactly."""
     images = set()
     for bundle in models:
         with sdexport.load(bundle) as pipeline:
-            images.add(drawn(pipeline, SOURCE))
+            images.add(generated(pipeline, SOURCE))
     assert len(images) == 2
     place = tmp_path / "bundle"
     publish(models[0], place)
@@ -111,7 +111,7 @@ def test_a_loader_against_a_replacer(tmp_path: Path, models: tuple[Path, Path]) 
     try:
         while time.monotonic() < end or loads < 4:
             with sdexport.load(place) as pipeline:
-                seen.add(drawn(pipeline, SOURCE))
+                seen.add(generated(pipeline, SOURCE))
             loads += 1
     finally:
         done.set()
@@ -131,7 +131,7 @@ def test_replaced_at_the_worst_moment(
 ) -> None:
     one, other = models
     with sdexport.load(one) as pipeline:
-        wanted = drawn(pipeline, SOURCE)
+        wanted = generated(pipeline, SOURCE)
     place = tmp_path / "bundle"
     publish(one, place)
     where, name = (
@@ -147,7 +147,7 @@ def test_replaced_at_the_worst_moment(
 
     monkeypatch.setattr(where, name, replaced_meanwhile)
     with sdexport.load(place) as pipeline:
-        assert drawn(pipeline, SOURCE) == wanted
+        assert generated(pipeline, SOURCE) == wanted
     assert left == []
 
 
@@ -157,7 +157,7 @@ def test_without_locks_a_load_is_tried_again(
     """On a disk without locks the files go: what is loaded is the new bundle, from the start."""
     one, other = models
     with sdexport.load(other) as pipeline:
-        wanted = drawn(pipeline, SOURCE)
+        wanted = generated(pipeline, SOURCE)
     place = tmp_path / "bundle"
     publish(one, place)
     monkeypatch.setattr("sdexport.artifacts.locks.fcntl", None)
@@ -170,11 +170,11 @@ def test_without_locks_a_load_is_tried_again(
 
     monkeypatch.setattr(loading, "load_engine", replaced_meanwhile)
     with sdexport.load(place) as pipeline:
-        assert drawn(pipeline, SOURCE) == wanted
+        assert generated(pipeline, SOURCE) == wanted
     pipeline = sdexport.load(place)
     publish(one, place)
     with pytest.raises(FolderError, match="was replaced while it was in use"):
-        drawn(pipeline, SOURCE)
+        generated(pipeline, SOURCE)
     pipeline.close()
 
 
@@ -203,12 +203,12 @@ def test_descriptors_are_given_back(
 
 def test_a_bundle_that_may_only_be_read(tmp_path: Path, own_bundle: Path) -> None:
     with sdexport.load(own_bundle) as pipeline:
-        wanted = drawn(pipeline, SOURCE)
+        wanted = generated(pipeline, SOURCE)
     for path in (own_bundle, *own_bundle.rglob("*")):
         path.chmod(0o555 if path.is_dir() else 0o444)
     before = {path: path.stat().st_mtime_ns for path in (own_bundle, *own_bundle.rglob("*"))}
     with sdexport.load(own_bundle) as first, sdexport.load(own_bundle) as second:
-        assert drawn(first, SOURCE) == drawn(second, SOURCE) == wanted
+        assert generated(first, SOURCE) == generated(second, SOURCE) == wanted
     assert {p: p.stat().st_mtime_ns for p in (own_bundle, *own_bundle.rglob("*"))} == before
 
 
@@ -230,10 +230,10 @@ def test_figures_go_to_the_bundle_that_they_are_of(tmp_path: Path, own_bundle: P
 
 def test_a_bundle_that_was_moved_by_hand(tmp_path: Path, own_bundle: Path) -> None:
     with sdexport.load(own_bundle) as pipeline:
-        wanted = drawn(pipeline, SOURCE)
+        wanted = generated(pipeline, SOURCE)
     with sdexport.load(own_bundle) as pipeline:
         own_bundle.rename(tmp_path / "elsewhere")
-        assert drawn(pipeline, SOURCE) == wanted
+        assert generated(pipeline, SOURCE) == wanted
 
 
 def test_what_a_kill_between_two_renames_leaves_is_found(own_bundle: Path) -> None:

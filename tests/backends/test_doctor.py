@@ -56,7 +56,7 @@ def verbs(found: doctor.Diagnosis) -> dict[str, bool]:
     return {verb.name: verb.works for verb in found.verbs}
 
 
-def test_without_torch_bundles_are_built_and_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_torch_bundles_are_built_and_generated(monkeypatch: pytest.MonkeyPatch) -> None:
     found = installed(monkeypatch, torch=None, diffusers=None)
     assert found.ok
     works = verbs(found)
@@ -70,7 +70,7 @@ def test_without_torch_bundles_are_built_and_drawn(monkeypatch: pytest.MonkeyPat
     assert remedy == f"torch, diffusers not installed: {command}"
 
 
-def test_without_onnx_bundles_are_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_onnx_bundles_are_generated(monkeypatch: pytest.MonkeyPatch) -> None:
     found = installed(monkeypatch, onnx=None)
     works = verbs(found)
     assert not works["build"]
@@ -78,7 +78,7 @@ def test_without_onnx_bundles_are_drawn(monkeypatch: pytest.MonkeyPatch) -> None
     assert works["generate"]
 
 
-def test_without_a_target_nothing_is_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_target_nothing_is_generated(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(name: str = "auto") -> object:
         raise EngineError("no target is installed; install one")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sdexport.backends.lazy_session import LateEngine
+from sdexport.backends.lazy_session import LazySession
 from sdexport.backends.session import Engine
 from sdexport.errors import EngineError
 from tests.pipeline.fakes import Fakes
@@ -18,7 +18,7 @@ def test_it_is_loaded_once_and_late() -> None:
         loads.append(1)
         return real
 
-    engine = LateEngine("vae_encoder", load)
+    engine = LazySession("vae_encoder", load)
     assert engine.name == "vae_encoder"
     assert loads == []
     shapes = {"sample": (1, 3, 16, 16), "latent_parameters": (1, 8, 2, 2)}
@@ -33,4 +33,4 @@ def test_what_loading_raises_is_raised() -> None:
         raise EngineError("vae_encoder cannot be loaded")
 
     with pytest.raises(EngineError, match="cannot be loaded"):
-        LateEngine("vae_encoder", load).bind({})
+        LazySession("vae_encoder", load).bind({})

@@ -50,7 +50,7 @@ def document(*, noise: float = 0.0, **seconds: float) -> dict[str, Any]:
         one.about = {"precision": "fp32", "device": "cpu", "threads": 2, "versions": {"it": "1"}}
     systems = [system_json(one, measured[0]) for one in measured]
     for one in systems:
-        one["picture"] = {"verdict": "same", "why": "", "images": [], "recognised": None}
+        one["fidelity"] = {"verdict": "same", "why": "", "images": [], "recognised": None}
     return {
         "schema": 1,
         "created": "2026-01-01T00:00:00+00:00",

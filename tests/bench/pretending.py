@@ -1,4 +1,4 @@
-"""Systems that pretend to draw, and short runs of them."""
+"""Systems that pretend to generate, and short runs of them."""
 
 from __future__ import annotations
 

@@ -20,19 +20,19 @@ def results(*, gpu: bool = False) -> dict[str, Any]:
     rng = np.random.default_rng(5)
     slow = _system(rng, "diffusers", "diffusers eager float32", "diffusers", "fp32", 1.75)
     slow["ratio"] = {"median": 1.0, "low": 1.0, "high": 1.0, "confidence": 0.95, "pairs": 12}
-    slow["picture"] = _picture("same", [(None, 1.0, 0, 1.0, 0.0)] * 3, "it is the baseline")
+    slow["fidelity"] = _image("same", [(None, 1.0, 0, 1.0, 0.0)] * 3, "it is the baseline")
     quick = _system(rng, "emoji-bf16", "sdexport openvino-cpu bf16", "bundle", "bf16", 0.42)
     quick["ratio"] = {"median": 4.17, "low": 4.02, "high": 4.28, "confidence": 0.95, "pairs": 12}
-    quick["picture"] = _picture("close", [(41.2, 0.995, 33, 0.9996, 0.04)] * 3, "")
-    quick["picture"]["recognised"] = {"of": 3, "right": 3, "wrong": []}
+    quick["fidelity"] = _image("close", [(41.2, 0.995, 33, 0.9996, 0.04)] * 3, "")
+    quick["fidelity"]["recognised"] = {"of": 3, "right": 3, "wrong": []}
     quick["limit"] = _limit(0.91)
     exact = _system(rng, "emoji-fp32", "sdexport onnxruntime-cpu fp32", "bundle", "fp32", 0.9)
     exact["ratio"] = {"median": 1.94, "low": 1.88, "high": 2.01, "confidence": 0.95, "pairs": 12}
-    exact["picture"] = _picture("same", [(88.0, 1.0, 1, 1.0, 0.0)] * 3, "")
+    exact["fidelity"] = _image("same", [(88.0, 1.0, 1, 1.0, 0.0)] * 3, "")
     exact["limit"] = _limit(0.74)
     peer = _system(rng, "openvino-genai-bf16", "OpenVINO GenAI (bf16)", "peer", "bf16", 0.55)
     peer["ratio"] = {"median": 3.18, "low": 3.05, "high": 3.3, "confidence": 0.95, "pairs": 12}
-    peer["picture"] = _picture(
+    peer["fidelity"] = _image(
         "different", [(12.0, 0.41, 251, None, 1.3)] * 3, "image 0 (red apple): SSIM 0.410"
     )
     _forget_stages(peer)
@@ -40,12 +40,12 @@ def results(*, gpu: bool = False) -> dict[str, Any]:
     peer["peak_device_bytes"] = None
     even = _system(rng, "diffusers-compile", "diffusers, torch.compile", "diffusers", "fp32", 1.74)
     even["ratio"] = {"median": 1.005, "low": 0.98, "high": 1.03, "confidence": 0.95, "pairs": 12}
-    even["picture"] = _picture("same", [(90.0, 1.0, 1, 1.0, 0.0)] * 3, "")
+    even["fidelity"] = _image("same", [(90.0, 1.0, 1, 1.0, 0.0)] * 3, "")
     even["group"] = 1
     even["first_seconds"] = 61.3
     unknown = _system(rng, "stable-diffusion.cpp", "stable-diffusion.cpp", "peer", "fp32", 2.4)
     unknown["ratio"] = {"median": 0.73, "low": 0.7, "high": 0.75, "confidence": 0.95, "pairs": 12}
-    unknown["picture"] = None
+    unknown["fidelity"] = None
     _forget_stages(unknown)
     systems = [
         slow,
@@ -55,7 +55,7 @@ def results(*, gpu: bool = False) -> dict[str, Any]:
         even,
         unknown,
         _broken("optimum-onnx", "crashed", "ended with signal 11 (SIGSEGV) in round 3"),
-        _broken("optimum-intel-int8", "hung", "no answer for 120 s while drawing"),
+        _broken("optimum-intel-int8", "hung", "no answer for 120 s while generating"),
         _broken("stable-fast", "failed", "ImportError: no module named 'xformers'"),
         _broken("optimum-intel-late", "ok", ""),
     ]
@@ -63,7 +63,7 @@ def results(*, gpu: bool = False) -> dict[str, Any]:
         card = _system(rng, "emoji-rtx", "sdexport tensorrt-rtx fp16", "bundle", "fp16", 0.05)
         card |= {"device": "cuda", "peak_device_bytes": 1_740_000_000, "energy_joules": [9.1] * 12}
         card["ratio"] = {"median": 35.0, "low": 33.0, "high": 36.5, "confidence": 0.95, "pairs": 12}
-        card["picture"] = _picture("close", [(40.0, 0.99, 40, 0.999, 0.05)] * 3, "")
+        card["fidelity"] = _image("close", [(40.0, 0.99, 40, 0.999, 0.05)] * 3, "")
         systems.append(card)
     return {
         "schema": 1,
@@ -177,7 +177,7 @@ def _system(
             "images_per_second": 1 / float(totals.mean()),
         },
         "ratio": None,
-        "picture": None,
+        "fidelity": None,
         "limit": None,
     }
 
@@ -193,7 +193,7 @@ def _product(speed: float) -> dict[str, Any]:
 
 
 def _forget_stages(system: dict[str, Any]) -> None:
-    """As a peer does that tells only of whole pictures."""
+    """As a peer does that tells only of whole images."""
     for one in system["rounds"]:
         one |= {"text_encoder": None, "evaluations": None, "vae_decoder": None}
     for stage in ("text_encoder", "evaluation", "vae_decoder", "rest"):
@@ -201,7 +201,7 @@ def _forget_stages(system: dict[str, Any]) -> None:
     system["model_calls"] = None
 
 
-def _picture(
+def _image(
     verdict: str, images: list[tuple[float | None, float, int, float | None, float]], why: str
 ) -> dict[str, Any]:
     names = ("psnr", "ssim", "largest", "latent_cosine", "relative")
@@ -267,12 +267,12 @@ def _broken(name: str, status: str, why: str) -> dict[str, Any]:
         "energy_joules": None,
         "summary": None,
         "ratio": None,
-        "picture": None,
+        "fidelity": None,
         "limit": None,
     }
 
 
-def picture(index: int) -> NDArray[np.uint8]:
+def image(index: int) -> NDArray[np.uint8]:
     """(SIDE, SIDE, 3): one of several discs on white."""
     y, x = np.mgrid[0:SIDE, 0:SIDE]
     inside = (x - 32) ** 2 + (y - 30 - 3 * index) ** 2 < (12 + 5 * index) ** 2
@@ -280,17 +280,17 @@ def picture(index: int) -> NDArray[np.uint8]:
     return np.where(inside[..., None], colour, 255).astype(np.uint8)
 
 
-def write_pictures(found: dict[str, Any], folder: Path) -> None:
-    """As the harness leaves them: pictures/<system>/<k>.png of each that works."""
+def write_images(found: dict[str, Any], folder: Path) -> None:
+    """As the harness leaves them: images/<system>/<k>.png of each that works."""
     rng = np.random.default_rng(1)
     for system in found["systems"]:
-        if system["status"] != "ok" or system["picture"] is None:
+        if system["status"] != "ok" or system["fidelity"] is None:
             continue
-        own = folder / "pictures" / system["name"]
+        own = folder / "images" / system["name"]
         own.mkdir(parents=True)
-        verdict = system["picture"]["verdict"]
+        verdict = system["fidelity"]["verdict"]
         for index in range(len(found["scenario"]["prompts"])):
-            pixels = picture(index).astype(int)
+            pixels = image(index).astype(int)
             if verdict == "close":
                 pixels = pixels + rng.integers(-3, 4, pixels.shape)
             elif verdict == "different":

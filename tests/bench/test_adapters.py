@@ -16,7 +16,7 @@ from sdexport.pipeline.load import load_parts
 
 
 def scenario(checkpoint: Path, **changes: Any) -> dict[str, Any]:
-    """Three pictures, two of them drawn together."""
+    """Three images, two of them generated together."""
     return {
         "checkpoint": str(checkpoint),
         "prompts": ["a dog", "a cat", "a bird"],
@@ -32,9 +32,9 @@ def scenario(checkpoint: Path, **changes: Any) -> dict[str, Any]:
     } | changes
 
 
-def drawn(system: Any) -> tuple[dict[str, Any], float]:
+def generated(system: Any) -> tuple[dict[str, Any], float]:
     start = perf_counter()
-    found = system.draw()
+    found = system.generate()
     return found, perf_counter() - start
 
 
@@ -47,7 +47,7 @@ def ours(
     )
     about = system.describe()
     try:
-        return (*drawn(system), about)
+        return (*generated(system), about)
     finally:
         system.close()
 
@@ -67,7 +67,7 @@ def test_a_bundle_tells_what_it_did(ours: tuple[dict[str, Any], float, dict[str,
     assert any("kept for the next" in note for note in about["notes"])
 
 
-def test_its_latents_are_those_of_its_pictures(
+def test_its_latents_are_those_of_its_images(
     ours: tuple[dict[str, Any], float, dict[str, Any]], tiny_bundle: Callable[[str], Path]
 ) -> None:
     found, _, _ = ours
@@ -86,13 +86,13 @@ def test_its_latents_are_those_of_its_pictures(
     assert np.abs(apart).max() <= 1
 
 
-def test_the_baseline_draws_the_same_and_tells_the_same(
+def test_the_baseline_generates_the_same_and_tells_the_same(
     ours: tuple[dict[str, Any], float, dict[str, Any]], tiny_checkpoint: Path
 ) -> None:
     from sdexport.export import baseline
 
     system = baseline.load(scenario(tiny_checkpoint), {"dtype": "float32"})
-    found, seconds = drawn(system)
+    found, seconds = generated(system)
     mine, _, _ = ours
     assert np.abs(found["images"].astype(int) - mine["images"]).max() <= 2
     np.testing.assert_allclose(found["latents"], mine["latents"], atol=2e-3)

@@ -99,13 +99,13 @@ def test_a_faster_baseline_of_another_version_makes_nothing_slower(tmp_path: Pat
     assert any("own times: it 1 and 2" in said for said in found.cautions)
 
 
-def test_nothing_is_said_of_the_speed_of_what_draws_something_else(tmp_path: Path) -> None:
+def test_nothing_is_said_of_the_speed_of_what_generates_something_else(tmp_path: Path) -> None:
     old, new = document(base=1.0, ours=0.5), document(base=1.0, ours=0.25)
     for one in (old, new):
-        one["systems"][1]["picture"] |= {"verdict": "different", "why": "it is noise"}
+        one["systems"][1]["fidelity"] |= {"verdict": "different", "why": "it is noise"}
     ours = compared(tmp_path, old, new).changes[1]
     assert (ours.verdict, ours.worse) == ("unknown", ())
-    assert "draws a different picture: it is noise" in ours.notes[0]
+    assert "generates a different image: it is noise" in ours.notes[0]
 
 
 def test_fewer_evaluations_are_no_speed(tmp_path: Path) -> None:
@@ -113,27 +113,27 @@ def test_fewer_evaluations_are_no_speed(tmp_path: Path) -> None:
     new["systems"][1]["model_calls"] = 26
     ours = compared(tmp_path, old, new).changes[1]
     assert ours.verdict == "unknown"
-    assert ours.worse == ("it evaluates the model 26 times a picture, before 50",)
+    assert ours.worse == ("it evaluates the model 26 times an image, before 50",)
 
 
-def test_pictures_that_nobody_judged_are_no_worse(tmp_path: Path) -> None:
+def test_images_that_nobody_judged_are_no_worse(tmp_path: Path) -> None:
     old, new = document(base=1.0, ours=0.5), document(base=1.0, ours=0.5)
-    old["systems"][1]["picture"] |= {"verdict": "different", "why": "it is noise"}
-    new["systems"][1]["picture"] |= {"verdict": "unknown", "why": "nobody looked"}
+    old["systems"][1]["fidelity"] |= {"verdict": "different", "why": "it is noise"}
+    new["systems"][1]["fidelity"] |= {"verdict": "unknown", "why": "nobody looked"}
     assert not compared(tmp_path, old, new).worse
 
 
-def test_pictures_memory_and_crashes_count(tmp_path: Path) -> None:
+def test_images_memory_and_crashes_count(tmp_path: Path) -> None:
     old = document(base=1.0, a=0.5, b=0.5, c=0.5)
     new = document(base=1.0, a=0.5, b=0.5, c=0.5)
-    new["systems"][1]["picture"] |= {"verdict": "different", "why": "it is black"}
+    new["systems"][1]["fidelity"] |= {"verdict": "different", "why": "it is black"}
     new["systems"][2]["peak_host_bytes"] = int(1.2e9)
     new["systems"][3] |= {"status": "crashed", "why": "exit code 3", "ratio": None}
     found = compared(tmp_path, old, new)
     assert found.worse
     assert found.as_json()["worse"] is True
     said = worse(found)
-    assert said["a"] == ("its pictures are different, before same: it is black",)
+    assert said["a"] == ("its images are different, before same: it is black",)
     assert said["b"] == ("its peak host memory grew from 1,000 to 1,200 MB",)
     assert said["c"][0] == "crashed: exit code 3"
 

@@ -1,4 +1,4 @@
-"""The contact sheet shows each system's own pictures, in order, and what is different in them."""
+"""The contact sheet shows each system's own images, in order, and what is different in them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ROW = 2 * CELL + LINE + 16
 @pytest.fixture
 def found(tmp_path: Path) -> dict[str, Any]:
     made = synthetic.results()
-    synthetic.write_pictures(made, tmp_path)
+    synthetic.write_images(made, tmp_path)
     return made
 
 
@@ -30,13 +30,13 @@ def cell(sheet: Image.Image, row: int, column: int, below: bool = False) -> np.n
     return np.asarray(sheet.crop((left, top, left + CELL, top + CELL)))[::2, ::2]
 
 
-def drawn(found: dict[str, Any], folder: Path) -> Image.Image:
-    sheet = contact_sheet.draw(found, folder)
+def generated(found: dict[str, Any], folder: Path) -> Image.Image:
+    sheet = contact_sheet.generate(found, folder)
     assert sheet is not None
     return sheet
 
 
-def test_pictures_and_differences_are_where_they_belong(
+def test_images_and_differences_are_where_they_belong(
     found: dict[str, Any], tmp_path: Path
 ) -> None:
     path = contact_sheet.write(found, tmp_path)
@@ -45,10 +45,10 @@ def test_pictures_and_differences_are_where_they_belong(
         sheet = opened.convert("RGB")
     columns = ["diffusers", "emoji-bf16", "emoji-fp32", "openvino-genai-bf16", "diffusers-compile"]
     for row in range(3):
-        reference = synthetic.picture(row)
+        reference = synthetic.image(row)
         np.testing.assert_array_equal(cell(sheet, row, 0), reference)
         for column, name in enumerate(columns[1:], 1):
-            with Image.open(tmp_path / "pictures" / name / f"{row}.png") as image:
+            with Image.open(tmp_path / "images" / name / f"{row}.png") as image:
                 own = np.asarray(image)
             np.testing.assert_array_equal(cell(sheet, row, column), own)
             apart = np.abs(own.astype(int) - reference) * AMPLIFIED
@@ -57,51 +57,51 @@ def test_pictures_and_differences_are_where_they_belong(
 
 def test_the_baseline_is_first_wherever_it_stands(found: dict[str, Any], tmp_path: Path) -> None:
     found["systems"].reverse()
-    np.testing.assert_array_equal(cell(drawn(found, tmp_path), 0, 0), synthetic.picture(0))
+    np.testing.assert_array_equal(cell(generated(found, tmp_path), 0, 0), synthetic.image(0))
 
 
-def test_systems_without_pictures_have_no_column(found: dict[str, Any], tmp_path: Path) -> None:
-    before = drawn(found, tmp_path).width
-    (tmp_path / "pictures" / "emoji-bf16" / "1.png").unlink()
-    assert drawn(found, tmp_path).width == before - STEP
+def test_systems_without_images_have_no_column(found: dict[str, Any], tmp_path: Path) -> None:
+    before = generated(found, tmp_path).width
+    (tmp_path / "images" / "emoji-bf16" / "1.png").unlink()
+    assert generated(found, tmp_path).width == before - STEP
 
 
-def test_without_the_baselines_pictures_there_is_no_sheet(
+def test_without_the_baselines_images_there_is_no_sheet(
     found: dict[str, Any], tmp_path: Path
 ) -> None:
     path = contact_sheet.write(found, tmp_path)
     assert path is not None
-    (tmp_path / "pictures" / "diffusers" / "0.png").unlink()
+    (tmp_path / "images" / "diffusers" / "0.png").unlink()
     assert contact_sheet.write(found, tmp_path) is None
     assert not path.exists(), "an earlier run's sheet would be taken for this one's"
 
 
-def test_pictures_of_another_size_have_no_difference(found: dict[str, Any], tmp_path: Path) -> None:
-    file = tmp_path / "pictures" / "emoji-bf16" / "0.png"
+def test_images_of_another_size_have_no_difference(found: dict[str, Any], tmp_path: Path) -> None:
+    file = tmp_path / "images" / "emoji-bf16" / "0.png"
     Image.new("RGB", (32, 64), "red").save(file)
-    sheet = drawn(found, tmp_path)
+    sheet = generated(found, tmp_path)
     assert (cell(sheet, 0, 1)[2:-2, 2:-2] == (255, 0, 0)).all()
     assert (cell(sheet, 0, 1, below=True)[8:] == 255).all()
 
 
-def test_large_pictures_are_shown_smaller_and_many_rows_are_cut(tmp_path: Path) -> None:
+def test_large_images_are_shown_smaller_and_many_rows_are_cut(tmp_path: Path) -> None:
     found = synthetic.results()
     count = MOST_ROWS + 5
     found["scenario"] |= {"prompts": ["words " * 60] * count, "seeds": list(range(count))}
-    folder = tmp_path / "pictures" / "diffusers"
+    folder = tmp_path / "images" / "diffusers"
     folder.mkdir(parents=True)
     for index in range(count):
         Image.new("RGB", (512, 384), (index, 0, 0)).save(folder / f"{index}.png")
-    sheet = drawn(found, tmp_path)
+    sheet = generated(found, tmp_path)
     assert sheet.width < 400
     assert sheet.height < HEAD + MOST_ROWS * (2 * 144 + 60)
 
 
-@pytest.mark.parametrize("name", ["../pictures/diffusers", "/etc", "..", "", "a\\b", "a\0b"])
+@pytest.mark.parametrize("name", ["../images/diffusers", "/etc", "..", "", "a\\b", "a\0b"])
 def test_names_that_lead_elsewhere_are_not_followed(
     found: dict[str, Any], tmp_path: Path, name: str
 ) -> None:
-    assert contact_sheet.picture_files(tmp_path, {"name": name}, 3) == []
+    assert contact_sheet.image_files(tmp_path, {"name": name}, 3) == []
 
 
 @pytest.mark.parametrize("text", ["<b>", "\x00\x1b[31m", "日本語 🍎", "\u202e", "w" * 400, "", " "])
@@ -110,4 +110,4 @@ def test_any_prompt_and_title_can_be_written(
 ) -> None:
     found["scenario"]["prompts"][0] = text
     found["systems"][1]["title"] = text
-    assert drawn(found, tmp_path).size == drawn(synthetic.results(), tmp_path).size
+    assert generated(found, tmp_path).size == generated(synthetic.results(), tmp_path).size

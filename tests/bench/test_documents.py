@@ -59,6 +59,6 @@ def test_committed_results_are_of_the_schema_and_whole(file: Path) -> None:
     assert found["complete"] is True
     for name in ("report.md", "report.html", "contact_sheet.png"):
         assert (file.parent / name).is_file(), name
-    for one in (file.parent / "pictures").glob("*/*.png"):
+    for one in (file.parent / "images").glob("*/*.png"):
         with Image.open(one) as image:
             assert image.size == (found["scenario"]["width"], found["scenario"]["height"])

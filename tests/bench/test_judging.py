@@ -1,4 +1,4 @@
-"""Pictures of a run: what they are held against, and whether they can be recognised."""
+"""Images of a run: what they are held against, and whether they can be recognised."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ import pytest
 from PIL import Image
 
 from sdexport.bench import quality, recognise
-from sdexport.bench.judging import Pictures
+from sdexport.bench.judging import Images
 from tests.bench.pretending import SCENARIO
 from tests.conftest import EMOJI
 
 
-def draw(folder: Path, name: str, shade: int, side: int = 16) -> None:
-    """Two pictures of a system: a slope, `shade` brighter than that of 0."""
-    place = folder / "pictures" / name
+def generate(folder: Path, name: str, shade: int, side: int = 16) -> None:
+    """Two images of a system: a slope, `shade` brighter than that of 0."""
+    place = folder / "images" / name
     place.mkdir(parents=True)
     slope = np.tile(np.arange(24, dtype=np.uint8) * 8, (side, 1))[..., None]
     for index in range(2):
@@ -55,7 +55,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[float | None]:
         ("fp32", ("diffusers-bf16", "diffusers-fp16"), None),
     ],
 )
-def test_pictures_are_held_against_what_rounding_does_in_pytorch(
+def test_images_are_held_against_what_rounding_does_in_pytorch(
     tmp_path: Path,
     asked: list[float | None],
     precision: str,
@@ -64,34 +64,34 @@ def test_pictures_are_held_against_what_rounding_does_in_pytorch(
 ) -> None:
     shades = {"diffusers-fp16": 1, "diffusers-bf16": 2}
     for name in ("diffusers", "ours", *there):
-        draw(tmp_path, name, shades.get(name, 0))
-    judged = Pictures(tmp_path, tmp_path / "work", "diffusers", SCENARIO).judge("ours", precision)
+        generate(tmp_path, name, shades.get(name, 0))
+    judged = Images(tmp_path, tmp_path / "work", "diffusers", SCENARIO).judge("ours", precision)
     assert judged is not None
     assert judged["verdict"] == "close"
     assert asked == [wanted]
 
 
-def test_without_the_baselines_pictures_nothing_is_known(tmp_path: Path) -> None:
-    draw(tmp_path, "ours", 0)
-    pictures = Pictures(tmp_path, tmp_path / "work", "diffusers", SCENARIO)
-    judged = pictures.judge("ours", "fp32")
+def test_without_the_baselines_images_nothing_is_known(tmp_path: Path) -> None:
+    generate(tmp_path, "ours", 0)
+    images = Images(tmp_path, tmp_path / "work", "diffusers", SCENARIO)
+    judged = images.judge("ours", "fp32")
     assert judged is not None
     assert judged["verdict"] == "unknown"
-    assert pictures.judge("another", "fp32") is None
+    assert images.judge("another", "fp32") is None
 
 
-def test_what_the_checkpoint_was_trained_to_draw_is_recognised(tmp_path: Path) -> None:
+def test_what_the_checkpoint_was_trained_to_generate_is_recognised(tmp_path: Path) -> None:
     targets = recognise.read_targets(EMOJI.parent / "targets_32.npz")
     apple = targets.captions.index("red apple")
-    place = tmp_path / "pictures" / "diffusers"
+    place = tmp_path / "images" / "diffusers"
     place.mkdir(parents=True)
     for index in range(2):  # the second one is asked to be a snowman
         thumbnail = Image.fromarray(targets.thumbnails[apple])
         thumbnail.resize((128, 128), Image.Resampling.NEAREST).save(place / f"{index}.png")
-    drawn = replace(
+    generated = replace(
         SCENARIO, checkpoint=str(EMOJI), prompts=("a red apple", "a snowman"), width=128, height=128
     )
-    judged = Pictures(tmp_path, tmp_path / "work", "diffusers", drawn).judge("diffusers", "fp32")
+    judged = Images(tmp_path, tmp_path / "work", "diffusers", generated).judge("diffusers", "fp32")
     assert judged is not None
     assert judged["recognised"] == {
         "of": 2,

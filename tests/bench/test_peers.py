@@ -80,11 +80,11 @@ def test_an_adapter_keeps_the_contract(name: str) -> None:
         node.name: node for node in classes["System"].body if isinstance(node, ast.FunctionDef)
     }
     assert arguments(methods["describe"]) == ["self"]
-    assert arguments(methods["draw"]) == ["self"]
+    assert arguments(methods["generate"]) == ["self"]
     assert keys_returned(methods["describe"]) == {
         *("precision", "device", "threads", "versions", "setup", "bytes", "notes")
     }
-    assert keys_returned(methods["draw"]) - {"batches"} == {
+    assert keys_returned(methods["generate"]) - {"batches"} == {
         *("images", "latents", "text_encoder", "evaluations", "vae_decoder", "model_calls")
     }
 
@@ -215,7 +215,7 @@ def test_peers_get_the_baselines_scheduler(name: str) -> None:
     }
 
 
-def test_a_timed_pipeline_draws_what_the_baseline_draws(tiny_checkpoint: Path) -> None:
+def test_a_timed_pipeline_generates_what_the_baseline_generates(tiny_checkpoint: Path) -> None:
     from diffusers import StableDiffusionPipeline
 
     from sdexport.export import baseline
@@ -234,9 +234,9 @@ def test_a_timed_pipeline_draws_what_the_baseline_draws(tiny_checkpoint: Path) -
         requires_safety_checker=False,
     )
     timed = module(PEERS / "pipelines.py").TimedPipeline(pipeline, scenario, ("vae", "decode"))
-    expected = baseline.load(scenario, {"dtype": "float32"}).draw()
-    for _ in range(2):  # nothing of the first drawing is counted again
-        images, latents, taken = timed.draw()
+    expected = baseline.load(scenario, {"dtype": "float32"}).generate()
+    for _ in range(2):  # nothing of the first generation is counted again
+        images, latents, taken = timed.generate()
         assert (images == expected["images"]).all()
         assert (latents == expected["latents"]).all()
         # Two batches; a call of the text encoder for each branch.
@@ -293,7 +293,7 @@ def test_a_size_that_is_not_compiled_in_is_refused(tmp_path: Path) -> None:
         (["a", "a", "a"], 2, 1),
     ],
 )
-def test_genai_draws_together_what_has_one_prompt(
+def test_genai_generates_together_what_has_one_prompt(
     prompts: list[str], batch: int, together: int
 ) -> None:
     adapter = module(PEERS / "openvino-genai" / "adapter.py")

@@ -1,4 +1,4 @@
-"""Measures of pictures against known values, and verdicts on what a system may do to a picture."""
+"""Measures of images against known values, and verdicts on what a system may do to an image."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from PIL import Image
 
 from sdexport.bench.quality import compare, cosine, psnr, ssim, verdict
 
-Pictures = NDArray[np.uint8]
+Images = NDArray[np.uint8]
 
 
-def pattern() -> Pictures:
+def pattern() -> Images:
     y, x = np.mgrid[0:48, 0:64]
     channels = ((x * 4) % 256, (y * 5 + x) % 256, ((x // 8 + y // 8) % 2) * 200 + 20)
     return np.stack(channels, axis=-1).astype(np.uint8)
 
 
-def altered(how: str) -> Pictures:
-    picture = pattern().astype(int)
-    noise = ((np.arange(picture.size) * 7919) % 61 - 30).reshape(picture.shape)
+def altered(how: str) -> Images:
+    image = pattern().astype(int)
+    noise = ((np.arange(image.size) * 7919) % 61 - 30).reshape(image.shape)
     changed = {
-        "noise": picture + noise,
-        "brighter": picture + 20,
-        "inverted": 255 - picture,
-        "black": picture * 0,
-        "shifted": np.roll(picture, 1, axis=1),
+        "noise": image + noise,
+        "brighter": image + 20,
+        "inverted": 255 - image,
+        "black": image * 0,
+        "shifted": np.roll(image, 1, axis=1),
     }[how]
     return np.clip(changed, 0, 255).astype(np.uint8)
 
@@ -54,12 +54,12 @@ def test_measures_are_those_of_scikit_image(how: str) -> None:
     assert psnr(pattern(), altered(how)) == pytest.approx(decibels, abs=1e-9)
 
 
-def test_the_same_picture() -> None:
+def test_the_same_image() -> None:
     assert ssim(pattern(), pattern()) == pytest.approx(1, abs=1e-12)
     assert psnr(pattern(), pattern()) == math.inf
 
 
-def test_ssim_of_two_flat_pictures_is_its_luminance_term() -> None:
+def test_ssim_of_two_flat_images_is_its_luminance_term() -> None:
     """Of constants only equation 6 of the paper is left: (2 x y + C1) / (x² + y² + C1)."""
     x, y, c1 = 50.0, 100.0, (0.01 * 255) ** 2
     a, b = (np.full((16, 16, 3), value, np.uint8) for value in (x, y))
@@ -88,26 +88,26 @@ def test_cosine() -> None:
     assert cosine(a, a.T) is None
 
 
-def photo(seed: int = 0) -> Pictures:
-    """(3, 96, 96, 3): smooth pictures with edges, as pictures are."""
+def photo(seed: int = 0) -> Images:
+    """(3, 96, 96, 3): smooth images with edges, as images are."""
     rng = np.random.default_rng(seed)
-    pictures = []
+    images = []
     for _ in range(3):
         small = Image.fromarray(rng.integers(0, 256, (6, 6, 3)).astype(np.uint8))
-        pictures.append(np.asarray(small.resize((96, 96), Image.Resampling.BICUBIC)))
-    return np.stack(pictures)
+        images.append(np.asarray(small.resize((96, 96), Image.Resampling.BICUBIC)))
+    return np.stack(images)
 
 
 def judged(images: Any, **options: Any) -> tuple[str, str]:
     return verdict(compare(photo(), images), **options)
 
 
-def shifted(amount: int) -> Pictures:
+def shifted(amount: int) -> Images:
     return np.clip(photo().astype(int) + amount, 0, 255).astype(np.uint8)
 
 
-def rounded(scale: float, seed: int = 1) -> Pictures:
-    """The pictures with smooth errors of `scale` levels, as rounding in a loop makes them."""
+def rounded(scale: float, seed: int = 1) -> Images:
+    """The images with smooth errors of `scale` levels, as rounding in a loop makes them."""
     rng = np.random.default_rng(seed)
     small = rng.normal(0, 1, (3, 12, 12, 3)).repeat(8, axis=1).repeat(8, axis=2)
     return np.clip(np.rint(photo() + scale * small), 0, 255).astype(np.uint8)
@@ -160,15 +160,15 @@ def test_a_yardstick_tells_twice_the_rounding_from_rounding() -> None:
     [
         (photo(seed=9), "SSIM"),
         (np.random.default_rng(3).integers(0, 256, (3, 96, 96, 3)).astype(np.uint8), "SSIM"),
-        (np.zeros((3, 96, 96, 3), np.uint8), "picture 0: it is black"),
-        (np.full((3, 96, 96, 3), 127, np.uint8), "picture 0: it is one colour all over"),
+        (np.zeros((3, 96, 96, 3), np.uint8), "image 0: it is black"),
+        (np.full((3, 96, 96, 3), 127, np.uint8), "image 0: it is one colour all over"),
         (photo()[..., ::-1], "SSIM"),
         (photo()[:, :, ::-1], "SSIM"),
         (np.roll(photo(), 1, axis=0), "SSIM"),
         (shifted(12), "of its contrast"),
         (photo()[:, :64], "it is 64×96×3 of uint8, not 96×96×3"),
         (photo().astype(np.float32), "float32"),
-        (photo()[:2], "picture 2: it was not drawn"),
+        (photo()[:2], "image 2: it was not generated"),
     ],
     ids=[
         "another-seed",
@@ -190,16 +190,16 @@ def test_what_is_something_else_is_different(images: Any, why: str) -> None:
     assert why in said
 
 
-def test_one_wrong_picture_of_many_decides_and_is_named() -> None:
+def test_one_wrong_image_of_many_decides_and_is_named() -> None:
     images = photo().copy()
     images[1] = photo(seed=9)[1]
     compared = [one | {"prompt": f"prompt {k}"} for k, one in enumerate(compare(photo(), images))]
     name, why = verdict(compared)
     assert name == "different"
-    assert why.startswith("picture 1 (prompt 1): SSIM")
+    assert why.startswith("image 1 (prompt 1): SSIM")
 
 
-def test_pale_pictures_of_other_seeds_are_not_alike() -> None:
+def test_pale_images_of_other_seeds_are_not_alike() -> None:
     """Their PSNR and SSIM are as high as those of a copy; their relative difference is not."""
     pale = [np.rint(128 + (photo(seed) - 128.0) / 40).astype(np.uint8) for seed in (0, 9)]
     compared = compare(*pale)
@@ -215,7 +215,7 @@ def test_a_baseline_of_one_colour_proves_nothing() -> None:
     assert verdict([])[0] == "unknown"
 
 
-def test_small_pictures_are_compared_without_ssim() -> None:
+def test_small_images_are_compared_without_ssim() -> None:
     small = photo()[:, :8, :8]
     assert compare(small, small)[0]["ssim"] is None
     assert verdict(compare(small, small)) == ("same", "")

@@ -1,4 +1,4 @@
-"""What a picture shows, by the pictures that a checkpoint was trained on."""
+"""What an image shows, by the images that a checkpoint was trained on."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def targets() -> Targets:
 
 
 def test_the_emoji_recognise_themselves(targets: Targets) -> None:
-    """Each as a picture of another size, with noise: 256 of 256, as the training's figure is."""
+    """Each as an image of another size, with noise: 256 of 256, as the training's figure is."""
     rng = np.random.default_rng(0)
     images = []
     for thumbnail in targets.thumbnails:
@@ -64,7 +64,7 @@ def test_files_that_are_no_targets(tmp_path: Path) -> None:
     (tmp_path / "captions.json").write_text('[{"caption": "x"}]')
     with pytest.raises(FolderError, match="damaged"):
         read_targets(path)
-    np.savez(path, pictures=np.zeros(3))
+    np.savez(path, images=np.zeros(3))
     with pytest.raises(FolderError, match="damaged"):
         read_targets(path)
     np.savez(path, thumbnails=np.zeros((2, 4, 4, 3), np.uint8))

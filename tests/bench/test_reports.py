@@ -84,7 +84,7 @@ class Page(HTMLParser):
 def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("report")
     found = synthetic.results()
-    synthetic.write_pictures(found, folder)
+    synthetic.write_images(found, folder)
     for module in (contact_sheet, report_markdown, report_html):
         module.write(found, folder)
     return folder
@@ -118,7 +118,7 @@ def test_the_conditions_come_before_the_figures(page: Page) -> None:
         "Kept out of the steady state",
         "Times",
         "Memory and size",
-        "Pictures",
+        "Images",
         "Share of the limit",
         "On a GPU",
         "How to read this",
@@ -140,11 +140,11 @@ def test_the_conditions_come_before_the_figures(page: Page) -> None:
         "“slice of pizza”",
         "openvino_genai.Text2ImagePipeline(models, 'CPU')",
         "61.30 s",
-        "3 pictures of 64×64 pixels, 5 steps",
+        "3 images of 64×64 pixels, 5 steps",
         "No GPU was used: this machine has none",
         "4.17× (4.02 to 4.28)",
         "ended with signal 11 (SIGSEGV) in round 3",
-        "no answer for 120 s while drawing",
+        "no answer for 120 s while generating",
         "matrix product, bf16",
         "3 of 3",
         "a note on this stage",
@@ -156,7 +156,7 @@ def test_both_reports_say(written: Path, page: Page, said: str) -> None:
     assert said.replace("_", "") in re.sub(r"[\\_]", "", markdown)
 
 
-def test_nothing_is_claimed_for_what_draws_something_else_or_fails() -> None:
+def test_nothing_is_claimed_for_what_generates_something_else_or_fails() -> None:
     found = synthetic.results()
     claimed = [one["name"] for one in found["systems"] if claims.problem(found, one) is None]
     assert claimed == ["diffusers", "emoji-bf16", "emoji-fp32", "diffusers-compile"]
@@ -180,9 +180,9 @@ def test_fewer_evaluations_than_the_baseline_are_found() -> None:
     found = synthetic.results()
     of(found, "emoji-bf16")["model_calls"] = synthetic.EVALUATIONS - 1
     reason = claims.problem(found, of(found, "emoji-bf16"))
-    assert reason == "evaluates the model 5 times for a picture where the baseline does 6 times"
+    assert reason == "evaluates the model 5 times for an image where the baseline does 6 times"
     assert versus.leaders(found)[0]["name"] == "emoji-fp32"
-    # One that draws a batch's pictures one by one calls the model as often for each of them.
+    # One that generates a batch's images one by one calls the model as often for each of them.
     slow = of(found, "emoji-bf16")
     slow |= {"model_calls": 2 * synthetic.EVALUATIONS - 2, "batches": 2}
     assert "evaluates the model 5 times" in (claims.problem(found, slow) or "")
@@ -204,8 +204,8 @@ def test_a_baseline_that_fails_leaves_nothing_to_claim(tmp_path: Path) -> None:
     of(found, "diffusers").update(status="crashed", why="out of memory", rounds=[], summary=None)
     for one in found["systems"]:
         one |= {"ratio": None}
-        if one["picture"]:
-            one["picture"] = {"verdict": "unknown", "why": "", "images": [], "recognised": None}
+        if one["fidelity"]:
+            one["fidelity"] = {"verdict": "unknown", "why": "", "images": [], "recognised": None}
     assert "The baseline did not finish" in report(found).findings[0].text
     assert "no speed-up is claimed" in Page(html_of(found, tmp_path)).text
     assert versus.leaders(found) == []
@@ -277,7 +277,7 @@ def test_a_busy_machine_a_cut_run_and_last_words_are_told() -> None:
 def test_long_scenarios_are_cut_and_what_is_not_recognised_is_named() -> None:
     found = synthetic.results()
     found["scenario"] |= {"prompts": [f"prompt {k}" for k in range(256)], "seeds": [*range(256)]}
-    of(found, "emoji-bf16")["picture"]["recognised"] = {
+    of(found, "emoji-bf16")["fidelity"]["recognised"] = {
         "of": 256,
         "right": 242,
         "wrong": [{"prompt": f"prompt {k}", "looks_like": "pizza"} for k in range(14)],
@@ -288,7 +288,7 @@ def test_long_scenarios_are_cut_and_what_is_not_recognised_is_named() -> None:
     assert "“prompt 0” (looks like pizza), “prompt 1” (looks" in rendered
     assert "(looks like pizza) and 2 more" in rendered
     assert "242 of 256" in rendered
-    of(found, "diffusers")["picture"]["recognised"] = {"of": 256, "right": 255, "wrong": []}
+    of(found, "diffusers")["fidelity"]["recognised"] = {"of": 256, "right": 255, "wrong": []}
     assert "| baseline | 3 | – | – | – | – | – | 255 of 256 |" in report_markdown.render(
         report(found), {}
     )
@@ -299,7 +299,7 @@ def test_results_that_lack_what_is_optional(tmp_path: Path) -> None:
     found = synthetic.results()
     for one in found["systems"]:
         for key in (
-            "picture",
+            "fidelity",
             "limit",
             "ratio",
             "energy_joules",
@@ -315,8 +315,8 @@ def test_results_that_lack_what_is_optional(tmp_path: Path) -> None:
         found.pop(key, None)
     found["machine"] = {}
     found["scenario"].pop("seeds")
-    assert "No pictures were compared" in Page(html_of(found, tmp_path)).text
-    assert "No pictures were compared" in markdown_of(found, tmp_path)
+    assert "No images were compared" in Page(html_of(found, tmp_path)).text
+    assert "No images were compared" in markdown_of(found, tmp_path)
 
 
 @pytest.mark.parametrize("gpu", [False, True])
@@ -381,7 +381,7 @@ def test_no_name_or_prompt_becomes_markup(page: Page, tmp_path: Path, attack: st
 
 @pytest.mark.parametrize("attack", ATTACKS, ids=range(len(ATTACKS)))
 def test_markdown_stays_a_report(attack: str) -> None:
-    figures = dict.fromkeys(("totals", "ratios", "stages", "pictures", "limits"), "plots/x.svg")
+    figures = dict.fromkeys(("totals", "ratios", "stages", "images", "limits"), "plots/x.svg")
 
     def rendered(attack: str) -> list[str]:
         return report_markdown.render(report(attacked(attack)), figures).splitlines()
@@ -422,9 +422,9 @@ def test_the_page_needs_nothing_from_elsewhere(written: Path, page: Page) -> Non
 def test_the_page_can_be_read_without_seeing_it(page: Page) -> None:
     assert page.elements[0] == ("html", {"lang": "en"})
     assert all(one.get("alt") for one in page.all("img"))
-    drawings = page.all("svg")
-    assert len(drawings) == 5
-    assert all(one.get("role") == "img" and one.get("aria-label") for one in drawings)
+    generations = page.all("svg")
+    assert len(generations) == 5
+    assert all(one.get("role") == "img" and one.get("aria-label") for one in generations)
     assert all(one.get("scope") in ("col", "row") for one in page.all("th"))
     assert len(page.all("caption")) == len(page.all("table"))
     anchors = {one["href"] for one in page.all("a")}
@@ -449,8 +449,8 @@ def test_references_inside_plots_lead_somewhere(page: Page) -> None:
 
 def test_plots_are_the_same_each_time_and_well_formed() -> None:
     found = synthetic.results()
-    first, second = plots.draw(found), plots.draw(copy.deepcopy(found))
-    assert set(first) == {"totals", "ratios", "stages", "pictures", "limits"}
+    first, second = plots.draw(found), plots.generate(copy.deepcopy(found))
+    assert set(first) == {"totals", "ratios", "stages", "images", "limits"}
     for name, document in first.items():
         file = svg.for_file(document, "what it shows")
         assert file == svg.for_file(second[name], "what it shows")
@@ -462,15 +462,15 @@ def test_plots_are_the_same_each_time_and_well_formed() -> None:
 
 def test_plots_show_what_the_results_say() -> None:
     found = synthetic.results()
-    drawn = {
+    generated = {
         name: "|".join(ElementTree.fromstring(document).itertext())
         for name, document in plots.draw(found).items()
     }
-    assert "4.17×" in drawn["ratios"]
-    assert "3.18×" not in drawn["ratios"]
-    assert "no speed-up claimed: draws a different picture" in drawn["ratios"]
-    assert "not divided" in drawn["stages"]
-    assert "91%" in drawn["limits"]
+    assert "4.17×" in generated["ratios"]
+    assert "3.18×" not in generated["ratios"]
+    assert "no speed-up claimed: generates a different image" in generated["ratios"]
+    assert "not divided" in generated["stages"]
+    assert "91%" in generated["limits"]
 
 
 def test_plots_ignore_the_users_own_settings() -> None:
@@ -546,7 +546,7 @@ def test_the_page_says_what_a_table_does_not(tmp_path: Path) -> None:
     found = synthetic.results() | {"complete": False}
     found["machine"]["load_before"] = [1.9, 1.0, 1.0]
     peer = of(found, "openvino-genai-bf16")
-    peer["picture"]["verdict"], peer["model_calls"] = "close", synthetic.EVALUATIONS
+    peer["fidelity"]["verdict"], peer["model_calls"] = "close", synthetic.EVALUATIONS
     folder = tmp_path / "emoji-cpu"
     folder.mkdir()
     (folder / "results.json").write_text(json.dumps(found))

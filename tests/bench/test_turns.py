@@ -121,11 +121,11 @@ def test_results_hold_what_was_measured(tmp_path: Path) -> None:
     assert found["other"]["name"] == "other"
 
 
-def test_pictures_and_latents_lie_beside_the_results(tmp_path: Path) -> None:
+def test_images_and_latents_lie_beside_the_results(tmp_path: Path) -> None:
     measure(tmp_path, pretend("baseline"), pretend("other"))
     for name in ("baseline", "other"):
         for index in range(2):
-            with Image.open(tmp_path / "pictures" / name / f"{index}.png") as image:
+            with Image.open(tmp_path / "images" / name / f"{index}.png") as image:
                 assert image.size == (24, 16)
                 assert np.array_equal(np.asarray(image)[0, :, 0], np.arange(24) * 10)
             latents = np.load(tmp_path / "latents" / name / f"{index}.npy")
@@ -147,10 +147,10 @@ def test_no_folder_of_this_machine_is_in_the_results(tmp_path: Path) -> None:
     ("options", "status", "why"),
     [
         ({"goes": "raise", "turn": 0}, "failed", "load: ValueError: the model is made of cheese"),
-        ({"goes": "raise", "turn": 4}, "failed", "draw: ValueError"),
-        ({"goes": "exit", "turn": 1}, "crashed", "draw: the process ended with exit code 3"),
-        ({"goes": "forked", "turn": 2}, "crashed", "draw: the process ended with exit code 4"),
-        ({"goes": "killed", "turn": 7}, "crashed", "draw: the process was ended by SIGSEGV"),
+        ({"goes": "raise", "turn": 4}, "failed", "generate: ValueError"),
+        ({"goes": "exit", "turn": 1}, "crashed", "generate: the process ended with exit code 3"),
+        ({"goes": "forked", "turn": 2}, "crashed", "generate: the process ended with exit code 4"),
+        ({"goes": "killed", "turn": 7}, "crashed", "generate: the process was ended by SIGSEGV"),
         ({"goes": "small"}, "failed", "not of uint8 (2, 16, 24, 3)"),
     ],
 )
@@ -173,9 +173,9 @@ def test_a_system_that_goes_wrong_is_left_behind(
     if "turn" in options:
         assert any("about to go wrong" in line for line in broken["stderr_tail"])
     # Turns before it went wrong are kept: the first, those of warm-up, and those that count.
-    drawn = max(0, options.get("turn", 1) - 1)
+    generated = max(0, options.get("turn", 1) - 1)
     first = broken["first_seconds"] is not None
-    assert first + len(broken["warmup_seconds"]) + len(broken["rounds"]) == drawn
+    assert first + len(broken["warmup_seconds"]) + len(broken["rounds"]) == generated
     for name in ("baseline", "other"):
         assert found[name]["status"] == "ok"
         assert len(found[name]["rounds"]) >= 5
@@ -214,24 +214,24 @@ def test_an_interpreter_that_is_none_is_said(tmp_path: Path) -> None:
     assert found["baseline"]["status"] == "ok"
 
 
-def test_one_that_draws_noise_is_marked(tmp_path: Path) -> None:
+def test_one_that_generates_noise_is_marked(tmp_path: Path) -> None:
     found = measure(tmp_path, pretend("baseline"), pretend("equal"), pretend("noise", noise=True))
     assert any("differ from turn to turn" in note for note in found["noise"]["notes"])
     assert found["equal"]["notes"] == []
-    assert found["equal"]["picture"]["verdict"] == "same"
-    assert found["noise"]["picture"]["verdict"] == "different"
-    assert [one["seed"] for one in found["noise"]["picture"]["images"]] == [0, 1]
+    assert found["equal"]["fidelity"]["verdict"] == "same"
+    assert found["noise"]["fidelity"]["verdict"] == "different"
+    assert [one["seed"] for one in found["noise"]["fidelity"]["images"]] == [0, 1]
 
 
-def test_one_that_drew_something_else_at_first_is_marked(tmp_path: Path) -> None:
-    """Its later pictures are right; what is claimed must hold of every turn."""
+def test_one_that_generated_something_else_at_first_is_marked(tmp_path: Path) -> None:
+    """Its later images are right; what is claimed must hold of every turn."""
     found = measure(tmp_path, pretend("baseline"), pretend("astray", goes="astray"))
-    picture = found["astray"]["picture"]
-    assert picture["verdict"] == "different"
-    assert picture["why"].startswith("in its first turn: ")
-    assert [one["largest"] for one in picture["images"]] == [0, 0], "the last turn's figures"
+    image = found["astray"]["fidelity"]
+    assert image["verdict"] == "different"
+    assert image["why"].startswith("in its first turn: ")
+    assert [one["largest"] for one in image["images"]] == [0, 0], "the last turn's figures"
     assert sorted(path.name for path in tmp_path.iterdir()) == [
-        *("latents", "pictures", "results.json")
+        *("latents", "images", "results.json")
     ]
 
 
@@ -242,11 +242,14 @@ def test_one_that_drew_something_else_at_first_is_marked(tmp_path: Path) -> None
         ({"says": {"threads": "two"}}, "describe() gave the threads 'two'"),
         ({"says": {"notes": "one"}}, "describe() gave the notes 'one', not a list of texts"),
         ({"says": {"versions": {"it": [2]}}}, "describe() gave the versions"),
-        ({"tells": {"evaluations": [0.1, None]}}, "draw() gave the evaluation 1 None"),
-        ({"tells": {"evaluations": 0.1}}, "draw() gave the evaluations 0.1, not a list"),
-        ({"tells": {"vae_decoder": "fast"}}, "draw: AdapterError: draw() gave the vae_decoder"),
-        ({"tells": {"text_encoder": float("nan")}}, "draw() gave the text_encoder nan"),
-        ({"tells": {"model_calls": 1.5}}, "draw() gave the model_calls 1.5"),
+        ({"tells": {"evaluations": [0.1, None]}}, "generate() gave the evaluation 1 None"),
+        ({"tells": {"evaluations": 0.1}}, "generate() gave the evaluations 0.1, not a list"),
+        (
+            {"tells": {"vae_decoder": "fast"}},
+            "generate: AdapterError: generate() gave the vae_decoder",
+        ),
+        ({"tells": {"text_encoder": float("nan")}}, "generate() gave the text_encoder nan"),
+        ({"tells": {"model_calls": 1.5}}, "generate() gave the model_calls 1.5"),
     ],
 )
 def test_an_adapter_that_says_nonsense_fails_and_the_rest_goes_on(
@@ -274,7 +277,7 @@ def test_a_loop_whose_evaluations_are_not_told_has_their_mean(tmp_path: Path) ->
 
 def test_batches_are_told_or_follow_from_the_scenario(tmp_path: Path) -> None:
     found = measure(tmp_path, pretend("baseline"), pretend("one", tells={"batches": 1}))
-    assert found["baseline"]["batches"] == 2, "two pictures, drawn one by one"
+    assert found["baseline"]["batches"] == 2, "two images, generated one by one"
     assert found["one"]["batches"] == 1
 
 
@@ -284,17 +287,17 @@ def test_what_was_measured_is_kept_when_judging_is_cut_short(
     def interrupted(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(judging.Pictures, "judge", interrupted)
+    monkeypatch.setattr(judging.Images, "judge", interrupted)
     with pytest.raises(KeyboardInterrupt):
         measure(tmp_path, pretend("baseline"), pretend("other"))
     document = results.read(tmp_path)
     jsonschema.validate(document, SCHEMA)
     assert document["complete"] is False
     assert [len(one["rounds"]) for one in document["systems"]] == [6, 5]
-    assert (tmp_path / "pictures" / "other" / "0.png").is_file()
+    assert (tmp_path / "images" / "other" / "0.png").is_file()
 
 
-def test_the_order_within_a_round_is_drawn_anew(tmp_path: Path) -> None:
+def test_the_order_within_a_round_is_generated_anew(tmp_path: Path) -> None:
     found = measure(
         tmp_path,
         *(pretend(name) for name in ("baseline", "a", "b", "c")),
@@ -338,7 +341,7 @@ def test_a_system_is_stopped_while_it_is_not_its_turn(tmp_path: Path) -> None:
         deadline = time.monotonic() + 10
         while "T (stopped)" not in Path(f"/proc/{process.pid}/status").read_text():
             assert time.monotonic() < deadline
-        assert process.ask("draw")["seconds"] > 0
+        assert process.ask("generate")["seconds"] > 0
         pid = process.pid
         process.rest()
     assert not alive(pid)
@@ -367,7 +370,7 @@ def test_an_earlier_run_is_replaced_whole(tmp_path: Path) -> None:
     measure(tmp_path, pretend("baseline"), pretend("old"))
     (tmp_path / "notes.txt").write_text("mine")
     measure(tmp_path, pretend("baseline"), pretend("new"))
-    assert sorted(path.name for path in (tmp_path / "pictures").iterdir()) == ["baseline", "new"]
+    assert sorted(path.name for path in (tmp_path / "images").iterdir()) == ["baseline", "new"]
     assert (tmp_path / "notes.txt").read_text() == "mine"
 
 
@@ -443,7 +446,7 @@ def test_a_run_that_is_cut_short_keeps_what_it_measured(
     assert document["complete"] is False
     assert all(one["rounds"] for one in document["systems"])
     assert all(one["peak_host_bytes"] > 1e6 for one in document["systems"])
-    assert (tmp_path / "report" / "pictures" / "other" / "0.png").is_file()
+    assert (tmp_path / "report" / "images" / "other" / "0.png").is_file()
     left = [path for path in (tmp_path / "report").iterdir() if path.name.startswith(".")]
     assert not left
 

@@ -33,7 +33,7 @@ def system(name: str, kind: str, precision: str, ratio: float, group: int = 0) -
             "confidence": 0.95,
             "pairs": 10,
         },
-        "picture": {"verdict": "close", "why": "", "images": []},
+        "fidelity": {"verdict": "close", "why": "", "images": []},
     }
 
 
@@ -61,7 +61,7 @@ def test_by_way_of_the_baseline_where_they_did_not() -> None:
 
 def test_only_the_fastest_of_a_precision_and_what_is_claimed() -> None:
     other = system("others", "peer", "bf16", 3.9)
-    other["picture"]["verdict"] = "different"
+    other["fidelity"]["verdict"] = "different"
     slow = system("slow", "peer", "bf16", 1.1)
     alone = system("alone", "peer", "int8", 9)
     (found,) = versus.duels(
@@ -87,9 +87,9 @@ def test_only_the_fastest_of_a_precision_and_what_is_claimed() -> None:
 )
 def test_the_report_says_how_a_duel_ended(seconds: float, said: str) -> None:
     told = synthetic.results()
-    assert versus.duels(told) == [], "the peer there draws something else"
+    assert versus.duels(told) == [], "the peer there generates something else"
     (peer,) = (one for one in told["systems"] if one["name"] == "openvino-genai-bf16")
-    peer["picture"]["verdict"], peer["model_calls"] = "close", synthetic.EVALUATIONS
+    peer["fidelity"]["verdict"], peer["model_calls"] = "close", synthetic.EVALUATIONS
     for turn in peer["rounds"]:
         turn["total"] *= seconds / 0.55
     median = 1.75 / seconds

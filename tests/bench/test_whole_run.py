@@ -38,10 +38,10 @@ def test_a_bundle_against_the_baseline(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(ceilings, "measure", lambda threads, device: CEILINGS)
-    bundle, drawn = tiny_bundle("onnxruntime-cpu"), scenario(tiny_checkpoint)
+    bundle, generated = tiny_bundle("onnxruntime-cpu"), scenario(tiny_checkpoint)
     found = runs.run(
         find_systems([bundle], []),
-        drawn,
+        generated,
         Effort(rounds=4, seconds=0, timeout=120),
         tmp_path,
         command="sdexport bench run tiny",
@@ -50,16 +50,16 @@ def test_a_bundle_against_the_baseline(
     assert results.read(tmp_path)["complete"] is True
     base, ours = found["systems"]
     assert (base["status"], ours["status"]) == ("ok", "ok")
-    assert ours["picture"]["verdict"] == "same"
+    assert ours["fidelity"]["verdict"] == "same"
     assert claims.problem(found, ours) is None
     assert ours["ratio"]["pairs"] == 4
-    # Two pictures one after another; PNDM evaluates once more than it has steps.
+    # Two images one after another; PNDM evaluates once more than it has steps.
     assert ours["model_calls"] == base["model_calls"] == 2 * 3
     assert ours["batches"] == base["batches"] == 2
     assert ours["build_seconds"] == pytest.approx(
         sum(stage["seconds"] for stage in bundles.open_bundle(bundle).manifest.stages)
     )
-    costs = limits.of_bundle(bundle, drawn.for_adapter())
+    costs = limits.of_bundle(bundle, generated.for_adapter())
     for one in (base, ours):
         reached = one["limit"]["stages"]["evaluation"]
         assert reached["flops"] == costs["evaluation"]["flops"]

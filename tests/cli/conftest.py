@@ -11,7 +11,7 @@ import pytest
 from sdexport.artifacts import bundle as bundles
 from sdexport.cli import main
 from sdexport.model.shapes import Precision
-from tests.cli.doubles import PROFILE, SCHEDULER, DrawingDouble, Ran
+from tests.cli.doubles import PROFILE, SCHEDULER, PipelineDouble, Ran
 
 
 @pytest.fixture
@@ -61,8 +61,8 @@ def bundle(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def drawing(monkeypatch: pytest.MonkeyPatch) -> DrawingDouble:
+def generation(monkeypatch: pytest.MonkeyPatch) -> PipelineDouble:
     """Stands in for the engines of every bundle."""
-    double = DrawingDouble()
+    double = PipelineDouble()
     monkeypatch.setattr("sdexport.pipeline.load.load", double.load)
     return double

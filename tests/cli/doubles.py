@@ -44,8 +44,8 @@ class Ran:
         return json.loads(self.out)
 
 
-class DrawingDouble:
-    """Draws grey pictures; remembers what it was asked for."""
+class PipelineDouble:
+    """Generates grey images; remembers what it was asked for."""
 
     def __init__(self) -> None:
         self.parts = SimpleNamespace(profile=PROFILE)
@@ -54,7 +54,7 @@ class DrawingDouble:
         self.failure: BaseException | None = None
         self.warnings: tuple[str, ...] = ()
 
-    def load(self, path: Path, *, threads: int | None = None) -> DrawingDouble:
+    def load(self, path: Path, *, threads: int | None = None) -> PipelineDouble:
         self.loaded.append((path, threads))
         return self
 

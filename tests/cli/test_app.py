@@ -13,7 +13,7 @@ import pytest
 import sdexport
 from sdexport.errors import EngineError
 from sdexport.pipeline.request import NAMES
-from tests.cli.doubles import DrawingDouble, Ran
+from tests.cli.doubles import PipelineDouble, Ran
 
 Run = Callable[..., Ran]
 VERBS = (
@@ -122,8 +122,8 @@ def test_with_json_an_error_is_a_document_too(run: Run, arguments: list[str]) ->
     assert ended.document["error"]["kind"]
 
 
-def test_an_interruption_is_one_line(run: Run, bundle: Path, drawing: DrawingDouble) -> None:
-    drawing.failure = KeyboardInterrupt()
+def test_an_interruption_is_one_line(run: Run, bundle: Path, generation: PipelineDouble) -> None:
+    generation.failure = KeyboardInterrupt()
     ended = run("generate", bundle, "x")
     assert (ended.code, ended.out) == (130, "")
     assert ended.err.splitlines()[-1] == "interrupted"
@@ -131,16 +131,16 @@ def test_an_interruption_is_one_line(run: Run, bundle: Path, drawing: DrawingDou
 
 
 def test_an_engines_error_is_a_users_error(
-    run: Run, bundle: Path, drawing: DrawingDouble, tmp_path: Path
+    run: Run, bundle: Path, generation: PipelineDouble, tmp_path: Path
 ) -> None:
-    drawing.failure = EngineError("denoise_step failed; build it again")
+    generation.failure = EngineError("denoise_step failed; build it again")
     ended = run("generate", bundle, "x", "-o", tmp_path / "x.png")
     assert ended.code == 2
     assert ended.err.endswith("error: denoise_step failed; build it again\n")
 
 
-def test_a_bug_keeps_its_traceback(run: Run, bundle: Path, drawing: DrawingDouble) -> None:
-    drawing.failure = ZeroDivisionError("a bug")
+def test_a_bug_keeps_its_traceback(run: Run, bundle: Path, generation: PipelineDouble) -> None:
+    generation.failure = ZeroDivisionError("a bug")
     with pytest.raises(ZeroDivisionError):
         run("generate", bundle, "x")
 

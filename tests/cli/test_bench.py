@@ -36,7 +36,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
         asked.append((found, scenario, effort, folder))
         value = document(diffusers=1.0, emoji=0.25, noise=0.1)
         value["systems"][1]["ratio"] |= {"median": 4.0, "low": 3.95, "high": 4.05}
-        value["systems"][2]["picture"] = {
+        value["systems"][2]["fidelity"] = {
             "verdict": "different", "why": "it is noise", "images": [], "recognised": None,
         }  # fmt: skip
         return value
@@ -65,10 +65,10 @@ def test_a_run_is_asked_for_and_shown(
     assert effort == Effort(3, 0.5, 2, 9)
     assert folder == tmp_path / "report"
     assert "4.00× (3.95 to 4.05)" in ended.out
-    # The one that draws something else is fast, and nothing is claimed for it.
+    # The one that generates something else is fast, and nothing is claimed for it.
     assert "none claimed" in ended.out
     assert "10.0" not in ended.out
-    assert "nothing is claimed for noise: draws a different picture: it is noise" in ended.err
+    assert "nothing is claimed for noise: generates a different image: it is noise" in ended.err
 
 
 def test_a_system_that_did_not_finish_is_told_by_the_exit_code(
@@ -143,7 +143,7 @@ def test_a_run_that_was_cut_short_is_shown_and_ends_with_130(
         (["--against", "nonsense"], "known are diffusers, diffusers-channels-last"),
         (["--size", "big"], "write WIDTHxHEIGHT"),
         (["--size", "129x64"], "multiples of 8"),
-        (["--size", "1024x1024"], "cannot draw this scenario"),
+        (["--size", "1024x1024"], "cannot generate this scenario"),
         (["--batch", 2], "batch 2 is not possible with 1 prompts"),
         (["--prompt", "a", "--prompt", "b", "--prompt", "c", "--batch", 3], "at most 2 images"),
         (["--sampler", "nonsense"], "nonsense"),

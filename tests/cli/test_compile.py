@@ -32,7 +32,7 @@ REPORT = {
     "stages": [{"name": "export", "seconds": 61.2, "peak_bytes": 5_000_000_000}],
     "parity": {
         "ok": True,
-        "comparisons": [{"what": "pictures", "rms": 0.001, "largest": 1.0}],
+        "comparisons": [{"what": "images", "rms": 0.001, "largest": 1.0}],
     },
 }
 

@@ -14,13 +14,13 @@ import pytest
 from PIL import Image
 
 from sdexport.sampling import samplers
-from tests.cli.doubles import DrawingDouble, Ran
+from tests.cli.doubles import PipelineDouble, Ran
 
 Run = Callable[..., Ran]
 
 
-def test_a_picture_is_drawn_saved_and_told_of(
-    run: Run, bundle: Path, drawing: DrawingDouble, tmp_path: Path
+def test_a_image_is_generated_saved_and_told_of(
+    run: Run, bundle: Path, generation: PipelineDouble, tmp_path: Path
 ) -> None:
     file = tmp_path / "new" / "folder" / "apple.png"
     ended = run(
@@ -31,34 +31,36 @@ def test_a_picture_is_drawn_saved_and_told_of(
     assert f"{file}  seed 0" in ended.out
     assert "4 evaluations" in ended.out
     assert "a library prints something" not in ended.out
-    request = drawing.requests[0]
+    request = generation.requests[0]
     assert request.prompts == ("a red apple",)
     assert request.negative_prompts == ("blurry",)
     assert (request.width, request.height) == (128, 64)
     assert (request.steps, request.guidance, request.sampler) == (4, 3.0, "euler-a")
     assert request.seeds == (0,)
-    assert drawing.loaded == [(bundle, 2)]
+    assert generation.loaded == [(bundle, 2)]
     with Image.open(file) as image:
         assert image.size == (128, 64)
         assert json.loads(image.text["sdexport"])["seed"] == 0  # type: ignore[attr-defined]
 
 
-def test_what_is_not_said_is_the_bundles(run: Run, bundle: Path, drawing: DrawingDouble) -> None:
+def test_what_is_not_said_is_the_bundles(
+    run: Run, bundle: Path, generation: PipelineDouble
+) -> None:
     assert run("generate", bundle, "x", "-o", bundle.parent / "x.png").code == 0
-    request = drawing.requests[0]
+    request = generation.requests[0]
     assert (request.steps, request.guidance, request.sampler) == (50, 2.5, "pndm")
     assert (request.width, request.height) == (64, 64)
 
 
-def test_guidance_0_is_a_value(run: Run, bundle: Path, drawing: DrawingDouble) -> None:
+def test_guidance_0_is_a_value(run: Run, bundle: Path, generation: PipelineDouble) -> None:
     assert run("generate", bundle, "x", "--guidance", 0, "-o", bundle.parent / "x.png").code == 0
-    assert drawing.requests[0].guidance == 0
+    assert generation.requests[0].guidance == 0
 
 
 def test_json_is_one_document(
-    run: Run, bundle: Path, drawing: DrawingDouble, tmp_path: Path
+    run: Run, bundle: Path, generation: PipelineDouble, tmp_path: Path
 ) -> None:
-    drawing.warnings = ("the prompt is too long",)
+    generation.warnings = ("the prompt is too long",)
     ended = run(
         "generate", bundle, "x", "ü", "--seed", 5, "--steps", 3, "--count", 2, "--json",
         "-o", tmp_path / "x.png",
@@ -75,14 +77,18 @@ def test_json_is_one_document(
     assert document["warnings"] == ["the prompt is too long"]
 
 
-def test_warnings_go_to_stderr(run: Run, bundle: Path, drawing: DrawingDouble) -> None:
-    drawing.warnings = ("the prompt is too long",)
+def test_warnings_go_to_stderr(run: Run, bundle: Path, generation: PipelineDouble) -> None:
+    generation.warnings = ("the prompt is too long",)
     ended = run("generate", bundle, "x", "-o", bundle.parent / "x.png")
     assert "warning: the prompt is too long\n" in ended.err
 
 
 def test_the_name_is_the_seed_and_nothing_is_overwritten(
-    run: Run, bundle: Path, drawing: DrawingDouble, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: Run,
+    bundle: Path,
+    generation: PipelineDouble,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     for _ in range(3):
@@ -95,7 +101,7 @@ def test_the_name_is_the_seed_and_nothing_is_overwritten(
 
 
 def test_a_named_file_is_overwritten(
-    run: Run, bundle: Path, drawing: DrawingDouble, tmp_path: Path
+    run: Run, bundle: Path, generation: PipelineDouble, tmp_path: Path
 ) -> None:
     for size in ("64x64", "128x128"):
         assert run("generate", bundle, "x", "-o", tmp_path / "x", "--size", size).code == 0
@@ -103,7 +109,9 @@ def test_a_named_file_is_overwritten(
         assert image.size == (128, 128)
 
 
-def test_a_folder_is_filled(run: Run, bundle: Path, drawing: DrawingDouble, tmp_path: Path) -> None:
+def test_a_folder_is_filled(
+    run: Run, bundle: Path, generation: PipelineDouble, tmp_path: Path
+) -> None:
     assert run("generate", bundle, "x", "--seed", 1, "-o", f"{tmp_path}/new/").code == 0
     assert run("generate", bundle, "x", "--seed", 1, "-o", tmp_path / "new").code == 0
     assert sorted(file.name for file in (tmp_path / "new").iterdir()) == [
@@ -125,30 +133,30 @@ def test_a_folder_is_filled(run: Run, bundle: Path, drawing: DrawingDouble, tmp_
         ["--sampler", "nonsense"],
         ["--threads", 0],
         ["-n", "a", "-n", "b", "-n", "c"],
-        ["-o", "picture.jpg"],
+        ["-o", "image.jpg"],
     ],
 )
 def test_a_request_is_refused_before_engines_are_loaded(
-    run: Run, bundle: Path, drawing: DrawingDouble, options: list[object]
+    run: Run, bundle: Path, generation: PipelineDouble, options: list[object]
 ) -> None:
     ended = run("generate", bundle, "x", *options)
     assert (ended.code, ended.out) == (2, "")
     assert ended.err.startswith("error: ")
     assert "Traceback" not in ended.err
-    assert drawing.loaded == []
+    assert generation.loaded == []
 
 
 def test_a_file_is_no_folder(
-    run: Run, bundle: Path, drawing: DrawingDouble, tmp_path: Path
+    run: Run, bundle: Path, generation: PipelineDouble, tmp_path: Path
 ) -> None:
     (tmp_path / "file").write_text("")
     ended = run("generate", bundle, "x", "-o", tmp_path / "file" / "x.png")
     assert ended.code == 2
     assert str(tmp_path / "file") in ended.err
-    assert drawing.loaded == []
+    assert generation.loaded == []
 
 
-def test_no_bundle(run: Run, drawing: DrawingDouble, tmp_path: Path) -> None:
+def test_no_bundle(run: Run, generation: PipelineDouble, tmp_path: Path) -> None:
     ended = run("generate", tmp_path / "nothing", "x")
     assert ended.code == 2
     assert "sdexport compile" in ended.err
@@ -177,7 +185,11 @@ def test_evaluations_are_for_steps_that_can_be(run: Run) -> None:
 
 
 def test_images_whose_place_is_lost_go_elsewhere(
-    run: Run, bundle: Path, drawing: DrawingDouble, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: Run,
+    bundle: Path,
+    generation: PipelineDouble,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     from sdexport.errors import StorageError
     from sdexport.pipeline import result
@@ -218,10 +230,10 @@ WRONG_PLACES = (
 
 
 @pytest.mark.parametrize("wrong", WRONG_PLACES)
-def test_what_cannot_be_saved_is_seen_before_anything_is_drawn(
+def test_what_cannot_be_saved_is_seen_before_anything_is_generated(
     run: Run,
     bundle: Path,
-    drawing: DrawingDouble,
+    generation: PipelineDouble,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     wrong: str,
@@ -263,6 +275,6 @@ def test_what_cannot_be_saved_is_seen_before_anything_is_drawn(
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert failed.code == 2
-    assert drawing.requests == []
+    assert generation.requests == []
     assert not list(tmp_path.rglob("*.part"))
     assert "Traceback" not in failed.err

@@ -27,7 +27,7 @@ def report(*, ok: bool) -> dict[str, Any]:
         "ok": ok,
         "comparisons": [
             {"what": "denoise_step", "rms": 1e-6, "largest": 1e-5, "allowed": 1e-3, "ok": True},
-            {"what": "pictures", "rms": 0.5, "largest": 200.0, "allowed": 0.01, "ok": ok},
+            {"what": "images", "rms": 0.5, "largest": 200.0, "allowed": 0.01, "ok": ok},
         ],
     }
 
@@ -61,7 +61,7 @@ def test_verify(run: Run, bundle: Path, verifying: Any) -> None:
 def refuses(path: Path, checkpoint: str, *, progress: Any) -> Any:
     """Keeps its figures and refuses the bundle, as `verify` does."""
     bundles.record(bundles.open_bundle(path), parity=report(ok=False))
-    raise ParityError("pictures differ; build with --precision fp32")
+    raise ParityError("images differ; build with --precision fp32")
 
 
 def test_a_bundle_that_differs_is_exit_code_1(run: Run, bundle: Path, verifying: Any) -> None:
@@ -70,7 +70,7 @@ def test_a_bundle_that_differs_is_exit_code_1(run: Run, bundle: Path, verifying:
     assert ended.code == 1
     assert "200 of 255" in ended.out
     assert "NO" in ended.out
-    assert ended.err.endswith("error: pictures differ; build with --precision fp32\n")
+    assert ended.err.endswith("error: images differ; build with --precision fp32\n")
 
 
 def test_a_bundle_that_differs_as_json(run: Run, bundle: Path, verifying: Any) -> None:

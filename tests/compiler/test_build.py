@@ -32,7 +32,7 @@ def parts_left(path: Path) -> list[str]:
     return [p.name for p in path.iterdir() if p.name.endswith(storage.ASIDE)]
 
 
-def test_builds_a_bundle_that_draws(tiny_bundle: Callable[[str], Path]) -> None:
+def test_builds_a_bundle_that_generates(tiny_bundle: Callable[[str], Path]) -> None:
     bundle = bundles.open_bundle(tiny_bundle("onnxruntime-cpu"))
     manifest = bundle.manifest
     assert set(manifest.engines) == set(bundles.ENGINES)
@@ -58,7 +58,7 @@ def test_a_unet_that_cannot_be_split_is_built_whole(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """It draws the same picture, says why it is whole, and is reused like any other."""
+    """It generates the same image, says why it is whole, and is reused like any other."""
 
     def refuse(unet: object) -> None:
         raise CannotSplitError("it is of another kind")

@@ -1,4 +1,4 @@
-"""A bundle keeps what each engine computes, without weights, and never needs it to draw."""
+"""A bundle keeps what each engine computes, without weights, and never needs it to generate."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ print(image.size)
 
 
 @pytest.mark.parametrize("kept", [True, False])
-def test_drawing_needs_neither_graphs_nor_onnx(own_bundle: Path, kept: bool) -> None:
+def test_generation_needs_neither_graphs_nor_onnx(own_bundle: Path, kept: bool) -> None:
     if not kept:
         forget_graphs(own_bundle)
     done = subprocess.run(

@@ -1,4 +1,4 @@
-"""What a model is like reaches everything that draws with it, the half-precision check as well."""
+"""What a model is like reaches all that generates with it, the half-precision check too."""
 
 from __future__ import annotations
 
@@ -136,14 +136,14 @@ def pretend(target: targets.Target, request: EngineRequest) -> BuiltEngine:
         for real in (False, True)
     ],
 )
-def test_the_half_check_draws_as_the_bundle_will(
+def test_the_half_check_generates_as_the_bundle_will(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, feature: str, real: bool
 ) -> None:
     for module in (targets, config, readback):
         monkeypatch.setattr(module, "find_gpus", lambda: ((), "no NVIDIA driver is installed"))
     if not real:
         monkeypatch.setattr(build_engines.targets, "build_engine", pretend)
-    # A short trial: what is looked at is what it draws with.
+    # A short trial: what is looked at is what it generates with.
     for name in ("MOST_STEPS", "ENOUGH_STEPS", "FEWEST_STEPS"):
         monkeypatch.setattr(half_check, name, 3)
     tried: list[PipelineParts] = []

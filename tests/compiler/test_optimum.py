@@ -23,7 +23,7 @@ PEERS = ROOT / "benchmarks" / "peers"
 
 
 def test_a_folder_of_its_structure(tiny_onnx: Path, own_bundle: Path, tmp_path: Path) -> None:
-    """It draws what the same weights draw in this project's structure, with mixed timesteps too."""
+    """It generates what our structure does with these weights, with mixed timesteps too."""
     folder = Path(shutil.copytree(tiny_onnx, tmp_path / "onnx"))
     rewrite(folder)
     record, like_it = json.loads(RECORD.read_text()), describe(folder)
@@ -89,10 +89,12 @@ class TestTheRealPackage:
         for target in TARGETS:
             bundle = tmp_path / target
             build_folder(folder, bundle, BuildOptions(target, Precision.FP32, TINY_PROFILE))
-            # Pictures are at most 2 of 255 from diffusers', or this raises.
+            # Images are at most 2 of 255 from diffusers', or this raises.
             assert sdexport.verify(bundle, tiny_checkpoint).ok
 
-    def test_it_draws_with_ours(self, tiny_onnx: Path, own_bundle: Path, tmp_path: Path) -> None:
+    def test_it_generates_with_ours(
+        self, tiny_onnx: Path, own_bundle: Path, tmp_path: Path
+    ) -> None:
         command = [environment(), "-c", DRAW, tiny_onnx, tmp_path / "image.npy"]
         subprocess.run(command, check=True, env=os.environ | {"HF_HUB_OFFLINE": "1"})
         ours = sdexport.load(own_bundle).generate(

@@ -226,14 +226,14 @@ def test_pruned_because_it_cannot_run(tmp_path: Path, monkeypatch: pytest.Monkey
     assert mine.exists()
 
 
-def test_pictures_in_a_bundle_are_not_lost(tmp_path: Path) -> None:
+def test_images_in_a_bundle_are_not_lost(tmp_path: Path) -> None:
     path = make(tmp_path / "b")
-    (path / "pictures").mkdir()
-    (path / "pictures" / "holiday.png").write_bytes(b"irreplaceable")
+    (path / "images").mkdir()
+    (path / "images" / "holiday.png").write_bytes(b"irreplaceable")
     (done,) = prune(tmp_path, older_days=0, cannot_run=False, remove=True)
-    assert "holds pictures/holiday.png, which no build made" in done.kept
+    assert "holds images/holiday.png, which no build made" in done.kept
     bundles.open_bundle(path)
-    (path / "pictures" / "holiday.png").unlink()
+    (path / "images" / "holiday.png").unlink()
     (path / "denoise_step" / "link").symlink_to(tmp_path)
     (done,) = prune(tmp_path, older_days=0, cannot_run=False, remove=True)
     assert "holds denoise_step/link" in done.kept

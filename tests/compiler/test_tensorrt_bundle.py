@@ -84,7 +84,7 @@ def test_every_component_is_built(built: Path) -> None:
         assert facts["read_back"]["compute_capabilities"] == ["sm86", "sm89"]
         assert facts["seconds"] > 0
         assert facts["peak_bytes"] > facts["bytes"] == (built / engine.file).stat().st_size
-        # The graph's ends are float32 (a picture's uint8), whatever is computed in between.
+        # The graph's ends are float32 (an image's uint8), whatever is computed in between.
         kinds = {one["dtype"] for one in (*facts["inputs"], *facts["outputs"])}
         assert "float16" not in kinds, name
         assert sorted(p.name for p in (built / name).iterdir()) == ["engine.plan"]

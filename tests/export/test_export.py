@@ -183,10 +183,10 @@ class TestParity:
     ) -> None:
         latents = normal(batch, 4, height, width) * 0.18215
         (ours,) = run(tiny_onnx, "vae_decoder", latent_sample=latents / np.float32(0.18215))
-        pictures = np.clip(ours / 2 + 0.5, 0, 1).transpose(0, 2, 3, 1)
+        images = np.clip(ours / 2 + 0.5, 0, 1).transpose(0, 2, 3, 1)
         theirs = reference.decode(latents)
-        assert pictures.shape == theirs.shape == (batch, height * 8, width * 8, 3)
-        np.testing.assert_allclose(pictures, theirs, atol=1e-4)
+        assert images.shape == theirs.shape == (batch, height * 8, width * 8, 3)
+        np.testing.assert_allclose(images, theirs, atol=1e-4)
         sample = np.tanh(normal(batch, 3, height * 8, width * 8))
         (ours,) = run(tiny_onnx, "vae_encoder", sample=sample)
         self.close(ours, reference.encode(sample))

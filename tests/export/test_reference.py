@@ -1,4 +1,4 @@
-"""What bundles are held against: diffusers' pictures, from a seed of each picture's own."""
+"""What bundles are held against: diffusers' images, from a seed of each image's own."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ def reference(tiny_checkpoint: Path) -> ReferenceModels:
 REQUEST: dict[str, Any] = {"steps": 2, "guidance": 3.0, "sampler": "ddim", "size": (40, 24)}
 
 
-def test_a_picture_is_its_seeds(reference: ReferenceModels, capfd: Any) -> None:
-    both = reference.pictures(["a dog", "a cat"], seeds=[5, 9], **REQUEST)
-    assert [picture.shape for picture in both] == [(24, 40, 3)] * 2
-    assert {str(picture.dtype) for picture in both} == {"uint8"}
-    (alone,) = reference.pictures(["a cat"], seeds=[9], **REQUEST)
+def test_a_image_is_its_seeds(reference: ReferenceModels, capfd: Any) -> None:
+    both = reference.generate(["a dog", "a cat"], seeds=[5, 9], **REQUEST)
+    assert [image.shape for image in both] == [(24, 40, 3)] * 2
+    assert {str(image.dtype) for image in both} == {"uint8"}
+    (alone,) = reference.generate(["a cat"], seeds=[9], **REQUEST)
     assert np.abs(both[1].astype(int) - alone).max() <= 1
-    (other,) = reference.pictures(["a cat"], seeds=[10], **REQUEST)
+    (other,) = reference.generate(["a cat"], seeds=[10], **REQUEST)
     assert np.abs(other.astype(int) - alone).max() > 1
     assert capfd.readouterr() == ("", "")
 
@@ -51,7 +51,7 @@ def test_it_is_diffusers_own_pipeline(reference: ReferenceModels, tiny_checkpoin
         height=24,
         generator=torch.Generator("cpu").manual_seed(5),
     ).images
-    (ours,) = reference.pictures(["a dog"], seeds=[5], negative_prompt="a cat", **REQUEST)
+    (ours,) = reference.generate(["a dog"], seeds=[5], negative_prompt="a cat", **REQUEST)
     assert np.abs(ours.astype(int) - np.asarray(theirs)).max() <= 1
 
 
@@ -86,4 +86,4 @@ def test_no_sampler_is_the_checkpoints_own() -> None:
 
 def test_a_seed_for_every_prompt(reference: ReferenceModels) -> None:
     with pytest.raises(ValueError, match="2 prompts need as many seeds, not 1"):
-        reference.pictures(["a dog", "a cat"], seeds=[1], **REQUEST)
+        reference.generate(["a dog", "a cat"], seeds=[1], **REQUEST)

@@ -19,7 +19,7 @@ import sdexport
 from sdexport.artifacts.bundle import ENGINES, open_bundle
 from sdexport.artifacts.onnx_folder import open_folder
 from sdexport.backends.cuda import driver
-from sdexport.backends.slots import Shape, picture_shapes, step_shapes, text_shapes
+from sdexport.backends.slots import Shape, image_shapes, step_shapes, text_shapes
 from sdexport.backends.targets import Target
 from sdexport.backends.tensorrt import refusal, session
 from sdexport.backends.tensorrt.library import library, listening, logger
@@ -48,7 +48,7 @@ def shapes_of(parts: PipelineParts, shape: Shape) -> dict[str, dict[str, tuple[i
     return {
         "text_encoder": text_shapes(engines, shape),
         "denoise_step": step_shapes(engines, shape),
-        "vae_decoder": picture_shapes(engines, shape),
+        "vae_decoder": image_shapes(engines, shape),
     }
 
 
@@ -91,18 +91,18 @@ def test_an_engine_computes_what_onnx_runtime_does(
     assert rms < 0.03
 
 
-def test_the_three_forms_draw_one_picture(built: Built, tell: Tell) -> None:
+def test_the_three_forms_generate_one_image(built: Built, tell: Tell) -> None:
     """To the bit: the same kernels run in the same order, launched in another way."""
-    pictures = {}
+    images = {}
     for form in FORMS:
         with sdexport.load(built(), loop=form) as pipe:
             first = pixels(pipe.generate(list(PROMPTS), **REQUEST))
             again = pixels(pipe.generate(list(PROMPTS), **REQUEST))
             assert (first == again).all(), f"{form} is not the same twice"
-            pictures[form] = first
-    assert pictures["eager"].std() > 10, "no picture"
+            images[form] = first
+    assert images["eager"].std() > 10, "no image"
     for form in FORMS[1:]:
-        different = int((pictures[form] != pictures["eager"]).sum())
+        different = int((images[form] != images["eager"]).sum())
         tell(form=form, pixels_other_than_eager=different)
         assert different == 0
 
@@ -117,7 +117,7 @@ def test_one_capture_serves_other_samplers_and_seeds(built: Built) -> None:
                 request = REQUEST | {"sampler": sampler, "seed": seed, "guidance": guidance}
                 ours = pixels(captured.generate("pizza", **request))
                 assert (ours == pixels(eager.generate("pizza", **request))).all(), sampler
-        (workspaces,) = captured._turn._made
+        (workspaces,) = captured._pool._made
         assert len(list(workspaces._loops())) == 1
 
 
@@ -147,20 +147,20 @@ def test_memory_does_not_grow(built: Built, tell: Tell, count: int) -> None:
         for seed in range(count):
             pipe.generate("rose", **(REQUEST | {"seed": seed}))
         after, _ = gpu.memory()
-        tell(pictures=count, device_bytes_grown=before - after)
-        # Other programs may use the GPU; a leak of 64 KiB a picture would show.
+        tell(images=count, device_bytes_grown=before - after)
+        # Other programs may use the GPU; a leak of 64 KiB an image would show.
         assert before - after < count * (64 << 10)
 
 
-def test_threads_draw_what_one_draws(built: Built) -> None:
+def test_threads_generate_what_one_generates(built: Built) -> None:
     with sdexport.load(built()) as pipe:
         wanted = [pixels(pipe.generate(PROMPTS[n % 3], **REQUEST)) for n in range(8)]
         found: dict[int, Any] = {}
 
-        def draw(number: int) -> None:
+        def generate(number: int) -> None:
             found[number] = pixels(pipe.generate(PROMPTS[number % 3], **REQUEST))
 
-        threads = [threading.Thread(target=draw, args=(number,)) for number in range(8)]
+        threads = [threading.Thread(target=generate, args=(number,)) for number in range(8)]
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -170,13 +170,13 @@ def test_threads_draw_what_one_draws(built: Built) -> None:
 
 @pytest.mark.parametrize("precision", [Precision.FP16, Precision.FP32], ids=str)
 def test_parity_with_pytorch(built: Built, tell: Tell, precision: Precision) -> None:
-    """Each engine and whole pictures; `verify` holds them to the precision's tolerance."""
+    """Each engine and whole images; `verify` holds them to the precision's tolerance."""
     bundle = built(precision)
     sdexport.verify(bundle, EMOJI)
     tell(precision=str(precision), parity=open_bundle(bundle).manifest.parity)
 
 
-def test_no_value_is_lost_over_a_whole_picture(built: Built, tell: Tell) -> None:
+def test_no_value_is_lost_over_a_whole_image(built: Built, tell: Tell) -> None:
     """The NaN scan: every step's latents, of several prompts and samplers."""
     largest = 0.0
     with sdexport.load(built()) as pipe:
@@ -190,7 +190,7 @@ def test_no_value_is_lost_over_a_whole_picture(built: Built, tell: Tell) -> None
 def test_an_engine_is_refitted_with_its_own_weights(
     built: Built, target: Target, tmp_path: Path
 ) -> None:
-    """A refit must leave no residue: the same weights again give the same picture.
+    """A refit must leave no residue: the same weights again give the same image.
 
     The weights come from the graph that the engine was built from, which is made again.
     """

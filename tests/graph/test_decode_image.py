@@ -1,4 +1,4 @@
-"""The wrapped decoder gives the pictures that diffusers' post-processing would."""
+"""The wrapped decoder gives the images that diffusers' post-processing would."""
 
 from __future__ import annotations
 

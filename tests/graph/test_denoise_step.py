@@ -62,7 +62,7 @@ def test_rows_do_not_depend_on_their_batch() -> None:
 
 
 def plain(inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:  # type: ignore[type-arg]  # of any dtype
-    """`inputs` as drawing from text alone has them: nothing rescaled, nothing known."""
+    """`inputs` as generating from text alone has them: nothing rescaled, nothing known."""
     return inputs | {
         "guidance_rescale": np.zeros_like(inputs["guidance_rescale"]),
         "mask": np.ones_like(inputs["mask"]),

@@ -101,20 +101,20 @@ def real(tiny_onnx: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pat
 
 
 @pytest.mark.parametrize(
-    ("pictures", "branches", "size", "pieces"),
+    ("images", "branches", "size", "pieces"),
     [(1, 2, (8, 8), 1), (3, 2, (4, 12), 1), (2, 1, (8, 4), 2), (1, 1, (16, 8), 3)],
 )
 def test_an_exported_unet(
-    real: tuple[Path, Path], pictures: int, branches: int, size: tuple[int, int], pieces: int
+    real: tuple[Path, Path], images: int, branches: int, size: tuple[int, int], pieces: int
 ) -> None:
     source, folder = real
     random = np.random.default_rng(0)
     whole = session(source)
     shapes = {entry.name: entry.shape for entry in whole.get_inputs()}
-    sample = random.standard_normal((pictures, shapes["sample"][1], *size)).astype(np.float32)
+    sample = random.standard_normal((images, shapes["sample"][1], *size)).astype(np.float32)
     dim = shapes["encoder_hidden_states"][2]
-    texts = random.standard_normal((branches * pictures, 77 * pieces, dim)).astype(np.float32)
-    times = random.uniform(0, 999, pictures).astype(np.float32)
+    texts = random.standard_normal((branches * images, 77 * pieces, dim)).astype(np.float32)
+    times = random.uniform(0, 999, images).astype(np.float32)
     rows = {
         "sample": np.tile(sample, (branches, 1, 1, 1)),
         "timestep": np.tile(times, branches),

@@ -1,4 +1,4 @@
-"""After `close` nothing is drawn, by whatever public way leads to a picture."""
+"""After `close` nothing is generated, by whatever public way leads to an image."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ import pytest
 
 from sdexport.errors import UsageError
 from sdexport.pipeline.pipeline import Pipeline
-from sdexport.pipeline.scheduler import Batcher
-from sdexport.pipeline.workspace_pool import Turn
+from sdexport.pipeline.scheduler import StepScheduler
+from sdexport.pipeline.workspace_pool import WorkspacePool
 from tests.pipeline.fakes import Fakes
 
 
 def _batcher(pipe: Pipeline) -> Callable[[], object]:
-    batcher = Batcher(pipe.parts, pipe.parts.placed().workspaces())
-    batcher.add(pipe.request("apple", steps=4, seed=1))
-    batcher.step()
-    return batcher.step
+    scheduler = StepScheduler(pipe.parts, pipe.parts.placed().workspaces())
+    scheduler.add(pipe.request("apple", steps=4, seed=1))
+    scheduler.step()
+    return scheduler.step
 
 
 WAYS: dict[str, Callable[[Pipeline], Callable[[], object]]] = {
@@ -31,7 +31,7 @@ WAYS: dict[str, Callable[[Pipeline], Callable[[], object]]] = {
     "a batcher": lambda pipe: lambda: _batcher(pipe),
 }
 FREE = {"close", "request", "evaluations"}
-"""Public methods that draw nothing, and go on working."""
+"""Public methods that generate nothing, and go on working."""
 
 
 def test_every_public_method_is_among_the_ways() -> None:
@@ -40,24 +40,24 @@ def test_every_public_method_is_among_the_ways() -> None:
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_nothing_is_drawn_after_closing(pipe: Pipeline, fakes: Fakes, way: str) -> None:
-    draw = WAYS[way](pipe)
+def test_nothing_is_generated_after_closing(pipe: Pipeline, fakes: Fakes, way: str) -> None:
+    generate = WAYS[way](pipe)
     pipe.close()
     pipe.close()
     ran = len(fakes.log)
     with pytest.raises(UsageError, match="closed.*load"):
-        draw()
+        generate()
     assert len(fakes.log) == ran
     assert pipe.evaluations(pipe.request("apple", steps=3, sampler="ddim")) == 3
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_nothing_is_drawn_after_the_with_statement(pipe: Pipeline, way: str) -> None:
+def test_nothing_is_generated_after_the_with_statement(pipe: Pipeline, way: str) -> None:
     with pipe as inside:
         assert inside is pipe
-        draw = WAYS[way](pipe)
+        generate = WAYS[way](pipe)
     with pytest.raises(UsageError, match="closed"):
-        draw()
+        generate()
 
 
 @pytest.mark.parametrize("leave", ["stream", "pipe", "another request"])
@@ -83,7 +83,7 @@ def test_the_last_steps_latents_are_the_callers(pipe: Pipeline) -> None:
 def test_an_unfinished_stream_keeps_the_pipeline_open(pipe: Pipeline) -> None:
     stream = pipe.stream("apple", steps=3)
     next(stream)
-    with pytest.raises(UsageError, match="still drawing"):
+    with pytest.raises(UsageError, match="still generating"):
         pipe.close()
     assert list(stream)[-1].result is not None
 
@@ -97,7 +97,7 @@ def test_what_is_no_request_is_refused(pipe: Pipeline, wrong: Any) -> None:
 
 
 def test_a_turn_is_closed_once_and_for_all() -> None:
-    turn = Turn(lambda: 1)
+    turn = WorkspacePool(lambda: 1)
     assert not turn.closed
     turn.close()
     assert turn.closed

@@ -27,7 +27,7 @@ def expected_latents(
     guidance: float = 7.5,
     size: tuple[int, int] = (4, 4),
 ) -> np.ndarray[Any, Any]:
-    """One image's latents (C, h, w), drawn alone by the plan's interpreter; `size` is (h, w)."""
+    """One image's latents (C, h, w), from the plan's interpreter alone; `size` is (h, w)."""
     texts = [negative, prompt] if guidance > 1 else [prompt]
     ids = tokenizer.encode(texts)
     hidden = np.empty((*ids.shape, DIM), np.float32)
@@ -45,8 +45,8 @@ def expected_latents(
 
 
 def pixels(latents: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    picture = np.clip(latents[:3].transpose(1, 2, 0) * 40 + 128, 0, 255).round().astype(np.uint8)
-    return picture.repeat(8, axis=0).repeat(8, axis=1)
+    image = np.clip(latents[:3].transpose(1, 2, 0) * 40 + 128, 0, 255).round().astype(np.uint8)
+    return image.repeat(8, axis=0).repeat(8, axis=1)
 
 
 def assert_same(image: Any, latents: np.ndarray[Any, Any]) -> None:
@@ -56,7 +56,7 @@ def assert_same(image: Any, latents: np.ndarray[Any, Any]) -> None:
 
 @pytest.mark.parametrize("sampler", ["ddim", "pndm", "euler", "euler-a", "dpmpp-2m"])
 @pytest.mark.parametrize("guidance", [0, 1, 1.5, 7.5])
-def test_the_picture_is_the_interpreters(
+def test_the_image_is_the_interpreters(
     pipe: Pipeline, tokenizer: PromptTokenizer, sampler: str, guidance: float
 ) -> None:
     result = pipe.generate(
@@ -80,7 +80,7 @@ def test_the_picture_is_the_interpreters(
         guidance=guidance,
         size=(3, 5),
     )
-    assert latents.std() > 0.1, "nothing was drawn"
+    assert latents.std() > 0.1, "nothing was generated"
     assert_same(image, latents)
 
 
@@ -144,12 +144,12 @@ def test_the_noise_that_is_asked_for(pipe: Pipeline, fakes: Fakes) -> None:
     assert (first["noise"] == source.randn((1, CHANNELS, 4, 4))).all()
 
 
-def test_noise_is_drawn_only_where_the_plan_says_so(
+def test_noise_is_generated_only_where_the_plan_says_so(
     pipe: Pipeline, fakes: Fakes, tokenizer: PromptTokenizer
 ) -> None:
     pipe.generate("apple", steps=4, sampler="ddim", seed=3)
-    drawn = [inputs["noise"] for name, _, inputs in fakes.log if name == "denoise_step"]
-    assert all((noise == drawn[0]).all() for noise in drawn)
+    generated = [inputs["noise"] for name, _, inputs in fakes.log if name == "denoise_step"]
+    assert all((noise == generated[0]).all() for noise in generated)
 
     fakes.log.clear()
     pipe.generate("apple", steps=4, sampler="euler-a", seed=[3])
@@ -217,7 +217,7 @@ def test_bindings_are_kept_and_bounded(pipe: Pipeline, fakes: Fakes) -> None:
     assert len(fakes.denoise_step.bound) == 2
     for width in (16, 24, 32, 40, 48, 56, 64):
         pipe.generate("apple", steps=1, size=(width, 16))
-    (workspaces,) = pipe._turn._made
+    (workspaces,) = pipe._pool._made
     assert len(workspaces._bound) == 4
     bound = len(fakes.denoise_step.bound)
     pipe.generate("apple", steps=1, size=(64, 16))
@@ -244,7 +244,7 @@ def test_seed_zero_is_a_seed(pipe: Pipeline) -> None:
     assert pipe.generate("apple", steps=1, seed=0).seeds == (0,)
 
 
-def test_latents_show_the_picture_on_its_way(pipe: Pipeline, tokenizer: PromptTokenizer) -> None:
+def test_latents_show_the_image_on_its_way(pipe: Pipeline, tokenizer: PromptTokenizer) -> None:
     seen = [step.latents.copy() for step in pipe.stream("apple", steps=3, seed=2, sampler="ddim")]
     assert seen[0].shape == (1, CHANNELS, 4, 4)
     latents = expected_latents(tokenizer, "apple", 2, sampler="ddim")
@@ -271,11 +271,11 @@ def test_the_end_of_a_batch_keeps_its_latents(pipe: Pipeline) -> None:
 def test_a_closed_pipeline_gives_its_buffers_back(pipe: Pipeline, fakes: Fakes) -> None:
     stream = pipe.stream("apple", steps=3)
     next(stream)
-    with pytest.raises(UsageError, match="still drawing"):
+    with pytest.raises(UsageError, match="still generating"):
         pipe.close()
     stream.close()
     pipe.close()
-    assert pipe._turn._made == []
+    assert pipe._pool._made == []
 
 
 def test_timings(pipe: Pipeline) -> None:
@@ -354,13 +354,13 @@ def test_a_second_thread_waits(pipe: Pipeline, fakes: Fakes) -> None:
     results: list[Any] = []
     waiting = threading.Event()
 
-    def draw() -> None:
+    def generate() -> None:
         waiting.set()
         results.append(pipe.generate("cat", steps=2, seed=1))
 
     stream = pipe.stream("apple", steps=3, seed=0, sampler="ddim")
     first = next(stream)
-    thread = threading.Thread(target=draw)
+    thread = threading.Thread(target=generate)
     thread.start()
     waiting.wait()
     thread.join(0.05)
@@ -389,16 +389,16 @@ def test_a_stream_may_move_between_threads(pipe: Pipeline) -> None:
     assert pipe.generate("apple", steps=1).images
 
 
-def test_many_threads_get_their_own_pictures(pipe: Pipeline) -> None:
+def test_many_threads_get_their_own_images(pipe: Pipeline) -> None:
     wanted = {
         seed: pipe.generate("apple", steps=2, seed=seed).images[0].tobytes() for seed in range(6)
     }
     found: dict[int, bytes] = {}
 
-    def draw(seed: int) -> None:
+    def generate(seed: int) -> None:
         found[seed] = pipe.generate("apple", steps=2, seed=seed).images[0].tobytes()
 
-    threads = [threading.Thread(target=draw, args=(seed,)) for seed in wanted]
+    threads = [threading.Thread(target=generate, args=(seed,)) for seed in wanted]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -99,7 +99,7 @@ def test_time_grows_with_the_length_alone(
 
 
 @pytest.mark.parametrize("name", UNITS)
-def test_a_request_of_a_megabyte_is_drawn_or_refused(pipe: Pipeline, name: str) -> None:
+def test_a_request_of_a_megabyte_is_generated_or_refused(pipe: Pipeline, name: str) -> None:
     text = long(UNITS[name], MEGABYTE)
     try:
         pipe.request(text, negative_prompt=text, prompt_syntax="weights", steps=1)

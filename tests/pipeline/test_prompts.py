@@ -243,7 +243,7 @@ def test_weights_of_one_change_no_bit_and_copy_nothing(pipe: Pipeline, fakes: Fa
     assert not np.allclose(seen[:, 1], before[:, 1])
 
 
-def test_long_plain_prompts_say_what_draws_them(pipe: Pipeline) -> None:
+def test_long_plain_prompts_say_what_generates_them(pipe: Pipeline) -> None:
     (warning,) = pipe.generate("apple " * 75 + "red cat", steps=1).warnings
     assert "'red cat'" in warning
     assert "'long'" in warning

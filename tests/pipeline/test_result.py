@@ -1,4 +1,4 @@
-"""Images are saved whole, with what is needed to draw them again."""
+"""Images are saved whole, with what is needed to generate them again."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def test_round_trip(pipe: Pipeline, tmp_path: Path) -> None:
     result = pipe.generate(
         "red apple", negative_prompt="cat", steps=2, guidance=3.5, sampler="euler-a", seed=11
     )
-    (file,), (texts,) = saved(result, tmp_path / "picture.png")
-    assert file == tmp_path / "picture.png"
+    (file,), (texts,) = saved(result, tmp_path / "image.png")
+    assert file == tmp_path / "image.png"
     with Image.open(file) as image:
         assert (np.asarray(image) == np.asarray(result.images[0])).all()
     assert texts["parameters"] == (
@@ -124,8 +124,8 @@ def test_a_file_in_the_way(pipe: Pipeline, tmp_path: Path) -> None:
         pipe.generate("apple", steps=1).save(tmp_path / "file" / "p.png")
 
 
-def test_how_it_was_drawn_is_kept(pipe: Pipeline, tmp_path: Path) -> None:
-    """The options of prompts, guidance and images draw the same picture again."""
+def test_how_it_was_generated_is_kept(pipe: Pipeline, tmp_path: Path) -> None:
+    """The options of prompts, guidance and images generate the same image again."""
     image = Image.new("RGB", (32, 32), "orange")
     mask = Image.new("L", (32, 32))
     mask.paste(255, (8, 0, 32, 16))

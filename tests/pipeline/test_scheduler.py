@@ -1,4 +1,4 @@
-"""Requests that share batches step by step: each picture the same as alone."""
+"""Requests that share batches step by step: each image the same as alone."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from sdexport.errors import EngineError, UsageError
 from sdexport.pipeline.pipeline import Pipeline
 from sdexport.pipeline.request import Request, make_request
-from sdexport.pipeline.scheduler import QUANTUM, Batcher
+from sdexport.pipeline.scheduler import QUANTUM, StepScheduler
 from sdexport.pipeline.tokenizer import PromptTokenizer
 from tests.pipeline.fakes import Fakes
 
@@ -26,12 +26,12 @@ def alone(pipe: Pipeline, request: Request) -> list[bytes]:
     return [image.tobytes() for image in last.result.images]
 
 
-def batcher_of(pipe: Pipeline) -> Batcher:
-    return Batcher(pipe.parts, pipe.parts.placed().workspaces())
+def batcher_of(pipe: Pipeline) -> StepScheduler:
+    return StepScheduler(pipe.parts, pipe.parts.placed().workspaces())
 
 
 def batches(fakes: Fakes) -> list[int]:
-    """The pictures in every call of the denoise step so far."""
+    """The images in every call of the denoise step so far."""
     return [len(inputs["state"]) for name, _, inputs in fakes.log if name == "denoise_step"]
 
 
@@ -69,30 +69,30 @@ def test_more_than_fit_wait(pipe: Pipeline, fakes: Fakes) -> None:
 
 
 def test_a_new_one_joins_at_the_next_step(pipe: Pipeline, fakes: Fakes) -> None:
-    batcher = batcher_of(pipe)
+    scheduler = batcher_of(pipe)
     first, second = asked(pipe, steps=5), asked(pipe, "cat", steps=4, sampler="euler-a", seed=9)
-    one = batcher.add(first)
-    assert batcher.step()
-    assert batcher.step()
-    two = batcher.add(second)
+    one = scheduler.add(first)
+    assert scheduler.step()
+    assert scheduler.step()
+    two = scheduler.add(second)
     assert (one.done, two.done) == (2, 0)
-    while batcher.step():
+    while scheduler.step():
         pass
     assert batches(fakes) == [1, 1, 2, 2, 2, 1]
     assert one.finished
     assert two.finished
     assert [image.tobytes() for image in one.outcome().images] == alone(pipe, first)
     assert [image.tobytes() for image in two.outcome().images] == alone(pipe, second)
-    assert not batcher.step()
+    assert not scheduler.step()
 
 
 def test_a_cancelled_one_leaves_at_once(pipe: Pipeline, fakes: Fakes) -> None:
-    batcher = batcher_of(pipe)
+    scheduler = batcher_of(pipe)
     kept, dropped = asked(pipe, steps=4), asked(pipe, "cat", steps=4, count=5)
-    one, other = batcher.add(kept), batcher.add(dropped)
-    batcher.step()
-    batcher.cancel(other)
-    while batcher.step():
+    one, other = scheduler.add(kept), scheduler.add(dropped)
+    scheduler.step()
+    scheduler.cancel(other)
+    while scheduler.step():
         pass
     assert batches(fakes) == [4, 1, 1, 1]
     assert not other.finished
@@ -113,11 +113,11 @@ def test_other_shapes_take_turns(pipe: Pipeline, fakes: Fakes) -> None:
     for request, result in zip(requests, results, strict=True):
         assert [image.tobytes() for image in result.images] == alone(pipe, request)
     fakes.log.clear()
-    batcher = batcher_of(pipe)
-    tickets = [batcher.add(request) for request in requests]
+    scheduler = batcher_of(pipe)
+    jobs = [scheduler.add(request) for request in requests]
     for _ in range(QUANTUM + 12):
-        batcher.step()
-    assert [ticket.finished for ticket in tickets] == [False, True, True, True]
+        scheduler.step()
+    assert [job.finished for job in jobs] == [False, True, True, True]
 
 
 def test_images_of_one_request_with_texts_of_other_lengths(pipe: Pipeline, fakes: Fakes) -> None:
@@ -145,9 +145,9 @@ def test_one_that_comes_out_as_no_numbers_fails_alone(
 
     fakes.denoise_step.compute = broken
     pipe = Pipeline(fakes.parts(tokenizer))
-    batcher = batcher_of(pipe)
-    good, bad = (batcher.add(asked(pipe, guidance=g, seed=8)) for g in (7, 66))
-    while batcher.step():
+    scheduler = batcher_of(pipe)
+    good, bad = (scheduler.add(asked(pipe, guidance=g, seed=8)) for g in (7, 66))
+    while scheduler.step():
         pass
     assert good.outcome().images
     with pytest.raises(EngineError, match=r"image 0 \(seed 8\)"):
@@ -182,7 +182,7 @@ def test_timings_and_warnings(pipe: Pipeline) -> None:
     assert "no effect" in two.warnings[0]
 
 
-def test_nothing_to_draw(pipe: Pipeline) -> None:
+def test_nothing_to_generate(pipe: Pipeline) -> None:
     assert pipe.generate_batch([]) == []
 
 

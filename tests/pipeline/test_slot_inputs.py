@@ -1,4 +1,4 @@
-"""Where a picture starts, what is drawn from its seed and in which order, what is kept of it."""
+"""Where an image starts, what is generated from its seed and in which order, what is kept of it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from PIL import Image
 from sdexport.pipeline.guidance import guidance_scales
 from sdexport.pipeline.pipeline import Pipeline
 from sdexport.pipeline.request import Request, make_request
-from sdexport.pipeline.slot_inputs import course_of, make_row
+from sdexport.pipeline.slot_inputs import inputs_of, slot_inputs
 from sdexport.pipeline.tokenizer import PromptTokenizer
 from sdexport.sampling import TorchNoise
 from tests.pipeline.fakes import CHANNELS, Fakes
@@ -20,13 +20,13 @@ from tests.pipeline.fakes import CHANNELS, Fakes
 SHAPE = (1, CHANNELS, 4, 4)
 
 
-def picture() -> Image.Image:
+def source_image() -> Image.Image:
     random = np.random.default_rng(0)
     return Image.fromarray(random.integers(0, 256, (32, 32, 3), np.uint8))
 
 
 def half() -> Image.Image:
-    """Draws the right half."""
+    """Generates the right half."""
     mask = Image.new("L", (32, 32))
     mask.paste(255, (16, 0, 32, 32))
     return mask
@@ -46,15 +46,15 @@ def encoded(seed: int = 1) -> np.ndarray[Any, Any]:
 
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("strength", [0.5, 1.0])
-def test_the_order_of_what_is_drawn(
+def test_the_order_of_what_is_generated(
     fakes: Fakes, tokenizer: PromptTokenizer, masked: bool, strength: float
 ) -> None:
     """Posterior, start noise, (masked image's posterior,) sampler: as diffusers' generators go."""
     parts = fakes.parts(tokenizer, scaling_factor=0.5, shift_factor=0.25)
     mask = half() if masked else None
-    request = asked(Pipeline(parts), image=picture(), mask=mask, strength=strength)
+    request = asked(Pipeline(parts), image=source_image(), mask=mask, strength=strength)
     plan, moments, source = request.plan, encoded(), TorchNoise(5)
-    row = make_row(parts, request, 0, moments)
+    row = slot_inputs(parts, request, 0, moments)
     deviation = np.exp(0.5 * np.clip(moments[CHANNELS:], -30, 20))
     clean = (moments[:CHANNELS] + deviation * source.randn(SHAPE)[0] - 0.25) * 0.5
     noise = source.randn(SHAPE)[0]
@@ -81,8 +81,8 @@ def test_the_order_of_what_is_drawn(
 
 def test_what_is_kept_comes_out_as_it_went_in(pipe: Pipeline, fakes: Fakes) -> None:
     """The last blend leaves the image's own latents where the mask is black."""
-    *_, last = pipe.steps(asked(pipe, image=picture(), mask=half(), sampler="ddim"))
-    means = np.asarray(picture(), np.float32)[::8, ::8].transpose(2, 0, 1) / 127.5 - 1
+    *_, last = pipe.steps(asked(pipe, image=source_image(), mask=half(), sampler="ddim"))
+    means = np.asarray(source_image(), np.float32)[::8, ::8].transpose(2, 0, 1) / 127.5 - 1
     kept = means + 0.1 * TorchNoise(5).randn(SHAPE)[0][:3]
     np.testing.assert_allclose(last.latents[0, :3, :, :2], kept[:, :, :2], atol=1e-5)
     assert np.abs(last.latents[0, :3, :, 2:] - kept[:, :, 2:]).max() > 0.1
@@ -97,7 +97,7 @@ def test_no_image_binds_no_encoder(pipe: Pipeline, fakes: Fakes) -> None:
 def test_each_prompt_may_have_its_image(pipe: Pipeline) -> None:
     options: dict[str, Any] = {"steps": 4, "sampler": "ddim"}
     dark = Image.new("RGB", (32, 32), "navy")
-    both = pipe.generate(["a", "b"], image=[picture(), dark], seed=3, count=2, **options)
+    both = pipe.generate(["a", "b"], image=[source_image(), dark], seed=3, count=2, **options)
     alone = pipe.generate("b", image=dark, seed=6, **options)
     assert both.images[3].tobytes() == alone.images[0].tobytes()
 
@@ -139,10 +139,10 @@ def test_an_interval_without_any_step_is_unguided(pipe: Pipeline) -> None:
 
 def test_a_course_goes_on_from_where_each_row_is(pipe: Pipeline) -> None:
     rows = [
-        make_row(pipe.parts, asked(pipe, steps=4, sampler="ddim"), 0),
-        make_row(pipe.parts, asked(pipe, steps=6), 0),
+        slot_inputs(pipe.parts, asked(pipe, steps=4, sampler="ddim"), 0),
+        slot_inputs(pipe.parts, asked(pipe, steps=6), 0),
     ]
-    course = course_of(rows, [1, 3], 3)
+    course = inputs_of(rows, [1, 3], 3)
     assert course.evaluations == 3
     for place, (row, begin) in enumerate(zip(rows, (1, 3), strict=True)):
         for name, table in row.tables.items():
@@ -151,5 +151,5 @@ def test_a_course_goes_on_from_where_each_row_is(pipe: Pipeline) -> None:
     assert not course.noise[:, 0].any()
     assert rows[1].noise is not None
     np.testing.assert_array_equal(course.noise[:, 1], rows[1].noise[3:])
-    quiet = course_of([rows[0], replace(rows[0])])
+    quiet = inputs_of([rows[0], replace(rows[0])])
     assert quiet.noise is None

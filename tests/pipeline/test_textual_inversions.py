@@ -118,7 +118,7 @@ def test_ids_are_those_of_diffusers(
             continue
         prompt = read_prompt(ours, text, syntax)
         found = [token for row in prompt.ids.tolist() for token in row[1:]]
-        # Commas move a piece's end; what is drawn is the same, in the same order.
+        # Commas move a piece's end; what is generated is the same, in the same order.
         special = {ours.encode([""])[0, index] for index in (0, 1, -1)}
         kept = [token for token in found if token not in special]
         assert kept == [token for token in whole if token not in special][: len(kept)]

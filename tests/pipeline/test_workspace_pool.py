@@ -8,12 +8,12 @@ from itertools import count
 import pytest
 
 from sdexport.errors import UsageError
-from sdexport.pipeline.workspace_pool import Turn
+from sdexport.pipeline.workspace_pool import WorkspacePool
 
 
 def test_places_are_made_when_they_are_wanted_and_used_again() -> None:
     numbers = count()
-    turn = Turn(lambda: next(numbers), places=3)
+    turn = WorkspacePool(lambda: next(numbers), places=3)
     with turn.taken() as first:
         assert first.place == 0
     with turn.taken() as again, turn.taken() as second:
@@ -23,7 +23,7 @@ def test_places_are_made_when_they_are_wanted_and_used_again() -> None:
 
 def test_the_place_used_last_comes_first() -> None:
     numbers = count()
-    turn = Turn(lambda: next(numbers), places=2)
+    turn = WorkspacePool(lambda: next(numbers), places=2)
     with turn.taken() as first, turn.taken() as second:
         places = first.place, second.place
     with turn.taken() as held:
@@ -31,7 +31,7 @@ def test_the_place_used_last_comes_first() -> None:
 
 
 def test_a_thread_that_holds_every_place_is_told() -> None:
-    turn = Turn(object, places=2)
+    turn = WorkspacePool(object, places=2)
     with turn.taken(), turn.taken(), pytest.raises(UsageError, match="unfinished stream"):
         turn._take()
     with turn.taken():
@@ -39,7 +39,7 @@ def test_a_thread_that_holds_every_place_is_told() -> None:
 
 
 def test_a_thread_with_one_of_two_places_waits_for_the_other() -> None:
-    turn = Turn(object, places=2)
+    turn = WorkspacePool(object, places=2)
     entered, leave, done = threading.Event(), threading.Event(), threading.Event()
 
     def other() -> None:
@@ -66,8 +66,8 @@ def test_a_thread_with_one_of_two_places_waits_for_the_other() -> None:
 
 def test_closing_gives_every_place_once() -> None:
     numbers = count()
-    turn = Turn(lambda: next(numbers), places=2)
-    with turn.taken(), turn.taken(), pytest.raises(UsageError, match="still drawing"):
+    turn = WorkspacePool(lambda: next(numbers), places=2)
+    with turn.taken(), turn.taken(), pytest.raises(UsageError, match="still generating"):
         turn.close()
     assert sorted(turn.close()) == [0, 1]
     assert turn.close() == []
@@ -84,7 +84,7 @@ def test_a_place_that_cannot_be_made_harms_nobody() -> None:
             raise failure
         return "place"
 
-    turn = Turn(make)
+    turn = WorkspacePool(make)
     with pytest.raises(MemoryError), turn.taken():
         pass
     with turn.taken() as held:

@@ -68,7 +68,7 @@ def test_a_single_number_without_shape() -> None:
     assert_same_sequence(0, [(), (), ()])
 
 
-def test_the_latents_of_a_large_picture() -> None:
+def test_the_latents_of_a_large_image() -> None:
     assert_same_sequence(1234, [(1, 4, 128, 128), (1, 4, 128, 128)])
 
 

@@ -82,7 +82,7 @@ def assert_same_path(
     sampler = find_sampler(name)
     assert sampler.diffusers is not None
     noise = draws(2 * steps + 9, dtype)
-    picture = draws(1, dtype, seed=8)[0] if begin else None
+    image = draws(1, dtype, seed=8)[0] if begin else None
     exact = dtype == np.float64
     theirs = run_scheduler(
         sampler.diffusers,
@@ -91,15 +91,13 @@ def assert_same_path(
         model_for(sampler),
         noise,
         begin=begin,
-        picture=picture,
+        image=image,
         step={"eta": 0.0} if sampler.name == "tcd" else None,
     )
     strength = (steps - begin + 1e-6) / steps if begin else 1.0
     plan = compile_plan(config, name, steps, exact=exact, strength=strength)
     remaining = iter(noise[1:])
-    ours = list(
-        interpret(plan, noise[0], model_for(sampler), lambda shape: next(remaining), picture)
-    )
+    ours = list(interpret(plan, noise[0], model_for(sampler), lambda shape: next(remaining), image))
     np.testing.assert_allclose(plan.timesteps, theirs.timesteps, rtol=1e-6, atol=1e-4)
     if theirs.levels is not None:
         np.testing.assert_allclose(plan.noise_levels, theirs.levels, rtol=1e-6, atol=1e-6)

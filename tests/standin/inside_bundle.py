@@ -1,4 +1,4 @@
-"""A whole bundle for TensorRT for RTX over the stand-in, loaded and drawn with as a user would."""
+"""A whole bundle for TensorRT for RTX over the stand-in, loaded and used as a user would."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def bundle(tmp_path: Path) -> Iterator[Bundle]:
     session._runtime.cache_clear()
 
 
-def test_it_is_loaded_and_draws(standin: Standin, bundle: Bundle, host: Pipeline) -> None:
+def test_it_is_loaded_and_generates(standin: Standin, bundle: Bundle, host: Pipeline) -> None:
     wanted = host.generate("apple", steps=3, seed=1, size="64x64").images[0].tobytes()
     for loop in ("auto", "eager", "step-graph", "whole-loop"):
         with sdexport.load(bundle.path, loop=loop) as pipe:
@@ -36,7 +36,7 @@ def test_it_is_loaded_and_draws(standin: Standin, bundle: Bundle, host: Pipeline
     assert write_manifest(bundle.path, bundle.manifest).manifest.files == bundle.manifest.files
 
 
-def test_the_command_line_draws(
+def test_the_command_line_generates(
     standin: Standin, bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "apple.png"

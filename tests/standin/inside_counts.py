@@ -1,4 +1,4 @@
-"""What a picture costs in driver calls, and that nothing grows over many of them."""
+"""What an image costs in driver calls, and that nothing grows over many of them."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ def pipe(standin: Standin, parts: PipelineParts, plans: dict[str, Path]) -> Iter
         yield pipeline
 
 
-def draw(pipe: Pipeline, seed: int, *, steps: int = 10, sampler: str = "euler-a") -> None:
+def generate(pipe: Pipeline, seed: int, *, steps: int = 10, sampler: str = "euler-a") -> None:
     pipe.generate("apple", steps=steps, seed=seed, sampler=sampler, guidance=2.0, size="64x64")
 
 
-def test_the_second_picture_of_a_shape(standin: Standin, pipe: Pipeline) -> None:
-    """All driver calls of a picture, in order: one launch, one copy in, one copy out, one wait."""
-    draw(pipe, 0)
+def test_the_second_image_of_a_shape(standin: Standin, pipe: Pipeline) -> None:
+    """All driver calls of an image, in order: one launch, one copy in, one copy out, one wait."""
+    generate(pipe, 0)
     with standin.counted():
-        draw(pipe, 1)
+        generate(pipe, 1)
     calls = standin.calls()
     asked = [name for name in calls if not name.startswith("run.") and name != SETTING]
     assert asked == [
@@ -43,7 +43,7 @@ def test_the_second_picture_of_a_shape(standin: Standin, pipe: Pipeline) -> None
         "cuGraphLaunch",  # ten evaluations
         "cuEventRecord",
         *ENQUEUE,  # the decoder, which ends in 8 bits
-        "cuMemcpyDtoHAsync_v2",  # finished latents and pictures, side by side
+        "cuMemcpyDtoHAsync_v2",  # finished latents and images, side by side
         "cuEventRecord",
         "cuEventSynchronize",  # the only wait
         *["cuEventElapsedTime_v2"] * 3,
@@ -53,12 +53,12 @@ def test_the_second_picture_of_a_shape(standin: Standin, pipe: Pipeline) -> None
     # Between the first evaluation and the last there is nothing but evaluations.
     assert ran[launch + 1 : launch + 12] == [*["run.host"] * 10, "run.record"]
     assert Counter(ran)["run.copy_in"] == Counter(ran)["run.copy_out"] == 1
-    tell(calls_of_a_picture=Counter(asked), run=Counter(ran))
+    tell(calls_of_a_image=Counter(asked), run=Counter(ran))
 
 
 def test_a_sampler_without_noise_copies_none(standin: Standin, pipe: Pipeline) -> None:
-    draw(pipe, 0)
-    (workspaces,) = pipe._turn._made
+    generate(pipe, 0)
+    (workspaces,) = pipe._pool._made
     ((_, loop),) = workspaces._loops()
     layout = loop.inputs.layout
     sizes = []
@@ -69,8 +69,8 @@ def test_a_sampler_without_noise_copies_none(standin: Standin, pipe: Pipeline) -
         original(to, source, size, offset)
 
     workspaces.stream.copy_in = copy_in
-    draw(pipe, 1, sampler="ddim")
-    draw(pipe, 1, sampler="euler-a")
+    generate(pipe, 1, sampler="ddim")
+    generate(pipe, 1, sampler="euler-a")
     assert sizes == [layout.offset("noise"), layout.size]
     assert sizes[0] < sizes[1]
 
@@ -84,27 +84,27 @@ def resident() -> int:
 
 
 @pytest.mark.parametrize(
-    "pictures", [40, pytest.param(1000, marks=pytest.mark.slow)], ids=["forty", "thousand"]
+    "images", [40, pytest.param(1000, marks=pytest.mark.slow)], ids=["forty", "thousand"]
 )
-def test_many_pictures_take_no_more_memory(standin: Standin, pipe: Pipeline, pictures: int) -> None:
+def test_many_images_take_no_more_memory(standin: Standin, pipe: Pipeline, images: int) -> None:
     """Two shapes, two lengths and two samplers in turn; then as many again."""
 
     def several(number: int) -> None:
         for index in range(number):
-            draw(pipe, index, steps=2 + index % 2, sampler=("euler-a", "ddim")[index // 2 % 2])
+            generate(pipe, index, steps=2 + index % 2, sampler=("euler-a", "ddim")[index // 2 % 2])
 
     several(20)
     before, memory = standin.held(), resident()
     with standin.counted() as calls:
-        several(pictures)
+        several(images)
     gc.collect()
     assert standin.held() == before
     grown = resident() - memory
-    # An arena of the allocator; a leak of as little as 8 KiB a picture would show over a thousand.
+    # An arena of the allocator; a leak of as little as 8 KiB an image would show over a thousand.
     assert grown < 8 << 20, f"{grown:,} bytes more on the host"
     assert calls["cuMemAlloc_v2"] == calls["cuMemHostAlloc"] == 0
-    assert calls["cuGraphLaunch"] == pictures
-    tell(pictures=pictures, device_bytes_grown=0, host_bytes_grown=grown)
+    assert calls["cuGraphLaunch"] == images
+    tell(images=images, device_bytes_grown=0, host_bytes_grown=grown)
 
 
 def test_closing_gives_everything_back(
@@ -112,7 +112,7 @@ def test_closing_gives_everything_back(
 ) -> None:
     before = standin.held()
     pipeline = gpu_pipeline(parts, plans)
-    draw(pipeline, 0)
+    generate(pipeline, 0)
     assert standin.held() > before
     pipeline.close()
     assert standin.held() == before

@@ -215,7 +215,7 @@ def test_errors_name_the_call_the_status_and_the_remedy(
 ) -> None:
     with driver.Stream() as stream, driver.DeviceBuffer(64) as device:
         for status, kind, pattern in (
-            (OUT_OF_RESOURCES, EngineError, r"cuMemsetD8Async.*OUT_OF_RESOURCES.*fewer pictures"),
+            (OUT_OF_RESOURCES, EngineError, r"cuMemsetD8Async.*OUT_OF_RESOURCES.*fewer images"),
             (OUT_OF_MEMORY, DeviceMemoryError, r"memory is full.*cuMemsetD8Async.*other programs"),
             (LAUNCH_FAILED, DeviceLostError, r"lost to this process.*LAUNCH_FAILED.*start the pr"),
             (999, EngineError, r"status 999.*start the program again.*NVRM"),

@@ -12,7 +12,7 @@ import tensorrt_rtx
 
 from sdexport.backends.cuda import driver
 from sdexport.backends.cuda.session import DeviceCall
-from sdexport.backends.slots import Shape, picture_shapes
+from sdexport.backends.slots import Shape, image_shapes
 from sdexport.backends.tensorrt import session
 from sdexport.backends.tensorrt.library import listening
 from sdexport.errors import DeviceLostError, EngineError, FolderError
@@ -89,14 +89,14 @@ def test_of_several_profiles_the_smallest_that_fits(
     assert plan is not None
     exact = {
         name: [shape] * 3
-        for name, shape in picture_shapes(parts.engines, Shape(1, 2, 8, 8, 77)).items()
+        for name, shape in image_shapes(parts.engines, Shape(1, 2, 8, 8, 77)).items()
     }
     path = tensorrt_rtx.write_plan(
         tmp_path / "two.plan", Path(plan["onnx"]), [plan["profiles"][0], exact]
     )
     engine = load(path)
     for size, profile in ((8, 1), (12, 0)):
-        shapes = picture_shapes(parts.engines, Shape(1, 2, size, size, 77))
+        shapes = image_shapes(parts.engines, Shape(1, 2, size, size, 77))
         assert engine._profile(shapes) == profile
     engine.close()
 
@@ -116,18 +116,18 @@ def test_a_binding_to_host_arrays(
     standin: Standin, parts: PipelineParts, plans: dict[str, Path]
 ) -> None:
     """As `verify` uses an engine."""
-    shapes = picture_shapes(parts.engines, Shape(2, 2, 8, 8, 77))
+    shapes = image_shapes(parts.engines, Shape(2, 2, 8, 8, 77))
     random = np.random.default_rng(0)
-    pictures = []
+    images = []
     for engine in (load(plans["vae_decoder"]), parts.vae_decoder):
         binding = engine.bind(shapes)
         for _ in range(2):
             random = np.random.default_rng(0)
             binding.buffers["state"][...] = random.standard_normal(shapes["state"])
             binding.run()
-        pictures.append(binding.buffers["image"].copy())
-    assert (pictures[0] == pictures[1]).all()
-    assert pictures[0].std() > 1
+        images.append(binding.buffers["image"].copy())
+    assert (images[0] == images[1]).all()
+    assert images[0].std() > 1
 
 
 # Misuse, which the double refuses as the library does
@@ -138,7 +138,7 @@ def ready(
     parts: PipelineParts, plans: dict[str, Path]
 ) -> Iterator[tuple[DeviceCall, dict[str, int], driver.Stream]]:
     """The decoder ready to be enqueued, over memory of its own."""
-    shapes = picture_shapes(parts.engines, Shape(1, 2, 8, 8, 77))
+    shapes = image_shapes(parts.engines, Shape(1, 2, 8, 8, 77))
     engine = load(plans["vae_decoder"])
     with driver.Stream() as stream, driver.DeviceBuffer(1 << 20) as memory:
         stream.zero(memory.address, memory.size)

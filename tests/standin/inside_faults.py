@@ -1,7 +1,7 @@
 """Every driver call made to fail, in every phase: what is said, what is freed, what works then.
 
 A failure that concerns one call (out of memory, too many resources) ends the request with an error
-of the user's family, and the next request draws the right picture. A launch that failed loses the
+of the user's family, and the next request generates the right image. A launch that failed loses the
 device, which the driver's documentation says cannot be helped within the process: then every
 request says so. Whatever happened, closing the pipeline leaves nothing behind.
 """
@@ -34,7 +34,7 @@ FORMS = (Form.EAGER, Form.STEP_GRAPH, Form.WHOLE_LOOP)
 STATUSES = {"memory": OUT_OF_MEMORY, "resources": OUT_OF_RESOURCES, "lost": LAUNCH_FAILED}
 
 
-def picture(pipe: Pipeline, *, watched: bool = False) -> bytes:
+def image(pipe: Pipeline, *, watched: bool = False) -> bytes:
     arguments = {"sampler": "euler-a", "steps": 3, "seed": 5, "size": "64x64", "guidance": 2.0}
     if not watched:
         return pipe.generate("apple", **arguments).images[0].tobytes()
@@ -46,7 +46,7 @@ def picture(pipe: Pipeline, *, watched: bool = False) -> bytes:
 
 @pytest.fixture(scope="module")
 def wanted(host: Pipeline) -> bytes:
-    return picture(host)
+    return image(host)
 
 
 def forget_the_device() -> None:
@@ -58,7 +58,7 @@ def forget_the_device() -> None:
 
 
 class Trial:
-    """Loads, draws twice (once watched) and closes, with one failure on the way."""
+    """Loads, generates twice (once watched) and closes, with one failure on the way."""
 
     def __init__(
         self, standin: Standin, parts: PipelineParts, plans: dict[str, Path], form: Form
@@ -79,8 +79,8 @@ class Trial:
         said: EngineError | None = None
         try:
             pipe = gpu_pipeline(self._parts, self._plans, self._form)
-            assert picture(pipe, watched=True) == wanted, "a wrong picture"
-            assert picture(pipe) == wanted, "a wrong picture"
+            assert image(pipe, watched=True) == wanted, "a wrong image"
+            assert image(pipe) == wanted, "a wrong image"
         except EngineError as error:
             said = error
         came = not standin.failure_waits
@@ -89,9 +89,9 @@ class Trial:
             assert isinstance(said, DeviceLostError), f"the device was lost, and {said!r} was said"
             if pipe is not None:
                 with pytest.raises(DeviceLostError, match="lost to this process"):
-                    picture(pipe)
+                    image(pipe)
         elif came and pipe is not None:
-            assert picture(pipe) == wanted, "the next request after the failure"
+            assert image(pipe) == wanted, "the next request after the failure"
         if pipe is not None:
             # Where it fails in closing, that is said, and everything is given back all the same.
             try:
@@ -196,7 +196,7 @@ def test_memory_is_made_free_before_a_request_is_refused(
         used = standin.held()[0]
         # What is free does not do for another shape beside those that are kept.
         standin.device(size=used + (8 << 10))
-        assert picture(pipe) == wanted
+        assert image(pipe) == wanted
         standin.device(size=2 << 30)
         assert pipe.generate("apple", steps=2, seed=1, size="96x96").images
 
@@ -207,9 +207,9 @@ def test_a_request_too_large_for_the_memory_is_refused_with_figures(
     with gpu_pipeline(parts, plans) as pipe:
         standin.device(size=standin.held()[0] + (4 << 10))
         with pytest.raises(DeviceMemoryError, match=r"MiB for .* do not fit .*of .* MiB are free"):
-            picture(pipe)
+            image(pipe)
         standin.device(size=2 << 30)
-        assert picture(pipe) == wanted
+        assert image(pipe) == wanted
 
 
 def test_an_interrupt_frees_the_place(
@@ -220,7 +220,7 @@ def test_an_interrupt_frees_the_place(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     with gpu_pipeline(parts, plans) as pipe:
-        picture(pipe)
+        image(pipe)
         with monkeypatch.context() as patch:
 
             def interrupted(self: object) -> None:
@@ -228,5 +228,5 @@ def test_an_interrupt_frees_the_place(
 
             patch.setattr(driver.Event, "wait", interrupted)
             with pytest.raises(KeyboardInterrupt):
-                picture(pipe)
-        assert picture(pipe) == wanted
+                image(pipe)
+        assert image(pipe) == wanted

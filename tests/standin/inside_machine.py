@@ -33,7 +33,7 @@ def forgotten() -> Iterator[None]:
     forget_devices()
 
 
-def picture(path: Path) -> bytes:
+def image(path: Path) -> bytes:
     with sdexport.load(path) as pipe:
         return pipe.generate("apple", **REQUEST).images[0].tobytes()
 
@@ -69,7 +69,7 @@ def test_a_bundle_for_another_card(
         sdexport.load(bundle.path)
     assert "truncated" not in str(raised.value)
     standin.device(89)
-    assert picture(bundle.path)
+    assert image(bundle.path)
 
 
 def test_of_several_cards_the_one_that_fits(
@@ -94,7 +94,7 @@ def test_a_card_that_is_hidden_is_not_used(
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
     forget_devices()
     assert [gpu.capability for gpu in find_gpus()[0]] == ["sm89"]
-    assert picture(bundle.path)
+    assert image(bundle.path)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
     forget_devices()
     with pytest.raises(EngineError, match=r"built for .* sm89, and this machine has sm75 \(st"):
@@ -112,7 +112,7 @@ def test_a_search_that_failed_is_made_again(standin: Standin, tmp_path: Path) ->
     standin.fail("cuDeviceGetCount", 1, 3)
     with pytest.raises(EngineError, match="there is no GPU to run it: the NVIDIA driver knows"):
         sdexport.load(bundle.path)
-    assert picture(bundle.path)
+    assert image(bundle.path)
 
 
 # Every builder option
@@ -145,12 +145,12 @@ def test_every_option_is_a_case_or_refused() -> None:
 
 
 @pytest.mark.parametrize(("target", "option"), SERVED, ids=str)
-def test_a_bundle_built_with_the_option_draws(
+def test_a_bundle_built_with_the_option_generates(
     standin: Standin, tmp_path: Path, wanted: bytes, target: targets.Target, option: str
 ) -> None:
     builder, plan = CASES[option]
     bundle = make_bundle(tmp_path / "b", target.name, builder, **plan)
-    assert picture(bundle.path) == wanted
+    assert image(bundle.path) == wanted
 
 
 @pytest.mark.parametrize("target", PLANS, ids=lambda target: target.name)
@@ -161,7 +161,7 @@ def test_an_option_that_is_not_served_is_refused(target: targets.Target, option:
         targets.settle(target, BuilderOptions(**{option: True}))
 
 
-def test_a_plan_without_weights_does_not_come_to_draw(standin: Standin, tmp_path: Path) -> None:
+def test_a_plan_without_weights_does_not_come_to_generate(standin: Standin, tmp_path: Path) -> None:
     """As earlier versions of sdexport built them."""
     builder = {"refittable": True, "strip_weights": True}
     bundle = make_bundle(tmp_path / "b", builder=builder, stripped=True)
@@ -266,7 +266,7 @@ def test_memory_that_contexts_keep_is_counted(
         plans = write_plans(tmp_path / str(persistent), parts, persistent=persistent)
         with gpu_pipeline(parts, plans, Form.STEP_GRAPH) as pipe:
             pipe.generate("apple", **REQUEST)
-            (workspaces,) = pipe._turn._made
+            (workspaces,) = pipe._pool._made
             found.append(workspaces.bytes)
     assert found[1] - found[0] == 3 * size
 
@@ -274,7 +274,7 @@ def test_memory_that_contexts_keep_is_counted(
 def test_nothing_is_asked_of_the_device_while_it_captures(
     standin: Standin, parts: PipelineParts, tmp_path: Path
 ) -> None:
-    """The library's own words come through, and the next picture is right."""
+    """The library's own words come through, and the next image is right."""
     with gpu_pipeline(parts, write_plans(tmp_path, parts), Form.STEP_GRAPH) as pipe:
         standin.fail("cuLaunchHostFunc", 3, 701)
         with standin.counted() as calls, pytest.raises(EngineError, match="denoise_step cannot be"):

@@ -154,21 +154,21 @@ def pipeline(parts: PipelineParts, target: str, loop: Form = Form.AUTO) -> Pipel
     return Pipeline(replace(changed, device=CudaDevice(changed.engines, loop)))
 
 
-def draw(pipe: Pipeline, seed: int = 1, **more: Any) -> list[bytes]:
+def generate(pipe: Pipeline, seed: int = 1, **more: Any) -> list[bytes]:
     result = pipe.generate("apple", steps=4, seed=seed, sampler="euler-a", size="64x64", **more)
     return [image.tobytes() for image in result.images]
 
 
 @pytest.mark.parametrize("target", onnxruntime_cuda.PROVIDERS)
-def test_the_processors_picture(
+def test_the_processors_image(
     library: None, standin: Standin, parts: PipelineParts, host: Pipeline, target: str
 ) -> None:
     Session.streams.clear()
     with pipeline(parts, target) as pipe:
-        assert draw(pipe) == draw(host)
-        assert draw(pipe, 2, count=3, guidance=1.0) == draw(host, 2, count=3, guidance=1.0)
+        assert generate(pipe) == generate(host)
+        assert generate(pipe, 2, count=3, guidance=1.0) == generate(host, 2, count=3, guidance=1.0)
         with standin.counted() as calls:
-            assert draw(pipe, 3) == draw(host, 3)
+            assert generate(pipe, 3) == generate(host, 3)
             latents = [step.latents.copy() for step in pipe.stream("apple", steps=3, seed=1)]
         assert calls["cuStreamBeginCapture_v2"] == 0
         assert calls["cuMemcpyHtoDAsync_v2"] == 2, "one a batch"
@@ -182,19 +182,19 @@ def test_it_cannot_be_captured(library: None, parts: PipelineParts) -> None:
         pipeline(parts, "onnxruntime-cuda", Form.WHOLE_LOOP) as pipe,
         pytest.raises(EngineError, match="cannot be captured into a CUDA graph here.*'eager'"),
     ):
-        draw(pipe)
+        generate(pipe)
 
 
 def test_failures(library: None, standin: Standin, parts: PipelineParts, host: Pipeline) -> None:
     with pipeline(parts, "onnxruntime-cuda") as pipe:
-        draw(pipe)
+        generate(pipe)
         standin.fail("cuLaunchHostFunc", 2, OUT_OF_RESOURCES)
         with pytest.raises(EngineError, match="denoise_step failed in ONNX Runtime: CUDA failure"):
-            draw(pipe)
-        assert draw(pipe) == draw(host)
+            generate(pipe)
+        assert generate(pipe) == generate(host)
         standin.fail("cuLaunchHostFunc", 2, LAUNCH_FAILED)
         with pytest.raises(DeviceLostError, match="lost to this process"):
-            draw(pipe)
+            generate(pipe)
         standin.revive()
 
 

@@ -1,4 +1,4 @@
-"""Everything that a request can say, on the stand-in: the processor's picture to the last bit."""
+"""Everything that a request can say, on the stand-in: the processor's image to the last bit."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ REQUESTS: dict[str, tuple[str, dict[str, Any]]] = {
     "clip skip": ("a red apple", {"clip_skip": 1}),
     "rescaled": ("a red apple", {"guidance_rescale": 0.7}),
     "interval": ("a red apple", {"guidance_interval": (0.25, 0.75)}),
-    "from a picture": ("a red apple", {"image": PICTURE, "strength": 0.6}),
+    "from an image": ("a red apple", {"image": PICTURE, "strength": 0.6}),
     "within a mask": ("a red apple", {"image": PICTURE, "mask": MASK, "strength": 0.9}),
     "cuda's noise": ("a red apple", {"noise": "torch-cuda"}),
 }
 
 
-def draw(pipeline: Pipeline, name: str) -> list[bytes]:
+def generate(pipeline: Pipeline, name: str) -> list[bytes]:
     prompt, options = REQUESTS[name]
     result = pipeline.generate(prompt, **PLAIN | options)
     return [image.tobytes() for image in result.images]
@@ -51,14 +51,14 @@ def pipe(
 def test_every_request_is_the_processors(pipe: Pipeline, host: Pipeline) -> None:
     plain = pipe.generate("a red apple", **PLAIN).images[0].tobytes()
     for name in (*REQUESTS, *reversed(REQUESTS)):
-        ours = draw(pipe, name)
-        assert ours == draw(host, name), name
+        ours = generate(pipe, name)
+        assert ours == generate(host, name), name
         assert ours != [plain], f"{name} has no effect"
 
 
 def test_a_weighted_prompt_leaves_nothing_behind(pipe: Pipeline, host: Pipeline) -> None:
     """Embeddings that were given are for one batch: the next one is encoded again."""
-    draw(pipe, "weights")
+    generate(pipe, "weights")
     ours, theirs = (one.generate("a rose", **PLAIN).images[0] for one in (pipe, host))
     assert ours.tobytes() == theirs.tobytes()
 
@@ -66,7 +66,7 @@ def test_a_weighted_prompt_leaves_nothing_behind(pipe: Pipeline, host: Pipeline)
 def test_a_mixed_batch_is_the_processors(
     standin: Standin, parts: PipelineParts, plans: dict[str, Path], host: Pipeline
 ) -> None:
-    def drawn(pipeline: Pipeline) -> list[bytes]:
+    def generated(pipeline: Pipeline) -> list[bytes]:
         requests = [
             pipeline.request("a red apple", **PLAIN),
             pipeline.request("a bee", **PLAIN | {"sampler": "pndm", "steps": 3, "seed": 8}),
@@ -76,4 +76,4 @@ def test_a_mixed_batch_is_the_processors(
         return [image.tobytes() for result in results for image in result.images]
 
     with gpu_pipeline(parts, plans) as pipeline:
-        assert drawn(pipeline) == drawn(host)
+        assert generated(pipeline) == generated(host)

@@ -1,4 +1,4 @@
-"""Eight threads at once on one pipeline: the pictures that they draw one after another."""
+"""Eight threads at once on one pipeline: the images that they generate one after another."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def pipe(standin: Standin, parts: PipelineParts, plans: dict[str, Path]) -> Iter
         yield pipeline
 
 
-def draw(pipe: Pipeline, number: int, *, watched: bool = False) -> list[bytes]:
-    """Picture `number`: every one with a sampler, a size and a count of its own."""
+def generate(pipe: Pipeline, number: int, *, watched: bool = False) -> list[bytes]:
+    """Image `number`: every one with a sampler, a size and a count of its own."""
     arguments = {
         "sampler": SAMPLERS[number % 4],
         "steps": 3 + number % 2,
@@ -42,10 +42,10 @@ def draw(pipe: Pipeline, number: int, *, watched: bool = False) -> list[bytes]:
 
 
 @pytest.mark.parametrize("loop", list(Form), ids=str)
-def test_eight_at_once_draw_what_one_draws(
+def test_eight_at_once_generate_what_one_generates(
     standin: Standin, parts: PipelineParts, plans: dict[str, Path], host: Pipeline, loop: Form
 ) -> None:
-    wanted = [draw(host, number) for number in range(16)]
+    wanted = [generate(host, number) for number in range(16)]
     found: dict[int, list[bytes]] = {}
     failures: list[BaseException] = []
     barrier = threading.Barrier(THREADS)
@@ -55,7 +55,7 @@ def test_eight_at_once_draw_what_one_draws(
             barrier.wait(60)
             for turn in range(4):
                 number = (thread + 3 * turn) % 16
-                found[number] = draw(pipe, number, watched=bool((thread + turn) % 2))
+                found[number] = generate(pipe, number, watched=bool((thread + turn) % 2))
                 assert found[number] == wanted[number], number
         except BaseException as error:
             failures.append(error)
@@ -68,7 +68,7 @@ def test_eight_at_once_draw_what_one_draws(
             thread.join(240)
         assert failures == []
         assert len(found) == 16
-        assert 1 < len(pipe._turn._made) <= THREADS, "nothing went on at once"
+        assert 1 < len(pipe._pool._made) <= THREADS, "nothing went on at once"
 
 
 def test_streams_of_one_thread_go_on_side_by_side(

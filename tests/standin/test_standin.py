@@ -31,14 +31,14 @@ FILES = {
     "inside_driver.py": TINY,
     "inside_bundle.py": TINY,
     "inside_onnxruntime.py": TINY,
-    "inside_pictures.py": EMOJI,
+    "inside_images.py": EMOJI,
     "inside_requests.py": EMOJI,
     "inside_counts.py": TINY,
     "inside_threads.py": TINY,
     "inside_errors.py": TINY,
     "inside_faults.py": TINY,
 }
-"""The files, and the bundle that each draws with: pictures where they are looked at, else a tiny
+"""The files, and the bundle that each generates with: images where they are looked at, else a tiny
 model with random weights."""
 
 

@@ -113,7 +113,7 @@ def profiles(parts: PipelineParts, sizes: tuple[tuple[int, int, int], ...]) -> d
     from sdexport.backends.slots import (
         Shape,
         encoder_shapes,
-        picture_shapes,
+        image_shapes,
         step_shapes,
         text_shapes,
     )
@@ -130,7 +130,7 @@ def profiles(parts: PipelineParts, sizes: tuple[tuple[int, int, int], ...]) -> d
             {
                 "text_encoder": text_shapes(engines, shape),
                 "denoise_step": step_shapes(engines, shape),
-                "vae_decoder": picture_shapes(engines, shape),
+                "vae_decoder": image_shapes(engines, shape),
                 "vae_encoder": encoder_shapes(engines, shape),
             }
         )
@@ -168,7 +168,7 @@ def gpu_pipeline(
     kept_bytes: int = KEPT_BYTES,
     cache: Path | None = None,
 ) -> Pipeline:
-    """The pipeline that draws with the double's engines on the stand-in."""
+    """The pipeline that generates with the double's engines on the stand-in."""
     engines = {
         name: session.load("tensorrt-rtx", name, path, Precision.FP32, None)
         for name, path in plans.items()

@@ -56,7 +56,7 @@ def prepare(checkpoint: str, folder: str, options: dict[str, Any]) -> None:
 
 
 class System:
-    """The engines, built for the scenario's size and ready to draw it."""
+    """The engines, built for the scenario's size and ready to generate it."""
 
     def __init__(self, scenario: dict[str, Any], options: dict[str, Any]) -> None:
         sys.path.insert(0, str(SOURCE))
@@ -109,11 +109,11 @@ class System:
     def _noise(self, batch_size: int, unet_channels: int, *sides: int, **named: Any) -> Any:
         torch = self._torch
         shape = (1, unet_channels, *(sides or (named["latent_height"], named["latent_width"])))
-        drawn = [
+        generated = [
             torch.randn(shape, generator=torch.Generator("cpu").manual_seed(seed))
             for seed in self._seeds
         ]
-        return torch.cat(drawn).to("cuda") * self._demo.scheduler.init_noise_sigma
+        return torch.cat(generated).to("cuda") * self._demo.scheduler.init_noise_sigma
 
     def _timed(self, model: str, feed: dict[str, Any]) -> Any:
         marks = [self._cudart.cudaEventCreate()[1] for _ in range(2)]
@@ -141,7 +141,7 @@ class System:
             "notes": ["exporting and building the engines are part of the first load's seconds"],
         }
 
-    def draw(self) -> dict[str, Any]:
+    def generate(self) -> dict[str, Any]:
         import numpy as np
 
         scenario, torch, images = self._scenario, self._torch, []
@@ -151,14 +151,14 @@ class System:
         for first in range(0, len(scenario["seeds"]), scenario["batch"]):
             chosen = slice(first, first + scenario["batch"])
             self._seeds, prompts = scenario["seeds"][chosen], scenario["prompts"][chosen]
-            drawn, _ = self._demo.infer(
+            generated, _ = self._demo.infer(
                 prompts,
                 [scenario["negative_prompt"]] * len(prompts),
                 scenario["height"],
                 scenario["width"],
                 warmup=True,  # without it a table is printed and the images are written
             )
-            pictures = ((drawn + 1) * 127.5).clamp(0, 255).round().to(torch.uint8)
+            pictures = ((generated + 1) * 127.5).clamp(0, 255).round().to(torch.uint8)
             images.append(pictures.permute(0, 2, 3, 1).cpu().numpy())
         taken = {
             stage: [self._cudart.cudaEventElapsedTime(*pair)[1] / 1e3 for pair in marks]
@@ -180,7 +180,7 @@ class System:
 
 
 def load(scenario: dict[str, Any], options: dict[str, Any]) -> System:
-    """The engines, built where they are not yet, ready to draw `scenario`."""
+    """The engines, built where they are not yet, ready to generate `scenario`."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     name = scenario["sampler"]
     if name not in SAMPLERS:

@@ -33,7 +33,7 @@ def prepare(checkpoint: str, folder: str, options: dict[str, Any]) -> None:
 
 
 class System:
-    """The pipeline, ready to draw one scenario."""
+    """The pipeline, ready to generate one scenario."""
 
     def __init__(self, scenario: dict[str, Any], options: dict[str, Any]) -> None:
         import onnxruntime
@@ -80,8 +80,8 @@ class System:
             "notes": [],
         }
 
-    def draw(self) -> dict[str, Any]:
-        images, latents, taken = self._pipeline.draw()
+    def generate(self) -> dict[str, Any]:
+        images, latents, taken = self._pipeline.generate()
         return {
             "images": images,
             "latents": latents,
@@ -93,6 +93,6 @@ class System:
 
 
 def load(scenario: dict[str, Any], options: dict[str, Any]) -> System:
-    """The exported pipeline, ready to draw `scenario`."""
+    """The exported pipeline, ready to generate `scenario`."""
     diffusers_sampler(scenario["sampler"])
     return System(scenario, options)

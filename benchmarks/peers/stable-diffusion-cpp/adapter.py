@@ -83,7 +83,7 @@ def check_sizes(checkpoint: Path) -> None:
 
 
 class System:
-    """The model, ready to draw one scenario."""
+    """The model, ready to generate one scenario."""
 
     def __init__(self, scenario: dict[str, Any], options: dict[str, Any]) -> None:
         from stable_diffusion_cpp import StableDiffusion, stable_diffusion_cpp
@@ -135,11 +135,11 @@ class System:
                 "starts from noise times sqrt(sigma² + 1)",
                 "guidance is two evaluations of one image each; the seconds here are of both, a "
                 "step; text encoder and decoder are what its log says, to 10 ms",
-                "images of a batch are drawn one after another; it hands out no latents",
+                "images of a batch are generated one after another; it hands out no latents",
             ],
         }
 
-    def draw(self) -> dict[str, Any]:
+    def generate(self) -> dict[str, Any]:
         scenario, images, evaluations = self._scenario, [], []
         self._seconds = dict.fromkeys(TAKEN, 0.0)
         for prompt, seed in zip(scenario["prompts"], scenario["seeds"], strict=True):
@@ -148,7 +148,7 @@ class System:
             def mark(step: int, steps: int, _: float, marks: list[Any] = marks) -> None:
                 marks.append((perf_counter(), step, steps))
 
-            (picture,) = self._model.generate_image(
+            (image,) = self._model.generate_image(
                 prompt=prompt,
                 negative_prompt=scenario["negative_prompt"],
                 width=scenario["width"],
@@ -160,7 +160,7 @@ class System:
                 seed=seed,
                 progress_callback=mark,
             )
-            images.append(np.asarray(picture.convert("RGB")))
+            images.append(np.asarray(image.convert("RGB")))
             evaluations += between(marks, scenario["steps"])
         return {
             "images": np.stack(images),
@@ -222,7 +222,7 @@ def noise_levels(folder: Path, sampler: str, steps: int) -> list[float]:
 
 
 def load(scenario: dict[str, Any], options: dict[str, Any]) -> System:
-    """The converted model, ready to draw `scenario`."""
+    """The converted model, ready to generate `scenario`."""
     name = scenario["sampler"]
     if name not in SAMPLERS:
         raise ValueError(

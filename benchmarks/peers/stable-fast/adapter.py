@@ -23,7 +23,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 
 class System:
-    """The compiled pipeline, ready to draw one scenario."""
+    """The compiled pipeline, ready to generate one scenario."""
 
     def __init__(self, scenario: dict[str, Any], options: dict[str, Any]) -> None:
         import torch
@@ -69,8 +69,8 @@ class System:
             "notes": [],
         }
 
-    def draw(self) -> dict[str, Any]:
-        images, latents, taken = self._pipeline.draw()
+    def generate(self) -> dict[str, Any]:
+        images, latents, taken = self._pipeline.generate()
         return {
             "images": images,
             "latents": latents,
@@ -86,6 +86,6 @@ class System:
 
 
 def load(scenario: dict[str, Any], options: dict[str, Any]) -> System:
-    """The compiled pipeline, ready to draw `scenario`."""
+    """The compiled pipeline, ready to generate `scenario`."""
     diffusers_sampler(scenario["sampler"])
     return System(scenario, options)

@@ -41,7 +41,7 @@ def parse_form(loop: str) -> Form:
 
 
 class CudaWorkspaces:
-    """See `workspace.Workspaces`: what one request at a time draws with."""
+    """See `workspace.Workspaces`: what one request at a time generates with."""
 
     def __init__(
         self,
@@ -208,23 +208,23 @@ class CudaDevice:
             for engine in self._all():
                 engine.keep_cache(cache)
 
-    def _drawing(self) -> tuple[DeviceEngine, ...]:
-        """The engines that every picture needs."""
+    def _generation(self) -> tuple[DeviceEngine, ...]:
+        """The engines that every image needs."""
         engines = self._engines
         return engines.text_encoder, engines.denoise_step, engines.vae_decoder  # type: ignore[return-value]  # on a GPU every engine is one
 
     def _all(self) -> tuple[DeviceEngine, ...]:
-        """Those, and the VAE encoder, which is loaded when a picture to start from comes."""
+        """Those, and the VAE encoder, which is loaded when an image to start from comes."""
         encoder = self._engines.vae_encoder
-        return (*self._drawing(), *([] if encoder is None else [cast(DeviceEngine, encoder)]))
+        return (*self._generation(), *([] if encoder is None else [cast(DeviceEngine, encoder)]))
 
     @property
     def requests(self) -> int:
         """See `workspace.Device`; so the others."""
-        return min(engine.streams for engine in self._drawing())
+        return min(engine.streams for engine in self._generation())
 
     def workspaces(self) -> CudaWorkspaces:
-        engine = self._drawing()[0]
+        engine = self._generation()[0]
         return CudaWorkspaces(
             self._engines,
             engine.context,

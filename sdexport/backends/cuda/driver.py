@@ -54,7 +54,7 @@ REMEDIES = {
     NO_DEVICE: "see that nvidia-smi shows a GPU and that CUDA_VISIBLE_DEVICES does not hide it",
     101: "see that nvidia-smi shows a GPU and that CUDA_VISIBLE_DEVICES does not hide it",
     201: "this is a defect of sdexport: report it",
-    701: "draw fewer pictures at once, or smaller ones",
+    701: "generate fewer images at once, or smaller ones",
     801: "update the NVIDIA driver",
     802: "the system is not ready for CUDA yet: see that its NVIDIA services run",
     803: "the driver and its libraries differ in version: start the machine again",
@@ -113,7 +113,7 @@ def check(call: str, result: tuple[Any, ...], *, bindings: Any = None) -> Any:
     said = f"{call} failed with {name} ({text})"
     if number == NO_MEMORY:
         raise DeviceMemoryError(
-            f"the GPU's memory is full: {said}; draw fewer pictures at once or smaller ones, or "
+            f"the GPU's memory is full: {said}; generate fewer images at once or smaller ones, or "
             "end other programs that use the GPU"
         )
     if number in LOST:

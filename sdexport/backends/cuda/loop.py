@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from sdexport.backends.cuda import driver
 from sdexport.backends.cuda.layout import Block, Layout, Tensor
 from sdexport.backends.session import numpy_dtype
-from sdexport.backends.slots import Course, Engines, Shape, step_shapes, text_shapes
+from sdexport.backends.slots import BatchInputs, Engines, Shape, step_shapes, text_shapes
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,7 @@ class LoopKey:
     constants: tuple[str, ...]
 
     @classmethod
-    def of(cls, course: Course) -> LoopKey:
+    def of(cls, course: BatchInputs) -> LoopKey:
         """The key of the loop that `course` goes through."""
         return cls(
             course.evaluations, tuple(sorted(course.tables)), tuple(sorted(course.constants))
@@ -125,7 +125,7 @@ class Loop:
             **{name: inputs.address(name, index) for name in (*key.tables, "noise")},
         }
 
-    def write(self, texts: Mapping[str, NDArray[Any]], course: Course) -> int:
+    def write(self, texts: Mapping[str, NDArray[Any]], course: BatchInputs) -> int:
         """Writes a batch's inputs to pinned memory; returns how many bytes are to be copied."""
         inputs = self.inputs
         for name, array in texts.items():

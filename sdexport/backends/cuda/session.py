@@ -98,7 +98,7 @@ def aligned(size: int) -> int:
 class HostBinding:
     """A device engine over host arrays: copied in, computed, copied out, and waited for.
 
-    For checking an engine, not for drawing. Its device memory lives as long as a `run`.
+    For checking an engine, not for generating. Its device memory lives as long as a `run`.
     """
 
     def __init__(

@@ -1,6 +1,6 @@
 """The engines bound for one shape of batch on a GPU, and the loop in its three forms.
 
-Tokens, plan and noise go to the device in one copy, the finished latents and the pictures come back
+Tokens, plan and noise go to the device in one copy, the finished latents and the images come back
 in one copy; everything between stays there. The loop runs in one of three forms:
 
 - eager: every evaluation is enqueued by itself;
@@ -29,14 +29,14 @@ from sdexport.backends.cuda.loop import Chain, Loop, LoopKey
 from sdexport.backends.cuda.session import DeviceCall, DeviceEngine
 from sdexport.backends.session import Engine, numpy_dtype
 from sdexport.backends.slots import (
-    Course,
+    BatchInputs,
     Engines,
     Floats,
     Shape,
     Times,
-    check_course,
+    check_inputs,
     encoder_shapes,
-    picture_shapes,
+    image_shapes,
     step_shapes,
     text_shapes,
 )
@@ -87,7 +87,7 @@ def _fragile(
     def guarded(self: CudaWorkspace, *args: P.args, **kwargs: P.kwargs) -> T:
         if self._given_up:
             raise EngineError(
-                "this batch was given up when an earlier call for it failed; draw it again"
+                "this batch was given up when an earlier call for it failed; generate it again"
             )
         try:
             self._context.use()
@@ -110,7 +110,7 @@ class CudaWorkspace:
         self._stream = owner.stream
         self.loops: dict[LoopKey, Loop] = {}
         texts, step = text_shapes(engines, shape), step_shapes(engines, shape)
-        picture = picture_shapes(engines, shape)
+        image = image_shapes(engines, shape)
         _check_dtypes(engines)
         with ExitStack() as stack:
 
@@ -121,7 +121,7 @@ class CudaWorkspace:
 
             self._text = call(engines.text_encoder, texts)  # type: ignore[arg-type]  # on a GPU
             self._step = call(engines.denoise_step, step)  # type: ignore[arg-type]  # every engine
-            self._decoder = call(engines.vae_decoder, picture)  # type: ignore[arg-type]  # is one
+            self._decoder = call(engines.vae_decoder, image)  # type: ignore[arg-type]  # is one
             calls = self._text, self._step, self._decoder
             self._kept = sum(made.kept for made in calls)
             size = max(made.memory for made in calls)
@@ -142,9 +142,9 @@ class CudaWorkspace:
             # Side by side, so that both come back in one copy.
             out = [
                 Tensor("state", dtypes["state"], step["state"]),
-                Tensor("image", np.dtype(np.uint8), picture["image"]),
+                Tensor("image", np.dtype(np.uint8), image["image"]),
             ]
-            self._output = Block(Layout.of(out), "latents and pictures")
+            self._output = Block(Layout.of(out), "latents and images")
             stack.callback(self._output.close)
             self._resources = stack.pop_all()
         base = self._memory.address
@@ -234,8 +234,8 @@ class CudaWorkspace:
         return self._staged
 
     @_fragile
-    def begin(self, course: Course, *, watched: bool = True) -> None:
-        check_course(self._engines, course)
+    def begin(self, course: BatchInputs, *, watched: bool = True) -> None:
+        check_inputs(self._engines, course)
         assert self._texts or self._given is not None, "encode or embed comes first"
         # What a batch that was given up has left on the stream.
         self._owner.settle()
@@ -330,7 +330,7 @@ class CudaWorkspace:
         else:
             self._done += 1
         if self._done == total:
-            # With the last step's latents comes the picture.
+            # With the last step's latents comes the image.
             self._finish(loop)
         if self._watched:
             while not loop.evaluated[self._done - 1].done():
@@ -372,7 +372,7 @@ class CudaWorkspace:
         return self._output.host("image")
 
     def _await_end(self, loop: Loop) -> None:
-        """The one wait of a batch, until latents and pictures are on the host."""
+        """The one wait of a batch, until latents and images are on the host."""
         if self._owner.busy:
             loop.decoded.wait()
             self._owner.busy = False

@@ -24,15 +24,15 @@ from sdexport.backends.slots import (
     CLOSED,
     TEXT_PROJECTION,
     TIME_PROJECTION,
-    Course,
+    BatchInputs,
     Engines,
     Floats,
     Shape,
     Times,
-    check_course,
+    check_inputs,
     encoder_shapes,
     has_no_effect,
-    picture_shapes,
+    image_shapes,
     projection_shapes,
     step_shapes,
     text_shapes,
@@ -72,10 +72,10 @@ class _Loop:
         # With every input: bound when one of those that are optional has an effect.
         self._full: _Pair | None = None if step.optional else self.usual
         self.states = self.usual.buffers["state"], self.usual.buffers["next_state"]
-        picture = picture_shapes(engines, shape)
-        decoder = engines.vae_decoder.bind(picture, {"state": self.states[0]})
+        image = image_shapes(engines, shape)
+        decoder = engines.vae_decoder.bind(image, {"state": self.states[0]})
         self.image: NDArray[np.uint8] = decoder.buffers["image"]
-        other = engines.vae_decoder.bind(picture, {"state": self.states[1], "image": self.image})
+        other = engines.vae_decoder.bind(image, {"state": self.states[1], "image": self.image})
         self.decoders = decoder, other
 
     def _bind(self, shapes: Mapping[str, tuple[int, ...]], shared: Mapping[str, Array]) -> _Pair:
@@ -85,7 +85,7 @@ class _Loop:
         swapped = dict(first.buffers) | {"state": states[1], "next_state": states[0]}
         return _Pair(first.buffers, (first.run, self._step.bind(shapes, swapped).run))
 
-    def step(self, course: Course) -> _Pair:
+    def step(self, course: BatchInputs) -> _Pair:
         """The denoise step with the inputs that have an effect on `course`."""
         optional = self._step.optional
         if optional and has_no_effect(course, optional):
@@ -98,8 +98,8 @@ class _Loop:
 class HostWorkspace:
     """See `workspace.Workspace`.
 
-    The text encoder is bound at once, everything else with the first course: pictures that enter a
-    batch are encoded in workspaces that never draw.
+    The text encoder is bound at once, everything else with the first course: images that enter a
+    batch are encoded in workspaces that never generate.
     """
 
     def __init__(self, engines: Engines, shape: Shape, times: TimeProjection | None = None) -> None:
@@ -113,7 +113,7 @@ class HostWorkspace:
         # A view, not a copy: the text encoder's output buffer is contiguous.
         self._embeddings: Floats = hidden.reshape(texts)
         self._projected = False
-        # Bound when the first picture comes: most requests bring none.
+        # Bound when the first image comes: most requests bring none.
         self._vae_encoder: Binding | None = None
         self._bound: _Loop | None = None
         # What is written before each evaluation: a buffer, and a table of what goes into it.
@@ -166,8 +166,8 @@ class HostWorkspace:
         found: Floats = self._vae_encoder.buffers["latent_parameters"].copy()
         return found
 
-    def begin(self, course: Course, *, watched: bool = True) -> None:
-        check_course(self._engines, course)
+    def begin(self, course: BatchInputs, *, watched: bool = True) -> None:
+        check_inputs(self._engines, course)
         loop = self._loop
         self._projecting = self._project_texts(loop)
         started = perf_counter()
@@ -240,7 +240,7 @@ def _refuse(*_: object, **__: object) -> NoReturn:
     raise UsageError(CLOSED)
 
 
-def _per_evaluation(course: Course, names: tuple[str, ...]) -> dict[str, Floats]:
+def _per_evaluation(course: BatchInputs, names: tuple[str, ...]) -> dict[str, Floats]:
     """The inputs `names` of a course, (N, B) each, also where they stay the same."""
     shape = course.evaluations, len(course.state)
     given = {**course.constants, **course.tables}

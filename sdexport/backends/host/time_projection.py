@@ -1,4 +1,4 @@
-"""What a model adds for timesteps: computed before the evaluations, kept for the next picture."""
+"""What a model adds for timesteps: computed before the evaluations, kept for the next image."""
 
 from __future__ import annotations
 

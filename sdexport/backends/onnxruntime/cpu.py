@@ -171,6 +171,6 @@ class OnnxRuntimeBinding:
             self.session.run_with_iobinding(self.binding)
         except Exception as error:  # The library's own classes derive from Exception alone.
             raise EngineError(
-                f"{self.name} failed in ONNX Runtime: {error}; try a smaller picture or batch, "
+                f"{self.name} failed in ONNX Runtime: {error}; try a smaller image or batch, "
                 "or build the bundle again"
             ) from error

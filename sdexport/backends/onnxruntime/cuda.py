@@ -194,7 +194,7 @@ def _failure(gpu: driver.Context, what: str, error: Exception) -> EngineError:
     said = " ".join(str(error).split())
     if "out of memory" in said.lower() or "Failed to allocate memory" in said:
         return DeviceMemoryError(
-            f"{what}: {said}: the GPU's memory is full; draw fewer pictures at once or smaller "
+            f"{what}: {said}: the GPU's memory is full; generate fewer images at once or smaller "
             "ones, or end other programs that use the GPU"
         )
     return EngineError(f"{what}: {said}; build the bundle again")

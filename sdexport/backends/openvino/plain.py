@@ -1,4 +1,4 @@
-"""Cuts out of a denoise step what a picture from text alone, without rescaling, can do without.
+"""Cuts out of a denoise step what an image from text alone, without rescaling, can do without.
 
 These are some twenty operators on small tensors: next to nothing for a large model, and six per
 cent of a small one's step.

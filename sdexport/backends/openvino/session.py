@@ -24,7 +24,7 @@ ENGINE_FILE = "engine.xml"
 HINTS = {Precision.FP32: "f32", Precision.BF16: "bf16"}
 FLOAT32_COMPONENTS = ("text_encoder", "text_projection")
 """Computed in float32 whatever the bundle's precision: in bfloat16 their rounding would pull every
-step the same way, and they are a five-thousandth of a picture's work. Not the time projection: with
+step the same way, and they are a five-thousandth of an image's work. Not the time projection: with
 it in float32 one of the 256 emoji moved by 0.0066, without it none by more than 0.0016."""
 
 DEVICE = "CPU"
@@ -225,7 +225,7 @@ class OpenVinoEngine:
             named = ", ".join(f"{spec.name} {shapes[spec.name]}" for spec in self._tensors(plain))
             raise EngineError(
                 f"OpenVINO cannot take {self._name} for {named}: {_first_line(error)}; "
-                "use a smaller picture or a shorter prompt, or build the bundle again"
+                "use a smaller image or a shorter prompt, or build the bundle again"
             ) from error
         return OpenVinoBinding(self, call, buffers, tensors)
 
@@ -264,7 +264,7 @@ class _Call:
                 self._set.clear()
                 raise EngineError(
                     f"{self._name} failed in OpenVINO: {_first_line(error)}; try a smaller "
-                    "picture or batch, or build the bundle again"
+                    "image or batch, or build the bundle again"
                 ) from error
 
 

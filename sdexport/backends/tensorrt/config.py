@@ -15,11 +15,11 @@ from sdexport.errors import EngineError, FolderError, UsageError, shown
 
 WORKSPACE = 8 << 30
 """The workspace of `tensorrt-rtx` where nobody asks for another: what a card of 12 GB has beside
-the weights of Stable Diffusion 1.5. Its VAE decoder takes 5.5 GB for four pictures of 1024 × 1024.
+the weights of Stable Diffusion 1.5. Its VAE decoder takes 5.5 GB for four images of 1024 × 1024.
 The library's own default is 64 GiB, which few cards have."""
 
 SPARE = 1 << 30
-"""Bytes of a GPU's memory left to the driver, other engines' weights and the pictures."""
+"""Bytes of a GPU's memory left to the driver, other engines' weights and the images."""
 
 CACHE_BYTES = 1 << 30
 """The longest timing cache that is read."""

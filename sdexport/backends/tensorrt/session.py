@@ -52,7 +52,7 @@ CACHE_BYTES = 1 << 30
 """The longest cache of compiled kernels that is read."""
 
 STREAMS = 8
-"""Requests that are drawn at once, at most; each takes memory for activations and buffers."""
+"""Requests that are generated at once, at most; each takes memory for activations and buffers."""
 
 
 _creating = threading.Lock()
@@ -334,7 +334,7 @@ def failure(
     said = words.failure or "the library does not say why"
     if "out of memory" in said.lower().replace("_", " "):
         return DeviceMemoryError(
-            f"{what}: {said}: the GPU's memory is full; draw fewer pictures at once or smaller "
+            f"{what}: {said}: the GPU's memory is full; generate fewer images at once or smaller "
             "ones, or end other programs that use the GPU"
         )
     return EngineError(f"{what}: {said}; build the bundle again")

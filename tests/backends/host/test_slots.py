@@ -12,10 +12,10 @@ import pytest
 
 from sdexport.artifacts.bundle import open_bundle
 from sdexport.backends.host.slots import HostDevice
-from sdexport.backends.slots import Course, Shape, Workspace, text_shapes
+from sdexport.backends.slots import BatchInputs, Shape, Workspace, text_shapes
 from sdexport.errors import EngineError
 from sdexport.pipeline.load import load_parts
-from sdexport.pipeline.slot_inputs import Row, course_of, step_inputs
+from sdexport.pipeline.slot_inputs import SlotInputs, inputs_of, step_inputs
 from sdexport.pipeline.tokenizer import PromptTokenizer
 from sdexport.sampling import STATE_SLOTS, compile_plan
 from tests.pipeline.fakes import CHANNELS, SCHEDULER, TOKENS, Fakes, make_tokenizer
@@ -33,22 +33,22 @@ def fakes() -> Fakes:
     return Fakes()
 
 
-def course(samplers: list[str], guidance: list[float], seed: int = 0) -> Course:
+def course(samplers: list[str], guidance: list[float], seed: int = 0) -> BatchInputs:
     """A course whose row r follows `samplers[r]` for 4 evaluations, with fresh noise each."""
     random = np.random.default_rng(seed)
-    picture = (CHANNELS, 4, 4)
+    image = (CHANNELS, 4, 4)
     rows = []
     for sampler, scale in zip(samplers, guidance, strict=True):
         plan = compile_plan(SCHEDULER, sampler, 4)
-        tables, constants = step_inputs(plan, np.full(4, scale, np.float32), picture)
-        state = np.zeros((STATE_SLOTS, *picture), np.float32)
-        state[0] = random.standard_normal(picture)
-        noise = random.standard_normal((4, *picture)).astype(np.float32)
-        rows.append(Row(state, tables, constants, noise))
-    return course_of(rows)
+        tables, constants = step_inputs(plan, np.full(4, scale, np.float32), image)
+        state = np.zeros((STATE_SLOTS, *image), np.float32)
+        state[0] = random.standard_normal(image)
+        noise = random.standard_normal((4, *image)).astype(np.float32)
+        rows.append(SlotInputs(state, tables, constants, noise))
+    return inputs_of(rows)
 
 
-def finish(workspace: Workspace, given: Course) -> np.ndarray[Any, Any]:
+def finish(workspace: Workspace, given: BatchInputs) -> np.ndarray[Any, Any]:
     ids = np.arange(4 * TOKENS).reshape(4, TOKENS) % 50
     workspace.encode(ids)
     workspace.begin(given)
@@ -58,7 +58,7 @@ def finish(workspace: Workspace, given: Course) -> np.ndarray[Any, Any]:
 
 
 def projected(
-    workspace: Workspace, embeddings: np.ndarray[Any, Any], given: Course
+    workspace: Workspace, embeddings: np.ndarray[Any, Any], given: BatchInputs
 ) -> np.ndarray[Any, Any]:
     """The latents of a course with these embeddings."""
     workspace.embed(embeddings)
@@ -68,10 +68,10 @@ def projected(
     return workspace.latents().copy()
 
 
-def mirrored(given: Course) -> Course:
-    """The same course with its pictures in the other order."""
+def mirrored(given: BatchInputs) -> BatchInputs:
+    """The same course with its images in the other order."""
     assert given.noise is not None
-    return Course(
+    return BatchInputs(
         given.state[::-1].copy(),
         {name: table[:, ::-1].copy() for name, table in given.tables.items()},
         {name: constant[::-1].copy() for name, constant in given.constants.items()},
@@ -83,8 +83,8 @@ def mirrored(given: Course) -> Course:
 def test_texts_are_projected_anew_when_they_change(
     target: str, tiny_bundle: Callable[[str], Path]
 ) -> None:
-    """A workspace that drew other texts before draws what a new one draws, with and without
-    guidance, whichever course it went."""
+    """A workspace that generated other texts before generates what a new one generates, with and
+    without guidance, whichever course it went."""
     parts = load_parts(open_bundle(tiny_bundle(target), check=False))
     assert parts.text_projection is not None
     workspaces = parts.placed().workspaces()
@@ -100,7 +100,7 @@ def test_texts_are_projected_anew_when_they_change(
         fresh = projected(parts.placed().workspaces()(shape), second, plan)
         assert np.abs(before - after).max() > 1e-3
         np.testing.assert_array_equal(after, fresh)
-        # Rows are not mixed up: the same pictures in the other order, each with its own texts.
+        # Rows are not mixed up: the same images in the other order, each with its own texts.
         swapped = projected(used, second[::-1].copy(), mirrored(plan))
         np.testing.assert_allclose(swapped[::-1], after, rtol=1e-4, atol=1e-4)
         assert np.abs(swapped - after).max() > 1e-2

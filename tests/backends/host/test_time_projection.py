@@ -73,7 +73,7 @@ def test_every_evaluation_has_its_row(evaluations: int) -> None:
     assert engine.bound[0].calls == -(-2 * evaluations // AT_ONCE)
 
 
-def test_the_next_picture_computes_nothing() -> None:
+def test_the_next_image_computes_nothing() -> None:
     engine = Engine()
     projection = TimeProjection(engine)
     times = np.arange(50, dtype=np.float32)[:, None]
@@ -96,7 +96,7 @@ def test_what_is_kept_is_bounded_and_stays_right() -> None:
 
 
 def test_nothing_is_bound_before_it_is_needed() -> None:
-    """Binding may compile, which belongs to a picture's time."""
+    """Binding may compile, which belongs to an image's time."""
     engine = Engine()
     projection = TimeProjection(engine)
     assert engine.bound == []

@@ -1,4 +1,4 @@
-"""A denoise step without the inputs that a picture from text alone can do without."""
+"""A denoise step without the inputs that an image from text alone can do without."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 from sdexport.backends.host.slots import HostWorkspace
 from sdexport.backends.openvino.plain import OPTIONAL
-from sdexport.backends.slots import Course, Shape, has_no_effect
+from sdexport.backends.slots import BatchInputs, Shape, has_no_effect
 from sdexport.backends.targets import OPENVINO_CPU
 from sdexport.errors import EngineError
 from sdexport.graph.denoise_step import core_step, denoise_step
@@ -64,13 +64,13 @@ def test_other_engines_have_none(load: Load) -> None:
     assert load(OPENVINO_CPU, linear()).optional == ()
 
 
-def course(**changes: Array) -> Course:
+def course(**changes: Array) -> BatchInputs:
     """Two evaluations without effect of the optional inputs, but for `changes`."""
     inputs = step_inputs(1, 2, 4, 4, SLOTS)
     for name, number in NEUTRAL.items():
         inputs[name].fill(number)
     tables = ("timestep", "input_weights", "update_weights", "guidance", "known_weights")
-    return Course(
+    return BatchInputs(
         inputs["state"],
         {name: np.stack([inputs[name]] * 2) for name in tables} | {
             name: value for name, value in changes.items() if name in tables
@@ -81,7 +81,7 @@ def course(**changes: Array) -> Course:
     )  # fmt: skip
 
 
-EFFECTS: dict[str, Callable[[], Course]] = {
+EFFECTS: dict[str, Callable[[], BatchInputs]] = {
     "mask": lambda: course(mask=np.full((1, 1, 4, 4), 0.5, np.float32)),
     "known": lambda: course(known_weights=np.array([[[0, 0]], [[1, 0]]], np.float32)),
     "rescaled": lambda: course(guidance_rescale=np.array([0.3], np.float32)),

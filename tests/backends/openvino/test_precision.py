@@ -77,7 +77,7 @@ def timestep_unet() -> onnx.ModelProto:
 
 
 def bind(path: Path) -> Binding:
-    """The step at `path` under bfloat16, for three images with two branches, all zero and drawn."""
+    """The step at `path` under bfloat16, for three images with two branches, of zeros."""
     inputs = step_inputs(len(TIMESTEPS), 2, 3, 5, SLOTS)
     shapes = {name: value.shape for name, value in inputs.items()}
     engine = load_engine(OPENVINO_CPU, "denoise_step", path, Precision.BF16, 1)

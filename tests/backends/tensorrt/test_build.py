@@ -316,7 +316,7 @@ def test_too_small_a_workspace(write: Write) -> None:
 
 
 def test_activations_beyond_the_workspace(write: Write) -> None:
-    """What is said of a profile whose pictures do not fit."""
+    """What is said of a profile whose images do not fit."""
     words = Words([("ERROR", "Error Code 2: OutOfMemory (Requested size was 4393907374 bytes.)")])
     said = tensorrt_build._explain(TENSORRT_RTX, write(), words)
     assert "raise the builder option workspace (it is 1,024 MiB)" in said

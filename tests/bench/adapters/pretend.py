@@ -1,4 +1,4 @@
-"""A system that pretends to draw: takes as long as it is told, and goes wrong as it is told."""
+"""A system that pretends to generate: takes as long as it is told, and goes wrong as it is told."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FOREVER = 600
 class Pretend:
     """Options: `seconds` a turn, `goes` wrong in turn `turn`, `noise`, `pids` (a file to note).
 
-    Also `says` (what describe() says instead) and `tells` (what draw() says instead).
+    Also `says` (what describe() says instead) and `tells` (what generate() says instead).
     """
 
     def __init__(self, scenario: dict[str, Any], options: dict[str, Any]) -> None:
@@ -42,7 +42,7 @@ class Pretend:
             "notes": [],
         } | self.options.get("says", {})
 
-    def draw(self) -> dict[str, Any]:
+    def generate(self) -> dict[str, Any]:
         self.turn += 1
         if self.turn == self.options.get("turn"):
             self._go_wrong()

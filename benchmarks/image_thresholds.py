@@ -1,9 +1,10 @@
 """What `sdexport.bench.quality` makes of rounding, and of what is none: its thresholds' data.
 
-Draws with diffusers in float32, which is the baseline, with its bfloat16, with bundles, and with
+Generates with diffusers in float32, which is the baseline, with its bfloat16, with bundles, and
+with
 something changed: another seed, sampler, number of steps, or the pixels themselves.
 
-    python benchmarks/picture_thresholds.py CHECKPOINT [BUNDLE …] [--output FILE.json]
+    python benchmarks/image_thresholds.py CHECKPOINT [BUNDLE …] [--output FILE.json]
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from PIL import Image
 
 from sdexport.bench.quality import compare, verdict
 
-Pictures = NDArray[np.uint8]
+Images = NDArray[np.uint8]
 
 LEARNT = ("red apple", "pizza", "snowman", "rose", "cat face", "airplane", "bee", "rocket")
 UNKNOWN = ("a photo of an astronaut riding a horse", "", "portrait of a woman", "city at night")
@@ -49,16 +50,16 @@ CHANGED: Mapping[str, tuple[dict[str, Any], ...]] = {
 }
 
 
-def pixel_changes(images: Pictures) -> dict[str, Pictures]:
+def pixel_changes(images: Images) -> dict[str, Images]:
     """What may happen to pixels alone."""
     rng = np.random.default_rng(0)
 
-    def clipped(values: NDArray[Any]) -> Pictures:
+    def clipped(values: NDArray[Any]) -> Images:
         return np.clip(values, 0, 255).astype(np.uint8)
 
-    def jpeg(picture: Pictures) -> Pictures:
+    def jpeg(image: Images) -> Images:
         file = io.BytesIO()
-        Image.fromarray(picture).save(file, "JPEG", quality=75)
+        Image.fromarray(image).save(file, "JPEG", quality=75)
         return np.asarray(Image.open(file))
 
     return {
@@ -66,19 +67,19 @@ def pixel_changes(images: Pictures) -> dict[str, Pictures]:
         "5 levels darker": clipped(images.astype(int) - 5),
         "10 levels darker": clipped(images.astype(int) - 10),
         "moved by a pixel": np.roll(images, 1, axis=2),
-        "JPEG of quality 75": np.stack([jpeg(picture) for picture in images]),
+        "JPEG of quality 75": np.stack([jpeg(image) for image in images]),
         "noise of 5 levels added": clipped(images + rng.normal(0, 5, images.shape)),
-        "the next prompt's picture": np.roll(images, -1, axis=0),
+        "the next prompt's image": np.roll(images, -1, axis=0),
         "noise alone": rng.integers(0, 256, images.shape).astype(np.uint8),
         "black": np.zeros_like(images),
     }
 
 
-Draw = Callable[[str, int, int], Pictures]
+Draw = Callable[[str, int, int], Images]
 
 
-def diffusers_draw(checkpoint: Path, dtype: str) -> Draw:
-    """From sampler, steps and first seed to pictures, through diffusers."""
+def diffusers_generate(checkpoint: Path, dtype: str) -> Draw:
+    """From sampler, steps and first seed to images, through diffusers."""
     import torch
     from diffusers import StableDiffusionPipeline
 
@@ -88,9 +89,9 @@ def diffusers_draw(checkpoint: Path, dtype: str) -> Draw:
     pipeline.set_progress_bar_config(disable=True)
     config = pipeline.scheduler.config
 
-    def draw(sampler: str, steps: int, seed: int) -> Pictures:
+    def generate(sampler: str, steps: int, seed: int) -> Images:
         pipeline.scheduler = sampler_for(sampler, config)
-        pictures = [
+        images = [
             pipeline(
                 prompt,
                 num_inference_steps=steps,
@@ -101,19 +102,19 @@ def diffusers_draw(checkpoint: Path, dtype: str) -> Draw:
             ).images[0]
             for index, prompt in enumerate(PROMPTS)
         ]
-        return np.stack([np.asarray(picture) for picture in pictures])
+        return np.stack([np.asarray(image) for image in images])
 
-    return draw
+    return generate
 
 
-def bundle_draw(bundle: Path) -> Draw:
+def bundle_generate(bundle: Path) -> Draw:
     """The same through a bundle."""
     import sdexport
 
     pipeline = sdexport.load(bundle)
 
-    def draw(sampler: str, steps: int, seed: int) -> Pictures:
-        pictures = [
+    def generate(sampler: str, steps: int, seed: int) -> Images:
+        images = [
             pipeline.generate(
                 prompt,
                 seed=seed + index,
@@ -124,15 +125,13 @@ def bundle_draw(bundle: Path) -> Draw:
             ).images[0]
             for index, prompt in enumerate(PROMPTS)
         ]
-        return np.stack([np.asarray(picture) for picture in pictures])
+        return np.stack([np.asarray(image) for image in images])
 
-    return draw
+    return generate
 
 
-def row(
-    baseline: Pictures, images: Pictures, yardstick: list[dict[str, Any]] | None
-) -> dict[str, Any]:
-    """One line of the table: the farthest and the median picture, and the verdicts."""
+def row(baseline: Images, images: Images, yardstick: list[dict[str, Any]] | None) -> dict[str, Any]:
+    """One line of the table: the farthest and the median image, and the verdicts."""
     compared = compare(baseline, images)
 
     def figures(key: str, worst: Callable[..., float]) -> tuple[float, float]:
@@ -152,28 +151,30 @@ def row(
 
 
 def measure(checkpoint: Path, bundles: list[Path]) -> dict[str, dict[str, Any]]:
-    """Every line of the table, by scenario and by what was drawn."""
-    full, half = (diffusers_draw(checkpoint, dtype) for dtype in ("float32", "bfloat16"))
-    drawers = {f"bundle {path.name}": bundle_draw(path) for path in bundles}
+    """Every line of the table, by scenario and by what was generated."""
+    full, half = (diffusers_generate(checkpoint, dtype) for dtype in ("float32", "bfloat16"))
+    drawers = {f"bundle {path.name}": bundle_generate(path) for path in bundles}
     found: dict[str, dict[str, Any]] = {}
     first = SEEDS[0]
     for scenario, (sampler, steps) in SCENARIOS.items():
         baseline = full(sampler, steps, first)
         rounded = half(sampler, steps, first)
         yardstick = compare(baseline, rounded)
-        drawn = {"diffusers bfloat16": rounded}
-        drawn |= {name: draw(sampler, steps, first) for name, draw in drawers.items()}
+        generated = {"diffusers bfloat16": rounded}
+        generated |= {name: generate(sampler, steps, first) for name, generate in drawers.items()}
         for change in CHANGED[scenario]:
             name = ", ".join(f"{key} {value}" for key, value in change.items())
-            drawn[name] = full(
+            generated[name] = full(
                 change.get("sampler", sampler),
                 change.get("steps", steps),
                 change.get("first seed", first),
             )
         if len(found) == 0:
-            drawn |= pixel_changes(baseline)
-        seeds = drawn.get("first seed 107")
-        found[scenario] = {name: row(baseline, images, yardstick) for name, images in drawn.items()}
+            generated |= pixel_changes(baseline)
+        seeds = generated.get("first seed 107")
+        found[scenario] = {
+            name: row(baseline, images, yardstick) for name, images in generated.items()
+        }
         if seeds is not None:
             known = slice(0, len(LEARNT))
             found[scenario]["first seed 107, learnt prompts alone"] = row(
@@ -185,7 +186,7 @@ def measure(checkpoint: Path, bundles: list[Path]) -> dict[str, dict[str, Any]]:
 
 
 def table(found: Mapping[str, Mapping[str, Any]]) -> str:
-    """The figures as Markdown: the farthest picture, in brackets the median."""
+    """The figures as Markdown: the farthest image, in brackets the median."""
     lines = []
     for scenario, rows in found.items():
         lines += [

@@ -1,4 +1,4 @@
-"""The same pictures as on the processor, to the last bit, in every form of the loop.
+"""The same images as on the processor, to the last bit, in every form of the loop.
 
 The double computes with the very engines that the processor's path has, on one thread like it, so
 that nothing but a mistake of the loop could make a difference: a stale address, a row of another
@@ -37,10 +37,10 @@ IN_TURN: tuple[tuple[tuple[str, ...], str, int, float, str, int], ...] = (
     (("snowman",), "ddim", 1, 2.5, "64x64", 10),
 )
 
-Draw = Callable[[Pipeline, tuple[Any, ...]], list[bytes]]
+Generate = Callable[[Pipeline, tuple[Any, ...]], list[bytes]]
 
 
-def draw(pipeline: Pipeline, request: tuple[Any, ...]) -> list[bytes]:
+def generate(pipeline: Pipeline, request: tuple[Any, ...]) -> list[bytes]:
     prompts, sampler, steps, guidance, size, seed = request
     result = pipeline.generate(
         list(prompts), sampler=sampler, steps=steps, guidance=guidance, size=size, seed=seed
@@ -61,7 +61,7 @@ def watch(pipeline: Pipeline, request: tuple[Any, ...]) -> list[np.ndarray[Any, 
 
 @pytest.fixture(scope="module")
 def wanted(host: Pipeline) -> dict[tuple[Any, ...], list[bytes]]:
-    return {request: draw(host, request) for request in IN_TURN}
+    return {request: generate(host, request) for request in IN_TURN}
 
 
 @pytest.fixture(params=FORMS, ids=str)
@@ -84,13 +84,13 @@ def test_samplers_batches_and_sizes_in_turn(
     form: Form,
 ) -> None:
     with gpu_pipeline(parts, plans, form) as pipeline:
-        # Twice, because the first three pictures at once made the activations grow.
+        # Twice, because the first three images at once made the activations grow.
         for request in (*IN_TURN, *IN_TURN):
-            assert draw(pipeline, request) == wanted[request], request
+            assert generate(pipeline, request) == wanted[request], request
         # Once more in another order, on what was captured before.
         with standin.counted() as calls:
             for request in reversed(IN_TURN):
-                assert draw(pipeline, request) == wanted[request], request
+                assert generate(pipeline, request) == wanted[request], request
         for call in ("cuMemAlloc_v2", "cuMemHostAlloc", "cuStreamBeginCapture_v2"):
             assert calls[call] == 0, call
 
@@ -98,21 +98,21 @@ def test_samplers_batches_and_sizes_in_turn(
 def test_another_sampler_seed_or_guidance_needs_no_new_capture(
     standin: Standin, pipe: Pipeline, host: Pipeline
 ) -> None:
-    draw(pipe, IN_TURN[1])
+    generate(pipe, IN_TURN[1])
     with standin.counted() as calls:
         for sampler in ("euler-a", "ddim", "euler", "dpmpp-2m", "dpmpp-2m-karras"):
             for guidance, seed in ((1.5, 0), (7.5, 2**40)):
                 request = (("a bee",), sampler, 4, guidance, "64x64", seed)
-                assert draw(pipe, request) == draw(host, request), request
+                assert generate(pipe, request) == generate(host, request), request
     assert calls["cuStreamBeginCapture_v2"] == calls["cuMemAlloc_v2"] == 0
-    assert calls["cuGraphLaunch"] == 10, "one launch a picture"
+    assert calls["cuGraphLaunch"] == 10, "one launch an image"
 
 
 def test_a_sampler_without_noise_does_not_read_any(
     pipe: Pipeline, wanted: dict[tuple[Any, ...], list[bytes]]
 ) -> None:
     """The noise rows of a fresh loop: NaN, were they not filled with zeros."""
-    assert draw(pipe, IN_TURN[1]) == wanted[IN_TURN[1]]
+    assert generate(pipe, IN_TURN[1]) == wanted[IN_TURN[1]]
 
 
 @pytest.mark.parametrize("request_", IN_TURN[:4], ids=["noise", "ddim", "pndm", "three"])
@@ -134,7 +134,7 @@ def test_steps_that_nobody_reads_copy_nothing(standin: Standin, pipe: Pipeline) 
     assert last.result is not None
     assert calls["cuMemcpyDtoHAsync_v2"] == 1
     assert calls["cuStreamSynchronize"] == 0, "a device is asked, and not waited for"
-    assert calls["cuEventSynchronize"] == 1, "for the picture"
+    assert calls["cuEventSynchronize"] == 1, "for the image"
     assert calls["cuGraphLaunch"] == 4
     assert calls["cuEventQuery"] >= 4
 
@@ -164,12 +164,12 @@ def test_a_stream_that_is_given_up_harms_nobody(
             with standin.counted() as calls:
                 stream.close()
             assert not any(name.endswith("Synchronize") for name in calls), "closing waits"
-            assert draw(pipe, request) == wanted[request]
+            assert generate(pipe, request) == wanted[request]
 
 
-def test_more_pictures_than_a_batch(pipe: Pipeline, host: Pipeline) -> None:
+def test_more_images_than_a_batch(pipe: Pipeline, host: Pipeline) -> None:
     request = (("red apple", "rose", "pizza") * 3, "euler-a", 2, 2.5, "64x64", 20)
-    assert draw(pipe, request) == draw(host, request)
+    assert generate(pipe, request) == generate(host, request)
 
 
 def test_an_explicit_whole_loop_yields_its_end_alone(
@@ -205,13 +205,13 @@ def test_loops_make_room_for_others(
     with gpu_pipeline(parts, plans, kept_bytes=bound) as pipeline:
         peaks = []
         for request in (*IN_TURN, *reversed(IN_TURN)):
-            assert draw(pipeline, request) == wanted[request], request
-            (workspaces,) = pipeline._turn._made
+            assert generate(pipeline, request) == wanted[request], request
+            (workspaces,) = pipeline._pool._made
             peaks.append(workspaces.bytes)
         assert max(peaks) <= bound
         with standin.counted() as calls:
-            draw(pipeline, IN_TURN[0])
-            draw(pipeline, IN_TURN[0])
+            generate(pipeline, IN_TURN[0])
+            generate(pipeline, IN_TURN[0])
         assert calls["cuStreamBeginCapture_v2"] <= 1, "the loop used last was given up"
 
 
@@ -224,8 +224,8 @@ def test_a_bounded_number_of_loops_is_kept(
     monkeypatch.setattr(device, "KEPT_LOOPS", 3)
     with gpu_pipeline(parts, plans) as pipeline:
         for steps in (1, 2, 3, 4, 5):
-            draw(pipeline, (("a bee",), "ddim", steps, 2.5, "64x64", 1))
-        (workspaces,) = pipeline._turn._made
+            generate(pipeline, (("a bee",), "ddim", steps, 2.5, "64x64", 1))
+        (workspaces,) = pipeline._pool._made
         assert sorted(loop.key.evaluations for _, loop in workspaces._loops()) == [3, 4, 5]
 
 
@@ -236,16 +236,16 @@ def test_activations_are_shared_and_grow(
     wanted: dict[tuple[Any, ...], list[bytes]],
 ) -> None:
     with gpu_pipeline(parts, plans) as pipeline:
-        draw(pipeline, IN_TURN[1])
-        (workspaces,) = pipeline._turn._made
+        generate(pipeline, IN_TURN[1])
+        (workspaces,) = pipeline._pool._made
         small = workspaces._activations
-        # Three pictures at once need more: the block moves, and graphs with the old one are gone.
-        assert draw(pipeline, IN_TURN[3]) == wanted[IN_TURN[3]]
+        # Three images at once need more: the block moves, and graphs with the old one are gone.
+        assert generate(pipeline, IN_TURN[3]) == wanted[IN_TURN[3]]
         large = workspaces._activations
         assert small is not large is not None
-        assert draw(pipeline, IN_TURN[1]) == wanted[IN_TURN[1]]
+        assert generate(pipeline, IN_TURN[1]) == wanted[IN_TURN[1]]
         assert workspaces._activations is large, "a smaller batch fits into it"
-        assert draw(pipeline, IN_TURN[3]) == wanted[IN_TURN[3]]
+        assert generate(pipeline, IN_TURN[3]) == wanted[IN_TURN[3]]
 
 
 def test_an_engine_that_cannot_be_captured(
@@ -256,13 +256,13 @@ def test_an_engine_that_cannot_be_captured(
 ) -> None:
     plans = write_plans(tmp_path, parts, capturable=False)
     with gpu_pipeline(parts, plans) as pipeline, standin.counted() as calls:
-        assert draw(pipeline, IN_TURN[0]) == wanted[IN_TURN[0]]
+        assert generate(pipeline, IN_TURN[0]) == wanted[IN_TURN[0]]
     assert calls["cuStreamBeginCapture_v2"] == 0
     with (
         gpu_pipeline(parts, plans, Form.WHOLE_LOOP) as pipeline,
         pytest.raises(EngineError, match="loop='whole-loop' asks for; .*'eager' or 'auto'"),
     ):
-        draw(pipeline, IN_TURN[0])
+        generate(pipeline, IN_TURN[0])
 
 
 def test_kernels_that_were_compiled_are_kept(
@@ -270,19 +270,19 @@ def test_kernels_that_were_compiled_are_kept(
 ) -> None:
     cache = tmp_path / "runtime_cache"
     with gpu_pipeline(parts, plans, cache=cache) as pipeline:
-        draw(pipeline, IN_TURN[0])
+        generate(pipeline, IN_TURN[0])
     names = {file.name for file in cache.iterdir()}
     assert names == {f"{name}.sm89.cache" for name in plans}
     before = {file: file.read_bytes() for file in cache.iterdir()}
     with gpu_pipeline(parts, plans, cache=cache) as pipeline:
         engine = pipeline.parts.denoise_step
-        draw(pipeline, IN_TURN[0])
+        generate(pipeline, IN_TURN[0])
         assert engine._cache.hits == 1  # type: ignore[attr-defined]  # the double's
     assert {file: file.read_bytes() for file in cache.iterdir()} == before
     # One that is damaged, or of another GPU, is made anew.
     (cache / "denoise_step.sm89.cache").write_bytes(b"not a cache")
     with gpu_pipeline(parts, plans, cache=cache) as pipeline:
-        draw(pipeline, IN_TURN[0])
+        generate(pipeline, IN_TURN[0])
     assert {file: file.read_bytes() for file in cache.iterdir()} == before
 
 
@@ -291,7 +291,7 @@ def test_a_folder_that_takes_no_cache_is_no_error(
 ) -> None:
     (tmp_path / "file").write_text("in the way")
     with gpu_pipeline(parts, plans, cache=tmp_path / "file" / "cache") as pipeline:
-        assert draw(pipeline, IN_TURN[1])
+        assert generate(pipeline, IN_TURN[1])
 
 
 def test_latents_that_are_no_numbers_are_refused(
@@ -305,6 +305,6 @@ def test_latents_that_are_no_numbers_are_refused(
     weights = request.plan.update_weights.copy()
     weights[2, :, :-1] = 3e38
     broken = replace(request, plan=replace(request.plan, update_weights=weights))
-    with pytest.raises(EngineError, match=r"image 0 \(seed 4\) is no picture"):
+    with pytest.raises(EngineError, match=r"image 0 \(seed 4\) is no image"):
         list(pipe.steps(broken, watched=False))
-    assert draw(pipe, IN_TURN[1]) == wanted[IN_TURN[1]], "the state was not cleaned"
+    assert generate(pipe, IN_TURN[1]) == wanted[IN_TURN[1]], "the state was not cleaned"
