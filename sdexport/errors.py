@@ -42,6 +42,13 @@ class FolderError(SdexportError):
     """An ONNX folder or bundle is missing, incomplete, truncated or altered."""
 
 
+class DocumentError(FolderError, UsageError):
+    """A document (manifest, recipe, scenario, results …) that is not as it must be.
+
+    Names the file, the field, what is accepted there and what was given.
+    """
+
+
 class StorageError(SdexportError):
     """Something could not be written: full disk, read-only folder."""
 
