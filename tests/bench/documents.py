@@ -52,7 +52,7 @@ def document(*, noise: float = 0.0, **seconds: float) -> dict[str, Any]:
     for one in systems:
         one["fidelity"] = {"verdict": "same", "why": "", "images": [], "recognised": None}
     return {
-        "schema": 1,
+        "schema": 2,
         "created": "2026-01-01T00:00:00+00:00",
         "command": "sdexport bench",
         "complete": True,

@@ -66,7 +66,7 @@ def results(*, gpu: bool = False) -> dict[str, Any]:
         card["fidelity"] = _image("close", [(40.0, 0.99, 40, 0.999, 0.05)] * 3, "")
         systems.append(card)
     return {
-        "schema": 1,
+        "schema": 2,
         "created": "2026-11-25T03:00:00+00:00",
         "complete": True,
         "effort": {"rounds": 10, "seconds": 10.0, "at_once": None, "timeout": 900.0},

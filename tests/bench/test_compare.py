@@ -164,6 +164,6 @@ def test_what_cannot_be_compared_is_refused(tmp_path: Path) -> None:
         compared(tmp_path, document(a=1.0), document(b=1.0))
     with pytest.raises(UsageError, match="least 1 is not possible"):
         compare(tmp_path / "old", tmp_path / "new", least=1)
-    (tmp_path / "old" / results.FILE).write_text(json.dumps({"schema": 1}))
+    (tmp_path / "old" / results.FILE).write_text(json.dumps({"schema": 2}))
     with pytest.raises(FolderError, match="is damaged: created is missing"):
         compare(tmp_path / "old", tmp_path / "new")

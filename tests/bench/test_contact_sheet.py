@@ -31,7 +31,7 @@ def cell(sheet: Image.Image, row: int, column: int, below: bool = False) -> np.n
 
 
 def generated(found: dict[str, Any], folder: Path) -> Image.Image:
-    sheet = contact_sheet.generate(found, folder)
+    sheet = contact_sheet.draw(found, folder)
     assert sheet is not None
     return sheet
 

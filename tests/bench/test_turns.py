@@ -231,7 +231,7 @@ def test_one_that_generated_something_else_at_first_is_marked(tmp_path: Path) ->
     assert image["why"].startswith("in its first turn: ")
     assert [one["largest"] for one in image["images"]] == [0, 0], "the last turn's figures"
     assert sorted(path.name for path in tmp_path.iterdir()) == [
-        *("latents", "images", "results.json")
+        *("images", "latents", "results.json")
     ]
 
 
