@@ -1,4 +1,4 @@
-"""Two runs of one scenario: what became slower beyond the noise, drew something else, or grew.
+"""Two runs of one scenario: what became slower beyond the noise, generated something else, or grew.
 
 A system is judged by its ratio to the baseline of its own run, which another load or clock of the
 machine does not change. Where the baseline is of other versions, or a run has no ratio, its own

@@ -49,7 +49,7 @@ def write(results: Results, folder: Path) -> Path | None:
     """Writes `contact_sheet.png` into `folder` from the images there.
 
     Returns:
-        The file, or None where the baseline drew nothing; an earlier sheet is then removed.
+        The file, or None where the baseline generated nothing; an earlier sheet is then removed.
 
     Raises:
         StorageError: the place cannot be written.

@@ -166,7 +166,7 @@ def described(about: Any) -> dict[str, Any]:
 
 
 def timed(told: dict[str, Any]) -> dict[str, Any]:
-    """What an adapter says of one drawing, which is seen to be numbers or nothing.
+    """What an adapter says of one generation, which is seen to be numbers or nothing.
 
     Raises:
         AdapterError: it is not.

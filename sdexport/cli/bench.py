@@ -343,7 +343,7 @@ def compare_bench(
     ] = 0.02,
     json: Json = False,
 ) -> None:
-    """Say what became slower beyond the noise, draws something else, or needs more memory.
+    """Say what became slower beyond the noise, generates something else, or needs more memory.
 
     Exit code 1 says that anything did. Both runs must have generated the same scenario.
 

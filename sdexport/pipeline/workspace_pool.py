@@ -66,7 +66,7 @@ class WorkspacePool(Generic[Place]):
             while not self._free and len(self._held) >= self._places:
                 if all(held.owner == threading.get_ident() for held in self._held):
                     raise UsageError(
-                        "this pipeline is still drawing for an unfinished stream of this thread; "
+                        "this pipeline is still generating for an unfinished stream of this thread; "
                         "finish that stream or call its close() first"
                     )
                 self._changed.wait()
@@ -98,7 +98,7 @@ class WorkspacePool(Generic[Place]):
         with self._changed:
             if self._held:
                 raise UsageError(
-                    "this pipeline is still drawing; finish its streams or close them first"
+                    "this pipeline is still generating; finish its streams or close them first"
                 )
             places, self._made = self._made, []
             self._free.clear()

@@ -198,7 +198,7 @@ def test_a_processor_without_bf16_is_named(build: Build, monkeypatch: pytest.Mon
 def test_the_library_sends_no_telemetry(tmp_path: Path) -> None:
     """Nor does it write to the home, which importing it does otherwise."""
     code = (
-        "import sys; from sdexport.backends import openvino_cpu; openvino_cpu.core(); "
+        "import sys; from sdexport.backends.openvino import session; session.core(); "
         "print('openvino' in sys.modules, sys.modules.get('openvino_telemetry') is not None)"
     )
     done = subprocess.run(
