@@ -142,8 +142,8 @@ def times(results: Results) -> Section:
         ),
         Figure(
             "stages",
-            "Bars of the mean time of one generation, divided into text encoder, evaluations, decoder "
-            "and the rest; the figures are in the table of the stages.",
+            "Bars of the mean time of one generation, divided into text encoder, evaluations, "
+            "decoder and the rest; the figures are in the table of the stages.",
             "Means, so that the parts add up to the whole. A system that tells only of the whole "
             "has one undivided bar.",
         ),

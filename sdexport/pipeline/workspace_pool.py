@@ -66,8 +66,8 @@ class WorkspacePool(Generic[Place]):
             while not self._free and len(self._held) >= self._places:
                 if all(held.owner == threading.get_ident() for held in self._held):
                     raise UsageError(
-                        "this pipeline is still generating for an unfinished stream of this thread; "
-                        "finish that stream or call its close() first"
+                        "this pipeline is still generating for an unfinished stream of this "
+                        "thread; finish that stream or call its close() first"
                     )
                 self._changed.wait()
                 self._check_open()
