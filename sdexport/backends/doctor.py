@@ -46,7 +46,7 @@ LIBRARIES = (
 GPU_BUILD = "onnxruntime-gpu"
 """The build of ONNX Runtime for GPUs, which brings the import name of the other one."""
 
-DRAW = ("numpy", "tokenizers", "pillow")
+GENERATE = ("numpy", "tokenizers", "pillow")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +56,7 @@ class TargetState:
     Attributes:
         works: its engines run here; `remedy` is what to do or why not where they do not.
         builds: its engines can be built here; `build_remedy` likewise.
+        gpu: its engines run on an NVIDIA GPU.
     """
 
     name: str
@@ -65,6 +66,7 @@ class TargetState:
     version: str | None
     remedy: str
     build_remedy: str
+    gpu: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +110,21 @@ class Diagnosis:
     def ok(self) -> bool:
         """Whether images can be generated here."""
         return all(verb.works for verb in self.verbs if verb.name == "generate")
+
+    @property
+    def missing(self) -> tuple[tuple[str, str], ...]:
+        """What can be made to work here: names of verbs or targets, and what to do for them.
+
+        A target for GPUs is not missing on a machine that has none.
+        """
+        remedies: dict[str, list[str]] = {}
+        for verb in self.verbs:
+            if verb.remedy:
+                remedies.setdefault(verb.remedy, []).append(verb.name)
+        for target in self.targets:
+            if target.remedy and (self.gpus or not target.gpu):
+                remedies.setdefault(target.remedy, []).append(target.name)
+        return tuple((", ".join(names), remedy) for remedy, names in remedies.items())
 
     def as_json(self) -> dict[str, Any]:
         """The diagnosis as one JSON object."""
@@ -165,6 +182,7 @@ def _targets() -> tuple[TargetState, ...]:
                 version=library_version(target) if availability(target)[0] else None,
                 remedy="" if works else remedy,
                 build_remedy="" if builds else build_remedy,
+                gpu=bool(target.gpu),
             )
         )
     return tuple(states)
@@ -207,7 +225,7 @@ def _verbs(
         if any(target.builds for target in targets)
         else "; ".join(t.build_remedy for t in targets)
     )
-    generate = _lacking(libraries, DRAW, "install sdexport again") or runs
+    generate = _lacking(libraries, GENERATE, "install sdexport again") or runs
     build = _lacking(libraries, BUILD, install_command("build"))
     export = _lacking(libraries, EXPORT, install_command(*EXPORT_EXTRAS))
     remedies = {

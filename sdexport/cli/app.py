@@ -1,54 +1,64 @@
-"""The application: its verbs, and how it ends.
-
-Exit codes: 0 done; 1 a comparison with PyTorch or an earlier run failed, or nothing can be
-generated on this machine; 2 a value, file or library that the user can do something about; 130
-interrupted. Anything else that goes wrong is a bug and keeps its traceback.
-"""
+"""The application: its verbs in the order of the flow, and the page that `--help` shows."""
 
 from __future__ import annotations
 
-import errno
-import os
-import re
 import sys
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+import typer.core
 
 from sdexport import __version__
-from sdexport.cli import terminal
 from sdexport.cli.bench import bench
 from sdexport.cli.build import build
 from sdexport.cli.compile import compile
 from sdexport.cli.doctor import doctor
 from sdexport.cli.engines import engines
 from sdexport.cli.export import export
+from sdexport.cli.failures import exit_code_of
 from sdexport.cli.generate import generate
 from sdexport.cli.inspect import inspect
 from sdexport.cli.samplers import samplers
 from sdexport.cli.verify import verify
-from sdexport.errors import SdexportError
 
-USER_ERROR = 2
-INTERRUPTED = 130
-CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
-SYSTEM = (
-    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP, errno.ENOSPC),
-    *(errno.EDQUOT, errno.EIO, errno.ENXIO, errno.ENODEV, errno.ESTALE, errno.ETXTBSY),
+FLOW: tuple[tuple[str, tuple[Any, ...]], ...] = (
+    ("Compile: a checkpoint becomes a bundle of engines", (compile, export, build, verify)),
+    ("Generate: a bundle generates images", (generate, samplers)),
+    ("Look: what is there, what it costs, how fast it is", (inspect, doctor, engines, bench)),
 )
-"""What the system says of a file that no program's mistake is the reason of. A missing file or a
-folder in its place may be one, and keeps its traceback."""
-PIPE_CLOSED = 141
-"""What a shell says of a program that was ended by SIGPIPE, as most are when their reader left."""
+"""The verbs as `sdexport --help` groups them: functions, and Typer applications of several."""
 
-# The base of all errors that Typer reports about a command line. It has changed its module
-# between Typer's versions, its place in the family never.
-_Misuse: type[Exception] = typer.BadParameter.__mro__[2]
+
+class Flow(typer.core.TyperGroup):
+    """The group of all verbs, whose help shows them in the order of `FLOW`, an example each."""
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """Writes a section for each stage of the flow."""
+        width = max(len(name) for name in self.commands)
+        for title, verbs in FLOW:
+            formatter.write_paragraph()
+            formatter.write(f"{title}\n")
+            for verb in verbs:
+                name = _name_of(verb)
+                command = self.commands[name]
+                formatter.write(f"  {name:{width}}  {command.get_short_help_str(66)}\n")
+                formatter.write(f"  {'':{width}}    {_example(command.help or '')}\n")
+
+
+def _name_of(verb: Any) -> str:
+    return str(verb.info.name if isinstance(verb, typer.Typer) else verb.__name__)
+
+
+def _example(help_text: str) -> str:
+    """The first example of a verb's help."""
+    lines = help_text.partition("Example:\n")[2].splitlines()
+    return lines[0].strip() if lines else ""
+
 
 app = typer.Typer(
     name="sdexport",
-    add_completion=False,
+    cls=Flow,
     # Plain help reads the same in every terminal, log file and page of documentation.
     rich_markup_mode=None,
     pretty_exceptions_show_locals=False,
@@ -82,6 +92,10 @@ def sdexport(
       sdexport compile stable-diffusion-v1-5/stable-diffusion-v1-5 sd15
       sdexport generate sd15 "a red apple on a table" --seed 7 -o apple.png
 
+    Results go to stdout, progress and errors to stderr. Screens are laid out for the terminal's
+    columns, or for COLUMNS where that is set. What goes to a file or pipe without COLUMNS has a row
+    a line, whatever its length. Scripts read --json.
+
     Exit codes: 0 done; 1 a bundle differs from PyTorch or became slower, or nothing can be
     generated on this machine; 2 something to correct: a value, a file, a library that is missing;
     130 interrupted.
@@ -90,10 +104,12 @@ def sdexport(
         print(context.get_help())
 
 
-for _verb in (compile, export, build, generate, verify, inspect, samplers, doctor):
-    app.command()(_verb)
-app.add_typer(engines)
-app.add_typer(bench)
+for _, _verbs in FLOW:
+    for _verb in _verbs:
+        if isinstance(_verb, typer.Typer):
+            app.add_typer(_verb)
+        else:
+            app.command()(_verb)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -107,98 +123,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # A terminal that cannot show a character gets an escape, not an exception.
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
-    try:
-        code = app(args=given, prog_name="sdexport", standalone_mode=False)
-        if sys.stdout is not None:
-            sys.stdout.flush()
-    except SdexportError as error:
-        return _fail(given, error, str(error))
-    except _Misuse as error:
-        return _fail(given, error, _explain(error))
-    except (KeyboardInterrupt, typer.Abort):
-        code = INTERRUPTED
-    except BrokenPipeError:
-        _leave_pipe()
-        return PIPE_CLOSED
-    except OSError as error:
-        if error.filename is not None and error.errno in SYSTEM:
-            where = os.fsdecode(error.filename)
-            return _fail(given, error, f"cannot use {where}: {error.strerror}; see to that path")
-        # A file's error has its name; without one it is stdout that cannot take more.
-        if error.errno != errno.ENOSPC or error.filename is not None:
-            raise
-        _leave_pipe()
-        terminal.say(f"error: cannot write to stdout: {error.strerror}; free some space")
-        return USER_ERROR
-    except SystemExit as end:
-        # Typer ends a verb whose reader left in this way, and says nothing.
-        _leave_pipe()
-        return PIPE_CLOSED if end.code == 1 else int(end.code or 0)
-    if code == INTERRUPTED:
-        terminal.say("interrupted")
-    return code if isinstance(code, int) else 0
-
-
-def _fail(given: Sequence[str], error: Exception, message: str) -> int:
-    # One line, whatever is in a path: its line's end and other controls are shown as escapes.
-    shown = CONTROLS.sub(lambda found: repr(found[0])[1:-1], message)
-    terminal.say(f"error: {shown}")
-    if _wants_json(given):
-        terminal.print_json({"error": {"kind": type(error).__name__, "message": message}})
-    return USER_ERROR
-
-
-def _wants_json(given: Sequence[str]) -> bool:
-    """Whether `--json` is among the options; what follows `--` is none."""
-    options = given[: given.index("--")] if "--" in given else given
-    return "--json" in options
-
-
-def _explain(error: Exception) -> str:
-    """One line: what is wrong with the command line, and where its help is."""
-    message = " ".join(str(getattr(error, "format_message", error.__str__)()).split())
-    message = _meant(error) or message
-    value = _refused_value(error)
-    if value is not None and value not in message:
-        message = f"{message.rstrip('.')}, not {value}"
-    context = getattr(error, "ctx", None)
-    path = context.command_path if context is not None else "sdexport"
-    return f"{message.rstrip('.')}; see: {path} --help"
-
-
-def _meant(error: Exception) -> str | None:
-    """What to say of an unknown option that another library or interface calls so."""
-    given = getattr(error, "option_name", None)
-    # By its name: the class has changed its module between Typer's versions.
-    if type(error).__name__ != "NoSuchOption" or given is None:
-        return None
-    from sdexport.pipeline.request import NAMES
-
-    ours = NAMES.get(given.strip("-").replace("-", "_").lower())
-    if ours is None:
-        return None
-    option = f"--{ours}".replace("_", "-")
-    context = getattr(error, "ctx", None)
-    known = [name for one in context.command.params for name in one.opts] if context else []
-    shape = " WIDTHxHEIGHT" if ours == "size" else ""
-    return (
-        f"No such option: {given}; it is called {option}{shape} here" if option in known else None
-    )
-
-
-def _refused_value(error: Exception) -> str | None:
-    """The value that could not be read: Typer's message leaves it to the error behind it."""
-    reasons = getattr(error.__cause__, "errors", None)
-    found = reasons() if callable(reasons) else []
-    return repr(found[0]["input"]) if found and "input" in found[0] else None
-
-
-def _leave_pipe() -> None:
-    """Lets the interpreter end without a word about output that nobody reads."""
-    try:
-        silence = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(silence, sys.stdout.fileno())
-        os.close(silence)
-    except (OSError, ValueError, AttributeError):
-        # No real file behind stdout (a test's, or none): nothing will complain.
-        return
+    return exit_code_of(lambda: app(args=given, prog_name="sdexport", standalone_mode=False), given)

@@ -14,11 +14,8 @@ import typer.core
 from sdexport.artifacts.reading import entries, given_path
 from sdexport.artifacts.storage import temporary_folder
 from sdexport.cli import terminal
+from sdexport.cli.exit_codes import ExitCode
 from sdexport.cli.options import Json
-
-SLOWER = 1
-INTERRUPTED = 130
-BROKEN = 1
 
 
 class RunsByDefault(typer.core.TyperGroup):
@@ -236,9 +233,9 @@ def run_bench(
         if report is not None:
             print(f"\n{report}")
     if not found["complete"]:
-        raise typer.Exit(INTERRUPTED)
+        raise typer.Exit(ExitCode.INTERRUPTED)
     if any(one["status"] != "ok" for one in found["systems"]):
-        raise typer.Exit(BROKEN)
+        raise typer.Exit(ExitCode.FAILED)
 
 
 def _show_results(found: Mapping[str, Any]) -> None:
@@ -381,4 +378,4 @@ def compare_bench(
             for note in change.notes:
                 terminal.say(f"note: {change.name}: {note}")
     if found.worse:
-        raise typer.Exit(SLOWER)
+        raise typer.Exit(ExitCode.FAILED)

@@ -87,6 +87,12 @@ NoHalfCheck = Annotated[
 Force = Annotated[
     bool, typer.Option("--force", help="Build every engine, also those that are already there.")
 ]
+Wide = Annotated[
+    bool,
+    typer.Option(
+        "--wide", help="Show every column, a row a line, however long; for less -S and grep."
+    ),
+]
 Json = Annotated[
     bool, typer.Option("--json", help="Print one JSON document on stdout, and no progress.")
 ]

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from sdexport.cli import terminal
-from sdexport.cli.options import Json
+from sdexport.cli.options import Json, Wide
 from sdexport.errors import UsageError
 
 
@@ -15,6 +15,7 @@ def samplers(
     steps: Annotated[
         int, typer.Option(metavar="N", help="The steps to count evaluations for.")
     ] = 50,
+    wide: Wide = False,
     json: Json = False,
 ) -> None:
     """List the samplers: their names and what they cost.
@@ -24,7 +25,8 @@ def samplers(
     behind it where any are listed (heun-karras, "DPM++ 2M Exponential"); a diffusers class's name
     leaves its options to the checkpoint's config. Order says how the error falls with the step;
     evaluations are calls of the model; noise says whether fresh noise is drawn after the start.
-    Samplers for edm, flow and sines models are refused for Stable Diffusion.
+    Samplers for edm, flow and sines models are refused for Stable Diffusion. With --wide also
+    spacings, diffusers' class, further names and where a sampler comes from.
 
     \b
     Example:
@@ -34,7 +36,7 @@ def samplers(
     from sdexport import sampling
 
     if steps < 1:
-        raise UsageError(f"steps {steps} is not possible; give a whole number >= 1")
+        raise UsageError(f"--steps must be at least 1, got {steps}")
     known = sampling.samplers()
     if json:
         terminal.print_json(
@@ -56,20 +58,31 @@ def samplers(
             ]
         )
         return
-    terminal.print_table(
-        ("name", "title", "spacings", "diffusers", "order", "evaluations", "noise", "origin"),
+    print(
+        f"{len(known)} samplers for sdexport generate --sampler NAME, as {known[0].name}; "
+        f"{terminal.plural(steps, 'step')} each\n"
+    )
+    columns = ["name", "title", "order", "evaluations", "noise", "models"]
+    rows = [
         [
-            (
-                sampler.name,
-                sampler.title,
+            sampler.name,
+            sampler.title,
+            sampler.order,
+            sampler.evaluations(steps),
+            "yes" if sampler.draws_noise else "no",
+            sampler.family,
+        ]
+        for sampler in known
+    ]
+    if wide:
+        columns += ["spacings", "diffusers", "origin", "further names"]
+        for row, sampler in zip(rows, known, strict=True):
+            row += [
                 ", ".join(sampler.scheduler.spacings) or "-",
                 (sampler.diffusers or "-").removesuffix("Scheduler"),
-                sampler.order,
-                sampler.evaluations(steps),
-                "yes" if sampler.draws_noise else "no",
                 sampler.origin if "." not in sampler.origin else f"arXiv {sampler.origin}",
-            )
-            for sampler in known
-        ],
-        right=("order", "evaluations"),
-    )
+                ", ".join(sampler.aliases) or "-",
+            ]
+    terminal.print_table(columns, rows, right=("order", "evaluations"), whole=wide)
+    if not wide:
+        print("\nspacings, diffusers' names, papers: sdexport samplers --wide")

@@ -10,6 +10,7 @@ import typer
 
 from sdexport.artifacts.reading import given_path
 from sdexport.cli import terminal
+from sdexport.cli.exit_codes import ExitCode, NegativeAnswerError
 from sdexport.cli.options import (
     Json,
 )
@@ -17,9 +18,6 @@ from sdexport.errors import ParityError
 
 if TYPE_CHECKING:
     pass
-
-
-FAILED = 1
 
 
 def verify(
@@ -53,24 +51,23 @@ def verify(
     from sdexport.compiler.verify import verify as compare
 
     before = open_bundle(bundle, check=False).manifest.parity
-    failure = ""
     try:
         with terminal.progress(quiet=json) as progress:
             value: Mapping[str, Any] = compare(bundle, checkpoint, progress=progress).as_json()
     except ParityError as error:
-        failure = str(error)
         # The figures were kept before the bundle was refused; those of an earlier run say nothing.
         kept = open_bundle(bundle, check=False).manifest.parity
         value = kept if kept is not None and kept != before else {"comparisons": []}
-        value = {**value, "ok": False, "error": failure}
+        value = {**value, "ok": False, "error": str(error)}
+        if value["comparisons"] and not json:
+            _show_comparisons(value)
+        raise NegativeAnswerError(str(error), value) from error
     if json:
         terminal.print_json(value)
-    elif value["comparisons"]:
+    else:
         _show_comparisons(value)
-    if failure:
-        terminal.say(f"error: {failure}")
     if not value["ok"]:
-        raise typer.Exit(FAILED)
+        raise typer.Exit(ExitCode.FAILED)
 
 
 def _show_comparisons(value: Mapping[str, Any]) -> None:
