@@ -7,6 +7,7 @@ Every message names the bad value, what would be accepted, and the remedy. Anyth
 from __future__ import annotations
 
 import reprlib
+from collections.abc import Iterable
 
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = 100
@@ -24,6 +25,16 @@ def shown(value: object) -> str:
     except Exception:  # A class may raise anything; Python itself refuses ints of 4,300 digits.
         size = f" of {value.bit_length()} bits" if isinstance(value, int) else ""
         return f"<{type(value).__name__}{size}>"
+
+
+def did_you_mean(value: object, known: Iterable[str]) -> str:
+    """`; did you mean euler?` for a value that is like one of those known; else empty."""
+    from difflib import get_close_matches
+
+    text = value.casefold() if isinstance(value, str) and len(value) < LONGEST else ""
+    names = {name.casefold(): name for name in known}
+    near = get_close_matches(text, names, n=1)
+    return f"; did you mean {names[near[0]]}?" if near else ""
 
 
 class SdexportError(Exception):

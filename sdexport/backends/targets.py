@@ -19,7 +19,7 @@ from sdexport.backends.build_request import BuiltEngine, EngineRequest
 from sdexport.backends.cuda.gpus import Gpu, find_gpus, first_that_runs, listed, mismatch
 from sdexport.backends.session import Engine
 from sdexport.backends.slots import Device, Engines
-from sdexport.errors import EngineError, MissingExtraError, UsageError, shown
+from sdexport.errors import EngineError, MissingExtraError, UsageError, did_you_mean, shown
 from sdexport.extras import BUILD, install_command, missing
 from sdexport.model.shapes import Precision
 
@@ -233,7 +233,8 @@ def find_target(name: str) -> Target:
         if target.name == name:
             return target
     known = ", ".join(target.name for target in TARGETS)
-    raise UsageError(f"unknown target {shown(name)}; choose one of: {known}, {AUTO}")
+    guess = did_you_mean(name, [*(target.name for target in TARGETS), AUTO])
+    raise UsageError(f"unknown target {shown(name)}{guess or ';'} choose one of: {known}, {AUTO}")
 
 
 def availability(target: Target) -> tuple[bool, str]:

@@ -10,6 +10,7 @@ import typer
 
 from sdexport.artifacts.reading import given_path
 from sdexport.cli import terminal
+from sdexport.cli.complete import complete_bundle
 from sdexport.cli.options import (
     Batch,
     BuildGuidance,
@@ -45,6 +46,7 @@ def build(
             parser=given_path,
             metavar="BUNDLE",
             help="The folder to make; an older bundle is replaced.",
+            autocompletion=complete_bundle,
         ),
     ],
     recipe: Annotated[

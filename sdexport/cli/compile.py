@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from sdexport.artifacts.reading import given_path
 from sdexport.cli import terminal
 from sdexport.cli.build import show_build
+from sdexport.cli.complete import complete_bundle, complete_checkpoint
 from sdexport.cli.options import (
     Batch,
     BuildGuidance,
@@ -28,9 +29,6 @@ from sdexport.cli.options import (
 from sdexport.errors import UsageError
 from sdexport.model.shapes import COMPONENTS
 
-if TYPE_CHECKING:
-    pass
-
 
 def compile(
     checkpoint: Annotated[
@@ -40,6 +38,7 @@ def compile(
             help="A diffusers folder or the id of a model on the hub. May be left out with "
             "--recipe.",
             show_default=False,
+            autocompletion=complete_checkpoint,
         ),
     ] = None,
     bundle: Annotated[
@@ -50,6 +49,7 @@ def compile(
             help="The folder to make. An older bundle there is replaced once the new one has "
             "passed. May be left out with --recipe.",
             show_default=False,
+            autocompletion=complete_bundle,
         ),
     ] = None,
     recipe: Annotated[

@@ -4,27 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from sdexport.artifacts.reading import given_path
 from sdexport.cli import terminal
-from sdexport.cli.options import (
-    Json,
-)
-from sdexport.errors import UsageError, shown
-from sdexport.model.shapes import COMPONENTS, Precision
-
-if TYPE_CHECKING:
-    pass
+from sdexport.cli.complete import complete_checkpoint, complete_component, complete_precision
+from sdexport.cli.options import Json
+from sdexport.model.shapes import COMPONENTS, Precision, chosen_components
 
 
 def export(
     checkpoint: Annotated[
         str,
         typer.Argument(
-            metavar="CHECKPOINT", help="A diffusers folder or the id of a model on the hub."
+            metavar="CHECKPOINT",
+            help="A diffusers folder or the id of a model on the hub.",
+            autocompletion=complete_checkpoint,
         ),
     ],
     onnx_dir: Annotated[
@@ -37,7 +34,11 @@ def export(
     ],
     precision: Annotated[
         str,
-        typer.Option(metavar="fp32|fp16|bf16", help="Number format of the weights."),
+        typer.Option(
+            metavar="fp32|fp16|bf16",
+            help="Number format of the weights.",
+            autocompletion=complete_precision,
+        ),
     ] = "fp32",
     component: Annotated[
         list[str] | None,
@@ -45,6 +46,7 @@ def export(
             metavar="NAME",
             help=f"One of {', '.join(COMPONENTS)}; may be given several times.",
             show_default="all",
+            autocompletion=complete_component,
         ),
     ] = None,
     no_parity: Annotated[
@@ -64,12 +66,7 @@ def export(
       sdexport export ./sd15 onnx/sd15 --component unet --component vae_decoder
     """
     chosen = Precision.parse(precision)
-    components = tuple(component) if component else COMPONENTS
-    for name in components:
-        if name not in COMPONENTS:
-            raise UsageError(
-                f"unknown component {shown(name)}; choose from: {', '.join(COMPONENTS)}"
-            )
+    components = chosen_components(component or COMPONENTS)
     from sdexport.export import export_checkpoint
 
     with terminal.progress(quiet=json) as progress:

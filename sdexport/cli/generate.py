@@ -12,6 +12,7 @@ import typer
 
 from sdexport.artifacts.reading import exists, given_path, is_folder
 from sdexport.cli import terminal
+from sdexport.cli.complete import complete_bundle, complete_sampler
 from sdexport.cli.options import Json
 from sdexport.errors import StorageError, UsageError, shown
 from sdexport.progress import stage
@@ -25,7 +26,10 @@ def generate(
     bundle: Annotated[
         Path,
         typer.Argument(
-            parser=given_path, metavar="BUNDLE", help="A folder of sdexport compile or build."
+            parser=given_path,
+            metavar="BUNDLE",
+            help="A folder of sdexport compile or build.",
+            autocompletion=complete_bundle,
         ),
     ],
     prompt: Annotated[
@@ -68,6 +72,7 @@ def generate(
             metavar="NAME",
             help="One that sdexport samplers lists.",
             show_default="the checkpoint's",
+            autocompletion=complete_sampler,
         ),
     ] = None,
     seed: Annotated[

@@ -1,8 +1,9 @@
-"""The verb inspect: what is in a bundle, an ONNX folder or an ONNX file."""
+"""The verb inspect: what is in a bundle, a checkpoint, an ONNX folder or an ONNX file."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,13 +11,19 @@ import typer
 
 from sdexport.artifacts.reading import given_path
 from sdexport.cli import terminal
-from sdexport.cli.options import (
-    Json,
-)
+from sdexport.cli.complete import complete_folders
+from sdexport.cli.options import Json, Wide
 from sdexport.errors import UsageError, shown
 
 if TYPE_CHECKING:
-    from sdexport.compiler.inspect import Inspection
+    from sdexport.compiler.inspect import Inspection, Part
+    from sdexport.model.shapes import TensorSpec
+
+FAMILY = 4
+"""So many tensors whose names differ in numbers only are shown as one line."""
+
+SHAPES = 3
+"""Of a family, so many different shapes are named."""
 
 
 def inspect(
@@ -25,7 +32,9 @@ def inspect(
         typer.Argument(
             parser=given_path,
             metavar="PATH",
-            help="A bundle, an ONNX folder, or a single .onnx file.",
+            help="A bundle, a checkpoint (a diffusers folder), an ONNX folder, or a single .onnx "
+            "file.",
+            autocompletion=complete_folders,
         ),
     ],
     size: Annotated[
@@ -38,20 +47,31 @@ def inspect(
         int | None,
         typer.Option(metavar="N", help="Count costs for so many images.", show_default=False),
     ] = None,
+    tensors: Annotated[
+        bool,
+        typer.Option(
+            "--tensors",
+            help="Show inputs and outputs too; tensors whose names differ in numbers only are one "
+            "line.",
+        ),
+    ] = False,
+    wide: Wide = False,
     json: Json = False,
 ) -> None:
-    """Say what is in a bundle, an ONNX folder or an ONNX file.
+    """Say what is in a bundle, a checkpoint, an ONNX folder or an ONNX file.
 
-    Tensors, number formats, opset, size and cost. FLOP counts one call (a multiplication with its
-    addition is two): of a bundle at the size its profile expects and with guidance, of ONNX at one
-    image of 64x64 latents. With --size or --batch it counts at these, and also the bytes that
-    the call moves at least: weights, inputs and outputs. Nothing is run.
+    First whether a bundle can run here or a checkpoint can be compiled; then components, number
+    formats, sizes and cost. FLOP counts one call (a multiplication with its addition is two): of a
+    bundle at the size its profile expects and with guidance, of ONNX at one image of 64x64
+    latents. With --size or --batch it counts at these, and also the bytes that the call moves at
+    least: weights, inputs and outputs. Nothing is run, and of a checkpoint no weights are read.
 
     \b
     Example:
       sdexport inspect bundles/sd15
       sdexport inspect bundles/sd15 --size 768x512 --batch 4
-      sdexport inspect onnx/sd15/unet/model.onnx --json
+      sdexport inspect ./sd15
+      sdexport inspect onnx/sd15/unet/model.onnx --tensors
     """
     from sdexport.compiler.inspect import inspect as look
 
@@ -59,74 +79,160 @@ def inspect(
     if json:
         terminal.print_json(found.as_json())
         return
-    _show_inspection(found)
+    _show_answer(found)
+    _show_facts(found, wide)
+    _show_parts(found, wide)
+    if tensors:
+        for part in found.parts:
+            _show_tensors(part, wide)
+    elif any(part.inputs for part in found.parts):
+        print("\ninputs and outputs: --tensors")
 
 
 def _pixels(text: str) -> tuple[int, int]:
     """(width, height) of WIDTHxHEIGHT."""
     width, _, height = text.lower().partition("x")
     if not (width.isdecimal() and height.isdecimal()):
-        raise UsageError(f"size {shown(text)} is no size; write WIDTHxHEIGHT, for example 512x512")
+        raise UsageError(f"size must be WIDTHxHEIGHT, for example 512x512, got {shown(text)}")
     return int(width), int(height)
 
 
-def _show_inspection(found: Inspection) -> None:
-    about = found.about
+def _show_answer(found: Inspection) -> None:
+    """What it is and whether it is of use here."""
+    about: Mapping[str, Any] = found.about
+    if found.kind == "bundle":
+        engines = f"{about['target']} {about['precision']}"
+        if found.ready:
+            print(f"Ready: {engines}")
+        else:
+            print(f"Not ready on this machine: {engines}")
+            terminal.print_text(found.why_not, indent="  ")
+    elif found.kind == "checkpoint":
+        if found.ready:
+            print(f"Can be compiled: {about['family']}")
+        else:
+            print(f"Cannot be compiled: {terminal.on_one_line(str(about['pipeline']))}")
+            terminal.print_text(found.why_not, indent="  ")
+    else:
+        weights = sum(part.parameters or 0 for part in found.parts)
+        many = terminal.plural(len(found.parts), "component")
+        print(f"{found.kind}: {many}, {terminal.amount(weights)} parameters")
+    print()
+
+
+def _show_facts(found: Inspection, wide: bool) -> None:
+    about: Any = found.about
     facts: list[tuple[str, object]] = [
         (found.kind, found.path),
         ("size on disk", terminal.size(found.bytes)),
     ]
     if found.kind == "bundle":
-        profile: Any = about["profile"]
-        versions: Any = about["built_with"]
-        parity: Any = about["parity"]
-        builder: Any = about["builder"]
         facts += [
             ("checkpoint", about["name"]),
-            ("target", about["target"]),
-            ("library", about["library"]),
-            ("precision", about["precision"]),
-            *_profiles(profile),
-            *((name, _option(name, value)) for name, value in builder.items()),
-            ("half precision", _half(about["half_check"])),
+            *_profiles(about["profile"]),
             ("guidance", about["default_guidance"]),
-            ("built with", ", ".join(f"{name} {version}" for name, version in versions.items())),
-            ("fingerprint", about["fingerprint"]),
-            (
-                "parity",
-                "not compared with PyTorch"
-                if parity is None
-                else ("passed" if parity.get("ok") else "FAILED"),
-            ),
+            ("parity", _parity(about["parity"])),
         ]
-    terminal.print_facts(facts)
+        if wide:
+            versions = about["built_with"].items()
+            facts += [
+                ("library", about["library"]),
+                *((name, _option(name, value)) for name, value in about["builder"].items()),
+                ("half precision", _half(about["half_check"])),
+                ("built with", ", ".join(f"{name} {version}" for name, version in versions)),
+                ("fingerprint", about["fingerprint"]),
+            ]
+    if found.kind == "checkpoint":
+        facts += _checkpoint_facts(about)
+    terminal.print_facts(facts, whole=wide)
     print()
-    columns = ("component", "weights", "opset", "size", "parameters", "FLOP", "moves", "at")
+
+
+def _checkpoint_facts(about: Mapping[str, Any]) -> list[tuple[str, object]]:
+    size, latents, sampler = about["size"], about["latents"], about["sampler"]
+    scheduler = about["scheduler"]
+    return [
+        ("pipeline", about["pipeline"]),
+        ("image", size and f"{size[0]}x{size[1]} pixels"),
+        ("latents", latents and f"{latents[0]} channels, one for {latents[1]}x{latents[1]} pixels"),
+        ("prompt", about["tokens"] and f"{about['tokens']} tokens"),
+        ("prediction", about["prediction"]),
+        ("scheduler", scheduler and f"{scheduler}{f' (sampler {sampler})' if sampler else ''}"),
+        *(("note", note) for note in about["notes"]),
+    ]
+
+
+def _parity(parity: Mapping[str, Any] | None) -> str:
+    if parity is None:
+        return "not compared with PyTorch"
+    image = [one for one in parity.get("comparisons", ()) if one.get("what") == "images"]
+    how_far = f"; images differ by RMS {image[0]['rms']:.2g}" if image else ""
+    return f"{'passed' if parity.get('ok') else 'FAILED'} against PyTorch{how_far}"
+
+
+def _show_parts(found: Inspection, wide: bool) -> None:
+    """A row a component; a column that no component has a value for is left out."""
+    parts = found.parts
+    cells: dict[str, list[object]] = {
+        "component": [part.name for part in parts],
+        "class": [part.kind or None for part in parts],
+        "weights": [part.precision for part in parts],
+        "opset": [part.opset if wide else None for part in parts],
+        "size": [terminal.size(part.bytes) for part in parts],
+        "parameters": [_amount(part.parameters) for part in parts],
+        "FLOP": [_amount(part.flops) for part in parts],
+        "moves": [None if part.moved is None else terminal.size(part.moved) for part in parts],
+        "at": [part.flops_at if wide and part.flops is not None else None for part in parts],
+        "fingerprint": [part.fingerprint if wide else None for part in parts],
+    }
+    shown_cells = {
+        name: column for name, column in cells.items() if any(c is not None for c in column)
+    }
     terminal.print_table(
-        columns,
-        [
-            (
-                part.name,
-                part.precision,
-                part.opset,
-                terminal.size(part.bytes),
-                None if part.parameters is None else terminal.amount(part.parameters),
-                None if part.flops is None else terminal.amount(part.flops),
-                None if part.moved is None else terminal.size(part.moved),
-                part.flops_at,
-            )
-            for part in found.parts
-        ],
-        right=columns[2:7],
+        list(shown_cells),
+        list(zip(*shown_cells.values(), strict=True)),
+        right=("opset", "size", "parameters", "FLOP", "moves"),
+        below=[part.note for part in parts],
+        whole=wide,
     )
-    for part in found.parts:
-        print(f"\n{part.name}")
-        for spec in part.inputs:
-            print(f"  in   {spec}")
-        for spec in part.outputs:
-            print(f"  out  {spec}")
-        if part.note:
-            print(f"  {part.note}")
+    counted = dict.fromkeys(p.flops_at for p in parts if p.flops is not None and p.flops_at)
+    if counted and not wide:
+        # A text encoder's is shorter: it knows no image's size.
+        print(f"\nFLOP of one call: {max(counted, key=len)}")
+
+
+def _amount(number: int | None) -> str | None:
+    return None if number is None else terminal.amount(number)
+
+
+def _show_tensors(part: Part, wide: bool) -> None:
+    if not part.inputs and not part.outputs:
+        return
+    print(f"\n{part.name}")
+    for mark, specs in (("in ", part.inputs), ("out", part.outputs)):
+        for line in families(specs):
+            if wide:
+                print(f"  {mark}  {terminal.on_one_line(line)}")
+            else:
+                terminal.print_text(f"{mark}  {line}", indent="  ")
+
+
+def families(specs: Sequence[TensorSpec]) -> Iterator[str]:
+    """A line for each tensor, or for `FAMILY` and more whose names differ in numbers only."""
+    kin: dict[tuple[str, str], list[TensorSpec]] = {}
+    for spec in specs:
+        kin.setdefault((re.sub(r"\d+", "#", spec.name), spec.dtype), []).append(spec)
+    for (pattern, dtype), members in kin.items():
+        if "#" not in pattern or len(members) < FAMILY:
+            yield from map(str, members)
+            continue
+        shapes = list(dict.fromkeys(f"[{', '.join(map(str, one.shape))}]" for one in members))
+        more = f" and {len(shapes) - SHAPES} more shapes" if len(shapes) > SHAPES + 1 else ""
+        named = shapes[:SHAPES] if more else shapes
+        yield (
+            f"{members[0].name} … {members[-1].name}: {len(members)} of {dtype}"
+            f"{', '.join(named)}{more}"
+        )
 
 
 def _option(name: str, value: Any) -> str:

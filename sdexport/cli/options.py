@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from sdexport.cli.complete import TARGETS, complete_precision, complete_target
 from sdexport.errors import UsageError
 from sdexport.model.shapes import Precision, Range, Ranges
 
@@ -19,9 +20,10 @@ Target = Annotated[
     str | None,
     typer.Option(
         metavar="NAME",
-        help="Where the engines run: onnxruntime-cpu, openvino-cpu, tensorrt-rtx, tensorrt, "
-        "onnxruntime-cuda, onnxruntime-tensorrt, or auto, the fastest that runs on this machine.",
+        help=f"Where the engines run: {', '.join(TARGETS[:-1])}, or auto, the fastest that runs on "
+        "this machine.",
         show_default="auto",
+        autocompletion=complete_target,
     ),
 ]
 BuildPrecision = Annotated[
@@ -30,6 +32,7 @@ BuildPrecision = Annotated[
         metavar="fp32|fp16|bf16",
         help="Number format of the engines' arithmetic.",
         show_default="the target's fastest on this machine",
+        autocompletion=complete_precision,
     ),
 ]
 Batch = Annotated[

@@ -4,27 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from sdexport.artifacts.reading import given_path
 from sdexport.cli import terminal
+from sdexport.cli.complete import complete_bundle, complete_checkpoint
 from sdexport.cli.exit_codes import ExitCode, NegativeAnswerError
-from sdexport.cli.options import (
-    Json,
-)
+from sdexport.cli.options import Json
 from sdexport.errors import ParityError
-
-if TYPE_CHECKING:
-    pass
 
 
 def verify(
     bundle: Annotated[
         Path,
         typer.Argument(
-            parser=given_path, metavar="BUNDLE", help="A folder of sdexport compile or build."
+            parser=given_path,
+            metavar="BUNDLE",
+            help="A folder of sdexport compile or build.",
+            autocompletion=complete_bundle,
         ),
     ],
     checkpoint: Annotated[
@@ -33,6 +32,7 @@ def verify(
             metavar="CHECKPOINT",
             help="What it was built from: a diffusers folder or the id of a model on the hub.",
             show_default=False,
+            autocompletion=complete_checkpoint,
         ),
     ],
     json: Json = False,

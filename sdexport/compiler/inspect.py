@@ -1,7 +1,8 @@
-"""What is in an ONNX file, an ONNX folder or a bundle: tensors, precision, weights, cost.
+"""What is in a bundle, a checkpoint, an ONNX folder or an ONNX file: tensors, weights, cost.
 
-Nothing is loaded to be run. Reading ONNX needs `onnx`; a bundle is described without it from its
-manifest and, for OpenVINO, from the engine's own description of itself.
+Nothing is loaded to be run, and nothing imports torch. Reading ONNX needs `onnx`; a
+bundle is described without it from its manifest and, for OpenVINO, from the engine's own
+description of itself.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 from sdexport.artifacts import reading, storage
 from sdexport.artifacts.bundle import ENGINES, Bundle, EngineRecord, is_bundle, open_bundle
 from sdexport.artifacts.manifest_schema import LARGEST
-from sdexport.artifacts.onnx_folder import MODEL_FILE, OnnxFolder, open_folder
+from sdexport.artifacts.onnx_folder import INDEX_FILE, MODEL_FILE, OnnxFolder, open_folder
+from sdexport.compiler.store import why_not
 from sdexport.errors import FolderError, MissingExtraError, UsageError, shown
 from sdexport.extras import install_command
 from sdexport.graph.costs import WIDTHS, engine_work
@@ -66,6 +68,7 @@ class Part:
     """One component or engine.
 
     Attributes:
+        kind: of a checkpoint's component its class, such as `UNet2DConditionModel`; else empty.
         precision: of the weights, such as `fp32`, or `fp16+fp32` where they are mixed.
         opset: of the ONNX operators; None for other formats.
         bytes: of its files on disk.
@@ -88,6 +91,7 @@ class Part:
     moved: int | None = None
     fingerprint: str | None = None
     note: str = ""
+    kind: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,10 +99,12 @@ class Inspection:
     """What was found at `path`.
 
     Attributes:
-        kind: `bundle`, `ONNX folder` or `ONNX file`.
+        kind: `bundle`, `checkpoint`, `ONNX folder` or `ONNX file`.
         bytes: of everything that belongs to it on disk.
         about: for a bundle what its manifest says of it, for an ONNX folder what its export
-            recorded; empty for a file.
+            recorded, for a checkpoint see `compiler.inspect_checkpoint`; empty for a file.
+        ready: whether a bundle can run on this machine, or a checkpoint can be compiled; None for
+            others. `why_not`: why it is not.
     """
 
     path: Path
@@ -106,6 +112,8 @@ class Inspection:
     bytes: int
     parts: tuple[Part, ...]
     about: Mapping[str, object] = field(default_factory=dict)
+    ready: bool | None = None
+    why_not: str = ""
 
     def as_json(self) -> dict[str, Any]:
         """The inspection as one JSON object; parts are under `components`."""
@@ -118,7 +126,7 @@ class Inspection:
 def inspect(
     path: Path | str, *, size: tuple[int, int] | None = None, batch: int | None = None
 ) -> Inspection:
-    """Describes the bundle, ONNX folder or single ONNX file at `path`.
+    """Describes the bundle, checkpoint, ONNX folder or single ONNX file at `path`.
 
     Args:
         size: (width, height) in pixels to count costs at; None: what a bundle's profile expects,
@@ -129,7 +137,8 @@ def inspect(
         FolderError: it is none of these, or damaged; or a bundle of an earlier version, whose
             costs are known at its expected size alone.
         MissingExtraError: it is ONNX, or costs at a size are wanted, and `onnx` is not installed.
-        UsageError: no such size or batch.
+        CheckpointError: a checkpoint's model_index.json or weights are damaged.
+        UsageError: no such size or batch, or one was asked for of a checkpoint.
     """
     path, at = reading.given_path(path, "the path to inspect"), At(size, batch)
     kind = reading.kind_of(path)
@@ -144,9 +153,19 @@ def inspect(
     if is_folder and reading.exists(path / MODEL_FILE):
         part = _onnx(path / MODEL_FILE, path.name, at)
         return Inspection(path, "ONNX file", part.bytes, (part,))
+    if is_folder and reading.exists(path / INDEX_FILE):
+        if at != At():
+            raise UsageError(
+                f"{path} is a checkpoint, whose cost at a size is not known before it is exported; "
+                "leave out size and batch"
+            )
+        from sdexport.compiler.inspect_checkpoint import inspect_checkpoint
+
+        return inspect_checkpoint(path)
     raise FolderError(
         f"cannot inspect {path}: {kind} is there. Accepted are a bundle (a folder with "
-        "bundle.json), an ONNX folder (with unet/model.onnx and so on), and a single .onnx file"
+        "bundle.json), a checkpoint (a diffusers folder with model_index.json), an ONNX folder "
+        "(with unet/model.onnx and so on), and a single .onnx file"
     )
 
 
@@ -192,7 +211,16 @@ def _bundle(bundle: Bundle, at: At) -> Inspection:
     about = {
         key: value for key, value in manifest.as_json().items() if key not in ("files", "engines")
     }
-    return Inspection(bundle.path, "bundle", storage.size_of(bundle.path), tuple(parts), about)
+    why = why_not(bundle)
+    return Inspection(
+        bundle.path,
+        "bundle",
+        storage.size_of(bundle.path),
+        tuple(parts),
+        about,
+        ready=not why,
+        why_not=why,
+    )
 
 
 def _place(engine: str) -> int:

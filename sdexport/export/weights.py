@@ -137,7 +137,12 @@ def _none_found(folder: Path, stem: str) -> CheckpointError:
 
 
 def read_elements(file: Path) -> dict[str, int]:
-    """The number of weights of each tensor in a safetensors file, from its header.
+    """The number of weights of each tensor in a safetensors file; as `read_tensors`."""
+    return {name: tensor.elements for name, tensor in read_tensors(file).items()}
+
+
+def read_tensors(file: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, from its header.
 
     The whole format is checked, so that the library finds nothing to refuse: see
     https://huggingface.co/docs/safetensors (its format section).
@@ -181,19 +186,26 @@ def read_elements(file: Path) -> dict[str, int]:
             "download it again"
         )
     _check_places(file, tensors)
-    return {name: tensor.elements for name, tensor in tensors.items()}
+    return tensors
 
 
 @dataclass(frozen=True, slots=True)
-class _Tensor:
-    """A tensor in a safetensors file: how many numbers, and between which bytes of the data."""
+class Tensor:
+    """A tensor in a safetensors file.
 
+    Attributes:
+        dtype: one of `DTYPES`.
+        elements: how many numbers it has.
+        begin, end: the bytes of the file's data between which they lie.
+    """
+
+    dtype: str
     elements: int
     begin: int
     end: int
 
 
-def _tensor(name: str, value: Mapping[str, Any]) -> _Tensor:
+def _tensor(name: str, value: Mapping[str, Any]) -> Tensor:
     """The tensor that a header describes; raises ValueError, KeyError or TypeError for none."""
     kind, shape, places = value["dtype"], value["shape"], value["data_offsets"]
     if kind not in DTYPES:
@@ -204,10 +216,10 @@ def _tensor(name: str, value: Mapping[str, Any]) -> _Tensor:
     elements = math.prod(shape)
     if end - begin != elements * DTYPES[kind]:
         raise ValueError(f"{name} has {end - begin} bytes for shape {shown(shape)} of {kind}")
-    return _Tensor(elements, begin, end)
+    return Tensor(kind, elements, begin, end)
 
 
-def _check_places(file: Path, tensors: Mapping[str, _Tensor]) -> None:
+def _check_places(file: Path, tensors: Mapping[str, Tensor]) -> None:
     """Refuses tensors that overlap, or that leave bytes between them."""
     reached = 0
     for name, tensor in sorted(tensors.items(), key=lambda one: (one[1].begin, one[1].end)):

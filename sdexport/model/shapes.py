@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Literal
 
-from sdexport.errors import UsageError, shown
+from sdexport.errors import UsageError, did_you_mean, shown
 from sdexport.keywords import explains_fields
 
 COMPONENTS = ("text_encoder", "unet", "vae_decoder", "vae_encoder")
@@ -38,8 +38,9 @@ def chosen_components(asked: Iterable[str]) -> tuple[str, ...]:
         raise UsageError(f"components must be a list of names, got {shown(asked)}") from None
     for name in names:
         if not isinstance(name, str) or name not in COMPONENTS:
+            guess = did_you_mean(name, COMPONENTS) or ";"
             raise UsageError(
-                f"unknown component {shown(name)}; choose from: {', '.join(COMPONENTS)}"
+                f"unknown component {shown(name)}{guess} choose from: {', '.join(COMPONENTS)}"
             )
     if not names:
         raise UsageError(f"no component was asked for; choose from: {', '.join(COMPONENTS)}")
@@ -64,7 +65,8 @@ class Precision(StrEnum):
         found = next((one for one in cls if one == name), None)
         if found is None:
             known = ", ".join(cls)
-            raise UsageError(f"unknown precision {shown(text)}; choose one of: {known}")
+            guess = did_you_mean(text, cls) or ";"
+            raise UsageError(f"unknown precision {shown(text)}{guess} choose one of: {known}")
         return found
 
 

@@ -171,6 +171,8 @@ _LISTED = (
 )
 # fmt: on
 
+_LISTS_ALL = f"`sdexport samplers` lists all {len(_LISTED)}"
+
 _ADAPTIVE = {
     "dpm-adaptive": "it chooses its steps by looking at the image",
     "k-dpm-adaptive": "it chooses its steps by looking at the image",
@@ -256,12 +258,11 @@ def find_sampler(name: str) -> Sampler:
         return _BY_NAME[plain]
     if plain in _ADAPTIVE:
         raise UsageError(
-            f"sampler {shown(name)} cannot be a table of weights: {_ADAPTIVE[plain]}. "
-            f"Known: {_known()}."
+            f"sampler {shown(name)} cannot be a table of weights: {_ADAPTIVE[plain]}; {_LISTS_ALL}"
         )
     near = difflib.get_close_matches(plain, _BY_NAME, n=1)
-    guess = f" Did you mean {_BY_NAME[near[0]].name}?" if near else ""
-    raise UsageError(f"sampler {shown(name)} is not known; known: {_known()}.{guess}")
+    guess = f"; did you mean {_BY_NAME[near[0]].name}?" if near else ";"
+    raise UsageError(f"sampler {shown(name)} is not known{guess} {_LISTS_ALL}")
 
 
 def sampler_of_config(config: Mapping[str, object]) -> Sampler:
@@ -276,7 +277,7 @@ def sampler_of_config(config: Mapping[str, object]) -> Sampler:
     if own is None:
         raise UsageError(
             f"the checkpoint's own scheduler, {shown(scheduler)}, is not supported; "
-            f"choose a sampler: {_known()}."
+            f"choose another sampler: {_LISTS_ALL}"
         )
     options = dict(own.scheduler.reads) | options_of(
         {**config, "_class_name": own.scheduler.name}, own.scheduler
@@ -302,7 +303,3 @@ def check_family(config: Mapping[str, object], sampler: Sampler) -> None:
         + ", ".join(each.name for each in _SAMPLERS if each.family == own.family)
         + "."
     )
-
-
-def _known() -> str:
-    return ", ".join(sampler.name for sampler in _SAMPLERS)
