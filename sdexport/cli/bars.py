@@ -11,7 +11,7 @@ import contextlib
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TextIO
 
@@ -58,18 +58,22 @@ class Stage:
     def advance(self, units: int, note: str, now: float) -> None:
         """`units` more are done."""
         self.done += units
-        self.note = note or self.note
+        self.note = note.strip() if note else self.note
         if units:
             self.latest = now
         if units and self.first is None:
             self.first, self.first_done = now, self.done
 
-    def what(self) -> str:
-        """The stage and where it is: `exporting 2 of 4 unet`, `generating step 3 of 50`."""
-        parts = [self.title, self.unit]
+    def place(self) -> str:
+        """Where the stage is: `2 of 4 unet`, `step 3 of 50`."""
+        parts = [self.unit]
         if self.total is not None:
             parts.append(f"{min(self.done + 1, max(self.total, 1))} of {self.total}")
         return " ".join(part for part in (*parts, self.note) if part)
+
+    def what(self) -> str:
+        """The stage and where it is: `exporting 2 of 4 unet`, `generating step 3 of 50`."""
+        return f"{self.title} {self.place()}".rstrip()
 
     def left(self, now: float) -> float | None:
         """Seconds that are left; None where that cannot be told."""
@@ -107,42 +111,43 @@ class Stage:
 
 def screen(
     stages: Sequence[Stage], now: float, width: int, *, plain: bool = False
-) -> list[tuple[str, str, str]]:
-    """A line for each stage, of at most `width` columns: text, bar's done and left part, time.
+) -> list[tuple[str, str, str, str]]:
+    """A line for each stage, of at most `width` columns, in four parts that are joined as they are.
 
-    The parts of a line are joined as they are. Bars go first where there is little room, then
-    notes.
+    The stage, the bar's done and left part, then where it is and the times. Where there is little
+    room the bar goes first, then words of where it is.
 
     Args:
         plain: ASCII alone.
     """
     turning = SPINNER[plain]
+    filled, empty = MARKS[plain]
     lines = []
     for depth, one in enumerate(stages):
-        head = f"{turning[int(now * 10) % len(turning)]} {'  ' * depth}"
-        times = f"  {one.times(now)}"
-        text = _cut(head, one.what(), width - len(times))
-        room = min(BAR, width - len(text) - len(times) - 2)
+        head = f"{turning[int(now * 10) % len(turning)]} {'  ' * depth}{one.title}"
+        place, times = one.place(), f"  {one.times(now)}"
+        after = f" {place}" if place else ""
         share = one.share(now)
+        room = min(BAR, width - len(head) - len(after) - len(times) - 1)
         if share is None or room < LEAST_BAR:
-            lines.append((f"{text}{times}", "", ""))
+            cut = _cut(after, width - len(head) - len(times), "..." if plain else "…")
+            lines.append((head, "", "", cut + times))
         else:
-            filled, empty = MARKS[plain]
             done = round(share * room)
-            lines.append((f"{text}{times}  ", filled * done, empty * (room - done)))
+            lines.append((f"{head} ", filled * done, empty * (room - done), after + times))
     return lines
 
 
-def _cut(head: str, text: str, width: int) -> str:
-    """`head` and as many whole words of `text` as fit."""
-    if len(head) + len(text) <= width:
-        return head + text
-    kept = head
+def _cut(text: str, width: int, more: str) -> str:
+    """As many whole words of `text` as fit."""
+    if len(text) <= width:
+        return text
+    kept = ""
     for word in text.split():
-        if len(kept) + len(word) + 4 > width:
+        if len(kept) + 1 + len(word) + 1 + len(more) > width:
             break
-        kept += word + " "
-    return f"{kept.rstrip()} ..."
+        kept += f" {word}"
+    return f"{kept} {more}"
 
 
 def _clock(number: float) -> str:
@@ -196,6 +201,17 @@ class _Stages:
         say(line)
 
 
+@dataclass(slots=True)
+class Bars(_Stages):
+    """Lines that move; one that has just begun is shown at once."""
+
+    refresh: Callable[[], None] = lambda: None
+
+    def start(self, title: str, total: int | None) -> None:
+        _Stages.start(self, title, total)
+        self.refresh()
+
+
 @contextlib.contextmanager
 def _bars(stream: TextIO) -> Iterator[_Stages]:
     """Lines that move, above which the lines of stages that ended stay."""
@@ -203,7 +219,7 @@ def _bars(stream: TextIO) -> Iterator[_Stages]:
     from rich.live import Live
     from rich.text import Text
 
-    shown = _Stages()
+    shown = Bars()
     width = columns(stream) or BAR
     plain = not _writes(stream, SPINNER[0] + "".join(MARKS[0]))
 
@@ -211,16 +227,17 @@ def _bars(stream: TextIO) -> Iterator[_Stages]:
         text = Text(no_wrap=True, overflow="crop")
         # One column less: a full line would make some terminals begin another.
         lines = screen(list(shown.stages), time.monotonic(), width - 1, plain=plain)
-        for number, (words, done, left) in enumerate(lines):
-            text.append(("\n" if number else "") + words)
-            text.append(done, "green").append(left, "dim")
+        for number, (head, done, left, after) in enumerate(lines):
+            text.append(("\n" if number else "") + head)
+            text.append(done, "green").append(left, "dim").append(after)
         return text
 
     console = Console(
         file=stream, force_terminal=True, width=width, highlight=False, markup=False, emoji=False
     )
     # Bars vanish when their stage ends; what stays is the result and the long stages' lines.
-    with Live(console=console, get_renderable=view, transient=True, refresh_per_second=5):
+    with Live(console=console, get_renderable=view, transient=True, refresh_per_second=5) as live:
+        shown.refresh = live.refresh
         yield shown
 
 
@@ -236,7 +253,7 @@ def _writes(stream: TextIO, text: str) -> bool:
 class Signs(_Stages):
     """Lines without a terminal: of long stages when they end, and of what takes long."""
 
-    told: float = field(default_factory=time.monotonic)
+    told: float = field(default_factory=lambda: time.monotonic())
     patience: float = FIRST_SIGN
 
     def tell(self, line: str) -> None:

@@ -42,7 +42,7 @@ bench = typer.Typer(
 
     \b
     Example:
-      sdexport bench engines/emoji --checkpoint examples/emoji/checkpoint --report results
+      sdexport bench bundles/sd15 --checkpoint ./sd15 --report results
     """,
 )
 

@@ -78,7 +78,7 @@ def build(
 
     \b
     Example:
-      sdexport build onnx/sd15 bundles/sd15 --target openvino-cpu --precision bf16
+      sdexport build onnx/sd15 bundles/sd15 --target openvino-cpu
     """
     from sdexport.artifacts.recipe import load_recipe
     from sdexport.compiler import build_folder

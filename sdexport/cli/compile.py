@@ -11,6 +11,7 @@ from sdexport.artifacts.reading import given_path
 from sdexport.cli import terminal
 from sdexport.cli.build import show_build
 from sdexport.cli.complete import complete_bundle, complete_checkpoint
+from sdexport.cli.dry_run import show_plan
 from sdexport.cli.options import (
     Batch,
     BuildGuidance,
@@ -85,6 +86,14 @@ def compile(
     ] = False,
     no_half_check: NoHalfCheck = False,
     force: Force = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Say what would be done and reused, and about how much time, memory and disk it "
+            "takes. Nothing is written or downloaded.",
+        ),
+    ] = False,
     json: Json = False,
 ) -> None:
     """Make a bundle from a checkpoint, checked against PyTorch.
@@ -96,7 +105,8 @@ def compile(
 
     \b
     Example:
-      sdexport compile ./sd15 bundles/sd15 --height 512 --width 512:512:768
+      sdexport compile ./sd15 bundles/sd15 --height 512 --width 512:768
+      sdexport compile ./sd15 bundles/sd15 --dry-run
       sdexport compile ./sd15 bundles/rtx --target tensorrt-rtx --compute-capability sm89
       sdexport compile --recipe engines/emoji.toml
     """
@@ -117,7 +127,7 @@ def compile(
 
     # First: without onnx the next import would name both ways to make a bundle, and not this one.
     require_libraries()
-    from sdexport.compiler import compile_checkpoint
+    from sdexport.compiler import compile_checkpoint, plan_compile
 
     if recipe is not None:
         refuse_replacing(bundle, recipe, "the recipe")
@@ -130,12 +140,27 @@ def compile(
         capabilities=compute_capability,
         half_check=not no_half_check,
     )
+    components = COMPONENTS if plan is None else plan.components
+    if dry_run:
+        with terminal.progress(quiet=json) as progress:
+            would = plan_compile(
+                checkpoint,
+                bundle,
+                options,
+                components=components,
+                onnx=onnx,
+                verify=not no_verify,
+                force=force,
+                progress=progress,
+            )
+        show_plan(would, json)
+        return
     with terminal.progress(quiet=json) as progress:
         report = compile_checkpoint(
             checkpoint,
             bundle,
             options,
-            components=COMPONENTS if plan is None else plan.components,
+            components=components,
             onnx=onnx,
             verify=not no_verify,
             force=force,

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,12 +15,18 @@ from sdexport.artifacts.reading import exists, given_path, is_folder
 from sdexport.cli import terminal
 from sdexport.cli.complete import complete_bundle, complete_sampler
 from sdexport.cli.options import Json
+from sdexport.cli.viewer import open_image
 from sdexport.errors import StorageError, UsageError, shown
 from sdexport.progress import stage
 
 if TYPE_CHECKING:
+    from sdexport.pipeline.pipeline import Pipeline
     from sdexport.pipeline.request import Request
     from sdexport.pipeline.result import Result
+    from sdexport.sampling import SamplingPlan
+
+STDOUT = "-"
+"""The output that is stdout."""
 
 
 def generate(
@@ -171,10 +178,25 @@ def generate(
             "-o",
             metavar="FILE",
             help="A PNG file, or a folder (ending in /); folders are made, and a file of that name "
-            "is overwritten. Several images are numbered: FILE-000.png, FILE-001.png.",
+            "is overwritten. Several images are numbered: FILE-000.png, FILE-001.png. With - the "
+            "PNG's bytes of one image go to stdout, which must not be a terminal.",
             show_default="sdexport-SEED.png here, under a name that is free",
         ),
     ] = None,
+    no_clobber: Annotated[
+        bool,
+        typer.Option(
+            "--no-clobber", help="Refuse, before the first step, where a file to write exists."
+        ),
+    ] = False,
+    open_: Annotated[
+        bool,
+        typer.Option(
+            "--open",
+            help="Open the image, the first of several, with the system's viewer; where there is "
+            "no display, only its name is printed.",
+        ),
+    ] = False,
     threads: Annotated[
         int | None,
         typer.Option(
@@ -199,6 +221,7 @@ def generate(
     from sdexport.backends.targets import check_threads
     from sdexport.pipeline import load as loading
     from sdexport.pipeline.request import make_request
+    from sdexport.pipeline.result import output_files, png
 
     check_threads(threads)
     request = make_request(
@@ -221,26 +244,109 @@ def generate(
         prompt_syntax=prompt_syntax,
         clip_skip=clip_skip,
     )
+    if output == STDOUT:
+        _refuse_for_stdout(request, json=json, open_=open_)
+        with terminal.binary_stdout() as stdout:
+            result = _generated(request, lambda: loading.load(bundle, threads=threads), quiet=False)
+            stdout.write(png(result.images[0], result.metadata(0)))
+        for warning in result.warnings:
+            terminal.say(f"warning: {warning}")
+        terminal.say(f"seed {result.seeds[0]}")
+        return
     file = _output(output, request)
-    with terminal.progress(quiet=json) as progress:
-        with stage(progress, "loading engines"):
-            pipeline = loading.load(bundle, threads=threads)
-        result: Result | None = None
-        with (
-            stage(progress, "generating", pipeline.evaluations(request)),
-            closing(pipeline.steps(request)) as stream,
-        ):
-            for step in stream:
-                first, last = step.image_range
-                which = f"image {first + 1}" + (f" to {last}" if last > first + 1 else "")
-                progress.advance(1, f"{which} of {request.images}")
-                result = step.result
-    assert result is not None, "the last step carries the result"
-    files = _saved(result, file)
+    if no_clobber:
+        _refuse_existing(output_files(file, request.images))
+    result = _generated(request, lambda: loading.load(bundle, threads=threads), quiet=json)
+    files = _saved(result, file, keep=no_clobber)
     if json:
         _print_document(result, files)
-        return
-    _print_result(result, files)
+    else:
+        _print_result(result, files)
+    if open_ and (why := open_image(files[0])):
+        terminal.say(f"not opened: {why}")
+
+
+def _refuse_for_stdout(request: Request, *, json: bool, open_: bool) -> None:
+    """Refuses what does not go with one image's bytes on stdout."""
+    if request.images != 1:
+        raise UsageError(f"-o - writes exactly one image, got a request for {request.images}")
+    for given, option in ((json, "--json"), (open_, "--open")):
+        if given:
+            raise UsageError(f"-o - writes the image alone to stdout; leave out {option}")
+
+
+def _refuse_existing(files: Sequence[Path]) -> None:
+    """Raises UsageError where one of `files` exists."""
+    taken = [file for file in files if exists(file)]
+    if taken:
+        more = f" and {len(taken) - 1} more" if len(taken) > 1 else ""
+        raise UsageError(
+            f"{taken[0]}{more} exists; name another file with -o, or leave out --no-clobber"
+        )
+
+
+def _generated(request: Request, load: Callable[[], Pipeline], *, quiet: bool) -> Result:
+    """Loads the engines and generates, counting in the steps that were asked for."""
+    with terminal.progress(quiet=quiet) as progress:
+        with stage(progress, "loading engines"):
+            pipeline = load()
+        evaluations = pipeline.evaluations(request)
+        counter = StepCounter.of(request.plan, evaluations)
+        result: Result | None = None
+        with (
+            stage(progress, "generating", counter.total, unit="step"),
+            closing(pipeline.steps(request)) as stream,
+        ):
+            progress.advance(0, _waits_for(0, evaluations, request))
+            for step in stream:
+                progress.advance(
+                    counter.newly_done(step.index + 1),
+                    _waits_for(step.index + 1, evaluations, request),
+                )
+                result = step.result
+    assert result is not None, "the last step carries the result"
+    return result
+
+
+@dataclass(slots=True)
+class StepCounter:
+    """Turns evaluations of the model into the user's steps, over all batches of a request.
+
+    Attributes:
+        each: evaluations of a batch, at least one a step.
+        steps: of a batch; those that an image's strength leaves out are none.
+        total: steps of the whole request.
+        done: of these, those that were told.
+    """
+
+    each: int
+    steps: int
+    total: int
+    done: int = 0
+
+    @classmethod
+    def of(cls, plan: SamplingPlan, evaluations: int) -> StepCounter:
+        """The counter of a request of so many evaluations in all."""
+        steps = plan.steps - plan.skipped
+        return cls(plan.evaluations, steps, steps * (evaluations // plan.evaluations))
+
+    def newly_done(self, evaluations: int) -> int:
+        """Steps that are done after so many evaluations of the request and were not before."""
+        batches, rest = divmod(evaluations, self.each)
+        before, self.done = self.done, batches * self.steps + rest * self.steps // self.each
+        return self.done - before
+
+
+def _waits_for(done: int, evaluations: int, request: Request) -> str:
+    """What comes after `done` evaluations, as a progress line says it."""
+    each = request.plan.evaluations
+    batches, batch = evaluations // each, min(done, evaluations - 1) // each
+    images = f"(batch {batch + 1} of {batches})" if batches > 1 else ""
+    if done % each == 0 and done < evaluations:
+        return f"encoding the prompt {images}".rstrip()
+    if done % each == each - 1:
+        return f"and decoding {images}".rstrip()
+    return images or " "
 
 
 def _interval(text: str | None) -> tuple[float, float]:
@@ -283,10 +389,13 @@ def _output(output: str | None, request: Request) -> Path:
     return file
 
 
-def _saved(result: Result, file: Path) -> list[Path]:
+def _saved(result: Result, file: Path, *, keep: bool) -> list[Path]:
     """The files of the images.
 
     Where one cannot be written in the end, all go to a new folder for temporary files as well.
+
+    Args:
+        keep: a file that exists by now is not replaced.
 
     Raises:
         StorageError: one could not be written; says where the images are.
@@ -296,7 +405,10 @@ def _saved(result: Result, file: Path) -> list[Path]:
     from sdexport.pipeline.result import output_files
 
     files = output_files(file, len(result.images))
-    failed = result.save_as(files)
+    taken = [one for one in files if keep and exists(one)]
+    failed: dict[Path, object] = dict.fromkeys(taken, "it was made meanwhile")
+    if not taken:
+        failed |= result.save_as(files)
     if not failed:
         return files
     said = "; ".join(f"{one} was not saved: {reason}" for one, reason in failed.items())
@@ -339,15 +451,16 @@ def _print_result(result: Result, files: Sequence[Path]) -> None:
     terminal.print_facts(
         [
             ("size", f"{parameters['width']}x{parameters['height']}"),
-            ("sampler", f"{parameters['sampler']}, {parameters['steps']} steps"),
+            ("sampler", f"{parameters['sampler']}, {terminal.plural(parameters['steps'], 'step')}"),
             ("text encoder", terminal.seconds(timings.text_encoder)),
             (
                 "denoising",
-                f"{terminal.seconds(timings.denoise)} ({len(timings.evaluations)} evaluations of "
+                f"{terminal.seconds(timings.denoise)} "
+                f"({terminal.plural(len(timings.evaluations), 'evaluation')} of "
                 f"{terminal.seconds(each)})",
             ),
             ("VAE decoder", terminal.seconds(timings.vae_decoder)),
-            ("engines made ready", terminal.seconds(timings.rest)),
+            ("load engines", terminal.seconds(timings.rest)),
             ("total", terminal.seconds(timings.total)),
         ]
     )

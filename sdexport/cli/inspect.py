@@ -58,7 +58,7 @@ def inspect(
     wide: Wide = False,
     json: Json = False,
 ) -> None:
-    """Say what is in a bundle, a checkpoint, an ONNX folder or an ONNX file.
+    """Say what is in a bundle, a checkpoint or an ONNX folder or file.
 
     First whether a bundle can run here or a checkpoint can be compiled; then components, number
     formats, sizes and cost. FLOP counts one call (a multiplication with its addition is two): of a

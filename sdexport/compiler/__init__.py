@@ -14,18 +14,29 @@ from sdexport.extras import BUILD, EXPORT_EXTRAS, install_command
 
 if TYPE_CHECKING:
     from sdexport.compiler.checkpoint import compile_checkpoint
+    from sdexport.compiler.dry_run import CompilePlan, plan_compile
     from sdexport.compiler.folder import build_folder
     from sdexport.compiler.options import BuildOptions
     from sdexport.compiler.report import BuildReport, StageRecord
 
-__all__ = ["BuildOptions", "BuildReport", "StageRecord", "build_folder", "compile_checkpoint"]
+__all__ = [
+    "BuildOptions",
+    "BuildReport",
+    "CompilePlan",
+    "StageRecord",
+    "build_folder",
+    "compile_checkpoint",
+    "plan_compile",
+]
 
 _HOMES = {
     "BuildOptions": "sdexport.compiler.options",
     "BuildReport": "sdexport.compiler.report",
+    "CompilePlan": "sdexport.compiler.dry_run",
     "StageRecord": "sdexport.compiler.report",
     "build_folder": "sdexport.compiler.folder",
     "compile_checkpoint": "sdexport.compiler.checkpoint",
+    "plan_compile": "sdexport.compiler.dry_run",
 }
 
 

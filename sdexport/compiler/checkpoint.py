@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sdexport.artifacts import reading, storage
 from sdexport.artifacts.builder_options import BuiltFor
+from sdexport.artifacts.bundle import is_bundle
 from sdexport.artifacts.onnx_folder import (
     RECORD_FILE,
     REQUIRED,
@@ -17,6 +19,7 @@ from sdexport.artifacts.onnx_folder import (
 )
 from sdexport.backends import targets
 from sdexport.compiler import folder as folders
+from sdexport.compiler.estimate import Informed, estimate
 from sdexport.compiler.options import HINTS, BuildOptions, checked_options, decide
 from sdexport.compiler.order import Order, fingerprints_of, sizes_of
 from sdexport.compiler.report import BuildReport, Stopwatch
@@ -24,7 +27,10 @@ from sdexport.errors import UsageError
 from sdexport.keywords import explains_keywords
 from sdexport.model.native_size import native_size, profile_for
 from sdexport.model.shapes import COMPONENTS, chosen_components
-from sdexport.progress import SILENT, Progress
+from sdexport.progress import SILENT, Progress, stage
+
+if TYPE_CHECKING:
+    from sdexport.export.checkpoint import Checkpoint
 
 
 @explains_keywords(HINTS)
@@ -62,8 +68,110 @@ def compile_checkpoint(
         FolderError: the folder at `onnx` was altered after its export; or as `build_folder`.
         MissingExtraError, EngineError, StorageError: as `build_folder`.
     """
+    from sdexport.export.export import export_checkpoint
+
+    stopwatch = Stopwatch()
+    with stopwatch.stage("read the checkpoint"), stage(progress, "reading the checkpoint"):
+        asked = prepare(checkpoint, bundle, options, components=components, onnx=onnx)
+    opened, order, kept = asked.opened, asked.order, asked.onnx
+    compares = verify and asked.runs_here
+    expected = estimate(
+        asked.parameters,
+        order.choice,
+        export=True,
+        engines=order.fingerprints,
+        verify=compares,
+    )
+    told = Informed(progress, expected.seconds)
+
+    def export(place: Path) -> OnnxFolder:
+        with stopwatch.stage("export"):
+            export_checkpoint(
+                opened,
+                place,
+                precision=order.choice.graph_precision,
+                components=asked.components,
+                progress=told,
+            )
+        return open_folder(place)
+
+    def compare(path: Path) -> None:
+        from sdexport.compiler.verify import verify as compare_with
+
+        compare_with(path, opened, progress=told)
+
+    source = folders.Source(export, passing=True)
+    # What of a bundle that stands can be kept is not known yet, and so neither is the time.
+    stands = is_bundle(asked.destination) and not force
+    with stage(told, "compiling", seconds=None if stands else expected.total_seconds):
+        if kept is not None:
+            folder = kept
+            if force or not asked.is_exported(folder):
+                export(folder)
+            source = folders.Source(lambda place: open_folder(folder))
+        report = folders.complete(
+            order,
+            source,
+            asked.destination,
+            stopwatch,
+            told,
+            force=force,
+            verify=compare if compares else None,
+        )
+    return replace(report, notes=opened.notes)
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A compilation that was asked for, all of it checked, and nothing written yet.
+
+    Attributes:
+        destination: where the bundle goes; `onnx`: where the ONNX folder is kept, if it is.
+        sources: by component, what its export follows from.
+    """
+
+    opened: Checkpoint
+    order: Order
+    components: tuple[str, ...]
+    destination: Path
+    onnx: Path | None
+    sources: Mapping[str, object]
+
+    @property
+    def runs_here(self) -> bool:
+        """Whether the engines can run on this machine."""
+        choice = self.order.choice
+        return targets.runs_here(choice.target, BuiltFor.of(choice.builder.as_json()))[0]
+
+    @property
+    def parameters(self) -> dict[str, int]:
+        """Numbers of weights by component."""
+        return {name: self.opened.parameters(name) for name in self.components}
+
+    def is_exported(self, folder: Path) -> bool:
+        """Whether the ONNX folder is what an export would write there.
+
+        Raises:
+            FolderError: it was altered after it was exported.
+        """
+        return _is_export_of(folder, self.sources, self.order.plain)
+
+
+def prepare(
+    checkpoint: Path | str,
+    bundle: Path | str,
+    options: BuildOptions | None,
+    *,
+    components: Iterable[str],
+    onnx: Path | str | None,
+) -> Prepared:
+    """Checks what `compile_checkpoint` was asked for, and finds what the bundle is to be.
+
+    Raises:
+        UsageError, CheckpointError, FolderError, MissingExtraError: as `compile_checkpoint`.
+    """
     from sdexport.export import open_checkpoint
-    from sdexport.export.export import export_checkpoint, made_from, plain_parts
+    from sdexport.export.export import made_from, plain_parts
 
     folders.require_onnx()
     options, components = checked_options(options), _components(components)
@@ -71,58 +179,22 @@ def compile_checkpoint(
     kept = None if onnx is None else reading.given_path(onnx, "the ONNX folder's path")
     folders.refuse_other_folder(destination)
     choice = decide(options)
-    stopwatch = Stopwatch()
-    with stopwatch.stage("read the checkpoint"):
-        opened = open_checkpoint(checkpoint)
-        _refuse_places(destination, kept, opened.path)
-        scale, plain = opened.sizes.latent_scale, plain_parts(opened)
-        native = native_size(opened.unet_config, scale)
-        profile = profile_for(options.profile, native, scale)
-        sources = made_from(opened, components, choice.graph_precision)
-        sizes = sizes_of(opened.sizes)
-        order = Order(
-            name=opened.name,
-            choice=choice,
-            profile=profile,
-            guidance=options.guidance,
-            native_size=native,
-            fingerprints=fingerprints_of(sources, choice, profile, sizes, plain),
-            plain=plain,
-        )
-
-    def export(place: Path) -> OnnxFolder:
-        with stopwatch.stage("export"):
-            export_checkpoint(
-                opened,
-                place,
-                precision=choice.graph_precision,
-                components=components,
-                progress=progress,
-            )
-        return open_folder(place)
-
-    def compare(path: Path) -> None:
-        from sdexport.compiler.verify import verify as compare_with
-
-        compare_with(path, opened, progress=progress)
-
-    source = folders.Source(export, passing=True)
-    if kept is not None:
-        folder = kept
-        if force or not _is_export_of(folder, sources, plain):
-            export(folder)
-        source = folders.Source(lambda place: open_folder(folder))
-    built = BuiltFor.of(choice.builder.as_json())
-    report = folders.complete(
-        order,
-        source,
-        destination,
-        stopwatch,
-        progress,
-        force=force,
-        verify=compare if verify and targets.runs_here(choice.target, built)[0] else None,
+    opened = open_checkpoint(checkpoint)
+    _refuse_places(destination, kept, opened.path)
+    scale, plain = opened.sizes.latent_scale, plain_parts(opened)
+    native = native_size(opened.unet_config, scale)
+    profile = profile_for(options.profile, native, scale)
+    sources = made_from(opened, components, choice.graph_precision)
+    order = Order(
+        name=opened.name,
+        choice=choice,
+        profile=profile,
+        guidance=options.guidance,
+        native_size=native,
+        fingerprints=fingerprints_of(sources, choice, profile, sizes_of(opened.sizes), plain),
+        plain=plain,
     )
-    return replace(report, notes=opened.notes)
+    return Prepared(opened, order, components, destination, kept, sources)
 
 
 def _components(asked: Iterable[str]) -> tuple[str, ...]:

@@ -41,7 +41,7 @@ from sdexport.model.native_size import pixel_multiple
 from sdexport.model.shapes import Precision, Profile, Range
 from sdexport.pipeline.load import parts_of
 from sdexport.pipeline.tokenizer import PromptTokenizer
-from sdexport.progress import SILENT, Progress
+from sdexport.progress import SILENT, Progress, stage
 
 HALF = {Precision.FP16: 10, Precision.BF16: 16}
 """ONNX's numbers for the element types, which `onnx` is not needed to know."""
@@ -100,7 +100,7 @@ def build_folder(
     choice = decide(options)
     refuse_other_folder(destination)
     stopwatch = Stopwatch()
-    with stopwatch.stage("read the ONNX folder"):
+    with stopwatch.stage("read the ONNX folder"), stage(progress, "reading the ONNX folder"):
         sources = by_component(folder.checked_digests())
         dimensions, plain = read_dimensions(folder), folder.plain_parts()
         profile = dimensions.profile(options.profile)
@@ -180,11 +180,11 @@ def complete(
     """
     # Also where the bundle is right: what a kill between two renames took away is put back first.
     storage.sweep(reading.resolved(destination))
-    found = None if force else _standing(destination, stopwatch)
+    found = None if force else standing(destination, stopwatch, progress)
     missing = missing_engines(found, order)
     changes: tuple[str, ...] = ()
     if found is not None and not missing:
-        wanted = _wanted(order, source, found)
+        wanted = wanted_of(order, source, found)
         changes = difference(found, order, wanted)
         if verify is None and is_stale(found.manifest):
             changes = (*changes, "parity dropped")
@@ -230,18 +230,19 @@ def complete(
     )
 
 
-def _standing(destination: Path, stopwatch: Stopwatch) -> Bundle | None:
+def standing(destination: Path, stopwatch: Stopwatch, progress: Progress) -> Bundle | None:
     """The bundle that stands at `destination`; None where there is none, or a damaged one."""
     if not bundles.is_bundle(destination):
         return None
-    with stopwatch.stage("check the bundle that is there"):
+    title = "check the bundle that is there"
+    with stopwatch.stage(title), stage(progress, title.replace("check", "checking")):
         try:
             return bundles.open_bundle(destination)
         except FolderError:
             return None
 
 
-def _wanted(order: Order, source: Source, found: Bundle) -> Manifest:
+def wanted_of(order: Order, source: Source, found: Bundle) -> Manifest:
     """The manifest that a bundle with the engines of `found` is to have."""
     dimensions, record = source.dimensions, source.record
     if dimensions is None:
@@ -312,7 +313,7 @@ def _built(
     dimensions, choice = read_dimensions(folder), order.choice
     work = aside / ".graphs"
     fingerprints = {name: order.fingerprints[name] for name in engines}
-    with stopwatch.stage("prepare the graphs"):
+    with stopwatch.stage("prepare the graphs"), stage(progress, "preparing the graphs"):
         because = prepare_graphs(folder, work, dimensions, engines, consume=passing)
     checked = None
     if choice.checked:

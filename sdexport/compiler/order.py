@@ -26,6 +26,9 @@ SIZES = ("latent_channels", "latent_scale", "tokens", "embedding_dim")
 OF_THE_BUILD = ("engines", "files", "stages", "parity", "half_check")
 """The fields of a manifest that say how a build went, or are compared by other means."""
 
+LEFT_OUT = "left out"
+"""What is said of an engine that is to go."""
+
 EXPORT = "export record"
 NAMES = {"default_guidance": "guidance", "default_size": "default size", "export": EXPORT}
 """What fields of a manifest are called where people are told that they changed."""
@@ -140,7 +143,7 @@ def difference(found: Bundle, order: Order, wanted: Manifest) -> tuple[str, ...]
     there = found.manifest
     return (
         *_plain_changes(found, order.plain),
-        *(f"{name} left out" for name in there.engines if name not in order.fingerprints),
+        *(f"{name} {LEFT_OUT}" for name in there.engines if name not in order.fingerprints),
         *(
             NAMES.get(one.name, one.name)
             for one in fields(Manifest)

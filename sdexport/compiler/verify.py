@@ -258,7 +258,7 @@ def verify(
             comparisons.append(
                 _vae_encoder(parts.vae_encoder, reference, (h, w), manifest.latent_scale, tolerance)
             )
-        progress.advance(1, "images")
+        progress.advance(1, f"images, {STEPS} steps by the engines and by PyTorch")
         comparisons.append(_images(parts, reference, (width, height), batch, tolerance))
         progress.advance(1)
     report = VerifyReport(

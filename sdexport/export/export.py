@@ -72,8 +72,11 @@ def export_checkpoint(
     with storage.folder_aside(destination, check=refuse_other_folder) as aside:
         _write_plain_parts(opened, aside)
         reports = {}
-        for name in names:
-            reports[name] = _export_component(opened, name, aside, precision, parity, progress)
+        with stage(progress, "exporting", len(names)):
+            for name in names:
+                progress.advance(0, name)
+                reports[name] = _export_component(opened, name, aside, precision, parity, progress)
+                progress.advance()
         report = ExportReport(
             folder=str(destination),
             checkpoint=opened.name,
@@ -167,7 +170,7 @@ def _export_component(
     memory.reset_peak()
     output = folder / name
     with stage(progress, f"export {name}", 3 if parity else 2):
-        progress.advance(0, "loading the weights")
+        progress.advance(0, "loading PyTorch and the weights")
         # Loaded in float32: PyTorch's answers come from the same weights that are then rounded.
         model = loading.load_component(
             checkpoint, name, loading.DTYPES[Precision.FP32 if parity else precision]
@@ -177,7 +180,7 @@ def _export_component(
         with storage.explained(output):
             output.mkdir()
         storage.write_json(output / "config.json", loading.config_of(model))
-        progress.advance(1, "tracing")
+        progress.advance(1, "PyTorch traces the graph")
         signature = components.signature(name, checkpoint.sizes, precision)
         real = loading.DTYPES[precision]
         example = components.random_inputs(name, checkpoint.sizes, **components.TRACED)

@@ -14,6 +14,13 @@ from sdexport.model.shapes import Precision
 from tests.cli.doubles import PROFILE, SCHEDULER, PipelineDouble, Ran
 
 
+@pytest.fixture(autouse=True)
+def unset(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing that lays out screens is taken from whoever runs the tests."""
+    for name in ("COLUMNS", "NO_COLOR", "FORCE_COLOR"):
+        monkeypatch.delenv(name, raising=False)
+
+
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., Ran]:
     """Runs a command line in this process."""

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import typer.main
 
-import sdexport
+import sdexport.cli
+from sdexport.cli import app
 from sdexport.errors import EngineError
 from sdexport.pipeline.request import NAMES
 from tests.cli.doubles import PipelineDouble, Ran
 
 Run = Callable[..., Ran]
 VERBS = (
-    *("compile", "export", "build", "generate", "verify", "inspect", "samplers", "doctor"),
+    *("compile", "export", "build", "verify", "generate", "samplers", "inspect", "doctor"),
     "engines",
     "bench",
 )
@@ -59,11 +62,30 @@ def test_without_arguments_the_help_is_shown(run: Run) -> None:
     assert run() == run("--help")
 
 
-def test_help_lists_every_verb_whole(run: Run) -> None:
+def test_help_teaches_every_verb_in_the_order_of_the_flow(run: Run) -> None:
     text = run("-h").out
-    commands = text[text.index("Commands:") :].splitlines()[1:]
-    assert [line.split()[0] for line in commands] == list(VERBS)
-    assert not [line for line in commands if line.endswith("...")]
+    flow = text[text.index("Compile: a checkpoint") :].splitlines()
+    titles = [line for line in flow if line and not line.startswith(" ")]
+    assert [title.partition(":")[0] for title in titles] == ["Compile", "Generate", "Look"]
+    lines = [line for line in flow if line.startswith(" ")]
+    assert [line.split()[0] for line in lines[::2]] == list(VERBS)
+    for verb, line, example in zip(VERBS, lines[::2], lines[1::2], strict=True):
+        assert not line.endswith("...")
+        assert example.strip().startswith(f"sdexport {verb}")
+    assert max(map(len, text.splitlines())) <= 80
+
+
+def test_every_verb_has_a_place_in_the_flow() -> None:
+    group = typer.main.get_command(app)
+    assert list(group.commands) == list(VERBS)  # type: ignore[attr-defined]
+
+
+def test_exit_codes_are_in_one_place() -> None:
+    folder = Path(sdexport.cli.__file__).parent
+    for file in folder.glob("*.py"):
+        if file.name not in ("exit_codes.py", "failures.py"):
+            text = file.read_text(encoding="utf-8")
+            assert not re.search(r"\b(= 130|= 141)\b|Exit\(\d|sys\.exit", text), file.name
 
 
 @pytest.mark.parametrize(
@@ -90,6 +112,7 @@ def test_help_of_a_verb_teaches(run: Run, verb: str) -> None:
     [
         (["nonsense"], "No such command 'nonsense'"),
         (["generat"], "Did you mean 'generate'"),
+        (["engines", "lst"], "Did you mean 'list'"),
         (["generate"], "Missing argument"),
         (["generate", "b", "p", "--stepz", "3"], "--steps"),
         (["generate", "b", "p", "--steps", "many"], "not 'many'"),
@@ -163,8 +186,8 @@ def test_the_environment_changes_nothing() -> None:
     assert usual.returncode == 0
     assert usual.stderr == ""
     for environment in (
-        {"CI": "true", "GITHUB_ACTIONS": "true", "FORCE_COLOR": "1", "COLUMNS": "200"},
-        {"NO_COLOR": "1", "TERM": "dumb", "COLUMNS": "40", "PYTHONIOENCODING": "utf-8"},
+        {"CI": "true", "GITHUB_ACTIONS": "true", "FORCE_COLOR": "1", "LINES": "5"},
+        {"NO_COLOR": "1", "TERM": "dumb", "COLUMNS": "none", "PYTHONIOENCODING": "utf-8"},
     ):
         other = shell("samplers", **environment)
         assert (other.returncode, other.stdout, other.stderr) == (0, usual.stdout, "")

@@ -1,18 +1,25 @@
-"""`sdexport generate` and `sdexport samplers`."""
+"""`sdexport generate`."""
 
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
 import resource
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from PIL import Image
 
+from sdexport.cli import main
+from sdexport.cli.bars import Signs
+from sdexport.cli.generate import StepCounter
 from sdexport.sampling import samplers
 from tests.cli.doubles import PipelineDouble, Ran
 
@@ -162,26 +169,182 @@ def test_no_bundle(run: Run, generation: PipelineDouble, tmp_path: Path) -> None
     assert "sdexport compile" in ended.err
 
 
-def test_samplers_lists_all(run: Run) -> None:
-    text = run("samplers", "--steps", 20).out
-    document = run("samplers", "--steps", 20, "--json").document
-    assert [one["name"] for one in document] == [sampler.name for sampler in samplers()]
-    pndm = next(one for one in document if one["name"] == "pndm")
-    assert (pndm["steps"], pndm["evaluations"], pndm["order"]) == (20, 21, 4)
-    for one in document:
-        assert set(one) == {
-            "name", "title", "aliases", "diffusers", "spacings", "order", "steps", "evaluations",
-            "draws_noise", "family", "origin",
-        }  # fmt: skip
-        line = next(line for line in text.splitlines() if line.startswith(f"{one['name']} "))
-        assert (one["diffusers"] or "-").removesuffix("Scheduler") in line
-        assert f" {one['evaluations']} " in line
+def test_steps_are_counted_and_not_evaluations() -> None:
+    """Over every sampler: they begin at 0, end at all, and are never ahead of the evaluations."""
+    for sampler in samplers():
+        for steps, batches in ((1, 1), (2, 3), (7, 2), (50, 1)):
+            each = sampler.evaluations(steps)
+            plan = SimpleNamespace(steps=steps, skipped=0, evaluations=each)
+            counter = StepCounter.of(plan, each * batches)  # type: ignore[arg-type]
+            assert counter.total == steps * batches
+            told = [counter.newly_done(done) for done in range(1, each * batches + 1)]
+            assert sum(told) == counter.done == counter.total
+            assert set(told) <= {0, 1}
+            assert sum(told[: each - 1]) < steps
 
 
-def test_evaluations_are_for_steps_that_can_be(run: Run) -> None:
-    failed = run("samplers", "--steps", 0)
-    assert failed.code == 2
-    assert "steps 0 is not possible" in failed.err
+def test_steps_that_an_image_leaves_out_are_not_counted() -> None:
+    plan = SimpleNamespace(steps=50, skipped=20, evaluations=30)
+    counter = StepCounter.of(plan, 60)  # type: ignore[arg-type]
+    assert (counter.steps, counter.total) == (30, 60)
+
+
+def test_progress_is_in_steps(
+    run: Run, bundle: Path, generation: PipelineDouble, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[int | None, str, int, str]] = []
+
+    class Heard(Signs):
+        def advance(self, units: int = 1, note: str = "") -> None:
+            super().advance(units, note)
+            one = self.stages[-1]
+            seen.append((one.total, one.unit, one.done, one.note))
+
+    monkeypatch.setattr("sdexport.cli.bars.Signs", Heard)
+    options = ("--sampler", "heun", "--steps", 3, "--count", 3, "-o", bundle.parent / "x.png")
+    ended = run("generate", bundle, "x", *options)
+    assert ended.code == 0
+    assert "(10 evaluations of" in ended.out
+    assert seen == [
+        (6, "step", 0, "encoding the prompt (batch 1 of 2)"),
+        (6, "step", 0, "(batch 1 of 2)"),
+        (6, "step", 1, "(batch 1 of 2)"),
+        (6, "step", 1, "(batch 1 of 2)"),
+        (6, "step", 2, "and decoding (batch 1 of 2)"),
+        (6, "step", 3, "encoding the prompt (batch 2 of 2)"),
+        (6, "step", 3, "(batch 2 of 2)"),
+        (6, "step", 4, "(batch 2 of 2)"),
+        (6, "step", 4, "(batch 2 of 2)"),
+        (6, "step", 5, "and decoding (batch 2 of 2)"),
+        (6, "step", 6, "(batch 2 of 2)"),
+    ]
+
+
+def test_one_of_a_thing_is_singular(run: Run, bundle: Path, generation: PipelineDouble) -> None:
+    options = ("--sampler", "euler", "--steps", 1, "-o", bundle.parent / "x.png")
+    out = run("generate", bundle, "x", *options).out
+    assert "euler, 1 step\n" in out
+    assert "(1 evaluation of" in out
+
+
+def test_stdout_gets_the_image_and_nothing_else(
+    bundle: Path, generation: PipelineDouble, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    generation.warnings = ("the prompt is too long",)
+    assert main(["generate", str(bundle), "x", "--seed", "3", "-o", "-"]) == 0
+    said = capfdbinary.readouterr()
+    with Image.open(io.BytesIO(said.out)) as image:
+        assert image.size == (64, 64)
+        assert json.loads(image.text["sdexport"])["seed"] == 3  # type: ignore[attr-defined]
+    assert said.out.endswith(b"IEND\xaeB`\x82")
+    assert b"warning: the prompt is too long\n" in said.err
+    assert said.err.endswith(b"seed 3\n")
+    assert b"a library prints something" in said.err
+
+
+def test_native_code_cannot_write_into_the_image() -> None:
+    code = (
+        "import os\n"
+        "from sdexport.cli import terminal\n"
+        "with terminal.binary_stdout() as stdout:\n"
+        "    os.write(1, b'a native library')\n"
+        "    stdout.write(b'image')\n"
+        "os.write(1, b' and later')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, timeout=120, check=True
+    )
+    assert (done.stdout, done.stderr) == (b"image and later", b"a native library")
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--count", 2], "exactly one image, got a request for 2"),
+        (["--json"], "leave out --json"),
+        (["--open"], "leave out --open"),
+    ],
+)
+def test_stdout_takes_one_image_alone(
+    run: Run, bundle: Path, generation: PipelineDouble, options: list[object], said: str
+) -> None:
+    ended = run("generate", bundle, "x", "-o", "-", *options)
+    assert ended.code == 2
+    assert said in ended.err
+    assert generation.loaded == []
+
+
+def test_a_terminal_gets_no_bytes(
+    run: Run, bundle: Path, generation: PipelineDouble, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sdexport.cli.terminal.is_watched", lambda stream: True)
+    ended = run("generate", bundle, "x", "-o", "-")
+    assert (ended.code, ended.out) == (2, "")
+    assert "stdout, which is a terminal; redirect it" in ended.err
+    assert generation.loaded == []
+
+
+def test_no_clobber_refuses_before_the_first_step(
+    run: Run, bundle: Path, generation: PipelineDouble, tmp_path: Path
+) -> None:
+    (tmp_path / "x-001.png").write_text("mine")
+    options = ("--count", 2, "-o", tmp_path / "x.png", "--no-clobber")
+    ended = run("generate", bundle, "x", *options)
+    assert ended.code == 2
+    assert f"{tmp_path / 'x-001.png'} exists" in ended.err
+    assert (generation.loaded, generation.requests) == ([], [])
+    (tmp_path / "x-001.png").unlink()
+    assert run("generate", bundle, "x", *options).code == 0
+    again = run("generate", bundle, "x", *options)
+    assert "x-000.png and 1 more exists" in again.err
+
+
+def test_no_clobber_keeps_a_file_that_came_meanwhile(
+    run: Run,
+    bundle: Path,
+    generation: PipelineDouble,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    file, elsewhere = tmp_path / "x.png", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(elsewhere))
+    steps = generation.steps
+
+    def meanwhile(request: Any) -> Any:
+        file.write_text("another's")
+        return steps(request)
+
+    monkeypatch.setattr(generation, "steps", meanwhile)
+    ended = run("generate", bundle, "x", "-o", file, "--no-clobber")
+    assert ended.code == 2
+    assert "was not saved: it was made meanwhile" in ended.err
+    assert file.read_text() == "another's"
+    assert [one.name for one in elsewhere.rglob("*.png")] == ["x.png"]
+
+
+def test_an_image_is_opened_where_somebody_can_see_it(
+    run: Run,
+    bundle: Path,
+    generation: PipelineDouble,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    opened: list[Path] = []
+    monkeypatch.setattr("sdexport.cli.generate.open_image", lambda file: opened.append(file) or "")
+    options = ("--count", 2, "-o", tmp_path / "x.png")
+    assert run("generate", bundle, "x", *options).code == 0
+    assert opened == []
+    assert run("generate", bundle, "x", *options, "--open").code == 0
+    assert opened == [tmp_path / "x-000.png"]
+
+
+def test_where_nobody_can_see_it_the_reason_is_said(
+    run: Run, bundle: Path, generation: PipelineDouble, tmp_path: Path
+) -> None:
+    ended = run("generate", bundle, "x", "-o", tmp_path / "x.png", "--open")
+    assert ended.code == 0
+    assert ended.err.splitlines()[-1].startswith("not opened: ")
 
 
 def test_images_whose_place_is_lost_go_elsewhere(

@@ -1,103 +1,68 @@
-"""Progress, tables and JSON, on a terminal and elsewhere."""
+"""How wide a screen is, JSON, and numbers for people."""
 
 from __future__ import annotations
 
 import io
 import json
-import sys
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from sdexport.cli import terminal
-from sdexport.progress import stage
 
 
-class Screen(io.StringIO):
-    """A stream that says that it is a terminal."""
-
-    def isatty(self) -> bool:
-        return True
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """A clock in a list's only place, so that no test has to wait."""
-    now = [0.0]
-    monkeypatch.setattr(terminal.time, "monotonic", lambda: now[0])
-    return now
-
-
-def test_a_stage_is_one_line_if_it_took_long(
-    clock: list[float], capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("told", "width"),
+    [("80", 80), ("120", 120), ("5", 20), ("", None), ("0", None), ("-3", None), ("wide", None)],
+)
+def test_columns_of_a_pipe_are_those_that_are_told(
+    monkeypatch: pytest.MonkeyPatch, told: str, width: int | None
 ) -> None:
-    with terminal.progress(quiet=False) as progress:
-        with stage(progress, "outer", 2):
-            with stage(progress, "short"):
-                clock[0] += 1
-            with stage(progress, "inner", 10):
-                progress.advance(3, "unet")
-                clock[0] += 65
-            progress.advance()
-        progress.finish()  # one too many is no harm
-        progress.advance()
-    said = capsys.readouterr()
-    assert said.err == "inner: 65.0 s\nouter: 66.0 s\n"
-    assert said.out == ""
+    monkeypatch.setenv("COLUMNS", told)
+    assert terminal.columns(io.StringIO()) == width
+    assert terminal.columns(None) == width
 
 
-def test_quiet_is_quiet(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
-    with terminal.progress(quiet=True) as progress, stage(progress, "long"):
-        clock[0] += 100
-    assert capsys.readouterr() == ("", "")
+def test_columns_of_a_terminal_are_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Screen(io.StringIO):
+        def isatty(self) -> bool:
+            return True
 
+        def fileno(self) -> int:
+            return 77
 
-def test_bars_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    screen = Screen()
-    monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.setattr(sys, "stderr", screen)
-    with (
-        terminal.progress(quiet=False) as progress,
-        stage(progress, "building [unet]", 4),
-        stage(progress, "inner"),
-    ):
-        progress.advance(1, "note")
-        print("a library prints something")
-    shown = screen.getvalue()
-    assert "building [unet]" in shown
-    assert "0/4" in shown
-    assert "a library prints something" in shown
-
-
-def test_a_dumb_terminal_gets_no_bars(monkeypatch: pytest.MonkeyPatch) -> None:
-    screen = Screen()
+    monkeypatch.setattr(os, "get_terminal_size", lambda number: os.terminal_size((number, 24)))
+    assert terminal.columns(Screen()) == 77
     monkeypatch.setenv("TERM", "dumb")
-    monkeypatch.setattr(sys, "stderr", screen)
-    with terminal.progress(quiet=False) as progress, stage(progress, "short", 4):
-        progress.advance()
-    assert screen.getvalue() == ""
-
-
-def test_no_stream_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "stderr", None)
-    terminal.say("nobody hears this")
-    with terminal.progress(quiet=False) as progress, stage(progress, "short"):
-        pass
+    assert terminal.columns(Screen()) == 77
+    monkeypatch.setenv("COLUMNS", "100")
+    assert terminal.columns(Screen()) == 100
 
 
 def test_tables_are_never_folded_in_files(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("COLUMNS", "20")
     monkeypatch.setenv("FORCE_COLOR", "1")
-    terminal.print_table(("name", "n"), [("x" * 300, 1), ("[red]:apple:", None)], right=("n",))
+    terminal.print_table(("name", "n"), [("x " * 150, 1), ("[red]:apple:", None)], right=("n",))
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 4
-    assert lines[1] == "-" * 304
+    assert lines[1] == "-" * 303
     assert "".join(lines).isascii()
-    assert lines[2] == "x" * 300 + "   1"
+    assert lines[2] == "x " * 150 + "  1"
     assert lines[3] == "[red]:apple:"
+
+
+def test_tables_are_laid_out_for_columns_in_files(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "20")
+    terminal.print_table(("name", "n"), [("x y " * 20, 1)], right=("n",))
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 20
+    terminal.print_table(("name", "n"), [("x y " * 20, 1)], right=("n",), whole=True)
+    assert len(capsys.readouterr().out.splitlines()) == 3
 
 
 def test_json_says_what_json_can(capsys: pytest.CaptureFixture[str]) -> None:
@@ -151,3 +116,36 @@ def test_amount(number: float, text: str) -> None:
 )
 def test_seconds(number: float, text: str) -> None:
     assert terminal.seconds(number) == text
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [
+        *(
+            (0.2, "1 s"),
+            (9.4, "9 s"),
+            (12, "10 s"),
+            (44, "45 s"),
+            (58, "1 min"),
+            (95, "1 min 30 s"),
+        ),
+        *((200, "3 min 30 s"), (700, "12 min"), (9000, "2.5 h")),
+    ],
+)
+def test_about(number: float, text: str) -> None:
+    assert terminal.about(number) == text
+
+
+@pytest.mark.parametrize(
+    ("number", "noun", "several", "text"),
+    [
+        *(
+            (0, "step", "", "0 steps"),
+            (1, "step", "", "1 step"),
+            (2_000, "step", "", "2,000 steps"),
+        ),
+        (2, "entry", "entries", "2 entries"),
+    ],
+)
+def test_plural(number: int, noun: str, several: str, text: str) -> None:
+    assert terminal.plural(number, noun, several) == text

@@ -6,6 +6,7 @@ new kind of file has to be told of here, and fails until it is.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 from collections.abc import Callable, Iterator
@@ -18,7 +19,14 @@ import pytest
 from sdexport.artifacts import bundle as bundles
 from sdexport.artifacts import storage
 from sdexport.artifacts.onnx_folder import RECORD_FILE, OnnxFolder
-from sdexport.compiler import BuildOptions, BuildReport, build_folder, compile_checkpoint
+from sdexport.compiler import (
+    BuildOptions,
+    BuildReport,
+    CompilePlan,
+    build_folder,
+    compile_checkpoint,
+    plan_compile,
+)
 from sdexport.errors import SdexportError
 from sdexport.model.shapes import Precision
 from tests.conftest import TINY_PROFILE
@@ -191,7 +199,10 @@ def test_every_kind_of_file_is_known(tiny_checkpoint: Path, tiny_onnx: Path) -> 
 
 @pytest.fixture(scope="module")
 def quick(tiny_onnx: Path) -> Iterator[Make]:
-    """`compile_checkpoint` whose export is that of the tiny checkpoint, with the right record."""
+    """`compile_checkpoint` whose export is that of the tiny checkpoint, with the right record.
+
+    Each time it is seen that a dry run foretells the outcome.
+    """
     from sdexport.export import export
     from sdexport.export.checkpoint import Checkpoint
 
@@ -210,7 +221,13 @@ def quick(tiny_onnx: Path) -> Iterator[Make]:
         storage.write_json(folder / RECORD_FILE, record)
 
     def make(source: Path, bundle: Path) -> BuildReport:
-        return compile_checkpoint(source, bundle, OPTIONS, verify=False)
+        would: CompilePlan | None = None
+        with contextlib.suppress(SdexportError):  # What compiling refuses next.
+            would = plan_compile(source, bundle, OPTIONS, verify=False)
+        report = compile_checkpoint(source, bundle, OPTIONS, verify=False)
+        assert would is not None
+        assert would.outcome == report.outcome
+        return report
 
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(export, "export_checkpoint", fake)

@@ -395,7 +395,7 @@ def test_progress_names_the_components(
             self.open += 1
 
         def advance(self, units: int = 1, note: str = "") -> None:
-            assert self.open == 1
+            assert self.open in (1, 2)
 
         def finish(self) -> None:
             self.open -= 1
@@ -403,7 +403,7 @@ def test_progress_names_the_components(
     stub(monkeypatch)
     heard = Heard()
     export_checkpoint(tiny_checkpoint, tmp_path / "onnx", parity=False, progress=heard)
-    assert heard.titles == [f"export {name}" for name in COMPONENTS]
+    assert heard.titles == ["exporting", *(f"export {name}" for name in COMPONENTS)]
     assert heard.open == 0
     assert capfd.readouterr() == ("", "")
 
