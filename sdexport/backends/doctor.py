@@ -135,20 +135,20 @@ class Diagnosis:
 def diagnose() -> Diagnosis:
     """Looks at this machine; raises nothing."""
     libraries = {name: _version(name) for name in LIBRARIES}
-    targets = _targets()
+    targets, gpus = _targets(), _gpus()
     return Diagnosis(
         sdexport=__version__,
         python=platform.python_version(),
         executable=sys.executable,
         system=f"{platform.system()} {platform.release()} {platform.machine()}",
         cpu=_cpu(),
-        gpus=_gpus(),
+        gpus=gpus,
         memory=_memory(),
         disk=_disk(),
         libraries=libraries,
         targets=targets,
         auto=_auto(),
-        verbs=_verbs(libraries, targets),
+        verbs=_verbs(libraries, targets, gpus),
         warnings=_warnings(libraries),
     )
 
@@ -217,14 +217,17 @@ def _auto() -> dict[str, object]:
 
 
 def _verbs(
-    libraries: Mapping[str, str | None], targets: tuple[TargetState, ...]
+    libraries: Mapping[str, str | None],
+    targets: tuple[TargetState, ...],
+    gpus: tuple[Mapping[str, object], ...],
 ) -> tuple[VerbState, ...]:
-    runs = "" if any(target.works for target in targets) else "; ".join(t.remedy for t in targets)
-    builder = (
-        ""
-        if any(target.builds for target in targets)
-        else "; ".join(t.build_remedy for t in targets)
-    )
+    runs, builder = "", ""
+    # What needs a GPU that is not here does not help.
+    useful = [target for target in targets if gpus or not target.gpu]
+    if not any(target.works for target in targets):
+        runs = "one target is needed: " + ", or ".join(t.remedy for t in useful)
+    if not any(target.builds for target in targets):
+        builder = "one target is needed: " + ", or ".join(t.build_remedy for t in useful)
     generate = _lacking(libraries, GENERATE, "install sdexport again") or runs
     build = _lacking(libraries, BUILD, install_command("build"))
     export = _lacking(libraries, EXPORT, install_command(*EXPORT_EXTRAS))

@@ -15,8 +15,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TextIO
 
+from sdexport.cli.messages import say
 from sdexport.cli.quantities import about, seconds
-from sdexport.cli.streams import columns, is_terminal, say
+from sdexport.cli.streams import columns, is_terminal
 from sdexport.progress import SILENT, Progress
 
 WORTH_A_LINE = 2.0

@@ -1,10 +1,9 @@
-"""The two streams of the command line: what they can show, how wide they are, and messages."""
+"""The two streams of the command line: what they can show, and how wide they are."""
 
 from __future__ import annotations
 
 import os
 import re
-import sys
 from typing import IO
 
 CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
@@ -49,18 +48,6 @@ def columns(stream: IO[str] | None) -> int | None:
         return max(LEAST_COLUMNS, os.get_terminal_size(stream.fileno()).columns or USUAL_COLUMNS)
     except (OSError, ValueError, AttributeError):
         return USUAL_COLUMNS
-
-
-def say(text: str) -> None:
-    """One message for people on stderr."""
-    # Without a stream, print would take stdout.
-    if sys.stderr is not None:
-        print(text, file=sys.stderr, flush=True)
-
-
-def say_error(message: str) -> None:
-    """An error on stderr: one line, whatever is in a path."""
-    say(f"error: {on_one_line(message)}")
 
 
 def on_one_line(text: str) -> str:

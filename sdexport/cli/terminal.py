@@ -16,8 +16,9 @@ from typing import BinaryIO
 
 from sdexport.cli.bars import progress
 from sdexport.cli.layout import print_facts, print_table, print_text
+from sdexport.cli.messages import say, say_error
 from sdexport.cli.quantities import about, amount, plural, seconds, size
-from sdexport.cli.streams import columns, is_terminal, is_watched, on_one_line, say, say_error
+from sdexport.cli.streams import columns, is_terminal, is_watched, on_one_line
 
 __all__ = [
     "about",

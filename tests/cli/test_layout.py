@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import io
+import sys
+
 import pytest
 
 from sdexport.cli import layout
+from sdexport.cli.messages import say_error
 
 ROWS = [
     ("bundles/a", "openvino-cpu bf16", "53.5 MB", "the fastest that runs on this machine today"),
@@ -57,6 +61,22 @@ def test_facts_are_aligned_and_folded_below_their_value() -> None:
     facts = [("a", "one two three"), ("long name", None), ("bcd", 7), ("e", "")]
     assert list(layout.fact_lines(facts)) == ["a    one two three", "bcd  7", "e"]
     assert list(layout.fact_lines(facts, width=13)) == ["a    one two", "     three", "bcd  7", "e"]
+
+
+def test_messages_are_folded_on_terminals_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Screen(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setenv("COLUMNS", "30")
+    text = "sampler 'eulr' is not known; did you mean euler?\nx"
+    for stream, lines in (
+        (io.StringIO(), [f"error: {text[:-2]}\\nx"]),
+        (Screen(), ["error: sampler 'eulr' is not", "  known; did you mean", "  euler?\\nx"]),
+    ):
+        monkeypatch.setattr(sys, "stderr", stream)
+        say_error(text)
+        assert stream.getvalue().splitlines() == lines
 
 
 def test_control_characters_are_shown_as_escapes() -> None:
