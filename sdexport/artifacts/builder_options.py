@@ -9,12 +9,15 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
-from sdexport.artifacts import reading
+from msgspec import Meta, Struct
+
+from sdexport.artifacts import documents, reading
+from sdexport.artifacts.documents import Count
 from sdexport.errors import UsageError, shown
 from sdexport.keywords import explains_fields
 
@@ -32,8 +35,11 @@ UNITS = {
     "MiB": 1 << 20,
     "GiB": 1 << 30,
 }
-HARDWARE = ("none", "ampere_plus", "same_compute_capability")
+Hardware = Literal["none", "ampere_plus", "same_compute_capability"]
+HARDWARE: tuple[str, ...] = get_args(Hardware)
 LEVELS = range(6)
+Level = Annotated[int, Meta(ge=LEVELS[0], le=LEVELS[-1])]
+Capability = Annotated[str, Meta(pattern="^sm[0-9]{2,3}$", max_length=5)]
 
 AMPERE = 80
 """The first compute capability of the Ampere generation, and of those that have TF32."""
@@ -43,6 +49,24 @@ NOT_SERVED = {
     "the weights in when a bundle is loaded"
 }
 """Options that the libraries have and no target takes, and why."""
+
+
+class BuilderRecord(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """What a bundle keeps of its builder options: those that say something.
+
+    Attributes:
+        timing_cache: whether there was one. Its place is the machine's own, and its content
+            changes with every build.
+    """
+
+    compute_capabilities: tuple[Capability, ...] = ()
+    optimization_level: Level | None = None
+    workspace: Count | None = None
+    hardware_compatibility: Hardware = "none"
+    version_compatible: bool = False
+    refittable: bool = False
+    strip_weights: bool = False
+    timing_cache: bool = False
 
 
 @explains_fields
@@ -132,35 +156,15 @@ class BuilderOptions:
                     )
                 )
 
+    def record(self) -> BuilderRecord:
+        """What a bundle keeps of them."""
+        given: dict[str, Any] = {name: getattr(self, name) for name in self.given()}
+        return BuilderRecord(**given | {"timing_cache": self.timing_cache is not None})
+
     def as_json(self) -> dict[str, Any]:
-        """The options that say something; of a timing cache only that there is one.
-
-        Its place is the machine's own, and its content changes with every build.
-        """
-        value: dict[str, Any] = {name: getattr(self, name) for name in self.given()}
-        if self.compute_capabilities:
-            value["compute_capabilities"] = list(self.compute_capabilities)
-        if self.timing_cache is not None:
-            value["timing_cache"] = True
+        """`record` as JSON has it: the options that say something."""
+        value: dict[str, Any] = documents.to_builtins(self.record())
         return value
-
-    @classmethod
-    def from_table(cls, values: Mapping[str, object], folder: Path) -> BuilderOptions:
-        """The options of a recipe's table; a timing cache's path starts at `folder`.
-
-        Raises:
-            UsageError: unknown key, or a value of the wrong kind; names the key as `builder.KEY`.
-        """
-        known = [entry.name for entry in dataclasses.fields(cls)]
-        given: dict[str, Any] = {}
-        for name, value in values.items():
-            if name not in known:
-                raise UsageError(
-                    f"unknown key 'builder.{name}'; known are: "
-                    + ", ".join(f"builder.{key}" for key in known)
-                )
-            given[name] = _read(name, value, folder)
-        return cls(**given)
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,15 +186,13 @@ class BuiltFor:
     stripped: bool = False
 
     @classmethod
-    def of(cls, builder: Mapping[str, object]) -> BuiltFor:
-        """From a manifest's `builder`, or from `BuilderOptions.as_json`."""
-        capabilities = builder.get("compute_capabilities")
-        listed = capabilities if isinstance(capabilities, list | tuple) else ()
+    def of(cls, builder: BuilderRecord) -> BuiltFor:
+        """From a manifest's `builder`, or from `BuilderOptions.record`."""
         return cls(
-            tuple(str(capability) for capability in listed),
-            str(builder.get("hardware_compatibility", "none")),
-            builder.get("version_compatible") is True,
-            builder.get("strip_weights") is True,
+            builder.compute_capabilities,
+            builder.hardware_compatibility,
+            builder.version_compatible,
+            builder.strip_weights,
         )
 
     def fits(self, capability: str) -> bool:
@@ -207,31 +209,6 @@ ANYWHERE = BuiltFor()
 def number(capability: str) -> int:
     """A compute capability such as `sm89` as a number that can be compared: 89."""
     return int(capability.removeprefix("sm"))
-
-
-def _read(name: str, value: object, folder: Path) -> object:
-    """The value of one key, in the type that `BuilderOptions` holds."""
-    if name == "compute_capabilities":
-        if not isinstance(value, list | str) or not value:
-            raise _wrong(name, value, 'a list such as ["sm86", "sm89"]')
-        return parse_capabilities([value] if isinstance(value, str) else value)
-    if name == "workspace":
-        return parse_size(value)
-    if name == "optimization_level":
-        if type(value) is not int:
-            raise _wrong(name, value, "a whole number from 0 to 5")
-        return value
-    if name in ("hardware_compatibility", "timing_cache"):
-        if not isinstance(value, str) or not value:
-            raise _wrong(name, value, "text in quotes")
-        return reading.written_path(folder, value, name) if name == "timing_cache" else value
-    if not isinstance(value, bool):
-        raise _wrong(name, value, "true or false")
-    return value
-
-
-def _wrong(name: str, value: object, accepted: str) -> UsageError:
-    return UsageError(f"builder.{name} = {shown(value)} is not accepted; write {accepted}")
 
 
 def parse_capabilities(texts: Collection[object]) -> tuple[str, ...]:
@@ -268,3 +245,46 @@ def parse_size(value: object) -> int:
             '"512 MiB"'
         )
     return math.floor(float(found[1]) * UNITS[found[2]])
+
+
+def _capabilities(value: object) -> tuple[str, ...]:
+    """A capability or a list of them, as a recipe has it."""
+    if not isinstance(value, list | str) or not value:
+        raise UsageError(f'it must be a list such as ["sm86", "sm89"], got {shown(value)}')
+    return parse_capabilities([value] if isinstance(value, str) else value)
+
+
+if TYPE_CHECKING:
+    _Capabilities = tuple[str, ...]
+    _Bytes = int
+else:
+    _Capabilities = documents.form(tuple, _capabilities, 'a list such as ["sm86", "sm89"]')
+    _Bytes = documents.form(int, parse_size, 'bytes, or text such as "4 GiB"')
+
+
+class BuilderTable(Struct, frozen=True, forbid_unknown_fields=True):
+    """A recipe's `[builder]`, as it is written."""
+
+    compute_capabilities: _Capabilities | None = None
+    optimization_level: Level | None = None
+    workspace: _Bytes | None = None
+    hardware_compatibility: Hardware | None = None
+    version_compatible: bool | None = None
+    refittable: bool | None = None
+    strip_weights: bool | None = None
+    timing_cache: documents.Text | None = None
+
+    def options(self, folder: Path) -> BuilderOptions:
+        """The options; a timing cache's path starts at `folder`.
+
+        Raises:
+            UsageError: as `BuilderOptions`.
+        """
+        given: dict[str, Any] = {
+            name: getattr(self, name)
+            for name in self.__struct_fields__
+            if getattr(self, name) is not None
+        }
+        if self.timing_cache is not None:
+            given["timing_cache"] = reading.written_path(folder, self.timing_cache, "timing_cache")
+        return BuilderOptions(**given)

@@ -13,26 +13,26 @@ bundle is refused when it is opened.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from sdexport.artifacts import json_schema, locks, reading, storage
+from msgspec.structs import replace
+
+from sdexport.artifacts import locks, reading, storage
 from sdexport.artifacts.engine_files import check_engine_files
-from sdexport.artifacts.manifest_schema import MANIFEST
+from sdexport.artifacts.manifest import FORMAT, FileRecord, Manifest, read_manifest, signed
 from sdexport.artifacts.onnx_folder import TOKENIZER_FILES
-from sdexport.errors import FolderError, StorageError, UsageError, shown
-from sdexport.model.shapes import Precision, Profile
+from sdexport.errors import FolderError, StorageError, shown
 
 T = TypeVar("T")
 MANIFEST_FILE = "bundle.json"
 GRAPHS = "graphs"
 RUNTIME_CACHE = "runtime_cache"
 SCHEDULER_FILE = "scheduler/scheduler_config.json"
-FORMAT = 2
 
 ENGINES = (
     "text_encoder",
@@ -46,140 +46,6 @@ ENGINES = (
 `graph.split_unet`; the VAE encoder is not needed to generate from text."""
 
 REQUIRED = ("text_encoder", "denoise_step", "vae_decoder")
-
-_PLAIN = (
-    "name",
-    "target",
-    "library",
-    "latent_channels",
-    "latent_scale",
-    "tokens",
-    "embedding_dim",
-    "text_layers",
-    "embedded_guidance",
-    "scaling_factor",
-    "shift_factor",
-    "default_guidance",
-    "parity",
-)
-"""The fields of a manifest that JSON holds as they are."""
-
-
-@dataclass(frozen=True, slots=True)
-class FileRecord:
-    """Size in bytes and SHA-256 of one file."""
-
-    bytes: int
-    sha256: str
-
-
-@dataclass(frozen=True, slots=True)
-class EngineRecord:
-    """One engine of a bundle.
-
-    Attributes:
-        file: the file that is loaded, relative to the bundle.
-        fingerprint: hash of everything that changes the engine's bytes.
-        parameters: number of weights; `flops`: of one call at the profile's expected shape.
-        built: what the target's library said of the build and the engine, JSON values.
-    """
-
-    file: str
-    fingerprint: str
-    parameters: int
-    flops: int
-    built: Mapping[str, object] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class Manifest:
-    """What `bundle.json` says.
-
-    Attributes:
-        name: the checkpoint's name, for people.
-        target, library, precision: where the engines run and what built them.
-        profile: the sizes and batches that are served, in pixels and images.
-        latent_channels, latent_scale: channels of a latent, and pixels a latent side.
-        tokens, embedding_dim: length and width of the text encoder's output.
-        text_layers: layers of the text encoder that a request may leave out; 0: none.
-        embedded_guidance: the model takes the guidance scale as an embedding.
-        scaling_factor, shift_factor: a latent is (encoded - shift_factor) * scaling_factor.
-        default_guidance, default_size: used where a request says nothing; (width, height) pixels.
-        engines: by name, see `ENGINES`.
-        files: every file of the bundle but the manifest, by relative path.
-        export: what the export recorded about itself.
-        parity: the figures of the last `verify`, or None.
-        built_with: versions of this project and of what it used.
-        builder: the builder options, the compute capabilities among them.
-        half_check: what running the half-precision graphs on the CPU showed, or None.
-        stages: of the build that made the engines: `name`, `seconds`, `peak_bytes`; empty in
-            bundles of versions that did not note them.
-    """
-
-    name: str
-    target: str
-    library: str
-    precision: Precision
-    profile: Profile
-    latent_channels: int
-    latent_scale: int
-    tokens: int
-    embedding_dim: int
-    default_guidance: float
-    default_size: tuple[int, int]
-    engines: Mapping[str, EngineRecord]
-    files: Mapping[str, FileRecord] = field(default_factory=dict)
-    export: Mapping[str, object] = field(default_factory=dict)
-    parity: Mapping[str, object] | None = None
-    built_with: Mapping[str, str] = field(default_factory=dict)
-    builder: Mapping[str, object] = field(default_factory=dict)
-    half_check: Mapping[str, object] | None = None
-    stages: Sequence[Mapping[str, Any]] = ()
-    text_layers: int = 0
-    embedded_guidance: bool = False
-    scaling_factor: float = 1.0
-    shift_factor: float = 0.0
-
-    @property
-    def fingerprint(self) -> str:
-        """One hash for all engines together."""
-        return reading.digest_of({name: e.fingerprint for name, e in self.engines.items()})
-
-    def as_json(self) -> dict[str, Any]:
-        """The manifest as it is written, without its own digest."""
-        value: dict[str, Any] = {
-            "format": FORMAT,
-            **{name: getattr(self, name) for name in _PLAIN},
-            "export": dict(self.export),
-            "built_with": dict(self.built_with),
-            "builder": dict(self.builder),
-            "half_check": self.half_check,
-            "stages": [dict(stage) for stage in self.stages],
-            "precision": str(self.precision),
-            "profile": self.profile.as_json(),
-            "default_size": list(self.default_size),
-            "engines": {name: asdict(engine) for name, engine in self.engines.items()},
-            "files": {name: asdict(file) for name, file in sorted(self.files.items())},
-            "fingerprint": self.fingerprint,
-        }
-        return value
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> Manifest:
-        """The inverse of `as_json`; raises ValueError or UsageError for anything else."""
-        json_schema.check(value, MANIFEST)
-        width, height = value["default_size"]
-        return cls(
-            **{name: value[name] for name in (*_PLAIN, "export", "built_with")},
-            builder=value.get("builder", {}),
-            half_check=value.get("half_check"),
-            stages=tuple(value.get("stages", ())),
-            precision=Precision(value["precision"]),
-            profile=Profile.from_json(value["profile"]),
-            default_size=(width, height),
-            engines={name: EngineRecord(**e) for name, e in value["engines"].items()},
-            files={name: FileRecord(**f) for name, f in value["files"].items()},
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -309,19 +175,20 @@ def record(bundle: Bundle, **changes: Any) -> Bundle:
     """The bundle with fields of its manifest changed (parity, profile, …), on disk as well.
 
     What another process recorded since it was opened stays. Readers see one manifest or the other.
+    It is written in the present format, whichever it was read from.
 
     Raises:
         StorageError: the manifest cannot be written, or another bundle is at its place by now.
     """
     place = bundle.place
     with _sole_recorder(place):
-        there = _read_manifest(place)
+        there = read_manifest(place / MANIFEST_FILE)
         if bundle.replaced or there.fingerprint != bundle.manifest.fingerprint:
             raise StorageError(
                 f"{bundle.path} was replaced while it was in use, so {', '.join(changes)} of the "
                 "earlier one is not recorded; run it again"
             )
-        manifest = replace(there, **changes)
+        manifest = replace(there, **{"format": FORMAT, **changes})
         _write(place, manifest)
     return Bundle(bundle.path, manifest, bundle.held)
 
@@ -342,8 +209,7 @@ def _sole_recorder(place: Path) -> Iterator[None]:
 
 
 def _write(path: Path, manifest: Manifest) -> None:
-    value = manifest.as_json()
-    storage.write_json(path / MANIFEST_FILE, value | {"digest": reading.digest_of(value)})
+    storage.write_json(path / MANIFEST_FILE, signed(manifest))
 
 
 def open_bundle(path: Path, *, check: bool = True) -> Bundle:
@@ -377,10 +243,10 @@ def _checked(path: Path, place: Path, check: bool) -> Manifest:
     """The manifest of the bundle at `path`, which lies at `place` now and is whole."""
     if not is_bundle(place):
         raise FolderError(
-            f"{path} is no bundle: it has no {MANIFEST_FILE}; "
+            f"{path} is not a bundle: {MANIFEST_FILE} is missing; "
             "make one with: sdexport compile CHECKPOINT BUNDLE"
         )
-    manifest = _read_manifest(place)
+    manifest = read_manifest(place / MANIFEST_FILE)
     missing = [name for name in REQUIRED if name not in manifest.engines]
     if missing:
         raise FolderError(f"{path} lacks {', '.join(missing)}; build it again with all components")
@@ -390,27 +256,6 @@ def _checked(path: Path, place: Path, check: bool) -> Manifest:
         check_engine_files(place, engine.file, manifest.files)
     _check_parts(place, manifest)
     return manifest
-
-
-def _read_manifest(path: Path) -> Manifest:
-    value = reading.read_json(path / MANIFEST_FILE)
-    if value.get("format") != FORMAT:
-        raise FolderError(
-            f"{path / MANIFEST_FILE} has format {shown(value.get('format'))}, "
-            f"this version reads format {FORMAT}; build the bundle again"
-        )
-    stated = value.pop("digest", None)
-    if stated != reading.digest_of(value):
-        raise FolderError(
-            f"{path / MANIFEST_FILE} was altered after it was built: its digest does not fit; "
-            "build the bundle again"
-        )
-    try:
-        return Manifest.from_json(value)
-    except (ValueError, UsageError) as error:
-        raise FolderError(
-            f"{path / MANIFEST_FILE} is damaged ({error}); build the bundle again"
-        ) from error
 
 
 def _check_file(file: Path, expected: FileRecord, content: bool) -> None:

@@ -1,13 +1,15 @@
 """Documents (JSON, TOML) as values of a type: read with bounds, and refused by file and field.
 
 A type is a frozen `msgspec.Struct`; its fields say what is accepted, with bounds as `msgspec.Meta`.
-What `reading` parses is finite, shallow and of bounded length already.
+What `reading` parses is finite, shallow and of bounded length already. A value that a document
+writes in several ways (`4`, `"1:2:4"`) has a `form`.
 """
 
 from __future__ import annotations
 
+import abc
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, cast
 
@@ -31,17 +33,52 @@ Count = Annotated[int, Meta(ge=0, le=1 << 62)]
 Number = Annotated[float, Meta(ge=-1e300, le=1e300)]
 """Finite: neither of JSON's own numbers is anything else, but TOML writes `inf` and `nan`."""
 
-Sha256 = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
+Text = Annotated[str, Meta(pattern=r"\S", description="text that is not empty")]
+
+Sha256 = Annotated[
+    str,
+    # `$` would take a line's end after the digits.
+    Meta(pattern="^[0-9a-f]{64}$", max_length=64, description="64 hexadecimal digits"),
+]
 
 RelativeFile = Annotated[
     str,
     Meta(
-        pattern=r"^(?!/)(?!.*(^|/)\.\.?(/|$))[^\\\x00]+$",
+        # No backslash or NUL; no name of dots alone, and none that is empty.
+        pattern=r"^(?!\.+(/|$))[^\\/\x00]+(/(?!\.+(/|$))[^\\/\x00]+)*$",
         max_length=4096,
         description="a path within the folder",
     ),
 ]
 """The path of a file below the document's folder, with `/` between its parts."""
+
+
+Size = tuple[Length, Length]
+"""(width, height) in pixels."""
+
+_FORMS: dict[type, tuple[Callable[[Any], object], str]] = {}
+
+
+def form(kind: type, read: Callable[[Any], object], accepted: str) -> Any:
+    """A type for fields that hold a `kind`, which a document writes in a form of its own.
+
+    Type checkers are told of `kind` instead; unions with anything but None are not possible.
+
+    Args:
+        read: makes a `kind` of what JSON or TOML holds; raises UsageError or ValueError.
+        accepted: what `read` takes, in words.
+    """
+    made = abc.ABCMeta(kind.__name__, (), {"__doc__": accepted})
+    made.register(kind)
+    _FORMS[made] = (read, accepted)
+    return made
+
+
+def _read_form(kind: type, value: object) -> object:
+    try:
+        return _FORMS[kind][0](value)
+    except UsageError as error:
+        raise ValueError(str(error)) from error  # What msgspec adds the place to.
 
 
 def from_json(path: Path, kind: type[T], *, remedy: str = "") -> T:
@@ -60,27 +97,50 @@ def from_json(path: Path, kind: type[T], *, remedy: str = "") -> T:
 
 def from_toml(path: Path, kind: type[T], *, remedy: str = "") -> T:
     """The TOML document in the file `path`; as `from_json`."""
-    return convert(reading.read_toml(path), kind, str(path), remedy=remedy)
+    return convert(reading.read_toml(path), kind, str(path), remedy=remedy, null=False)
 
 
-def convert(value: object, kind: type[T], where: str, *, remedy: str = "") -> T:
+def convert(value: object, kind: type[T], where: str, *, remedy: str = "", null: bool = True) -> T:
     """A value that was parsed, as a value of `kind`.
 
     Args:
         where: the document's name, for the message.
+        null: whether its language has a null, to name what is accepted.
 
     Raises:
         DocumentError: as `from_json`.
     """
     try:
-        return msgspec.convert(value, kind)
-    except (msgspec.ValidationError, UsageError) as error:
-        said = str(error) if isinstance(error, UsageError) else _explain(value, kind, error)
-        raise DocumentError(f"{where}: {said}{'; ' if remedy else ''}{remedy}") from None
+        return _convert(value, kind, null)
+    except ValueError as error:
+        raise DocumentError(f"{where}: {error}{'; ' if remedy else ''}{remedy}") from None
+
+
+def _convert(value: object, kind: type[T], null: bool) -> T:
+    """Raises ValueError, which says the field and what is accepted there."""
+    try:
+        return msgspec.convert(value, kind, dec_hook=_read_form)
+    except msgspec.ValidationError as error:
+        raise ValueError(_explain(value, kind, error, null)) from None
+    except UsageError as error:
+        raise ValueError(str(error)) from None
     except RecursionError:
-        raise DocumentError(
-            f"{where}: it is nested too deeply{'; ' if remedy else ''}{remedy}"
-        ) from None
+        raise ValueError("it is nested too deeply") from None
+
+
+def part(value: object, kind: type[T]) -> T:
+    """A part of a document, for the `read` of a `form`; raises ValueError, which names the field.
+
+    What it says starts with the field's place in the part: `form` adds that of the part.
+    """
+    try:
+        return _convert(value, kind, True)
+    except ValueError as error:
+        raise ValueError(f"{WITHIN}{error}") from None
+
+
+WITHIN = "\0"
+"""Before what is said of a field within a form, whose place is added before it."""
 
 
 def to_builtins(value: object) -> Any:
@@ -96,46 +156,72 @@ def schema(kind: type) -> dict[str, Any]:
     }
 
 
-def _explain(value: object, kind: type, error: Exception) -> str:
+_AT = re.compile(r"(?s)(.*) - at (`key` in )?`\$([^`]*)`")
+_STEP = re.compile(r"\.([^.\[\]]+)|\[(\d+|\.\.\.)\]")
+
+
+def _explain(value: object, kind: type, error: Exception, null: bool) -> str:
     """Field, what is accepted there, and what was given."""
-    text, _, at = str(error).partition(" - at ")
-    about_key = at.startswith("`key` in ")
-    tokens = re.findall(r"\.([^.\[\]`]+)|\[(\d+|\.\.\.)\]", at)
-    found: Any = value
-    node, names = inspect.type_info(kind), list[str]()
-    path: list[str | int] = []
-    for name, index in tokens:
-        step: str | int = name or (index if index == "..." else int(index))
-        if step == "...":
-            step = _failing_key(value, kind, path, str(error))
-        path.append(step)
-        names.append(
-            f".{step}"
-            if isinstance(step, str) and names
-            else f"{step}"
-            if isinstance(step, str)
-            else f"[{step}]"
-        )
-        node = _below(node, step, found)
-        found = found[step]
-    place = "".join(names)
+    text, in_key, at = str(error), None, ""
+    if located := _AT.fullmatch(text):
+        text, in_key, at = located.groups()
+    try:
+        place, node, found = _walk(value, kind, at, str(error))
+    except (LookupError, TypeError):  # The text of a name that looks like a place.
+        text, in_key, place, node, found = str(error), None, "", inspect.type_info(kind), value
     if unknown := re.fullmatch(r"Object contains unknown field `(.*)`", text, re.DOTALL):
-        known = ", ".join(_fields(node, found))
+        known = ", ".join(_fields(node))
         return f"{_join(place, unknown[1])} is not known; known are: {known}"
     if missing := re.fullmatch(r"Object missing required field `(.*)`", text):
         return f"{_join(place, missing[1])} is missing"
-    if about_key:
-        wrong = next((key for key in found if not isinstance(key, str)), None)
-        return f"the names in {place or 'it'} must be {_accepted(cast(Any, node).key_type)}" + (
-            "" if wrong is None else f", got {shown(wrong)}"
-        )
+    if in_key:
+        accepted, wrong = _wrong_key(node, found)
+        return f"the names in {place or 'it'} must be {accepted}, got {shown(wrong)}"
     if text.startswith(("Expected", "Invalid", "Number")):
-        return f"{place or 'it'} must be {_accepted(node)}, got {shown(found)}"
-    return f"{place}: {text}" if place else text  # What a type's own `__post_init__` says.
+        return f"{place or 'it'} must be {_accepted(node, null)}, got {shown(found)}"
+    if text.startswith(WITHIN):
+        return _join(place, text.removeprefix(WITHIN), len(text))
+    return f"{place}: {text}" if place else text  # What a form or `__post_init__` says.
 
 
-def _join(place: str, name: str) -> str:
-    short = name if len(name) <= 100 else f"{name[:100]}…"
+def _walk(value: object, kind: type, at: str, said: str) -> tuple[str, inspect.Type, Any]:
+    """The place `at` in a document as people write it, the type there, and what is there."""
+    found: Any = value
+    node, place = inspect.type_info(kind), ""
+    path: list[str | int] = []
+    for name, index in _STEP.findall(at):
+        step: str | int = name or (index if index == "..." else int(index))
+        if step == "...":
+            step = _failing_key(value, kind, path, said)
+        path.append(step)
+        place = _join(place, step) if isinstance(step, str) else f"{place}[{step}]"
+        node = _below(node, step)
+        found = found[step]
+    return place, node, found
+
+
+def _wrong_key(node: inspect.Type, mapping: Any) -> tuple[str, object]:
+    """What the names of a mapping must be, and the first that is not."""
+    keys = next(one.key_type for one in _variants(node) if isinstance(one, inspect.DictType))
+    accepted = _accepted(keys)
+    keys = next(_variants(keys))
+    for key in mapping:
+        if isinstance(keys, inspect.StrType):
+            fits = isinstance(key, str) and (
+                (keys.pattern is None or re.search(keys.pattern, key) is not None)
+                and len(key) <= (keys.max_length or len(key))
+            )
+        elif isinstance(keys, inspect.LiteralType):
+            fits = key in keys.values
+        else:
+            fits = isinstance(key, str)
+        if not fits:
+            return accepted, key
+    return accepted, None
+
+
+def _join(place: str, name: str, longest: int = 100) -> str:
+    short = name if len(name) <= longest else f"{name[:longest]}…"
     return f"{place}.{short}" if place else short
 
 
@@ -156,7 +242,7 @@ def _failing_key(value: object, kind: type, path: list[str | int], said: str) ->
         mapping = mapping[step]
     for key in mapping:
         try:
-            msgspec.convert(narrowed(value, path, key), kind)
+            msgspec.convert(narrowed(value, path, key), kind, dec_hook=_read_form)
         except msgspec.ValidationError as error:
             if str(error) == said:
                 return str(key)
@@ -173,7 +259,7 @@ def _variants(node: inspect.Type) -> Iterator[inspect.Type]:
         yield node
 
 
-def _below(node: inspect.Type, step: str | int, value: object) -> inspect.Type:
+def _below(node: inspect.Type, step: str | int) -> inspect.Type:
     """The type of a field, an item or a mapping's value."""
     for one in _variants(node):
         if isinstance(one, inspect.StructType) and isinstance(step, str):
@@ -189,7 +275,7 @@ def _below(node: inspect.Type, step: str | int, value: object) -> inspect.Type:
     return inspect.AnyType()
 
 
-def _fields(node: inspect.Type, value: object) -> list[str]:
+def _fields(node: inspect.Type) -> list[str]:
     return [
         field.encode_name
         for one in _variants(node)
@@ -198,22 +284,21 @@ def _fields(node: inspect.Type, value: object) -> list[str]:
     ]
 
 
-def _accepted(node: inspect.Type) -> str:
+def _accepted(node: inspect.Type, null: bool = True) -> str:
     """What a type accepts, in words."""
-    description = _description(node)
-    if description:
-        return description
-    return " or ".join(dict.fromkeys(_one(one) for one in _variants(node)))
-
-
-def _description(node: inspect.Type) -> str:
-    if isinstance(node, inspect.Metadata) and node.extra_json_schema:
-        return str(node.extra_json_schema.get("description", ""))
-    return ""
+    if isinstance(node, inspect.Metadata):
+        description = (node.extra_json_schema or {}).get("description", "")
+        return str(description) or _accepted(node.type, null)
+    if isinstance(node, inspect.UnionType):
+        types = [one for one in node.types if null or not isinstance(one, inspect.NoneType)]
+        return " or ".join(dict.fromkeys(_accepted(one) for one in types))
+    return _one(node)
 
 
 def _one(node: inspect.Type) -> str:
     match node:
+        case inspect.CustomType():
+            return _FORMS[node.cls][1]
         case inspect.BoolType():
             return "true or false"
         case inspect.NoneType():

@@ -15,9 +15,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from sdexport.artifacts import json_schema, reading
-from sdexport.artifacts.manifest_schema import MADE_FROM
-from sdexport.errors import FolderError
+from msgspec.structs import replace
+
+from sdexport.artifacts import documents, reading
+from sdexport.artifacts.export_record import ExportRecord
+from sdexport.errors import DocumentError, FolderError, shown
 from sdexport.model.shapes import COMPONENTS
 
 MODEL_FILE = "model.onnx"
@@ -25,6 +27,8 @@ DATA_FILE = "model.onnx.data"
 RECORD_FILE = "sdexport.json"
 INDEX_FILE = "model_index.json"
 RECORD_FORMAT = 2
+RECORD_FORMATS = (1, RECORD_FORMAT)
+"""Of the records that are read."""
 
 PLAIN = ("tokenizer", "scheduler")
 """The folders whose files a bundle copies."""
@@ -39,14 +43,7 @@ TOKENIZER_FILES = (
 )
 """The files of `tokenizer/` that are read; what else lies there has no effect."""
 
-_RECORD = {
-    "type": "object",
-    "properties": {
-        "files": {"type": "object", "additionalProperties": {"type": "string"}},
-        "made_from": MADE_FROM,
-    },
-}
-"""What is read of `RECORD_FILE`, as a JSON Schema."""
+REMEDY = "export the checkpoint again"
 
 REQUIRED = ("text_encoder", "unet", "vae_decoder")
 """Without these no image can be generated from text; the VAE encoder is optional."""
@@ -80,26 +77,29 @@ class OnnxFolder:
         return self.path / "scheduler" / "scheduler_config.json"
 
     @property
-    def record(self) -> dict[str, object]:
+    def record(self) -> ExportRecord:
         """What the export wrote about itself; empty for another tool's folder.
 
         Raises:
-            FolderError: it cannot be read, or is not what an export writes.
+            FolderError: it cannot be read.
+            DocumentError: it is not what an export writes.
         """
         path = self.path / RECORD_FILE
         if not reading.exists(path):
-            return {}
-        value = reading.read_json(path)
-        try:
-            json_schema.check(value, _RECORD)
-        except ValueError as error:
-            raise FolderError(f"{path} is damaged: {error}; export the checkpoint again") from error
-        return value
+            return ExportRecord()
+        found = documents.from_json(path, ExportRecord, remedy=REMEDY)
+        if found.format not in RECORD_FORMATS:
+            newer = found.format is not None and found.format > RECORD_FORMAT
+            raise DocumentError(
+                f"{path}: format must be one of {', '.join(map(str, RECORD_FORMATS))}, got "
+                f"{shown(found.format)}; {'install a newer sdexport, or ' if newer else ''}{REMEDY}"
+            )
+        return found
 
     @property
-    def about(self) -> dict[str, object]:
+    def about(self) -> ExportRecord:
         """`record` without the digests of files: what a bundle's manifest says of the export."""
-        return {name: value for name, value in self.record.items() if name != "files"}
+        return replace(self.record, files=None)
 
     def files(self) -> list[Path]:
         """Every file that is part of the export: all that a build reads or copies is among them.
@@ -144,8 +144,8 @@ class OnnxFolder:
             FolderError: a file was altered, added or removed since; the message names it.
         """
         found = self.digests()
-        recorded = self.record.get("files")
-        if not isinstance(recorded, Mapping):
+        recorded = self.record.files
+        if recorded is None:
             return found
         for name in sorted({*found, *recorded}):
             if found.get(name) != recorded.get(name):

@@ -22,7 +22,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from sdexport.errors import FolderError, UsageError, shown
+from sdexport.errors import DocumentError, FolderError, UsageError, shown
 
 CHUNK = 1 << 20
 
@@ -324,8 +324,8 @@ def read_json(path: Path, *, infinite: bool = False) -> dict[str, object]:
             schedulers.
 
     Raises:
-        FolderError: missing, unreadable, too long, or no JSON object of finite numbers and unique
-            keys.
+        FolderError: missing, unreadable or too long.
+        DocumentError: no JSON object of finite numbers and unique keys.
     """
     return parse_json(read_text(path), str(path), infinite=infinite)
 
@@ -349,7 +349,7 @@ def parse_json(text: str | bytes, where: str, *, infinite: bool = False) -> dict
         _check_depth(value)
     except (ValueError, RecursionError) as error:
         reason = "it is nested too deep" if isinstance(error, RecursionError) else str(error)
-        raise FolderError(f"{where} is damaged: {reason}; make it again") from error
+        raise DocumentError(f"{where} is damaged: {reason}; make it again") from error
     return value
 
 
@@ -357,7 +357,8 @@ def read_toml(path: Path) -> dict[str, object]:
     """The TOML document in `path`.
 
     Raises:
-        FolderError: missing, unreadable, too long, or no TOML of finite numbers.
+        FolderError: missing, unreadable or too long.
+        DocumentError: no TOML of finite numbers.
     """
     text = read_text(path, RECIPE_BYTES)
     try:
@@ -366,7 +367,7 @@ def read_toml(path: Path) -> dict[str, object]:
         _check_sizes(value)
     except (ValueError, RecursionError) as error:
         reason = "it is nested too deep" if isinstance(error, RecursionError) else str(error)
-        raise FolderError(f"{path} is no TOML: {reason}") from error
+        raise DocumentError(f"{path} is no TOML: {reason}") from error
     return value
 
 

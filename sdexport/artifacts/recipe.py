@@ -27,23 +27,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
-from sdexport.artifacts import reading
-from sdexport.artifacts.builder_options import BuilderOptions
+from msgspec import Meta, Struct
+
+from sdexport.artifacts import documents, reading
+from sdexport.artifacts.builder_options import BuilderOptions, BuilderTable
+from sdexport.artifacts.documents import Number, Text
+from sdexport.artifacts.export_record import Component
 from sdexport.errors import FolderError, UsageError, shown
 from sdexport.model.shapes import COMPONENTS, Precision, Range
 
-KEYS = (
-    "checkpoint",
-    "bundle",
-    "components",
-    "target",
-    "precision",
-    "guidance",
-    "profile",
-    "builder",
-)
-PROFILE_KEYS = ("batch", "height", "width")
 OPTIONAL = ("vae_encoder",)
 """Components that may be left out: images are generated from text without them."""
 
@@ -73,142 +67,6 @@ class Recipe:
     builder: BuilderOptions = field(default_factory=BuilderOptions)
 
 
-def load_recipe(path: Path | str) -> Recipe:
-    """The recipe in the file `path`.
-
-    Raises:
-        UsageError: no such file, no TOML, an unknown key, or a value of the wrong kind; the message
-            names file and key, and what is accepted.
-    """
-    path = reading.given_path(path, "the recipe's path")
-    values = _read(path)
-    _refuse_unknown(path, "", values, KEYS)
-    if "checkpoint" not in values:
-        raise UsageError(f"{path}: the key 'checkpoint' is missing; it names a folder or a hub id")
-    folder = path.parent
-    precision = _text(path, values, "precision")
-    bundle = _text(path, values, "bundle")
-    try:
-        parsed = None if precision is None else Precision.parse(precision)
-        profiles = _profiles(path, values.get("profile", {}))
-        builder = _builder(path, values.get("builder", {}))
-    except UsageError as error:
-        if str(error).startswith(str(path)):
-            raise
-        raise UsageError(f"{path}: {error}") from error
-    return Recipe(
-        path=path,
-        checkpoint=_checkpoint(path, _text(path, values, "checkpoint") or ""),
-        bundle=reading.written_path(folder, bundle or path.stem, f"{path}: bundle"),
-        components=_components(path, values.get("components", list(COMPONENTS))),
-        target=_text(path, values, "target") or "auto",
-        precision=parsed,
-        guidance=_number(path, values, "guidance"),
-        profile=profiles[0],
-        others=profiles[1:],
-        builder=builder,
-    )
-
-
-def _read(path: Path) -> dict[str, object]:
-    try:
-        if reading.exists(path):
-            return reading.read_toml(path)
-    except FolderError as error:
-        raise UsageError(f"{error}; a recipe is a TOML file") from error
-    raise UsageError(f"no recipe at {path}; a recipe is a TOML file")
-
-
-def _refuse_unknown(
-    path: Path, table: str, values: Mapping[str, object], known: tuple[str, ...]
-) -> None:
-    for key in values:
-        if key not in known:
-            raise UsageError(
-                f"{path}: unknown key {shown(table + key)}; known are: "
-                + ", ".join(table + name for name in known)
-            )
-
-
-def _wrong(path: Path, key: str, value: object, accepted: str) -> UsageError:
-    return UsageError(f"{path}: {key} = {shown(value)} is not accepted; write {accepted}")
-
-
-def _text(path: Path, values: Mapping[str, object], key: str) -> str | None:
-    value = values.get(key)
-    if value is None:
-        return None
-    if not isinstance(value, str) or not value.strip():
-        raise _wrong(path, key, value, 'text in quotes, such as "…"')
-    return value
-
-
-def _number(path: Path, values: Mapping[str, object], key: str) -> float | None:
-    value = values.get(key)
-    if value is None:
-        return None
-    # A bool is an int to Python, but `guidance = true` is a mistake.
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise _wrong(path, key, value, "a number, such as 7.5")
-    return float(value)
-
-
-def _components(path: Path, value: object) -> tuple[str, ...]:
-    if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
-        raise _wrong(path, "components", value, f"a list of names from {', '.join(COMPONENTS)}")
-    for name in value:
-        if name not in COMPONENTS:
-            raise _wrong(path, "components", name, f"names from {', '.join(COMPONENTS)}")
-    missing = [name for name in COMPONENTS if name not in (*value, *OPTIONAL)]
-    if missing:
-        raise UsageError(f"{path}: components lacks {', '.join(missing)}, which every bundle needs")
-    return tuple(name for name in COMPONENTS if name in value)
-
-
-def _checkpoint(recipe: Path, text: str) -> str:
-    """A path that exists, or looks like one, as an absolute path; anything else is a hub id."""
-    place = reading.written_path(recipe.parent, text, f"{recipe}: checkpoint")
-    if text.startswith((".", "/", "~")) or reading.exists(place):
-        return str(reading.resolved(place))
-    return text
-
-
-def _builder(path: Path, value: object) -> BuilderOptions:
-    if not isinstance(value, dict):
-        raise _wrong(path, "builder", value, "a table [builder]")
-    return BuilderOptions.from_table(value, path.parent)
-
-
-def _profiles(path: Path, value: object) -> tuple[dict[str, Range], ...]:
-    """The ranges of `[profile]`, or of every `[[profile]]`, each of which names its size."""
-    if not isinstance(value, list):
-        return (_profile(path, value),)
-    if not value:
-        raise _wrong(path, "profile", value, "at least one [[profile]], or leave it out")
-    profiles = tuple(_profile(path, one) for one in value)
-    for index, one in enumerate(profiles, 1):
-        missing = [name for name in ("height", "width") if name not in one]
-        if missing and len(profiles) > 1:
-            raise UsageError(
-                f"{path}: [[profile]] number {index} lacks {' and '.join(missing)}; each of "
-                "several profiles names its own size"
-            )
-    return profiles
-
-
-def _profile(path: Path, value: object) -> dict[str, Range]:
-    if not isinstance(value, dict):
-        raise _wrong(path, "profile", value, "a table [profile] with batch, height and width")
-    _refuse_unknown(path, "profile.", value, PROFILE_KEYS)
-    ranges: dict[str, Range] = {}
-    for name, limits in value.items():
-        try:
-            ranges[name] = parse_range(limits)
-        except UsageError as error:
-            raise UsageError(f"{path}: profile.{name}: {error}") from error
-    return ranges
-
-
 def parse_range(value: object) -> Range:
     """A range from `"1:2:4"`, `[1, 2, 4]` or `2`.
 
@@ -223,3 +81,111 @@ def parse_range(value: object) -> Range:
     raise UsageError(
         f'{shown(value)} is no range; write one number, "MIN:MAX", "MIN:OPT:MAX" or [MIN, OPT, MAX]'
     )
+
+
+if TYPE_CHECKING:
+    _Range = Range
+    _Precision = Precision
+else:
+    _Range = documents.form(Range, parse_range, "a range")
+    _Precision = documents.form(Precision, Precision.parse, " or ".join(Precision))
+
+
+class RangesTable(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """A recipe's `[profile]`, as it is written."""
+
+    batch: _Range | None = None
+    height: _Range | None = None
+    width: _Range | None = None
+
+    def ranges(self) -> dict[str, Range]:
+        """The ranges that it has, by dimension."""
+        found = {name: getattr(self, name) for name in self.__struct_fields__}
+        return {name: limits for name, limits in found.items() if limits is not None}
+
+
+class RecipeDocument(Struct, frozen=True, forbid_unknown_fields=True):
+    """A recipe's file, as it is written."""
+
+    checkpoint: Text
+    bundle: Text | None = None
+    components: tuple[Component, ...] = COMPONENTS
+    target: Text = "auto"
+    precision: _Precision | None = None
+    guidance: Number | None = None
+    profile: RangesTable | Annotated[tuple[RangesTable, ...], Meta(min_length=1)] = RangesTable()
+    builder: BuilderTable = BuilderTable()
+
+
+def load_recipe(path: Path | str) -> Recipe:
+    """The recipe in the file `path`.
+
+    Raises:
+        UsageError: no such file.
+        DocumentError: no TOML, an unknown key, or a value of the wrong kind; the message names file
+            and key, and what is accepted.
+    """
+    path = reading.given_path(path, "the recipe's path")
+    written = _read(path)
+    folder = path.parent
+    profiles = _profiles(path, written.profile)
+    try:
+        builder = written.builder.options(folder)
+    except UsageError as error:
+        raise UsageError(f"{path}: builder: {error}") from error
+    return Recipe(
+        path=path,
+        checkpoint=_checkpoint(path, written.checkpoint),
+        bundle=reading.written_path(folder, written.bundle or path.stem, f"{path}: bundle"),
+        components=_components(path, written.components),
+        target=written.target,
+        precision=written.precision,
+        guidance=written.guidance,
+        profile=profiles[0],
+        others=profiles[1:],
+        builder=builder,
+    )
+
+
+def _read(path: Path) -> RecipeDocument:
+    try:
+        if reading.exists(path):
+            return documents.from_toml(path, RecipeDocument)
+    except UsageError:
+        raise
+    except FolderError as error:
+        raise UsageError(f"{error}; a recipe is a TOML file") from error
+    raise UsageError(f"no recipe at {path}; a recipe is a TOML file")
+
+
+def _components(path: Path, names: tuple[str, ...]) -> tuple[str, ...]:
+    """Each once, in the order of `COMPONENTS`."""
+    missing = [name for name in COMPONENTS if name not in (*names, *OPTIONAL)]
+    if missing:
+        raise UsageError(f"{path}: components lacks {', '.join(missing)}, which every bundle needs")
+    return tuple(name for name in COMPONENTS if name in names)
+
+
+def _checkpoint(recipe: Path, text: str) -> str:
+    """A path that exists, or looks like one, as an absolute path; anything else is a hub id."""
+    place = reading.written_path(recipe.parent, text, f"{recipe}: checkpoint")
+    if text.startswith((".", "/", "~")) or reading.exists(place):
+        return str(reading.resolved(place))
+    return text
+
+
+def _profiles(
+    path: Path, written: RangesTable | tuple[RangesTable, ...]
+) -> tuple[dict[str, Range], ...]:
+    """The ranges of `[profile]`, or of every `[[profile]]`, each of which names its size."""
+    if isinstance(written, RangesTable):
+        return (written.ranges(),)
+    profiles = tuple(one.ranges() for one in written)
+    for index, one in enumerate(profiles, 1):
+        missing = [name for name in ("height", "width") if name not in one]
+        if missing and len(profiles) > 1:
+            raise UsageError(
+                f"{path}: [[profile]] number {index} lacks {' and '.join(missing)}; each of "
+                "several profiles names its own size"
+            )
+    return profiles

@@ -58,7 +58,7 @@ class BundleSystem:
                 "pipe.generate(prompts, seed=seeds, …): Result.timings are the stages",
             ],
             "bytes": storage.size_of(self._path),
-            "build_seconds": sum(one["seconds"] for one in self._manifest.stages) or None,
+            "build_seconds": sum(one.seconds for one in self._manifest.stages) or None,
             "notes": [TIMES_ARE_KEPT] if "time_projection" in self._manifest.engines else [],
         }
 

@@ -48,6 +48,7 @@ def verify(
       sdexport verify bundles/sd15 --checkpoint ./sd15
     """
     from sdexport.artifacts.bundle import open_bundle
+    from sdexport.artifacts.documents import to_builtins
     from sdexport.compiler.verify import verify as compare
 
     before = open_bundle(bundle, check=False).manifest.parity
@@ -57,7 +58,7 @@ def verify(
     except ParityError as error:
         # The figures were kept before the bundle was refused; those of an earlier run say nothing.
         kept = open_bundle(bundle, check=False).manifest.parity
-        value = kept if kept is not None and kept != before else {"comparisons": []}
+        value = to_builtins(kept) if kept is not None and kept != before else {"comparisons": []}
         value = {**value, "ok": False, "error": str(error)}
         if value["comparisons"] and not json:
             _show_comparisons(value)

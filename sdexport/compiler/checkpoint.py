@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sdexport.artifacts import reading, storage
+from sdexport.artifacts import documents, reading, storage
 from sdexport.artifacts.builder_options import BuiltFor
 from sdexport.artifacts.bundle import is_bundle
 from sdexport.artifacts.onnx_folder import (
@@ -141,7 +141,7 @@ class Prepared:
     def runs_here(self) -> bool:
         """Whether the engines can run on this machine."""
         choice = self.order.choice
-        return targets.runs_here(choice.target, BuiltFor.of(choice.builder.as_json()))[0]
+        return targets.runs_here(choice.target, BuiltFor.of(choice.builder.record()))[0]
 
     @property
     def parameters(self) -> dict[str, int]:
@@ -227,4 +227,5 @@ def _is_export_of(path: Path, sources: Mapping[str, object], plain: Mapping[str,
     folder = OnnxFolder(path)
     files = folder.checked_digests()
     copied = {name: files.get(name) for name in folder.plain_parts()}
-    return folder.record.get("made_from") == sources and copied == digests_of(plain)
+    made_from = documents.to_builtins(folder.record.made_from)
+    return made_from == sources and copied == digests_of(plain)

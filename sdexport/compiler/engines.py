@@ -7,9 +7,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import onnx
+from msgspec import convert
 
 from sdexport.artifacts import reading, storage
-from sdexport.artifacts.bundle import EngineRecord, graph_name
+from sdexport.artifacts.bundle import graph_name
+from sdexport.artifacts.manifest import Built, EngineRecord
 from sdexport.artifacts.onnx_folder import MODEL_FILE, OnnxFolder
 from sdexport.backends import targets
 from sdexport.backends.build_request import EngineRequest
@@ -183,7 +185,7 @@ def build_engines(
                 fingerprint=fingerprint,
                 parameters=cost.parameters,
                 flops=cost.flops,
-                built=built.facts,
+                built=convert(built.facts, Built),
             )
             progress.advance(1, name)
     return records

@@ -5,14 +5,19 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Collection
+from dataclasses import asdict, dataclass
 from pathlib import Path
+
+from msgspec import convert
+from msgspec.structs import replace
 
 from sdexport import extras
 from sdexport.artifacts import bundle as bundles
-from sdexport.artifacts import reading, storage
-from sdexport.artifacts.bundle import Bundle, EngineRecord, Manifest
+from sdexport.artifacts import documents, reading, storage
+from sdexport.artifacts.bundle import Bundle
+from sdexport.artifacts.export_record import ExportRecord
+from sdexport.artifacts.manifest import EngineRecord, HalfCheck, Manifest, Stage
 from sdexport.artifacts.onnx_folder import MODEL_FILE, OnnxFolder, by_component, open_folder
 from sdexport.compiler import half_check
 from sdexport.compiler.dimensions import Dimensions, read_dimensions
@@ -62,7 +67,7 @@ class Source:
     folder: Callable[[Path], OnnxFolder]
     passing: bool = False
     dimensions: Dimensions | None = None
-    record: Mapping[str, object] | None = None
+    record: ExportRecord | None = None
 
 
 @explains_keywords(HINTS)
@@ -248,7 +253,7 @@ def wanted_of(order: Order, source: Source, found: Bundle) -> Manifest:
     if dimensions is None:
         dimensions = dimensions_in(found.manifest, order.native_size)
     if record is None:
-        record = {**found.manifest.export, "checkpoint": order.name}
+        record = replace(found.manifest.export, checkpoint=order.name)
     return order.manifest(dimensions, record)
 
 
@@ -324,16 +329,16 @@ def _built(
     )
     if because:
         step = records["denoise_step"]
-        records["denoise_step"] = replace(step, built={**step.built, "unet": because})
+        records["denoise_step"] = replace(step, built=replace(step.built, unet=because))
     with storage.explained(work, "remove"):
         storage.remove_tree(work)
-    stages = tuple(asdict(one) for one in stopwatch.stages)
+    stages = tuple(Stage(**asdict(one)) for one in stopwatch.stages)
     return replace(wanted, engines=records, half_check=checked, stages=stages)
 
 
 def _check_half(
     folder: OnnxFolder, work: Path, dimensions: Dimensions, wanted: Manifest, progress: Progress
-) -> dict[str, object]:
+) -> HalfCheck:
     """The record of the half-precision graphs in `work`, in which what overflows is mended."""
     usual = wanted.default_size
     model = load_graph(work / "denoise_step" / MODEL_FILE)
@@ -359,7 +364,7 @@ def _check_half(
         text_projection=None,
         time_projection=None,
     )
-    return half_check.check_half(work, make_parts, trial, progress)
+    return convert(half_check.check_half(work, make_parts, trial, progress), HalfCheck)
 
 
 def _sides(size: tuple[int, int]) -> tuple[Range, Range]:
@@ -371,8 +376,8 @@ def _sides(size: tuple[int, int]) -> tuple[Range, Range]:
 def _unsplit(manifest: Manifest) -> tuple[str, ...]:
     """Why the UNet is in one piece although the target has projections; nothing where it is not."""
     step = manifest.engines.get("denoise_step")
-    why = None if step is None else step.built.get("unet")
-    return () if why is None else (f"denoise step {why}; it computes texts and timesteps anew",)
+    why = "" if step is None else step.built.unet
+    return () if not why else (f"denoise step {why}; it computes texts and timesteps anew",)
 
 
 def _finished(
@@ -397,5 +402,5 @@ def _finished(
         fingerprint=manifest.fingerprint,
         bytes=storage.size_of(path),
         stages=tuple(stopwatch.stages),
-        parity=manifest.parity,
+        parity=documents.to_builtins(manifest.parity),
     )

@@ -13,9 +13,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sdexport.artifacts import reading, storage
-from sdexport.artifacts.bundle import ENGINES, Bundle, EngineRecord, is_bundle, open_bundle
-from sdexport.artifacts.manifest_schema import LARGEST
+from sdexport.artifacts import documents, reading, storage
+from sdexport.artifacts.bundle import ENGINES, Bundle, is_bundle, open_bundle
+from sdexport.artifacts.documents import LARGEST
+from sdexport.artifacts.export_record import OPEN, Tensor
+from sdexport.artifacts.manifest import EngineRecord
 from sdexport.artifacts.onnx_folder import INDEX_FILE, MODEL_FILE, OnnxFolder, open_folder
 from sdexport.compiler.store import why_not
 from sdexport.errors import FolderError, MissingExtraError, UsageError, shown
@@ -172,7 +174,8 @@ def inspect(
 def _folder(folder: OnnxFolder, at: At) -> Inspection:
     folder.checked_digests()
     parts = tuple(_onnx(folder.model(name), name, at) for name in folder.components)
-    return Inspection(folder.path, "ONNX folder", storage.size_of(folder.path), parts, folder.about)
+    about = documents.to_builtins(folder.about)
+    return Inspection(folder.path, "ONNX folder", storage.size_of(folder.path), parts, about)
 
 
 def _bundle(bundle: Bundle, at: At) -> Inspection:
@@ -244,21 +247,21 @@ def _engine(file: Path, record: EngineRecord, name: str) -> Part:
 
 def _plan(file: Path, record: EngineRecord, name: str) -> Part:
     """What the build noted of a TensorRT engine, which only a GPU can open."""
-    built: Any = record.built
-    inputs, outputs = (
-        tuple(
-            TensorSpec(one["name"], one["dtype"], tuple("?" if n < 0 else n for n in one["shape"]))
-            for one in built.get(which, ())
-        )
-        for which in ("inputs", "outputs")
+    built = record.built
+    note = f"as noted when it was built; read back from {built.read_from}"
+    if built.not_checked:
+        note += f"; not checked: {', '.join(built.not_checked)}"
+    if built.activation_bytes is not None:
+        note = f"{built.activation_bytes:,} bytes of activations; {note}"
+    return Part(name, file.name, 0, _noted(built.inputs), _noted(built.outputs), note=note)
+
+
+def _noted(tensors: tuple[Tensor, ...]) -> tuple[TensorSpec, ...]:
+    """Tensors as a build noted them, with a question mark for an open dimension."""
+    return tuple(
+        TensorSpec(one.name, one.dtype, tuple("?" if n == OPEN else n for n in one.shape))
+        for one in tensors
     )
-    activations = built.get("activation_bytes")
-    note = f"as noted when it was built; read back from {built.get('read_from')}"
-    if built.get("not_checked"):
-        note += f"; not checked: {', '.join(built['not_checked'])}"
-    if activations is not None:
-        note = f"{activations:,} bytes of activations; {note}"
-    return Part(name, file.name, 0, inputs, outputs, note=note)
 
 
 def _openvino(file: Path, name: str) -> Part:

@@ -13,7 +13,9 @@ from typing import Any
 
 from sdexport.artifacts import bundle as bundles
 from sdexport.artifacts import reading
-from sdexport.artifacts.bundle import Bundle, Manifest
+from sdexport.artifacts.bundle import Bundle
+from sdexport.artifacts.export_record import ExportRecord
+from sdexport.artifacts.manifest import Manifest
 from sdexport.artifacts.onnx_folder import PLAIN, digests_of
 from sdexport.compiler.dimensions import Dimensions
 from sdexport.compiler.engines import COMPONENT_OF, PROJECTIONS
@@ -53,10 +55,10 @@ class Order:
     fingerprints: Mapping[str, str]
     plain: Mapping[str, bytes] = field(repr=False)
 
-    def manifest(self, dimensions: Dimensions, export: Mapping[str, object]) -> Manifest:
+    def manifest(self, dimensions: Dimensions, export: ExportRecord) -> Manifest:
         """The manifest but for what the build tells: engines, stages, the half-precision check."""
         (width, height), profile = self.native_size, self.profile
-        shared = {one.name for one in fields(Dimensions)} & {one.name for one in fields(Manifest)}
+        shared = {one.name for one in fields(Dimensions)} & set(Manifest.__struct_fields__)
         model: dict[str, Any] = {name: getattr(dimensions, name) for name in shared}
         return Manifest(
             **model,
@@ -74,7 +76,7 @@ class Order:
             engines={},
             export=export,
             built_with=built_with(),
-            builder=self.choice.builder.as_json(),
+            builder=self.choice.builder.record(),
         )
 
 
@@ -145,10 +147,9 @@ def difference(found: Bundle, order: Order, wanted: Manifest) -> tuple[str, ...]
         *_plain_changes(found, order.plain),
         *(f"{name} {LEFT_OUT}" for name in there.engines if name not in order.fingerprints),
         *(
-            NAMES.get(one.name, one.name)
-            for one in fields(Manifest)
-            if one.name not in OF_THE_BUILD
-            and getattr(there, one.name) != getattr(wanted, one.name)
+            NAMES.get(name, name)
+            for name in Manifest.__struct_fields__
+            if name not in OF_THE_BUILD and getattr(there, name) != getattr(wanted, name)
         ),
     )
 

@@ -138,7 +138,6 @@ def _look(path: Path) -> Stored:
         return Stored(path, "damaged", size, age, why=str(error))
     bundle.close()
     manifest = bundle.manifest
-    capabilities = manifest.builder.get("compute_capabilities", ())
     why = why_not(bundle)
     return Stored(
         path,
@@ -149,7 +148,7 @@ def _look(path: Path) -> Stored:
         manifest.library,
         str(manifest.precision),
         tuple(f"{one.width}x{one.height} x{one.batch}" for one in manifest.profile.all),
-        tuple(capabilities) if isinstance(capabilities, list | tuple) else (),
+        manifest.builder.compute_capabilities,
         not why,
         why,
     )

@@ -19,8 +19,9 @@ import numpy as np
 
 from sdexport import __version__
 from sdexport.artifacts import bundle as bundles
-from sdexport.artifacts import reading, storage
-from sdexport.artifacts.bundle import GRAPHS, Bundle, Manifest
+from sdexport.artifacts import documents, reading, storage
+from sdexport.artifacts.bundle import GRAPHS, Bundle
+from sdexport.artifacts.manifest import Comparison, Manifest, Parity
 from sdexport.artifacts.onnx_folder import PLAIN, digests_of
 from sdexport.backends.session import Array, Engine
 from sdexport.backends.slots import BatchInputs, Shape
@@ -57,9 +58,6 @@ VERIFICATION_VERSION = 1
 MANIFEST_BYTES = 1 << 18
 """Of a manifest with figures, generously: room for it is asked for before anything is compared."""
 
-MEASURED_ON = "measured_on"
-"""The key of the parity in a manifest that says what it was measured on."""
-
 
 @dataclass(frozen=True, slots=True)
 class Tolerance:
@@ -90,24 +88,6 @@ TOLERANCES = {
 
 
 @dataclass(frozen=True, slots=True)
-class Comparison:
-    """One comparison with PyTorch.
-
-    Attributes:
-        what: an engine's name, or `images`.
-        rms: relative to the reference's RMS for engines, of the range 0 to 1 for images.
-        largest: the largest difference: in the output's unit for engines, of 255 for images.
-        allowed: the RMS that is allowed; `ok` says whether this comparison passed.
-    """
-
-    what: str
-    rms: float
-    largest: float
-    allowed: float
-    ok: bool
-
-
-@dataclass(frozen=True, slots=True)
 class VerifyReport:
     """All comparisons of one bundle.
 
@@ -129,7 +109,20 @@ class VerifyReport:
 
     def as_json(self) -> dict[str, Any]:
         """The report as one JSON object."""
-        return asdict(self) | {"ok": self.ok, "size": list(self.size)}
+        value: dict[str, Any] = documents.to_builtins(self)
+        return value | {"ok": self.ok}
+
+    def kept(self, measured_on: str) -> Parity:
+        """The report as a manifest keeps it."""
+        return Parity(
+            ok=self.ok,
+            comparisons=self.comparisons,
+            size=self.size,
+            target=self.target,
+            precision=self.precision,
+            seconds=self.seconds,
+            measured_on=measured_on,
+        )
 
 
 def measured_on(manifest: Manifest) -> str:
@@ -156,12 +149,12 @@ def measured_on(manifest: Manifest) -> str:
 
 def is_stale(manifest: Manifest) -> bool:
     """Whether a manifest has figures of parity that were measured on something else."""
-    return manifest.parity is not None and manifest.parity.get(MEASURED_ON) != measured_on(manifest)
+    return manifest.parity is not None and manifest.parity.measured_on != measured_on(manifest)
 
 
 def has_passed(manifest: Manifest) -> bool:
     """Whether a manifest has figures of parity that hold for it and are within tolerance."""
-    return bool(manifest.parity and manifest.parity.get("ok")) and not is_stale(manifest)
+    return manifest.parity is not None and manifest.parity.ok and not is_stale(manifest)
 
 
 def _call_of(manifest: Manifest) -> tuple[int, int, int]:
@@ -184,11 +177,11 @@ def refuse_other_checkpoint(bundle: Bundle, checkpoint: Checkpoint) -> None:
     """
     from sdexport.export.export import plain_parts
 
-    made_from: Any = bundle.manifest.export.get("made_from")
-    if not isinstance(made_from, Mapping):
+    made_from = bundle.manifest.export.made_from
+    if made_from is None:
         return
     theirs = checkpoint.digests(made_from)
-    differing = [name for name, one in made_from.items() if one["checkpoint"] != theirs[name]]
+    differing = [name for name, one in made_from.items() if one.checkpoint != theirs[name]]
     plain = digests_of(plain_parts(checkpoint))
     ours = {
         name: file.sha256
@@ -268,7 +261,7 @@ def verify(
         comparisons=tuple(comparisons),
         seconds=round(time.perf_counter() - start, 3),
     )
-    bundles.record(opened, parity=report.as_json() | {MEASURED_ON: measured_on(manifest)})
+    bundles.record(opened, parity=report.kept(measured_on(manifest)))
     _refuse(report, tolerance)
     return report
 

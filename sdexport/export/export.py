@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from sdexport import memory
-from sdexport.artifacts import reading, storage
+from sdexport.artifacts import documents, reading, storage
+from sdexport.artifacts.export_record import ExportRecord
 from sdexport.artifacts.onnx_folder import (
     INDEX_FILE,
     RECORD_FILE,
@@ -92,7 +93,8 @@ def export_checkpoint(
             "files": OnnxFolder(aside).digests(),
         }
         value.pop("folder")
-        storage.write_json(aside / RECORD_FILE, value)
+        record = documents.convert(value, ExportRecord, str(aside / RECORD_FILE))
+        storage.write_json(aside / RECORD_FILE, documents.to_builtins(record))
     return report
 
 

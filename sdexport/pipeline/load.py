@@ -11,7 +11,8 @@ from typing import Any
 from sdexport import __version__
 from sdexport.artifacts import reading
 from sdexport.artifacts.builder_options import BuiltFor
-from sdexport.artifacts.bundle import Bundle, Manifest, open_bundle
+from sdexport.artifacts.bundle import Bundle, open_bundle
+from sdexport.artifacts.manifest import Manifest
 from sdexport.backends.lazy_session import LazySession
 from sdexport.backends.session import Engine
 from sdexport.backends.targets import (
@@ -139,7 +140,7 @@ def parts_of(
     The one place where they are made, for whoever has engines. What a manifest and the parts both
     have by name is handed over by name, so that no field can be forgotten.
     """
-    shared = {field.name for field in fields(PipelineParts)} & {f.name for f in fields(Manifest)}
+    shared = {one.name for one in fields(PipelineParts)} & set(Manifest.__struct_fields__)
     model: dict[str, Any] = {name: getattr(manifest, name) for name in shared}
     return PipelineParts(
         **model,

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from sdexport.artifacts import bundle as bundles
-from sdexport.artifacts.bundle import EngineRecord, Manifest
+from sdexport.artifacts import reading, storage
+from sdexport.artifacts.manifest import EngineRecord, Manifest, Parity
 from sdexport.errors import FolderError
 from sdexport.model.shapes import Precision, Profile
 
@@ -52,9 +53,12 @@ def test_round_trip(tmp_path: Path) -> None:
 
 
 def test_recorded_changes_last(tmp_path: Path) -> None:
-    bundles.record(make(tmp_path), parity={"ok": True}, default_guidance=2.5)
+    bundles.record(make(tmp_path), parity=Parity(ok=True), default_guidance=2.5)
     manifest = bundles.open_bundle(tmp_path).manifest
-    assert (manifest.parity, manifest.default_guidance) == ({"ok": True}, 2.5)
+    assert (manifest.parity, manifest.default_guidance) == (Parity(ok=True), 2.5)
+
+
+NO_ENGINES = reading.digest_of({})
 
 
 def truncate(path: Path) -> None:
@@ -90,8 +94,6 @@ def other_format(path: Path) -> None:
 
 def resigned(path: Path, **changes: object) -> None:
     """A manifest whose own digest is right and whose content is not."""
-    from sdexport.artifacts import reading, storage
-
     file = path / bundles.MANIFEST_FILE
     value = json.loads(file.read_text()) | changes
     del value["digest"]
@@ -106,13 +108,27 @@ def resigned(path: Path, **changes: object) -> None:
         (remove, r"vae_decoder/engine\.onnx is missing; build"),
         (cut_manifest, r"bundle\.json is damaged"),
         (edit_manifest, r"bundle\.json was altered.*digest"),
-        (other_format, r"format 99, this version reads format 2"),
-        (lambda path: resigned(path, engines={}), r"lacks text_encoder, denoise_step"),
-        (lambda path: resigned(path, default_size=3), r"bundle\.json is damaged"),
-        (lambda path: resigned(path, precision="int3"), r"bundle\.json is damaged"),
+        (other_format, r"format 99 is that of a newer sdexport; this version reads 2 and 3"),
+        (
+            lambda path: resigned(path, engines={}, fingerprint=NO_ENGINES),
+            r"lacks text_encoder, denoise_step",
+        ),
+        (
+            lambda path: resigned(path, default_size=3),
+            r"bundle\.json: default_size must be a list of 2 items, got 3; build",
+        ),
+        (
+            lambda path: resigned(path, precision="int3"),
+            r"bundle\.json: precision must be one of fp32, fp16, bf16, got 'int3'; build",
+        ),
+        (
+            lambda path: resigned(path, fingerprint="f"),
+            r"json: fingerprint must be [0-9a-f]{64}",
+        ),
+        (lambda path: resigned(path, odd=1), r"bundle\.json: odd is not known; known are: name"),
         (
             lambda path: resigned(path, files={"../x": {"bytes": 1, "sha256": ""}}),
-            r"the name '\.\./x' in files must be text of the form",
+            r"the names in files must be a path within the folder, got '\.\./x'",
         ),
     ],
 )
@@ -128,5 +144,5 @@ def test_damage_is_named(tmp_path: Path, damage: object, message: str) -> None:
 def test_no_bundle(tmp_path: Path) -> None:
     with pytest.raises(FolderError, match="no bundle at .*sdexport compile"):
         bundles.open_bundle(tmp_path / "none")
-    with pytest.raises(FolderError, match=r"it has no bundle\.json"):
+    with pytest.raises(FolderError, match=r"is not a bundle: bundle\.json is missing"):
         bundles.open_bundle(tmp_path)

@@ -69,7 +69,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
         "parts.x.size must be a whole number of at least 0, got -1",
     ),
     ({"name": "a", "parts": {"x": {"file": "a", "odd": 1}}}, "parts.x.odd is not known; known are"),
-    ({"name": "a", "parts": {"x": {"file": "a", "digest": "0"}}}, "parts.x.digest must be text of"),
+    ({"name": "a", "parts": {"x": {"file": "a", "digest": "0"}}}, "parts.x.digest must be 64 hex"),
     *(
         ({"name": "a", "parts": {"x": {"file": file}}}, "parts.x.file must be a path within the")
         for file in ("/a", "../a", "a/../b", "a\\b", "a\0", "", ".", "a/..")

@@ -18,6 +18,7 @@ from PIL import Image
 import sdexport
 from sdexport.artifacts import bundle as bundles
 from sdexport.artifacts import storage
+from sdexport.artifacts.manifest import Parity
 from sdexport.errors import FolderError, StorageError
 from sdexport.pipeline import load as loading
 from tests.conftest import TARGETS
@@ -215,17 +216,17 @@ def test_a_bundle_that_may_only_be_read(tmp_path: Path, own_bundle: Path) -> Non
 def test_figures_go_to_the_bundle_that_they_are_of(tmp_path: Path, own_bundle: Path) -> None:
     opened = bundles.open_bundle(own_bundle)
     with bundles.open_bundle(own_bundle) as elsewhere:
-        bundles.record(opened, parity={"ok": True})
+        bundles.record(opened, parity=Parity(ok=True))
         assert elsewhere.engine_file("denoise_step").is_file()
         # What was recorded by then stays, whoever has an earlier manifest.
         bundles.record(elsewhere, default_guidance=2.5)
     manifest = bundles.open_bundle(own_bundle).manifest
-    assert (manifest.parity, manifest.default_guidance) == ({"ok": True}, 2.5)
+    assert (manifest.parity, manifest.default_guidance) == (Parity(ok=True), 2.5)
     kept = shutil.copytree(own_bundle, tmp_path / "kept")
     publish(kept, own_bundle)
     with pytest.raises(StorageError, match="was replaced while it was in use, so parity"):
-        bundles.record(opened, parity={"ok": False})
-    assert bundles.open_bundle(own_bundle).manifest.parity == {"ok": True}
+        bundles.record(opened, parity=Parity(ok=False))
+    assert bundles.open_bundle(own_bundle).manifest.parity == Parity(ok=True)
 
 
 def test_a_bundle_that_was_moved_by_hand(tmp_path: Path, own_bundle: Path) -> None:

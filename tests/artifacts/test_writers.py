@@ -43,10 +43,11 @@ RECORDS = """
 import sys
 from pathlib import Path
 from sdexport.artifacts import bundle
+from sdexport.artifacts.manifest import Stage
 for round in range(25):
     with bundle.open_bundle(Path(sys.argv[1]), check=False) as opened:
-        stage = {"name": f"{round}", "seconds": 0.0, "peak_bytes": 0}
-        changes = {"default_guidance": float(round), "stages": [stage]}
+        stage = Stage(f"{round}", 0.0)
+        changes = {"default_guidance": float(round), "stages": (stage,)}
         bundle.record(opened, **{sys.argv[2]: changes[sys.argv[2]]})
 """
 

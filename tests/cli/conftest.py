@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from sdexport.artifacts import bundle as bundles
+from sdexport.artifacts.manifest import EngineRecord, Manifest
 from sdexport.cli import main
 from sdexport.model.shapes import Precision
 from tests.cli.doubles import PROFILE, SCHEDULER, PipelineDouble, Ran
@@ -45,7 +46,7 @@ def bundle(tmp_path: Path) -> Path:
     (path / "scheduler" / "scheduler_config.json").write_text(json.dumps(SCHEDULER))
     bundles.write_manifest(
         path,
-        bundles.Manifest(
+        Manifest(
             name="double",
             target="onnxruntime-cpu",
             library="onnxruntime 1.0",
@@ -58,7 +59,7 @@ def bundle(tmp_path: Path) -> Path:
             default_guidance=2.5,
             default_size=(64, 64),
             engines={
-                name: bundles.EngineRecord(f"{name}/engine.bin", "f" * 64, 1234, 5_000_000)
+                name: EngineRecord(f"{name}/engine.bin", "f" * 64, 1234, 5_000_000)
                 for name in bundles.REQUIRED
             },
             built_with={"sdexport": "0.1.0"},

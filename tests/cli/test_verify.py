@@ -9,8 +9,10 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
+from msgspec import convert
 
 from sdexport.artifacts import bundle as bundles
+from sdexport.artifacts.manifest import Parity
 from sdexport.errors import ParityError
 from tests.cli.doubles import Ran
 
@@ -60,7 +62,7 @@ def test_verify(run: Run, bundle: Path, verifying: Any) -> None:
 
 def refuses(path: Path, checkpoint: str, *, progress: Any) -> Any:
     """Keeps its figures and refuses the bundle, as `verify` does."""
-    bundles.record(bundles.open_bundle(path), parity=report(ok=False))
+    bundles.record(bundles.open_bundle(path), parity=convert(report(ok=False), Parity))
     raise ParityError("images differ; build with --precision fp32")
 
 
@@ -86,7 +88,7 @@ def test_figures_of_an_earlier_run_are_not_shown(run: Run, bundle: Path, verifyi
     def no_numbers(path: Path, checkpoint: str, *, progress: Any) -> Any:
         raise ParityError("denoise_step gives values that are no numbers")
 
-    bundles.record(bundles.open_bundle(bundle), parity=report(ok=True))
+    bundles.record(bundles.open_bundle(bundle), parity=convert(report(ok=True), Parity))
     verifying(no_numbers)
     ended = run("verify", bundle, "--checkpoint", "c", "--json")
     assert ended.code == 1

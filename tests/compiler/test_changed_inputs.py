@@ -18,6 +18,8 @@ import pytest
 
 from sdexport.artifacts import bundle as bundles
 from sdexport.artifacts import storage
+from sdexport.artifacts.documents import to_builtins
+from sdexport.artifacts.export_record import ExportRecord
 from sdexport.artifacts.onnx_folder import RECORD_FILE, OnnxFolder
 from sdexport.compiler import (
     BuildOptions,
@@ -211,7 +213,7 @@ def quick(tiny_onnx: Path) -> Iterator[Make]:
         shutil.copytree(tiny_onnx, folder, dirs_exist_ok=True)
         shutil.rmtree(folder / "tokenizer")
         storage.write_files(folder, export.plain_parts(opened))
-        record = dict(OnnxFolder(folder).record)
+        record = to_builtins(OnnxFolder(folder).record)
         components = OnnxFolder(folder).components
         record |= {
             "checkpoint": opened.name,
@@ -314,4 +316,4 @@ def test_an_altered_export_is_refused_by_name(
     (copy / RECORD_FILE).unlink()
     inspect(copy)
     from_folder(copy, tmp_path / "bundle")
-    assert bundles.open_bundle(tmp_path / "bundle").manifest.export == {}
+    assert bundles.open_bundle(tmp_path / "bundle").manifest.export == ExportRecord()

@@ -13,6 +13,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from sdexport.artifacts import bundle as bundles
+from sdexport.artifacts.manifest import EngineRecord, Manifest, Parity, read_manifest
 from sdexport.compiler.inspect import inspect
 from sdexport.errors import FolderError, MissingExtraError, UsageError
 from sdexport.model.shapes import Precision, Profile, TensorSpec
@@ -179,7 +180,7 @@ def write_bundle(path: Path, suffix: str) -> Path:
             write_model(path / engine / "engine.onnx", external=True)
         else:
             (path / engine / f"engine{suffix}").write_text(IR)
-    manifest = bundles.Manifest(
+    manifest = Manifest(
         name="small",
         target="openvino-cpu",
         library="openvino 1.0",
@@ -192,10 +193,10 @@ def write_bundle(path: Path, suffix: str) -> Path:
         default_guidance=7.5,
         default_size=(512, 512),
         engines={
-            name: bundles.EngineRecord(f"{name}/engine{suffix}", "f" * 64, 100, 10**12)
+            name: EngineRecord(f"{name}/engine{suffix}", "f" * 64, 100, 10**12)
             for name in bundles.REQUIRED
         },
-        parity={"ok": True},
+        parity=Parity(ok=True),
     )
     bundles.write_manifest(path, manifest)
     return path
@@ -246,8 +247,7 @@ def test_a_bundle_is_shown_without_onnx(tmp_path: Path, monkeypatch: pytest.Monk
 def test_a_damaged_openvino_model(tmp_path: Path, content: str) -> None:
     path = write_bundle(tmp_path / "b", ".xml")
     (path / "text_encoder" / "engine.xml").write_text(content)
-    manifest = bundles.Manifest.from_json(json.loads((path / "bundle.json").read_text()))
-    bundles.write_manifest(path, manifest)
+    bundles.write_manifest(path, read_manifest(path / "bundle.json"))
     with pytest.raises(FolderError, match="OpenVINO"):
         inspect(path)
 

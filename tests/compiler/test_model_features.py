@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
-from dataclasses import MISSING, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec import structs
 
 from sdexport.artifacts import bundle as bundles
 from sdexport.artifacts.builder_options import BuilderOptions
-from sdexport.artifacts.bundle import Manifest
+from sdexport.artifacts.manifest import Manifest
 from sdexport.backends import targets
 from sdexport.backends.build_request import BuiltEngine, EngineRequest
 from sdexport.backends.tensorrt import config, readback
@@ -27,7 +28,7 @@ from sdexport.pipeline.request import Limits
 from tests.checkpoints import edit_json, make_tiny_checkpoint
 
 NAMES_OF_PARTS = {one.name for one in fields(PipelineParts)}
-NAMES_OF_MANIFEST = {one.name for one in fields(Manifest)}
+NAMES_OF_MANIFEST = set(Manifest.__struct_fields__)
 GIVEN = set(inspect.signature(load.parts_of).parameters) - {"manifest"}
 """What `parts_of` is given beside the manifest."""
 PLACED = {"device", "bundle"}
@@ -50,8 +51,8 @@ def test_every_value_arrives() -> None:
     values: dict[str, Any] = {name: object() for name in shared}
     others = {
         one.name: None
-        for one in fields(Manifest)
-        if one.name not in shared and one.default is MISSING and one.default_factory is MISSING
+        for one in structs.fields(Manifest)
+        if one.name not in shared and one.required
     }
     parts = load.parts_of(Manifest(**values, **others), **dict.fromkeys(GIVEN))  # type: ignore[arg-type]  # identities alone are looked at
     for name, value in values.items():
@@ -157,7 +158,7 @@ def test_the_half_check_generates_as_the_bundle_will(
     build_folder(folder, tmp_path / "bundle", OPTIONS)
     bundle = bundles.open_bundle(tmp_path / "bundle")
     record: Any = bundle.manifest.half_check
-    assert set(record["engines"]) == set(bundle.manifest.engines)
+    assert set(record.engines) == set(bundle.manifest.engines)
     (parts,) = tried
     of_the_trial = {"profile", "default_size", "default_guidance"}
     for name in (NAMES_OF_PARTS & NAMES_OF_MANIFEST) - of_the_trial:

@@ -8,11 +8,14 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from sdexport.artifacts import bundle as bundles
 from sdexport.artifacts import storage
+from sdexport.artifacts.builder_options import BuilderRecord
+from sdexport.artifacts.manifest import EngineRecord, Manifest
 from sdexport.backends import targets
 from sdexport.backends.cuda.gpus import Gpu
 from sdexport.compiler import store
@@ -48,11 +51,10 @@ def make(path: Path, target: str = "onnxruntime-cpu", **changes: object) -> Path
         "default_guidance": 2.5,
         "default_size": (64, 64),
         "engines": {
-            name: bundles.EngineRecord(f"{name}/engine.bin", "f" * 64, 1, 1)
-            for name in bundles.REQUIRED
+            name: EngineRecord(f"{name}/engine.bin", "f" * 64, 1, 1) for name in bundles.REQUIRED
         },
     } | changes
-    bundles.write_manifest(path, bundles.Manifest(**fields))  # type: ignore[arg-type]
+    bundles.write_manifest(path, Manifest(**fields))  # type: ignore[arg-type]
     return path
 
 
@@ -67,7 +69,8 @@ def machine(monkeypatch: pytest.MonkeyPatch, *gpus: Gpu, runs: bool = True) -> N
 
 
 def rtx(path: Path, **changes: object) -> Path:
-    builder = {"compute_capabilities": ["sm89"], **dict(changes.pop("builder", {}))}  # type: ignore[call-overload]
+    given: Any = changes.pop("builder", {})
+    builder = BuilderRecord(**{"compute_capabilities": ("sm89",), **given})
     return make(path, "tensorrt-rtx", builder=builder, **changes)
 
 

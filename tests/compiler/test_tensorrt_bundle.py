@@ -18,7 +18,9 @@ import sdexport
 from sdexport import memory
 from sdexport.artifacts import bundle as bundles
 from sdexport.artifacts import storage
-from sdexport.artifacts.builder_options import BuilderOptions
+from sdexport.artifacts.builder_options import BuilderOptions, BuilderRecord
+from sdexport.artifacts.documents import to_builtins
+from sdexport.artifacts.manifest import Manifest
 from sdexport.backends import targets
 from sdexport.backends.cuda.gpus import Gpu
 from sdexport.backends.tensorrt import config, readback
@@ -67,7 +69,7 @@ def built(tmp_path_factory: pytest.TempPathFactory, half_onnx: Path) -> Path:
     return path
 
 
-def manifest_of(path: Path) -> bundles.Manifest:
+def manifest_of(path: Path) -> Manifest:
     return bundles.open_bundle(path).manifest
 
 
@@ -77,21 +79,22 @@ def test_every_component_is_built(built: Path) -> None:
     assert manifest.precision is Precision.FP16
     assert manifest.library.startswith("tensorrt_rtx 1.")
     assert manifest.profile == PROFILE
-    assert manifest.builder == {"compute_capabilities": ["sm86", "sm89"], "workspace": 1 << 30}
+    builder = BuilderRecord(compute_capabilities=("sm86", "sm89"), workspace=1 << 30)
+    assert manifest.builder == builder
     for name, engine in manifest.engines.items():
         facts: Any = engine.built
-        assert facts["profiles"] == 2
-        assert facts["read_back"]["compute_capabilities"] == ["sm86", "sm89"]
-        assert facts["seconds"] > 0
-        assert facts["peak_bytes"] > facts["bytes"] == (built / engine.file).stat().st_size
+        assert facts.profiles == 2
+        assert facts.read_back.compute_capabilities == ("sm86", "sm89")
+        assert facts.seconds > 0
+        assert facts.peak_bytes > facts.bytes == (built / engine.file).stat().st_size
         # The graph's ends are float32 (an image's uint8), whatever is computed in between.
-        kinds = {one["dtype"] for one in (*facts["inputs"], *facts["outputs"])}
+        kinds = {one.dtype for one in (*facts.inputs, *facts.outputs)}
         assert "float16" not in kinds, name
         assert sorted(p.name for p in (built / name).iterdir()) == ["engine.plan"]
 
 
 def test_half_precision_was_tried(built: Path) -> None:
-    record: Any = manifest_of(built).half_check
+    record = to_builtins(manifest_of(built).half_check)
     assert record["device"] == "not run on a device"
     assert (record["steps"], record["size"]) == (20, [64, 64])
     assert set(record["engines"]) == WHOLE
@@ -189,7 +192,7 @@ def test_a_vae_that_overflows_is_mended_where_it_does(half_onnx: Path, tmp_path:
     folder = own_folder(half_onnx, tmp_path / "onnx")
     planted(folder, "vae_decoder", 20_000)
     build_folder(folder, tmp_path / "bundle", dataclasses.replace(OPTIONS, profile=SQUARE))
-    record: Any = manifest_of(tmp_path / "bundle").half_check
+    record = to_builtins(manifest_of(tmp_path / "bundle").half_check)
     found = record["engines"]["vae_decoder"]
     assert found["largest"] > 65504
     assert found["beyond"]
@@ -197,7 +200,7 @@ def test_a_vae_that_overflows_is_mended_where_it_does(half_onnx: Path, tmp_path:
     assert found["rms"] < 0.01
     # Only there: the others are left alone, and the mixed graph was built all the same.
     assert record["engines"]["denoise_step"]["kept_float32"] == 0
-    assert manifest_of(tmp_path / "bundle").engines["vae_decoder"].built["bytes"]
+    assert manifest_of(tmp_path / "bundle").engines["vae_decoder"].built.bytes
 
 
 def test_what_no_island_can_mend_is_refused(
@@ -293,8 +296,8 @@ def test_a_bundle_for_another_card_than_the_one_here_is_compiled(
     manifest = manifest_of(tmp_path / "b")
     for record in manifest.engines.values():
         facts: Any = record.built
-        assert "here is sm90 (a Hopper card), sm75 (Turing)" in facts["read_from"]
-        assert facts["tf32"] is False
+        assert "here is sm90 (a Hopper card), sm75 (Turing)" in facts.read_from
+        assert facts.tf32 is False
     text = next(
         part for part in sdexport.inspect(tmp_path / "b").parts if part.name == "vae_decoder"
     )

@@ -12,6 +12,7 @@ import onnx
 import pytest
 
 from sdexport.artifacts import onnx_folder
+from sdexport.artifacts.documents import to_builtins
 from sdexport.errors import FolderError, ParityError, StorageError, UsageError
 from sdexport.export import export_checkpoint
 from sdexport.export.export import ExportReport
@@ -82,7 +83,7 @@ class TestFolder:
         assert index["safety_checker"] == index["feature_extractor"] == [None, None]
 
     def test_the_record(self, tiny_onnx: Path) -> None:
-        record: Any = onnx_folder.open_folder(tiny_onnx).record
+        record = to_builtins(onnx_folder.open_folder(tiny_onnx).record)
         assert record["format"] == onnx_folder.RECORD_FORMAT
         assert (record["precision"], record["opset"]) == ("fp32", 20)
         assert {"sdexport", "torch", "diffusers", "onnxscript"} <= set(record["versions"])
@@ -329,7 +330,7 @@ class TestWriting:
         export_checkpoint(tiny_checkpoint, folder, components=("vae_decoder", "unet"), parity=False)
         assert called.components == ["unet", "vae_decoder"]
         assert onnx_folder.OnnxFolder(folder).components == ("unet", "vae_decoder")
-        record: Any = onnx_folder.OnnxFolder(folder).record
+        record = to_builtins(onnx_folder.OnnxFolder(folder).record)
         assert record["components"]["unet"]["parity"] is None
 
     def test_another_folder_is_left_alone(self, tiny_checkpoint: Path, tmp_path: Path) -> None:

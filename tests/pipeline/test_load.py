@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from sdexport.artifacts import bundle as bundles
+from sdexport.artifacts.manifest import EngineRecord, Manifest
 from sdexport.errors import FolderError, UsageError
 from sdexport.model.shapes import Precision, Profile, Range
 from sdexport.pipeline import load as loading
@@ -30,8 +31,8 @@ def bundle(tmp_path: Path, clip_folder: Path) -> Path:
     for name in bundles.REQUIRED:
         (path / name).mkdir()
         (path / name / "engine.onnx").write_bytes(b"")
-        engines[name] = bundles.EngineRecord(f"{name}/engine.onnx", f"hash of {name}", 1, 1)
-    manifest = bundles.Manifest(
+        engines[name] = EngineRecord(f"{name}/engine.onnx", f"hash of {name}", 1, 1)
+    manifest = Manifest(
         name="apple",
         target="onnxruntime-cpu",
         library="onnxruntime 1",

@@ -6,6 +6,7 @@ For processes that were started with the stand-in driver; see `test_standin.py`.
 from __future__ import annotations
 
 import ctypes
+import dataclasses
 import gc
 import json
 import os
@@ -14,10 +15,13 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from msgspec import convert
+from msgspec.structs import replace
+
+from sdexport.artifacts.builder_options import BuilderRecord
 from sdexport.artifacts.bundle import Bundle, open_bundle, write_manifest
 from sdexport.backends.cuda import driver
 from sdexport.backends.cuda.device import KEPT_BYTES, CudaDevice
@@ -173,9 +177,9 @@ def gpu_pipeline(
         name: session.load("tensorrt-rtx", name, path, Precision.FP32, None)
         for name, path in plans.items()
     }
-    changed = replace(parts, **engines)
+    changed = dataclasses.replace(parts, **engines)
     device = CudaDevice(changed.engines, loop, cache=cache, kept_bytes=kept_bytes)
-    return Pipeline(replace(changed, device=device))
+    return Pipeline(dataclasses.replace(changed, device=device))
 
 
 def make_bundle(
@@ -205,7 +209,7 @@ def make_bundle(
             target=target,
             library="tensorrt_rtx 1.7",
             engines=engines,
-            builder=dict(builder or {}),
+            builder=convert(dict(builder or {}), BuilderRecord),
         ),
     )
 

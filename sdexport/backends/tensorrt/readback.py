@@ -60,7 +60,7 @@ def read_back(
         "profiles": len(request.shapes),
         "compute_capabilities": list(request.options.compute_capabilities),
     }
-    built = BuiltFor.of(request.options.as_json())
+    built = BuiltFor.of(request.options.record())
     gpus, _ = find_gpus()
     gpu = first_that_runs(built, gpus)
     found = _of_plan(plan) if target == TENSORRT_RTX else {}
