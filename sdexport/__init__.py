@@ -12,6 +12,7 @@ from sdexport import privacy
 
 if TYPE_CHECKING:
     from sdexport.artifacts.builder_options import BuilderOptions
+    from sdexport.artifacts.upgrade import upgrade
     from sdexport.backends.doctor import diagnose as doctor
     from sdexport.compiler import BuildOptions, BuildReport, build_folder
     from sdexport.compiler import compile_checkpoint as compile
@@ -45,6 +46,7 @@ _HOMES = {
     "export_checkpoint": ("sdexport.export", "export_checkpoint"),
     "inspect": ("sdexport.compiler.inspect", "inspect"),
     "load": ("sdexport.pipeline.load", "load"),
+    "upgrade": ("sdexport.artifacts.upgrade", "upgrade"),
     "verify": ("sdexport.compiler.verify", "verify"),
 }
 
@@ -65,6 +67,7 @@ __all__ = [
     "export_checkpoint",
     "inspect",
     "load",
+    "upgrade",
     "verify",
 ]
 

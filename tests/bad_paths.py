@@ -295,7 +295,6 @@ SKIPPED = {
     "results.write": "of a folder that this package made",
     "BuildReport": "comes out of a build",
     "BuilderOptions": "a timing cache is read by a build on a GPU",
-    "BuilderOptions.from_table": "looks at no file",
 }
 OUTPUTS = {("build_folder", "bundle"), ("compile", "bundle"), ("compile", "onnx")}
 OUTPUTS |= {("export_checkpoint", "folder")}

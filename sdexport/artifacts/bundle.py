@@ -185,8 +185,9 @@ def record(bundle: Bundle, **changes: Any) -> Bundle:
         there = read_manifest(place / MANIFEST_FILE)
         if bundle.replaced or there.fingerprint != bundle.manifest.fingerprint:
             raise StorageError(
-                f"{bundle.path} was replaced while it was in use, so {', '.join(changes)} of the "
-                "earlier one is not recorded; run it again"
+                f"{bundle.path} was replaced while it was in use, so "
+                f"{', '.join(changes) or 'the format'} of the earlier one is not recorded; run it "
+                "again"
             )
         manifest = replace(there, **{"format": FORMAT, **changes})
         _write(place, manifest)

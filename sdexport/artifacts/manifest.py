@@ -337,3 +337,11 @@ def _from_2(value: dict[str, Any]) -> dict[str, Any]:
 
 _EARLIER: Mapping[int, Callable[[dict[str, Any]], dict[str, Any]]] = {2: _from_2}
 """Earlier formats that are read → what makes the present one of their values, but its number."""
+
+CHANGES: Mapping[int, tuple[str, ...]] = {
+    2: (
+        "the comparison of images with PyTorch is called images (it was called pictures)",
+        "every field is there, also one that says nothing (builder, half_check, stages)",
+    ),
+}
+"""Earlier formats that are read → what the present one says otherwise."""

@@ -20,10 +20,11 @@ from sdexport.cli.failures import exit_code_of
 from sdexport.cli.generate import generate
 from sdexport.cli.inspect import inspect
 from sdexport.cli.samplers import samplers
+from sdexport.cli.upgrade import upgrade
 from sdexport.cli.verify import verify
 
 FLOW: tuple[tuple[str, tuple[Any, ...]], ...] = (
-    ("Compile: a checkpoint becomes a bundle of engines", (compile, export, build, verify)),
+    ("Compile: a checkpoint becomes a bundle of engines", (compile, export, build, verify, upgrade)),
     ("Generate: a bundle generates images", (generate, samplers)),
     ("Look: what is there, what it costs, how fast it is", (inspect, doctor, engines, bench)),
 )

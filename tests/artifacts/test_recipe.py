@@ -229,7 +229,7 @@ def test_without_a_builder_nothing_is_given(tmp_path: Path) -> None:
         ("[builder]\nrefittable = 1", "builder.refittable must be true or false, got 1"),
         (
             '[builder]\nhardware_compatibility = "all"',
-            "builder.hardware_compatibility must be one of none, ampere_plus, same",
+            "builder.hardware_compatibility must be one of ampere_plus, none, same",
         ),
         (
             "[builder]\ntiming_cache = true",

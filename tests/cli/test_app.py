@@ -20,7 +20,8 @@ from tests.cli.doubles import PipelineDouble, Ran
 
 Run = Callable[..., Ran]
 VERBS = (
-    *("compile", "export", "build", "verify", "generate", "samplers", "inspect", "doctor"),
+    *("compile", "export", "build", "verify", "upgrade", "generate", "samplers"),
+    *("inspect", "doctor"),
     "engines",
     "bench",
 )
