@@ -60,6 +60,10 @@ class DocumentError(FolderError, UsageError):
     """
 
 
+class CheckpointDocumentError(CheckpointError, DocumentError):
+    """A configuration file of a checkpoint that is not as it must be."""
+
+
 class StorageError(SdexportError):
     """Something could not be written: full disk, read-only folder."""
 

@@ -2,7 +2,8 @@
 
 A type is a frozen `msgspec.Struct`; its fields say what is accepted, with bounds as `msgspec.Meta`.
 What `reading` parses is finite, shallow and of bounded length already. A value that a document
-writes in several ways (`4`, `"1:2:4"`) has a `form`.
+writes in several ways (`4`, `"1:2:4"`) has a `form`. A union of `tuple[A, B]` and anything but None
+makes msgspec 0.23 read beyond its memory: there a tuple's length is a bound (`min_length`).
 """
 
 from __future__ import annotations

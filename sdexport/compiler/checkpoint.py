@@ -182,7 +182,7 @@ def prepare(
     opened = open_checkpoint(checkpoint)
     _refuse_places(destination, kept, opened.path)
     scale, plain = opened.sizes.latent_scale, plain_parts(opened)
-    native = native_size(opened.unet_config, scale)
+    native = native_size(opened.unet_config.sample, scale)
     profile = profile_for(options.profile, native, scale)
     sources = made_from(opened, components, choice.graph_precision)
     order = Order(

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeVar
 
-from sdexport.artifacts import reading
-from sdexport.artifacts.onnx_folder import OnnxFolder
-from sdexport.errors import FolderError, UsageError, shown
+from sdexport.artifacts import documents, reading
+from sdexport.artifacts.model_configs import TextConfig, UNetConfig, VaeConfig
+from sdexport.artifacts.onnx_folder import REMEDY, OnnxFolder
+from sdexport.errors import DocumentError
 from sdexport.graph.proto import load_graph
 from sdexport.graph.select_hidden_state import skippable_layers
 from sdexport.model.native_size import native_size, profile_for
 from sdexport.model.shapes import Profile, Ranges
 from sdexport.pipeline.tokenizer import text_length
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,49 +48,33 @@ def read_dimensions(folder: OnnxFolder) -> Dimensions:
     """The dimensions of the model in `folder`.
 
     Raises:
-        FolderError: a configuration is missing or lacks a value.
+        FolderError: a configuration is missing.
+        DocumentError: it lacks a value, or has one that is not as it must be.
     """
-    unet = reading.read_json(folder.config("unet"))
-    vae = reading.read_json(folder.config("vae_decoder"))
-    text = reading.read_json(folder.config("text_encoder"))
-    if isinstance(text.get("text_config"), dict):
-        text = text["text_config"]  # type: ignore[assignment]  # checked in the line above
-
-    def refusal(component: str, key: str, wanted: str, value: object) -> FolderError:
-        return FolderError(
-            f"{key} in {folder.config(component)} must be {wanted}, got {shown(value)}; export "
-            "the checkpoint again"
-        )
-
-    def count(config: Mapping[str, Any], component: str, key: str) -> int:
-        value = config.get(key)
-        if type(value) is not int or value < 1:
-            raise refusal(component, key, "a whole number of at least 1", value)
-        return value
-
-    channels = vae.get("block_out_channels")
-    if not isinstance(channels, list) or not channels:
-        raise refusal("vae_decoder", "block_out_channels", "a list of numbers", channels)
-    scaling = vae.get("scaling_factor")
-    if isinstance(scaling, bool) or not isinstance(scaling, int | float) or scaling == 0:
-        raise refusal("vae_decoder", "scaling_factor", "a number other than 0", scaling)
-    scale = 2 ** (len(channels) - 1)
-    try:
-        native = native_size(unet, scale)
-    except UsageError as error:
-        raise FolderError(
-            f"{folder.config('unet')}: {error}; export the checkpoint again"
-        ) from error
-    positions = count(text, "text_encoder", "max_position_embeddings")
+    unet = _read(folder, "unet", UNetConfig, ())
+    vae = _read(folder, "vae_decoder", VaeConfig, VaeConfig.__struct_fields__)
+    text = _read(folder, "text_encoder", TextConfig, ("max_position_embeddings", "hidden_size"))
     return Dimensions(
-        latent_channels=count(vae, "vae_decoder", "latent_channels"),
-        latent_scale=scale,
-        scaling_factor=scaling,
+        latent_channels=vae.latent_channels,
+        latent_scale=vae.latent_scale,
+        scaling_factor=vae.scaling_factor,
         # Stable Diffusion's pipelines do not apply the VAE's `shift_factor`; others' do.
         shift_factor=0.0,
-        tokens=text_length(folder.tokenizer, positions),
-        embedding_dim=count(text, "text_encoder", "hidden_size"),
-        native_size=native,
+        tokens=text_length(folder.tokenizer, text.max_position_embeddings),
+        embedding_dim=text.hidden_size,
+        native_size=native_size(unet.sample, vae.latent_scale),
         text_layers=skippable_layers(load_graph(folder.model("text_encoder"))),
-        embedded_guidance=unet.get("time_cond_proj_dim") is not None,
+        embedded_guidance=unet.time_cond_proj_dim is not None,
     )
+
+
+def _read(folder: OnnxFolder, component: str, kind: type[T], needed: Iterable[str]) -> T:
+    """The configuration of a component, in which keys are needed that libraries would fill in."""
+    path = folder.config(component)
+    value = reading.read_json(path)
+    if isinstance(value.get("text_config"), dict):
+        value = value["text_config"]  # type: ignore[assignment]  # checked in the line above
+    for key in needed:
+        if key not in value:
+            raise DocumentError(f"{path}: {key} is missing; {REMEDY}")
+    return documents.convert(value, kind, str(path), remedy=REMEDY)

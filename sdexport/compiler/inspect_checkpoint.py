@@ -126,7 +126,7 @@ def _about(path: Path, index: Mapping[str, Any], opened: Checkpoint | None) -> d
         return about
     sizes, config = opened.sizes, opened.scheduler_config
     about["family"] = FAMILIES.get(sizes.embedding_dim, STRUCTURE)
-    about["size"] = list(native_size(opened.unet_config, sizes.latent_scale))
+    about["size"] = list(native_size(opened.unet_config.sample, sizes.latent_scale))
     about["latents"] = [sizes.latent_channels, sizes.latent_scale]
     about["tokens"] = sizes.tokens
     about["prediction"] = config.get("prediction_type", "epsilon")

@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
-import math
 import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from sdexport.artifacts import reading
+from sdexport.artifacts import documents, reading
+from sdexport.artifacts.model_configs import UNSAID, ModelIndex, TextConfig, UNetConfig, VaeConfig
 from sdexport.artifacts.onnx_folder import INDEX_FILE
-from sdexport.errors import CheckpointError, FolderError, UsageError, shown
+from sdexport.errors import (
+    CheckpointDocumentError,
+    CheckpointError,
+    DocumentError,
+    FolderError,
+    UsageError,
+    shown,
+)
 from sdexport.export.config_keys import READ, check_keys
 from sdexport.export.libraries import require_libraries
 from sdexport.export.weights import Weights, find_weights
-from sdexport.model.native_size import UNSAID, native_size
 from sdexport.pipeline.tokenizer import PromptTokenizer, text_length
 from sdexport.sampling import compile_plan, pipeline_config
+
+T = TypeVar("T")
 
 ACCEPTED = "a diffusers folder of Stable Diffusion 1.x or 2.x (with model_index.json), or a hub id"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -40,6 +48,8 @@ MODELS = {
 
 TOKENIZERS = ("CLIPTokenizer", "CLIPTokenizerFast")
 LIBRARIES = ("diffusers", "transformers")
+
+AGAIN = "; change it, or download the checkpoint again"
 
 FEW_STEPS, USUAL_SAMPLER = 4, "ddim"
 """With what is tried whether a scheduler's options can be followed."""
@@ -126,9 +136,9 @@ class Checkpoint:
         return _scheduler_config(self.path, self.index)
 
     @property
-    def unet_config(self) -> dict[str, object]:
-        """What the UNet's config.json says."""
-        return reading.read_json(self.path / "unet" / "config.json")
+    def unet_config(self) -> UNetConfig:
+        """What is read of the UNet's config.json."""
+        return documents.from_json(self.path / "unet" / "config.json", UNetConfig)
 
     def files(self, component: str) -> list[Path]:
         """Every file that loading `component` may read.
@@ -183,6 +193,8 @@ def open_checkpoint(checkpoint: Path | str) -> Checkpoint:
             # A name that is not UTF-8 cannot be written down.
             name = os.fsencode(reading.resolved(path).name).decode(errors="replace")
             return _open_folder(path, name)
+    except DocumentError as error:
+        raise CheckpointDocumentError(f"{error}{AGAIN}") from error
     except FolderError as error:
         raise CheckpointError(str(error)) from error
     if kind is reading.Kind.FILE:
@@ -197,6 +209,8 @@ def open_checkpoint(checkpoint: Path | str) -> Checkpoint:
     folder = _download(name)
     try:
         return _open_folder(folder, name)
+    except DocumentError as error:
+        raise CheckpointDocumentError(f"{error}{AGAIN}") from error
     except FolderError as error:
         raise CheckpointError(str(error)) from error
 
@@ -232,6 +246,7 @@ def _open_folder(path: Path, name: str) -> Checkpoint:
         raise CheckpointError(f"{path} is no checkpoint: it has no {INDEX_FILE}; accepted is "
                               f"{ACCEPTED}")  # fmt: skip
     index = _read(path / INDEX_FILE)
+    documents.convert(index, ModelIndex, str(path / INDEX_FILE))
     notes = _check_structure(path, index)
     for part in (*MODELS, "tokenizer", "scheduler"):
         if not reading.is_folder(path / part):
@@ -262,6 +277,8 @@ def _read(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path} is missing; download the checkpoint again")
     try:
         return reading.read_json(path)
+    except DocumentError:
+        raise
     except FolderError as error:
         raise CheckpointError(f"{error}; or download the checkpoint again") from error
 
@@ -401,48 +418,15 @@ def _holds_weights(entry: Path) -> bool:
 
 
 def _read_sizes(path: Path, configs: Mapping[str, Mapping[str, Any]]) -> Sizes:
-    def given(part: str, key: str) -> Any:
-        return configs[part].get(key, READ[part][key])
+    def typed(part: str, kind: type[T]) -> T:
+        return documents.convert(configs[part], kind, str(path / part / "config.json"))
 
-    def count(part: str, key: str) -> int:
-        value = given(part, key)
-        if type(value) is not int or value < 1:
-            raise CheckpointError(
-                f"{path / part / 'config.json'}: {key} must be a whole number of at least 1, got "
-                f"{shown(value)}"
-            )
-        return value
-
-    channels = given("vae", "block_out_channels")
-    if not isinstance(channels, list | tuple) or not channels:
+    unet, vae = typed("unet", UNetConfig), typed("vae", VaeConfig)
+    text = typed("text_encoder", TextConfig)
+    taken, made = unet.in_channels, unet.out_channels
+    if taken != vae.latent_channels:
         raise CheckpointError(
-            f"{path / 'vae' / 'config.json'}: block_out_channels must be a list, got "
-            f"{shown(channels)}"
-        )
-    scaling = given("vae", "scaling_factor")
-    if type(scaling) not in (int, float) or not math.isfinite(scaling) or scaling == 0:
-        raise CheckpointError(
-            f"{path / 'vae' / 'config.json'}: scaling_factor must be a number other than 0, got "
-            f"{shown(scaling)}"
-        )
-    guided = given("unet", "time_cond_proj_dim") is not None
-    sizes = Sizes(
-        latent_channels=count("vae", "latent_channels"),
-        latent_scale=2 ** (len(channels) - 1),
-        tokens=text_length(path / "tokenizer", count("text_encoder", "max_position_embeddings")),
-        vocabulary=count("text_encoder", "vocab_size"),
-        embedding_dim=count("text_encoder", "hidden_size"),
-        text_layers=count("text_encoder", "num_hidden_layers"),
-        guidance_width=count("unet", "time_cond_proj_dim") if guided else 0,
-    )
-    try:
-        native_size(configs["unet"], sizes.latent_scale)
-    except UsageError as error:
-        raise CheckpointError(f"{path / 'unet' / 'config.json'}: {error}") from error
-    taken, made = count("unet", "in_channels"), configs["unet"].get("out_channels", 4)
-    if taken != sizes.latent_channels:
-        raise CheckpointError(
-            f"the UNet of {path} takes {taken} channels and a latent has {sizes.latent_channels}: "
+            f"the UNet of {path} takes {taken} channels and a latent has {vae.latent_channels}: "
             f"an inpainting or instruction model; accepted is {ACCEPTED} that generates from text"
         )
     if made != taken:
@@ -450,12 +434,19 @@ def _read_sizes(path: Path, configs: Mapping[str, Mapping[str, Any]]) -> Sizes:
             f"the UNet of {path} takes {taken} channels and gives {made} (out_channels): accepted "
             "are as many of both"
         )
-    widths = given("unet", "cross_attention_dim")
-    for width in widths if isinstance(widths, list) else [widths]:
-        if width != sizes.embedding_dim:
+    for width in unet.embedding_widths:
+        if width != text.hidden_size:
             raise CheckpointError(
                 f"the UNet of {path} takes embeddings of {width} numbers and the text encoder "
-                f"gives {sizes.embedding_dim}: these parts do not belong together; download the "
+                f"gives {text.hidden_size}: these parts do not belong together; download the "
                 "checkpoint again"
             )
-    return sizes
+    return Sizes(
+        latent_channels=vae.latent_channels,
+        latent_scale=vae.latent_scale,
+        tokens=text_length(path / "tokenizer", text.max_position_embeddings),
+        vocabulary=text.vocab_size,
+        embedding_dim=text.hidden_size,
+        text_layers=text.num_hidden_layers,
+        guidance_width=unet.time_cond_proj_dim or 0,
+    )

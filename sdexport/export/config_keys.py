@@ -11,6 +11,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from msgspec import Struct, structs
+
+from sdexport.artifacts.model_configs import TextConfig, UNetConfig, VaeConfig
 from sdexport.errors import CheckpointError, shown
 
 TRACED: dict[str, frozenset[str]] = {
@@ -53,20 +56,20 @@ TRACED: dict[str, frozenset[str]] = {
 no library reads for an image (`dropout` while generating, the VAE's `shift_factor` in Stable
 Diffusion's pipelines, …)."""
 
+
+def _read_of(kind: type[Struct]) -> dict[str, object]:
+    """The keys of a configuration's type, and their defaults; but those that are checked here."""
+    return {
+        one.encode_name: one.default
+        for one in structs.fields(kind)
+        if not one.encode_name.startswith("_") and one.encode_name != "out_channels"
+    }
+
+
 READ: dict[str, dict[str, object]] = {
-    "unet": {
-        "sample_size": None,
-        "in_channels": 4,
-        "cross_attention_dim": 1280,
-        "time_cond_proj_dim": None,
-    },
-    "vae": {"block_out_channels": (64,), "latent_channels": 4, "scaling_factor": 0.18215},
-    "text_encoder": {
-        "vocab_size": 49408,
-        "hidden_size": 512,
-        "num_hidden_layers": 12,
-        "max_position_embeddings": 77,
-    },
+    "unet": _read_of(UNetConfig),
+    "vae": _read_of(VaeConfig),
+    "text_encoder": _read_of(TextConfig),
     "tokenizer": dict.fromkeys((
         "bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token",
         "extra_special_tokens", "additional_special_tokens", "model_specific_special_tokens",

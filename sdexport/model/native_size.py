@@ -1,22 +1,13 @@
 """The size that a model was trained for, and the profile that is built around it.
 
-Every kind of source comes here with its UNet's configuration: a diffusers folder, a download from
-the hub, an ONNX folder, a recipe that names one of them.
+Every kind of source comes here with what its UNet's configuration says: a diffusers folder, a
+download from the hub, an ONNX folder, a recipe that names one of them.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
-
-from sdexport.errors import UsageError, shown
+from sdexport.errors import UsageError
 from sdexport.model.shapes import PIXEL_MULTIPLE, Profile, Range, Ranges
-
-UNSAID = 64
-"""Latents a side where a configuration says nothing; diffusers then asks its caller for a size."""
-
-OUTDATED, CORRECTED = (0, 9), 64
-"""UNets that diffusers before this version saved say too little: smaller ones are of this size."""
 
 BATCH = Range(1, 1, 4)
 
@@ -26,43 +17,19 @@ def pixel_multiple(latent_scale: int) -> int:
     return max(PIXEL_MULTIPLE, latent_scale)
 
 
-def native_size(unet: Mapping[str, object], latent_scale: int) -> tuple[int, int]:
+def native_size(sample: tuple[int, int], latent_scale: int) -> tuple[int, int]:
     """(width, height) in pixels of a model's own images, rounded down to what can be generated.
 
-    Raises:
-        UsageError: `sample_size` is no size.
+    Args:
+        sample: (height, width) in latents that the UNet was trained for.
+        latent_scale: pixels a side of a latent.
     """
-    height, width = sample_size(unet)
+    height, width = sample
     multiple = pixel_multiple(latent_scale)
     width, height = (
         max(multiple, side * latent_scale // multiple * multiple) for side in (width, height)
     )
     return width, height
-
-
-def sample_size(unet: Mapping[str, object]) -> tuple[int, int]:
-    """(height, width) in latents, as `StableDiffusionPipeline` corrects it when it is loaded.
-
-    Raises:
-        UsageError: `sample_size` is no size.
-    """
-    value = unet.get("sample_size")
-    if value is None:
-        return UNSAID, UNSAID
-    sides = value if isinstance(value, list | tuple) else (value, value)
-    if len(sides) != 2 or any(type(side) is not int or side < 1 for side in sides):
-        raise UsageError(
-            f"sample_size must be a whole number of at least 1 or [height, width], got "
-            f"{shown(value)}"
-        )
-    if isinstance(value, int) and value < CORRECTED and _is_outdated(unet):
-        return CORRECTED, CORRECTED
-    return sides[0], sides[1]
-
-
-def _is_outdated(unet: Mapping[str, object]) -> bool:
-    version = re.match(r"(\d+)\.(\d+)", str(unet.get("_diffusers_version", "")))
-    return version is not None and tuple(map(int, version.groups())) < OUTDATED
 
 
 def profile_for(

@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from tokenizers import AddedToken, Regex, Tokenizer, normalizers, pre_tokenizers, processors
 from tokenizers.models import BPE
 
-from sdexport.artifacts import reading
-from sdexport.errors import FolderError, shown
+from sdexport.artifacts import documents, reading
+from sdexport.artifacts.model_configs import TokenizerConfig
+from sdexport.errors import DocumentError, FolderError, shown
 
 TOKENS = 77
 """Tokens of a CLIP text, its begin and end included."""
@@ -230,19 +231,23 @@ def text_length(folder: Path, positions: int) -> int:
         positions: how many the text encoder has (`max_position_embeddings`).
 
     Raises:
-        FolderError: the text encoder has fewer positions, or it is no number.
+        DocumentError: the text encoder has fewer positions, or it is not a number.
     """
-    config = _optional(folder / "tokenizer_config.json")
-    # `max_len` is the name that transformers had for it before.
-    length = config.get("model_max_length", config.get("max_len"))
-    if length is None or (isinstance(length, int | float) and length > UNLIMITED):
+    config = _config(folder)
+    length = config.max_len if config.model_max_length is None else config.model_max_length
+    if length is None or length > UNLIMITED:
         return positions
-    if isinstance(length, bool) or not isinstance(length, int) or not 2 < length <= positions:
-        raise FolderError(
-            f"model_max_length in {folder / 'tokenizer_config.json'} must be a whole number from 3 "
-            f"to {positions}, the text encoder's max_position_embeddings; it is {shown(length)}"
+    if not isinstance(length, int) or not 2 < length <= positions:
+        raise DocumentError(
+            f"{folder / 'tokenizer_config.json'}: model_max_length must be a whole number from 3 "
+            f"to {positions}, the text encoder's max_position_embeddings; got {shown(length)}"
         )
     return length
+
+
+def _config(folder: Path) -> TokenizerConfig:
+    path = folder / "tokenizer_config.json"
+    return documents.convert(_optional(path), TokenizerConfig, str(path))
 
 
 def _vectors_of(name: str, added: Container[str]) -> list[str]:
@@ -252,16 +257,17 @@ def _vectors_of(name: str, added: Container[str]) -> list[str]:
 
 
 def _splits_special_tokens(folder: Path) -> bool:
-    return bool(_optional(folder / "tokenizer_config.json").get("split_special_tokens", False))
+    return _config(folder).split_special_tokens is True
 
 
 def _refuse_other_sides(folder: Path) -> None:
     """Refuses texts that are filled up or cut off at their beginning: ours are at the end."""
-    config, single = (_optional(folder / n) for n in ("tokenizer_config.json", "tokenizer.json"))
-    for option, part in (("padding_side", "padding"), ("truncation_side", "truncation")):
-        rules = single.get(part)
+    config, single = _config(folder), _optional(folder / "tokenizer.json")
+    sides = {"padding": config.padding_side, "truncation": config.truncation_side}
+    for part, given in sides.items():
+        option, rules = f"{part}_side", single.get(part)
         usual = rules.get("direction", "right") if isinstance(rules, dict) else "right"
-        side = config.get(option, usual)
+        side = usual if given is None else given
         if not isinstance(side, str) or side.lower() != "right":
             raise FolderError(
                 f"the tokenizer in {folder} has {option} {shown(side)}, which is not supported; "
@@ -293,7 +299,9 @@ def _vocabulary(folder: Path) -> tuple[dict[str, int], list[tuple[str, str]], Pa
             pairs = [_pair(merge) for merge in model["merges"]]
             return dict(model["vocab"]), pairs, single
         except (KeyError, TypeError, ValueError) as error:
-            raise FolderError(f"{single} is damaged: {error}; copy the checkpoint again") from error
+            raise DocumentError(
+                f"{single} is damaged: {error}; copy the checkpoint again"
+            ) from error
     for file in (vocab, merges):
         if not reading.exists(file):
             raise FolderError(
@@ -304,7 +312,7 @@ def _vocabulary(folder: Path) -> tuple[dict[str, int], list[tuple[str, str]], Pa
         lines = reading.read_text(merges).split("\n")
         pairs = [_pair(line) for line in lines if line.strip() and not line.startswith("#version")]
     except ValueError as error:
-        raise FolderError(f"{merges} is damaged: {error}; copy the checkpoint again") from error
+        raise DocumentError(f"{merges} is damaged: {error}; copy the checkpoint again") from error
     ids: dict[str, Any] = reading.read_json(vocab)
     return ids, pairs, vocab
 
@@ -345,7 +353,7 @@ def _special_tokens(folder: Path) -> tuple[dict[str, _Token], list[_Token]]:
         ordered |= {f"extra {index}": token for index, token in enumerate(extra)}
         return ordered, [token for _, token in sorted(added.items())]
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise FolderError(
+        raise DocumentError(
             f"the special tokens in {folder} are damaged: {error!r}; copy the checkpoint again"
         ) from error
 
