@@ -52,7 +52,7 @@ def count_and_kill(moment: int | None, exchanging: bool) -> Callable[[], int]:
 
     Gives what says how many there were.
     """
-    from sdexport.artifacts import storage
+    from sdexport.artifacts.storage import folders
 
     seen = 0
 
@@ -67,7 +67,7 @@ def count_and_kill(moment: int | None, exchanging: bool) -> Callable[[], int]:
             happens()
 
     sys.addaudithook(heard)
-    real = storage.exchange
+    real = folders.exchange
 
     def exchange(one: Path, other: Path) -> bool:
         happens()
@@ -75,7 +75,7 @@ def count_and_kill(moment: int | None, exchanging: bool) -> Callable[[], int]:
         happens()
         return done
 
-    storage.exchange = exchange
+    folders.exchange = exchange
     return lambda: seen
 
 

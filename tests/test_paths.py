@@ -37,7 +37,10 @@ PARSING = {("json", "load"), ("json", "loads"), ("tomllib", "load"), ("tomllib",
 
 EXPLAINED = {
     "artifacts/reading.py": "the place where it is done",
-    "artifacts/storage.py": "writes, and translates what the system says",
+    "artifacts/storage/aside.py": "looks at what it wrote itself",
+    "artifacts/storage/errors.py": "asks what the system would say, its errors translated",
+    "artifacts/storage/files.py": "writes, and translates what the system says",
+    "artifacts/storage/trees.py": "copies and removes, and translates what the system says",
     "artifacts/locks.py": "files of its own, and translates what the system says",
     "memory.py": "the system's own files",
     "backends/doctor.py": "the system's own files",

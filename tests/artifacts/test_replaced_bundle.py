@@ -136,7 +136,7 @@ def test_replaced_at_the_worst_moment(
     place = tmp_path / "bundle"
     publish(one, place)
     where, name = (
-        (bundles, "_read_manifest") if moved == "read the manifest" else (loading, "load_engine")
+        (bundles, "read_manifest") if moved == "read the manifest" else (loading, "load_engine")
     )
     real = getattr(where, name)
     left = [other]

@@ -17,6 +17,8 @@ from typing import Any
 import pytest
 
 from sdexport.artifacts import reading, storage
+from sdexport.artifacts.storage import aside as leftovers
+from sdexport.artifacts.storage import folders
 from sdexport.errors import FolderError, StorageError
 from tests.conftest import ROOT
 
@@ -222,10 +224,11 @@ def test_every_function_of_storage_is_swept() -> None:
         name
         for name, value in vars(storage).items()
         if inspect.isfunction(value)
-        and value.__module__ == storage.__name__
+        and value.__module__.startswith(storage.__name__)
         and not name.startswith("_")
     }
     assert public == {*WRITING, *NOT_WRITING}
+    assert public == {name for name in storage.__all__ if not name.isupper()}
 
 
 CALLS = (
@@ -235,7 +238,7 @@ CALLS = (
     (os, "fsync"),
     (os, "open"),
     (io, "open"),
-    (storage, "exchange"),
+    (folders, "exchange"),
 )
 
 
@@ -449,7 +452,7 @@ def test_a_folder_aside_that_is_gone_when_it_is_looked_at(
 ) -> None:
     wrapper = tmp_path / ".folder.0123456789abcdef.part"
     wrapper.mkdir()
-    listed = storage._aside_of
+    listed = leftovers.aside_of
 
     def then_removed(folder: Path, name: str) -> list[os.DirEntry[str]]:
         entries = list(listed(folder, name))
@@ -458,7 +461,7 @@ def test_a_folder_aside_that_is_gone_when_it_is_looked_at(
             Path(entry.path).rmdir()
         return entries
 
-    monkeypatch.setattr(storage, "_aside_of", then_removed)
+    monkeypatch.setattr(leftovers, "aside_of", then_removed)
     monkeypatch.setattr(Path, "is_dir", lambda path: True)  # as of a moment ago
     assert not storage.found_again(tmp_path / "folder")
     wrapper.mkdir()

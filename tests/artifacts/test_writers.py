@@ -20,7 +20,7 @@ from pathlib import Path
 from sdexport.artifacts import storage
 from sdexport.errors import StorageError
 if sys.argv[3] == "False":
-    storage.exchange = lambda one, other: False
+    storage.folders.exchange = lambda one, other: False
 destination, name = Path(sys.argv[1]), sys.argv[2]
 chance = random.Random(name)
 for round in range(60):
