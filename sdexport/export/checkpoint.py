@@ -370,7 +370,8 @@ def _check_scheduler(path: Path, index: Mapping[str, Any]) -> list[str]:
         try:
             compile_plan(config, USUAL_SAMPLER, FEW_STEPS)
         except UsageError:
-            raise CheckpointError(f"{file}: {own}") from own
+            said = str(own).removeprefix(f"{file.name}: ")
+            raise CheckpointDocumentError(f"{file}: {said}") from own
         return [
             f"the checkpoint's own scheduler cannot be used ({own}); generate with another sampler"
         ]

@@ -14,10 +14,13 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from sdexport.errors import UsageError, shown
+from sdexport.errors import DocumentError, shown
 from sdexport.sampling.schedulers import DDIM, DDPM, NO_EFFECT, SCHEDULERS, SchedulerOptions
 from sdexport.sampling.training import LEAST_ALPHA, MOST_STEPS, Floats, TrainingSchedule
 from sdexport.sampling.values import finite_number, one_of, whole_number
+
+FILE = "scheduler_config.json"
+"""What messages call a configuration, wherever it came from."""
 
 
 @dataclass(frozen=True)
@@ -89,8 +92,8 @@ class ScheduleConfig:
         """What `scheduler` takes from a parsed scheduler_config.json of any diffusers class.
 
         `forced` options stand for the sampler's name and win over the file. With `exact` nothing
-        is rounded to float32 as diffusers does. Raises `UsageError` for an unsupported option or
-        value.
+        is rounded to float32 as diffusers does. Raises `DocumentError` for an unsupported option
+        or value.
         """
         given = options_of(config, scheduler) | dict(forced)
         for option, (fine, reason) in scheduler.refuses.items():
@@ -104,7 +107,7 @@ class ScheduleConfig:
             if option == "beta_schedule" and given.get("trained_betas") is not None:
                 accepted = None  # the betas themselves are given
             if accepted is not None and not one_of(value, accepted):
-                _refuse(option, value, ", ".join(map(str, accepted)), scheduler.name)
+                _refuse(option, value, f"one of {', '.join(map(str, accepted))}", scheduler.name)
             listed = accepted is not None or (option in scheduler.refuses and value is None)
             values[option] = value if listed else _checked(option, value, default, scheduler.name)
         if scheduler.free_karras and values["use_karras_sigmas"]:
@@ -135,9 +138,9 @@ _TRAINING_OPTIONS = {
 
 
 def checked_mapping(config: object) -> None:
-    """Raises `UsageError` for a config that is not a JSON object."""
+    """Raises `DocumentError` for a config that is not a JSON object."""
     if not isinstance(config, Mapping) or not all(isinstance(key, str) for key in config):
-        raise UsageError(f"scheduler_config.json must be a JSON object, got {shown(config)}.")
+        raise DocumentError(f"{FILE} must be a JSON object, got {shown(config)}")
 
 
 def options_of(config: Mapping[str, object], scheduler: SchedulerOptions) -> dict[str, object]:
@@ -166,14 +169,12 @@ CORRECTED = "_corrected"
 
 
 def _names(config: Mapping[str, object], key: str) -> set[str]:
-    """A list of options in a config; raises `UsageError` where it is not one."""
+    """A list of options in a config; raises `DocumentError` where it is not one."""
     names = config.get(key, ())
     if not isinstance(names, list | tuple | set | frozenset) or not all(
         isinstance(name, str) for name in names
     ):
-        raise UsageError(
-            f"{key} of scheduler_config.json must be a list of option names, got {shown(names)}."
-        )
+        raise DocumentError(f"{FILE}: {key} must be a list of option names, got {shown(names)}")
     return set(names)
 
 
@@ -262,13 +263,13 @@ def _check_together(
     if solves and by_noise and values.get("final_sigmas_type") == "zero":
         _refuse("final_sigmas_type", "zero", f"sigma_min with {algorithm}", name)
     if values.get("algorithm_type") == "sde-dpmsolver" and values.get("solver_order") == 3:
-        _refuse("solver_order", 3, "1, 2 with sde-dpmsolver", name)
+        _refuse("solver_order", 3, "1 or 2 with sde-dpmsolver", name)
     if (
         values.get("algorithm_type") == "sde-dpmsolver++"
         and values.get("solver_order") == 3
         and "sigma_schedule" in values
     ):
-        _refuse("solver_order", 3, "1, 2 with sde-dpmsolver++", name)
+        _refuse("solver_order", 3, "1 or 2 with sde-dpmsolver++", name)
     if values.get("shift_terminal") and values.get("use_flow_sigmas") is False:
         accepted = "None without use_flow_sigmas"
         _refuse("shift_terminal", values["shift_terminal"], accepted, name)
@@ -278,10 +279,9 @@ def _check_together(
 
 
 def _refuse(option: str, value: object, accepted: str, scheduler: str, reason: str = "") -> None:
-    raise UsageError(
-        f"scheduler option {option} is {shown(value)}, which is not supported with {scheduler}"
-        f"{f' ({reason})' if reason else ''}; supported: {accepted}. Choose another sampler, or "
-        "change scheduler/scheduler_config.json."
+    raise DocumentError(
+        f"{FILE}: {option} must be {accepted} with {scheduler}{f' ({reason})' if reason else ''}, "
+        f"got {shown(value)}; choose another sampler, or change the file"
     )
 
 

@@ -82,7 +82,7 @@ def test_a_numpy_integer_is_a_step_count() -> None:
 def test_an_option_that_is_not_supported_is_named(
     sampler: str, changes: dict[str, object], named: str
 ) -> None:
-    with pytest.raises(UsageError, match=f"option {named} is .*; supported: "):
+    with pytest.raises(UsageError, match=f"json: {named} must be .* with .*, got .*; choose"):
         compile_plan(stable_diffusion_config() | changes, sampler, 5)
 
 

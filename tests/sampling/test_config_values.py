@@ -99,7 +99,9 @@ def test_what_is_refused_is_named(scheduler: str) -> None:
     options = find_sampler(scheduler).scheduler
     for option in options.reads:
         value = {"unlikely": 1}
-        with pytest.raises(UsageError, match=rf"option {option} is {{'unlikely': 1}}.*supported: "):
+        with pytest.raises(
+            UsageError, match=rf"json: {option} must be .*, got {{'unlikely': 1}}; "
+        ):
             config = {"_class_name": scheduler, "clip_sample": False, option: value}
             compile_plan(config, scheduler, 3)
 
