@@ -25,7 +25,7 @@ MADE_UP = "a_made_up_keyword"
 
 OPEN = {
     "sdexport.bench.process.SystemProcess.ask": "to a process whose functions list their names",
-    "sdexport.artifacts.bundle.record": "to `dataclasses.replace`, which refuses other names",
+    "sdexport.artifacts.bundle.record": "to `msgspec.structs.replace`, which refuses other names",
     "sdexport.cli.bench.RunsByDefault": "to Typer's own class of groups, which makes it",
     "sdexport.cli.app.Flow": "to Typer's own class of groups, which makes it",
     "sdexport.graph.proto.Builder.node": "attributes of an ONNX operator, which onnx checks",
