@@ -250,7 +250,7 @@ def parse_size(value: object) -> int:
 def _capabilities(value: object) -> tuple[str, ...]:
     """A capability or a list of them, as a recipe has it."""
     if not isinstance(value, list | str) or not value:
-        raise UsageError(f'it must be a list such as ["sm86", "sm89"], got {shown(value)}')
+        raise UsageError(f'must be a list such as ["sm86", "sm89"], got {shown(value)}')
     return parse_capabilities([value] if isinstance(value, str) else value)
 
 

@@ -182,7 +182,10 @@ def _explain(value: object, kind: type, error: Exception, null: bool) -> str:
         return f"{place or 'it'} must be {_accepted(node, null)}, got {shown(found)}"
     if text.startswith(WITHIN):
         return _join(place, text.removeprefix(WITHIN), len(text))
-    return f"{place}: {text}" if place else text  # What a form or `__post_init__` says.
+    # What a form or `__post_init__` says.
+    if text.startswith("must "):
+        return f"{place or 'it'} {text}"
+    return f"{place}: {text}" if place else text
 
 
 def _walk(value: object, kind: type, at: str, said: str) -> tuple[str, inspect.Type, Any]:

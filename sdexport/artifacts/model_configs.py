@@ -31,7 +31,7 @@ Side = Annotated[int, Meta(ge=1, le=1 << 16)]
 def _factor(value: object) -> float:
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if not number or value == 0 or not -1e30 <= value <= 1e30:  # type: ignore[operator]
-        raise UsageError(f"it must be a number other than 0, got {shown(value)}")
+        raise UsageError(f"must be a number other than 0, got {shown(value)}")
     return float(value)  # type: ignore[arg-type]
 
 
@@ -41,7 +41,7 @@ else:
     _Factor = documents.form(float, _factor, "a number other than 0")
 
 
-Sides = Annotated[tuple[Side, ...], Meta(min_length=2, max_length=2)]
+Sides = Annotated[tuple[Side, ...], Meta(min_length=2, max_length=2, description="[height, width]")]
 """(height, width) in latents. In unions a tuple's length is a bound: see `documents`."""
 
 

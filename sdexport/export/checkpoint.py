@@ -49,7 +49,7 @@ MODELS = {
 TOKENIZERS = ("CLIPTokenizer", "CLIPTokenizerFast")
 LIBRARIES = ("diffusers", "transformers")
 
-AGAIN = "; change it, or download the checkpoint again"
+AGAIN = "; download the checkpoint again, or correct the file"
 
 FEW_STEPS, USUAL_SAMPLER = 4, "ddim"
 """With what is tried whether a scheduler's options can be followed."""
@@ -193,6 +193,8 @@ def open_checkpoint(checkpoint: Path | str) -> Checkpoint:
             # A name that is not UTF-8 cannot be written down.
             name = os.fsencode(reading.resolved(path).name).decode(errors="replace")
             return _open_folder(path, name)
+    except CheckpointError:
+        raise
     except DocumentError as error:
         raise CheckpointDocumentError(f"{error}{AGAIN}") from error
     except FolderError as error:
@@ -209,6 +211,8 @@ def open_checkpoint(checkpoint: Path | str) -> Checkpoint:
     folder = _download(name)
     try:
         return _open_folder(folder, name)
+    except CheckpointError:
+        raise
     except DocumentError as error:
         raise CheckpointDocumentError(f"{error}{AGAIN}") from error
     except FolderError as error:

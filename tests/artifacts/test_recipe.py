@@ -241,7 +241,7 @@ def test_without_a_builder_nothing_is_given(tmp_path: Path) -> None:
         ),
         (
             "[builder]\ncompute_capabilities = []",
-            "builder.compute_capabilities: it must be a list such as",
+            "builder.compute_capabilities must be a list such as",
         ),
         ("[[profile]]\nwidth = 8\n[[profile]]\nwidth = 8\nheight = 8", "number 1 lacks height"),
         ("profile = []", "profile must be a table or a list of at least 1 item, got []"),
