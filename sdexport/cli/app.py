@@ -24,7 +24,10 @@ from sdexport.cli.upgrade import upgrade
 from sdexport.cli.verify import verify
 
 FLOW: tuple[tuple[str, tuple[Any, ...]], ...] = (
-    ("Compile: a checkpoint becomes a bundle of engines", (compile, export, build, verify, upgrade)),
+    (
+        "Compile: a checkpoint becomes a bundle of engines",
+        (compile, export, build, verify, upgrade),
+    ),
     ("Generate: a bundle generates images", (generate, samplers)),
     ("Look: what is there, what it costs, how fast it is", (inspect, doctor, engines, bench)),
 )

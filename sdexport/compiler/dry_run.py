@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from msgspec.structs import replace
+
 from sdexport import memory
 from sdexport.artifacts import reading, storage
+from sdexport.artifacts.manifest import Stage
 from sdexport.artifacts.onnx_folder import PLAIN
 from sdexport.compiler import folder as folders
 from sdexport.compiler.checkpoint import Prepared, prepare
@@ -108,7 +111,7 @@ def plan_compile(
     try:
         missing = missing_engines(found, asked.order)
         update: tuple[str, ...] = ()
-        stages: tuple[Mapping[str, Any], ...] = ()
+        stages: tuple[Stage, ...] = ()
         passed = False
         if found is not None:
             wanted = folders.wanted_of(asked.order, folders.Source(_none), found)
@@ -125,7 +128,7 @@ def plan_compile(
             passed = same_files and has_passed(
                 replace(wanted, engines=old.engines, files=old.files, parity=old.parity)
             )
-            stages = tuple(found.manifest.stages)
+            stages = found.manifest.stages
     finally:
         if found is not None:
             found.close()
@@ -137,7 +140,7 @@ def _plan(
     asked: Prepared,
     missing: tuple[str, ...],
     update: tuple[str, ...],
-    stages: tuple[Mapping[str, Any], ...],
+    stages: tuple[Stage, ...],
     verify: bool,
     stands: bool,
     force: bool,

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any
 
+from sdexport.artifacts.manifest import Stage
 from sdexport.compiler.engines import COMPONENT_OF
 from sdexport.compiler.options import Choice
 from sdexport.model.shapes import Precision
@@ -119,21 +119,21 @@ def estimate(
     )
 
 
-def from_last_build(found: Estimate, stages: Collection[Mapping[str, Any]]) -> Estimate:
+def from_last_build(found: Estimate, stages: Collection[Stage]) -> Estimate:
     """`found` with the export's time and the peak memory that a build's record says.
 
     Args:
         stages: of the manifest of a bundle that was made of the same checkpoint.
     """
-    record = {one["name"]: one for one in stages}
+    record = {one.name: one for one in stages}
     exports = [title for title in found.seconds if title.startswith("export ")]
     if "export" not in record or not exports:
         return found
     seconds = dict(found.seconds)
-    scale = record["export"]["seconds"] / sum(seconds[title] for title in exports)
+    scale = record["export"].seconds / sum(seconds[title] for title in exports)
     for title in seconds:
         seconds[title] *= scale
-    peak = max(int(one["peak_bytes"]) for one in stages)
+    peak = max(one.peak_bytes for one in stages)
     return Estimate(
         seconds=seconds,
         memory_bytes=max(peak, found.memory_bytes // 2),

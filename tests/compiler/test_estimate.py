@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from sdexport.artifacts.manifest import Stage
 from sdexport.compiler.estimate import LAST_BUILD, MEASURED, Informed, estimate, from_last_build
 from sdexport.compiler.options import BuildOptions, Choice, decide
 from sdexport.model.shapes import COMPONENTS, Precision
@@ -64,8 +65,8 @@ def test_half_precision_is_half_as_large_and_is_checked(choice: Choice) -> None:
 def test_the_last_build_is_better_than_a_rate(choice: Choice) -> None:
     found = estimate(SD15, choice, export=True, engines=ENGINES, verify=True)
     stages = [
-        {"name": "export", "seconds": 600.0, "peak_bytes": 15_000_000_000},
-        {"name": "build unet", "seconds": 5.0, "peak_bytes": 1},
+        Stage("export", 600.0, 15_000_000_000),
+        Stage("build unet", 5.0, 1),
     ]
     slower = from_last_build(found, stages)
     exports = sum(time for title, time in slower.seconds.items() if title.startswith("export "))
