@@ -41,9 +41,9 @@ CHANGED: Mapping[str, tuple[dict[str, Any], ...]] = {
     "pndm, 50 steps": (
         {"sampler": "dpmpp-2m"},
         {"sampler": "ddim"},
-        {"steps": 49},
-        {"steps": 40},
-        {"steps": 25},
+        {"num_inference_steps": 49},
+        {"num_inference_steps": 40},
+        {"num_inference_steps": 25},
         {"first seed": 107},
     ),
     "ddim, 20 steps": ({"sampler": "dpmpp-2m"}, {"sampler": "euler"}, {"first seed": 107}),
@@ -118,10 +118,11 @@ def bundle_generate(bundle: Path) -> Draw:
             pipeline.generate(
                 prompt,
                 seed=seed + index,
-                steps=steps,
+                num_inference_steps=steps,
                 sampler=sampler,
-                guidance=GUIDANCE,
-                size=(SIDE, SIDE),
+                guidance_scale=GUIDANCE,
+                width=SIDE,
+                height=SIDE,
             ).images[0]
             for index, prompt in enumerate(PROMPTS)
         ]

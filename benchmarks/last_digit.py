@@ -51,7 +51,12 @@ def main() -> None:
     distances = []
     with sdexport.load(given.bundle) as pipeline:
         request = pipeline.request(
-            given.caption, seed=FIRST_SEED + index, steps=50, guidance=2.5, size=(128, 128)
+            given.caption,
+            seed=FIRST_SEED + index,
+            num_inference_steps=50,
+            guidance_scale=2.5,
+            width=128,
+            height=128,
         )
         for number in range(given.times + 1):
             plan = changed(request.plan, chance) if number else request.plan

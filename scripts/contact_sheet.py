@@ -42,7 +42,9 @@ def main() -> None:
         top = HEAD + row * (PICTURE + GAP)
         draw.text((block * width + 4, top + PICTURE // 2 - 6), name, "black", font)
         for column, steps in enumerate(STEPS):
-            result = pipe.generate(arguments.prompt, steps=steps, sampler=name, seed=arguments.seed)
+            result = pipe.generate(
+                arguments.prompt, num_inference_steps=steps, sampler=name, seed=arguments.seed
+            )
             left = block * width + LABEL + column * (PICTURE + GAP)
             thumbnail = result.images[0].convert("RGB").resize((PICTURE, PICTURE), Image.LANCZOS)
             sheet.paste(thumbnail, (left, top))

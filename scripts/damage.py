@@ -124,7 +124,7 @@ def use(verb: str, thing: Path, out: Path) -> None:
         if verb == "load resigned":
             sign(thing)
         with sdexport.load(thing, threads=1, check=verb != "load unchecked") as pipeline:
-            pipeline.generate("a fox", steps=1, seed=1)
+            pipeline.generate("a fox", num_inference_steps=1, seed=1)
     elif verb == "inspect":
         sdexport.inspect(thing)
     elif verb == "list":

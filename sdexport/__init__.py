@@ -21,8 +21,10 @@ if TYPE_CHECKING:
     from sdexport.errors import SdexportError
     from sdexport.export import export_checkpoint
     from sdexport.model.shapes import Precision, Profile, Range
+    from sdexport.pipeline.generation import Step
     from sdexport.pipeline.load import load
     from sdexport.pipeline.pipeline import Pipeline
+    from sdexport.pipeline.request import Request
     from sdexport.pipeline.result import Result
 
 __version__ = "0.2.0.dev0"
@@ -38,7 +40,9 @@ _HOMES = {
     "Precision": ("sdexport.model.shapes", "Precision"),
     "Profile": ("sdexport.model.shapes", "Profile"),
     "Range": ("sdexport.model.shapes", "Range"),
+    "Request": ("sdexport.pipeline.request", "Request"),
     "Result": ("sdexport.pipeline.result", "Result"),
+    "Step": ("sdexport.pipeline.generation", "Step"),
     "SdexportError": ("sdexport.errors", "SdexportError"),
     "build_folder": ("sdexport.compiler", "build_folder"),
     "compile": ("sdexport.compiler", "compile_checkpoint"),
@@ -58,8 +62,10 @@ __all__ = [
     "Precision",
     "Profile",
     "Range",
+    "Request",
     "Result",
     "SdexportError",
+    "Step",
     "__version__",
     "build_folder",
     "compile",

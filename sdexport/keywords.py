@@ -4,22 +4,30 @@ from __future__ import annotations
 
 import functools
 import inspect
+import warnings
 from collections.abc import Callable, Collection, Mapping
 from difflib import get_close_matches
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 P = ParamSpec("P")
 R = TypeVar("R")
 Class = TypeVar("Class", bound=type)
 
+Earlier = Mapping[str, Callable[[Any], dict[str, Any]]]
+"""A name of the release before → from its value to the keywords that say the same now."""
+
+ACCEPTED_UNTIL = "0.3"
+"""The release that no longer knows the names of `Earlier`."""
+
 
 def explains_keywords(
-    hints: Mapping[str, str] | None = None,
+    hints: Mapping[str, str] | None = None, earlier: Earlier | None = None
 ) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Decorates a function: the `TypeError` of an unknown keyword says what was meant.
 
     Args:
         hints: what to do instead, by names that other libraries use.
+        earlier: names that are still accepted, with a `DeprecationWarning`.
     """
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
@@ -29,7 +37,10 @@ def explains_keywords(
         @functools.wraps(function)
         def called(*args: P.args, **kwargs: P.kwargs) -> R:
             if not known.issuperset(kwargs):
-                raise _unknown(name, kwargs, known, hints or {})
+                renamed = _present(name, kwargs, earlier or {})
+                if not known.issuperset(renamed):
+                    raise _unknown(name, renamed, known, hints or {})
+                return function(*args, **renamed)
             return function(*args, **kwargs)
 
         return called
@@ -60,6 +71,24 @@ def _keywords(function: Callable[..., object]) -> frozenset[str]:
     return frozenset(
         one.name for one in parameters if one.kind is not inspect.Parameter.POSITIONAL_ONLY
     ) - {"self"}
+
+
+def _present(name: str, given: Mapping[str, Any], earlier: Earlier) -> dict[str, Any]:
+    """The keywords under their present names; warns of each that has an earlier one."""
+    found = {keyword: value for keyword, value in given.items() if keyword not in earlier}
+    for keyword in [one for one in given if one in earlier]:
+        renamed = earlier[keyword](given[keyword])
+        both = [one for one in renamed if one in found]
+        if both:
+            raise TypeError(f"{name}() got {keyword!r} beside {both[0]!r}; leave {keyword!r} out")
+        found |= renamed
+        warnings.warn(
+            f"{name}(): {keyword!r} is now {' and '.join(map(repr, renamed)) or 'left out'}; the "
+            f"earlier name is accepted until version {ACCEPTED_UNTIL}",
+            DeprecationWarning,
+            stacklevel=3,
+        )
+    return found
 
 
 def _unknown(

@@ -103,17 +103,23 @@ WORDS = ("a", "the", "photo", "red", "green", "dog", "cat", "house", "apple", "r
 
 
 def make_tiny_checkpoint(
-    path: Path, *, seed: int = 0, unet: Mapping[str, Any] | None = None
+    path: Path,
+    *,
+    seed: int = 0,
+    unet: Mapping[str, Any] | None = None,
+    vae: Mapping[str, Any] | None = None,
+    text: Mapping[str, Any] | None = None,
 ) -> Path:
     """A checkpoint of about 0.6 M random float32 weights at `path`; takes well under a second.
 
-    `unet` are options of its UNet that differ.
+    `unet`, `vae` and `text` are options of its models that differ.
     """
     import torch
 
     _write_plain_parts(path)
-    own = TINY_UNET | dict(unet or {})
-    return _write_models(path, own, TINY_VAE, TINY_TEXT, torch.float32, seed)
+    models = (TINY_UNET, unet), (TINY_VAE, vae), (TINY_TEXT, text)
+    own = [usual | dict(changes or {}) for usual, changes in models]
+    return _write_models(path, *own, torch.float32, seed)
 
 
 def make_sd15_checkpoint(path: Path, *, dtype: Any = None, seed: int = 0) -> Path:

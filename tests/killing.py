@@ -31,7 +31,7 @@ ROOT = Path(__file__).parent.parent
 CHANGES = {"os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.chmod", "shutil.rmtree"}
 LAST = 12
 """So many of a run's last moments are all tried."""
-REQUEST: dict[str, Any] = {"seed": 3, "steps": 2, "size": (32, 32)}
+REQUEST: dict[str, Any] = {"seed": 3, "num_inference_steps": 2, "width": 32, "height": 32}
 CONTAINER = ("unshare", "--pid", "--fork", "--mount-proc")
 """Starts a program that sees other process ids than those outside."""
 NOT_FIRST = ("sh", "-c", '"$@"; exit $?', "sh")

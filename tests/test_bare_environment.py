@@ -22,6 +22,7 @@ INSTALL = ("install", "--quiet", "--disable-pip-version-check", "-c", ROOT / "co
 
 DRAW = """
 import importlib.util, json, sys
+from tests.sizes import sides
 import sdexport
 result = sdexport.load(sys.argv[1]).generate("a red apple", steps=3, seed=5, size=(32, 32))
 result.images[0].save(sys.argv[2])
@@ -133,7 +134,9 @@ def test_generates_without_torch(
     import sdexport
 
     here = sdexport.load(tiny_bundle("onnxruntime-cpu"))
-    expected = here.generate("a red apple", steps=3, seed=5, size=(32, 32)).images[0]
+    expected = here.generate(
+        "a red apple", num_inference_steps=3, seed=5, width=32, height=32
+    ).images[0]
     from PIL import Image
 
     with Image.open(image) as generated:

@@ -28,27 +28,27 @@ bundle, before, *doing = sys.argv[1:]
 pipe = stream = step = None
 if before != "imported":
     pipe = sdexport.load(bundle)
-    request = pipe.request("apple", steps=2, seed=0)
+    request = pipe.request("apple", num_inference_steps=2, seed=0)
 if before == "generated":
-    pipe.generate("apple", steps=2, seed=0)
+    pipe.generate("apple", num_inference_steps=2, seed=0)
 if before == "streaming":
-    stream = pipe.stream("apple", steps=4, seed=0)
+    stream = pipe.stream("apple", num_inference_steps=4, seed=0)
     step = next(stream)
 if before == "dropped":
-    pipe.generate("apple", steps=2, seed=0)
+    pipe.generate("apple", num_inference_steps=2, seed=0)
     pipe.close()
     pipe = None
 ways = {
     "nothing": lambda: None,
-    "load": lambda: sdexport.load(bundle).generate("apple", steps=2, seed=0),
-    "generate": lambda: pipe.generate("apple", steps=2),
-    "stream": lambda: next(pipe.stream("apple", steps=2)),
+    "load": lambda: sdexport.load(bundle).generate("apple", num_inference_steps=2, seed=0),
+    "generate": lambda: pipe.generate("apple", num_inference_steps=2),
+    "stream": lambda: next(pipe.stream("apple", num_inference_steps=2)),
     "steps": lambda: next(pipe.steps(request)),
     "generate_batch": lambda: pipe.generate_batch([request]),
     "next": lambda: next(stream),
     "latents": lambda: step.latents,
     "close": lambda: pipe.close(),
-    "request": lambda: pipe.request("apple", steps=2),
+    "request": lambda: pipe.request("apple", num_inference_steps=2),
     "evaluations": lambda: pipe.evaluations(request),
 }
 ended = {}

@@ -28,6 +28,7 @@ ALLOWED = {
     # A checkpoint's tokenizer is read by what will read the prompts.
     "export": GROUND | {"artifacts", "model", "sampling", "pipeline"},
     "compiler": RUN | {"export", "graph", "pipeline"},
+    "testing": GROUND | {"artifacts"},
     "bench": RUN | {"compiler", "graph", "pipeline"},
     "cli": None,
     "__main__": {"cli"},

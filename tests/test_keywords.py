@@ -147,7 +147,7 @@ def test_every_name_of_diffusers_is_known_or_has_a_hint(kind: str) -> None:
     ours = inspect.signature(make_request).parameters
     for keyword in set(theirs) - set(ours) - {"self", "kwargs"}:
         with pytest.raises(TypeError) as caught:
-            make_request("a", None, **{keyword: 1})  # type: ignore[arg-type]  # wrong on purpose
+            make_request(None, "a", **{keyword: 1})  # type: ignore[arg-type]  # wrong on purpose
         assert str(caught.value).endswith(f"{keyword!r}; {HINTS[keyword]}")
 
 

@@ -135,7 +135,9 @@ def compare(checkpoint: Path, bundle: Path, prompt: str) -> None:
         checkpoint, bundle, options, components=("text_encoder", "unet", "vae_decoder")
     )
     with sdexport.load(bundle) as pipeline:
-        ours = pipeline.generate(prompt, negative_prompt="the horse", steps=4, guidance=3.0, seed=5)
+        ours = pipeline.generate(
+            prompt, negative_prompt="the horse", num_inference_steps=4, guidance_scale=3.0, seed=5
+        )
     with quiet_loading():
         theirs = StableDiffusionPipeline.from_pretrained(checkpoint)
     theirs.set_progress_bar_config(disable=True)

@@ -328,9 +328,9 @@ def test_a_bundle_of_links_generates(
 ) -> None:
     bundle = hub_layout(tiny_bundle(target), tmp_path)
     with sdexport.load(bundle) as pipeline:
-        generated = pipeline.generate("a fox", steps=1, seed=1)
+        generated = pipeline.generate("a fox", num_inference_steps=1, seed=1)
     with sdexport.load(tiny_bundle(target)) as pipeline:
-        assert pipeline.generate("a fox", steps=1, seed=1).images == generated.images
+        assert pipeline.generate("a fox", num_inference_steps=1, seed=1).images == generated.images
 
 
 def test_pruning_leaves_what_links_lead_to(

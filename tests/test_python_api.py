@@ -31,6 +31,7 @@ from sdexport.pipeline.load import load
 from sdexport.pipeline.pipeline import Pipeline
 from sdexport.pipeline.request import make_request
 from sdexport.pipeline.result import Result
+from tests.sizes import sides
 
 SECONDS = float(os.environ.get("SDEXPORT_API_SECONDS", "5"))
 EXAMPLES = 25
@@ -50,19 +51,19 @@ PICTURES = st.builds(
 )
 GOOD: dict[str, st.SearchStrategy[Any]] = {
     "negative_prompt": TEXT | st.lists(TEXT, max_size=3),
-    "steps": st.integers(1, 3),
-    "guidance": st.floats(0, 20) | st.just(1),
+    "num_inference_steps": st.integers(1, 3),
+    "guidance_scale": st.floats(0, 20) | st.just(1),
     "guidance_rescale": st.floats(0, 1),
     "guidance_interval": st.tuples(st.floats(0, 1), st.floats(0, 1)),
     "sampler": st.sampled_from(["ddim", "euler-a", "dpmpp-2m-karras", "lcm", "heun", "no", ""]),
     "seed": st.integers(0, 2**64) | st.lists(st.integers(0, 5), max_size=4),
-    "size": st.sampled_from(["64x64", (64, 32), [128, 64], "72x64", "65x64", (64,)]),
-    "count": st.integers(1, 3),
+    **sides(st.sampled_from(["64x64", (64, 32), [128, 64], "72x64", "65x64", (64,)])),
+    "num_images_per_prompt": st.integers(1, 3),
     "noise": st.sampled_from(["torch-cpu", "torch-cuda", "torch"]),
     "prompt_syntax": st.sampled_from(["plain", "long", "weights", "compel"]),
     "clip_skip": st.integers(0, 3),
     "image": PICTURES | st.lists(PICTURES, max_size=2) | st.sampled_from(["no.png", Path("/")]),
-    "mask": PICTURES | st.sampled_from(["/dev/zero", "\0", "a" * 300]),
+    "mask_image": PICTURES | st.sampled_from(["/dev/zero", "\0", "a" * 300]),
     "strength": st.floats(0, 1),
     "fit": st.sampled_from(["exact", "resize", "crop", "pad", "stretch"]),
 }
@@ -86,7 +87,9 @@ def options() -> st.SearchStrategy[dict[str, Any]]:
         lambda n: st.just({}) if n else st.dictionaries(UNKNOWN, st.just(1), min_size=1, max_size=1)
     )
     return st.builds(
-        lambda known, other: {"steps": 1} | known | other, chosen.flatmap(some), unknown
+        lambda known, other: {"num_inference_steps": 1} | known | other,
+        chosen.flatmap(some),
+        unknown,
     )
 
 
@@ -238,8 +241,8 @@ def test_what_a_method_is_given_is_checked(
     signature = inspect.signature(getattr(owner, name)).parameters.values()
     parameters = [one for one in signature if one.name not in ("self", *NOT_CHECKED)]
     with load(tiny_bundle("onnxruntime-cpu")) as pipe:
-        request = pipe.request("a cat", steps=1)
-        result = pipe.generate("a cat", steps=1)
+        request = pipe.request("a cat", num_inference_steps=1)
+        result = pipe.generate("a cat", num_inference_steps=1)
         usual = {"prompt": "a cat", "request": request, "requests": [request], "index": 0}
         usual |= {"path": tmp_path / "image.png", "files": [tmp_path / "image.png"]}
         needed = {one.name: usual[one.name] for one in parameters if one.default is one.empty}

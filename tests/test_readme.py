@@ -93,7 +93,10 @@ def test_the_commands_and_programs(
     ):
         (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / place).symlink_to(there)
-    program = "import sdexport; result = sdexport.load('engines/emoji').generate('x', steps=1)\n"
+    program = (
+        "import sdexport; pipe = sdexport.load('engines/emoji')\n"
+        "result = pipe.generate('x', num_inference_steps=1)\n"
+    )
     runs = [["-c", program + "result.images[0].resize((128, 128)).save('apple.png')"]]
     runs += [["-m", "sdexport", *shlex.split(command)[1:]] for command in OURS]
     runs += [["-c", block] for block in blocks("python")]

@@ -16,6 +16,7 @@ import pytest
 import sdexport
 from sdexport.sampling import samplers
 from tests.conftest import EMOJI, TARGETS
+from tests.sizes import sides
 
 # diffusers makes numpy arrays of tensors and calls numpy's functions on them, which torch answers
 # with numpy 1's protocol, and it calls the noise-predicting DPM-Solver deprecated.
@@ -100,11 +101,11 @@ def test_images_are_diffusers_images(
     result = pipeline.generate(
         list(prompts),
         negative_prompt=negative,
-        steps=steps,
-        guidance=guidance,
+        num_inference_steps=steps,
+        guidance_scale=guidance,
         sampler=sampler,
         seed=7,
-        size=size,
+        **sides(size),
     )
     for ours, expected in zip(result.images, theirs(sampler, request_), strict=True):
         difference = np.abs(np.asarray(ours).astype(int) - expected.astype(int))
@@ -120,7 +121,9 @@ def test_every_sampler_generates_diffusers_images(
 ) -> None:
     request = (("red apple",), "", (128, 128), 2.5, 6)
     pipeline = sdexport.load(emoji_bundle("onnxruntime-cpu"))
-    result = pipeline.generate("red apple", steps=6, guidance=2.5, sampler=sampler, seed=7)
+    result = pipeline.generate(
+        "red apple", num_inference_steps=6, guidance_scale=2.5, sampler=sampler, seed=7
+    )
     expected = theirs(sampler, request)[0]
     difference = np.abs(np.asarray(result.images[0]).astype(int) - expected.astype(int))
     assert expected.std() > 10, "the reference is no image"
@@ -134,7 +137,13 @@ def test_fifty_steps(
 ) -> None:
     request = (("red apple", "a bee"), "", (128, 128), 2.5, 50)
     result = pipeline.generate(
-        list(request[0]), steps=50, guidance=2.5, sampler=sampler, seed=7, size=(128, 128)
+        list(request[0]),
+        num_inference_steps=50,
+        guidance_scale=2.5,
+        sampler=sampler,
+        seed=7,
+        width=128,
+        height=128,
     )
     for ours, expected in zip(result.images, theirs(sampler, request), strict=True):
         assert np.abs(np.asarray(ours).astype(int) - expected.astype(int)).max() <= 2
@@ -142,7 +151,9 @@ def test_fifty_steps(
 
 def test_an_image_is_the_same_whatever_its_batch(pipeline: Any) -> None:
     """Across a batch's size the runtimes choose other blockings: rounding, not another image."""
-    together = pipeline.generate(["pizza", "rose"], steps=5, sampler="euler-a", seed=[3, 9])
-    alone = pipeline.generate("rose", steps=5, sampler="euler-a", seed=9)
+    together = pipeline.generate(
+        ["pizza", "rose"], num_inference_steps=5, sampler="euler-a", seed=[3, 9]
+    )
+    alone = pipeline.generate("rose", num_inference_steps=5, sampler="euler-a", seed=9)
     ours = np.asarray(together.images[1]).astype(int)
     assert np.abs(ours - np.asarray(alone.images[0]).astype(int)).max() <= 1

@@ -76,7 +76,15 @@ def bundle_draw(bundle: Path, steps: int, guidance: float) -> Draw:
     size = (data.PICTURE, data.PICTURE)
 
     def draw(prompts: list[str], seeds: list[int]) -> list[Image.Image]:
-        result = pipeline.generate(prompts, seed=seeds, steps=steps, guidance=guidance, size=size)
+        width, height = size
+        result = pipeline.generate(
+            prompts,
+            seed=seeds,
+            num_inference_steps=steps,
+            guidance_scale=guidance,
+            width=width,
+            height=height,
+        )
         return list(result.images)
 
     return draw

@@ -218,6 +218,7 @@ class _GpuRuntime(Protocol):
         precision: Precision,
         threads: int | None,
         built: BuiltFor,
+        device: int | None,
     ) -> Engine: ...
 
     def device(self, engines: Engines, loop: str, cache: Path) -> Device: ...
@@ -385,12 +386,14 @@ def load_engine(
     threads: int | None = None,
     *,
     built: BuiltFor = ANYWHERE,
+    device: int | None = None,
 ) -> Engine:
     """Loads the engine file at `path` as the component `name`.
 
     Args:
         threads: processor threads; None leaves it to the runtime.
         built: what the engine asks of a GPU, as its bundle says.
+        device: the GPU's number, see `check_device`; None takes the first that runs the engine.
 
     Raises:
         UsageError: the target has no such precision, or `threads` is under 1.
@@ -408,7 +411,9 @@ def load_engine(
         )
     module = importlib.import_module(target.runtime)
     if target.gpu:
-        engine = cast(_GpuRuntime, module).load(target.name, name, path, precision, threads, built)
+        engine = cast(_GpuRuntime, module).load(
+            target.name, name, path, precision, threads, built, device
+        )
     else:
         engine = cast(_Runtime, module).load(target.name, name, path, precision, threads)
     forks.never_freed_in_child(engine)
@@ -441,6 +446,25 @@ def check_loop(target: Target, loop: str) -> None:
         raise UsageError(
             f"loop {shown(loop)} is for targets on a GPU; {target.name} runs the loop on the "
             f"processor, step by step: leave it out, or give {AUTO!r}"
+        )
+
+
+def check_device(target: Target, device: object) -> None:
+    """Sees that `device` is the number of a GPU as CUDA counts them, or None.
+
+    Raises:
+        UsageError: it is not, or the target runs on the processor.
+    """
+    if device is None:
+        return
+    if type(device) is not int or device < 0:
+        raise UsageError(
+            f"device must be the number of a GPU, a whole number of at least 0, got {shown(device)}"
+        )
+    if not target.gpu:
+        raise UsageError(
+            f"device {device} is for targets on a GPU; {target.name} runs on the processor: leave "
+            "it out"
         )
 
 

@@ -118,10 +118,11 @@ def request_of(pipeline: Pipeline, scenario: dict[str, Any], first: int) -> Requ
         scenario["prompts"][chosen],
         negative_prompt=scenario["negative_prompt"],
         seed=scenario["seeds"][chosen],
-        steps=scenario["steps"],
+        num_inference_steps=scenario["steps"],
         sampler=scenario["sampler"],
-        guidance=scenario["guidance"],
-        size=(scenario["width"], scenario["height"]),
+        guidance_scale=scenario["guidance"],
+        width=scenario["width"],
+        height=scenario["height"],
     )
 
 

@@ -71,13 +71,14 @@ def check(systems: Sequence[System], scenario: Scenario) -> None:
         limits = limits_of(bundle)
         try:
             make_request(
-                list(scenario.prompts),
                 limits,
+                list(scenario.prompts),
                 seed=list(scenario.seeds),
-                steps=scenario.steps,
+                num_inference_steps=scenario.steps,
                 sampler=scenario.sampler,
-                guidance=scenario.guidance,
-                size=(scenario.width, scenario.height),
+                guidance_scale=scenario.guidance,
+                width=scenario.width,
+                height=scenario.height,
             )
         except UsageError as error:
             raise UsageError(f"{path.name} cannot generate this scenario: {error}") from error

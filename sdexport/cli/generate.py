@@ -220,23 +220,26 @@ def generate(
     from sdexport.artifacts.bundle import open_bundle
     from sdexport.backends.targets import check_threads
     from sdexport.pipeline import load as loading
+    from sdexport.pipeline.checks import size_of
     from sdexport.pipeline.request import make_request
     from sdexport.pipeline.result import output_files, png
 
     check_threads(threads)
+    width, height = (None, None) if size is None else size_of(size)
     request = make_request(
-        prompt,
         loading.limits_of(open_bundle(bundle, check=False)),
+        prompt,
         negative_prompt=negative_prompt or None,
-        steps=steps,
-        guidance=guidance,
+        num_inference_steps=steps,
+        guidance_scale=guidance,
         sampler=sampler,
         seed=seed,
-        size=size,
-        count=count,
+        width=width,
+        height=height,
+        num_images_per_prompt=count,
         noise=noise,
         image=image or None,
-        mask=mask or None,
+        mask_image=mask or None,
         strength=strength,
         fit=fit,
         guidance_rescale=guidance_rescale,

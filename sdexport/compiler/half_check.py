@@ -275,11 +275,12 @@ class _Trials:
             result = pipeline.generate(
                 prompt,
                 negative_prompt=NEGATIVE_PROMPT,
-                steps=trial.steps,
-                guidance=GUIDANCE,
+                num_inference_steps=trial.steps,
+                guidance_scale=GUIDANCE,
                 sampler=SAMPLER,
                 seed=trial.seed + index,
-                size=trial.size,
+                width=trial.size[0],
+                height=trial.size[1],
             )
             if "vae_encoder" in watched:
                 _encode(watched["vae_encoder"], np.asarray(result.images[0]), parts)

@@ -418,19 +418,21 @@ def _images(
     result = Pipeline(parts).generate(
         list(prompts),
         negative_prompt=NEGATIVE_PROMPT,
-        steps=STEPS,
-        guidance=GUIDANCE,
+        num_inference_steps=STEPS,
+        guidance_scale=GUIDANCE,
         sampler=SAMPLER,
         seed=seeds,
-        size=size,
+        width=size[0],
+        height=size[1],
     )
     theirs = reference.generate(
         list(prompts),
         seeds=seeds,
-        steps=STEPS,
-        guidance=GUIDANCE,
+        num_inference_steps=STEPS,
+        guidance_scale=GUIDANCE,
         sampler=SAMPLER,
-        size=size,
+        width=size[0],
+        height=size[1],
         negative_prompt=NEGATIVE_PROMPT,
     )
     ours = np.stack([np.asarray(image) for image in result.images]).astype(np.float64)

@@ -91,31 +91,32 @@ class ReferenceModels:
         prompts: Sequence[str],
         *,
         seeds: Sequence[int],
-        steps: int,
-        guidance: float,
+        num_inference_steps: int,
+        guidance_scale: float,
         sampler: str | None = None,
-        size: tuple[int, int],
+        height: int,
+        width: int,
         negative_prompt: str | Sequence[str] | None = None,
         guidance_rescale: float = 0.0,
         clip_skip: int | None = None,
         image: Any = None,
-        mask: Any = None,
+        mask_image: Any = None,
         strength: float = 1.0,
     ) -> list[Array]:
-        """What `diffusers.StableDiffusionPipeline` generates, or its image-to-image or inpainting
-        one.
+        """The images of diffusers' text-to-image, image-to-image or inpainting pipeline.
 
         Args:
             prompts: one an image.
             seeds: of each image's own generator on the CPU.
-            steps: of the sampler; PNDM makes one evaluation more.
-            guidance: above 1 the negative prompt is evaluated as well.
+            num_inference_steps: of the sampler; PNDM makes one evaluation more.
+            guidance_scale: above 1 the negative prompt is evaluated as well.
             sampler: as `sdexport.sampling` names it; None is the checkpoint's own.
-            size: (width, height) in pixels.
+            height, width: pixels.
             negative_prompt: one for all or one an image; None is the empty one.
             guidance_rescale: from 0 (off) to 1; from text alone.
             clip_skip: layers of the text encoder left out; None is diffusers' default.
-            image: PIL's, to start from, repainted by `strength`; with a `mask`, where it is white.
+            image: PIL's, to start from, repainted by `strength`; with a
+                `mask_image`, where it is white.
 
         Returns:
             (H, W, 3) uint8 for each prompt.
@@ -127,14 +128,14 @@ class ReferenceModels:
 
         if len(seeds) != len(prompts):
             raise ValueError(f"{len(prompts)} prompts need as many seeds, not {len(seeds)}")
-        pipeline = self._pipeline(sampler, image is not None, mask is not None)
+        pipeline = self._pipeline(sampler, image is not None, mask_image is not None)
         extra: dict[str, Any] = {"guidance_rescale": guidance_rescale}
         if image is not None:
             extra = {"image": image, "strength": strength}
-        if mask is not None:
-            extra["mask_image"] = mask
-        if mask is not None or image is None:
-            extra |= {"width": size[0], "height": size[1]}
+        if mask_image is not None:
+            extra["mask_image"] = mask_image
+        if mask_image is not None or image is None:
+            extra |= {"width": width, "height": height}
         negative = (
             [negative_prompt or ""] * len(prompts)
             if negative_prompt is None or isinstance(negative_prompt, str)
@@ -143,8 +144,8 @@ class ReferenceModels:
         images = pipeline(
             prompt=list(prompts),
             negative_prompt=negative,
-            num_inference_steps=steps,
-            guidance_scale=guidance,
+            num_inference_steps=num_inference_steps,
+            guidance_scale=guidance_scale,
             clip_skip=clip_skip,
             **extra,
             generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],

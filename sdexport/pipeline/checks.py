@@ -6,6 +6,7 @@ A `UsageError` names the value and what is accepted.
 from __future__ import annotations
 
 import numbers
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -88,3 +89,20 @@ def whole_of(value: object, name: str, most: int | None = None) -> int:
         limit = "of at least 1" if most is None else f"from 1 to {most}"
         raise UsageError(f"{name} must be a whole number {limit}, got {shown(value)}")
     return number
+
+
+def size_of(value: str | Sequence[int]) -> tuple[int, int]:
+    """(width, height) of `"512x768"` or a pair of whole numbers."""
+    numbers: list[int | None] = []
+    if isinstance(value, str):
+        match = re.fullmatch(r"\s*(\d{1,9})\s*[xX×]\s*(\d{1,9})\s*", value, re.ASCII)
+        numbers = [int(part) for part in match.groups()] if match else []
+    elif (sides := sequence_of(value)) is not None and len(sides) == 2:
+        numbers = [index_of(side) for side in sides]
+    width, height = numbers if len(numbers) == 2 else (None, None)
+    if width is None or height is None or min(width, height) < 1:
+        raise UsageError(
+            "size must be (width, height) or WIDTHxHEIGHT in pixels, for example 512x512, got "
+            f"{shown(value)}"
+        )
+    return width, height

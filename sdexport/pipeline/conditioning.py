@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sdexport.backends.slots import Workspace
+from sdexport.backends.slots import Floats, Workspace
+from sdexport.errors import UsageError
 from sdexport.model.shapes import MOST_PIECES
 from sdexport.pipeline.parts import PipelineParts
 from sdexport.pipeline.prompts import (
@@ -32,18 +34,49 @@ class Texts:
         self._read: dict[str, Prompt] = {}
         self._empty = parts.tokenizer.encode([""])[0]
 
-    def _branches(self, image: int) -> tuple[Prompt, ...]:
-        """[negative, prompt] of an image, or its prompt alone where it is not guided."""
+    def _branches(self, image: int) -> tuple[Prompt | Floats, ...]:
+        """[negative, prompt] of an image, or its prompt alone where it is not guided.
+
+        Where the caller gave embeddings, (tokens, dim), these.
+        """
         request = self._request
-        texts = [request.negative_prompts[image], request.prompts[image]][-request.branches :]
-        for text in texts:
-            if text not in self._read:
-                self._read[text] = read_prompt(self._parts.tokenizer, text, request.prompt_syntax)
-        return tuple(self._read[text] for text in texts)
+        given = (
+            (request.negative_prompts, request.negative_prompt_embeds),
+            (request.prompts, request.prompt_embeds),
+        )
+        return tuple(
+            self._prompt(texts[image]) if embeddings is None else embeddings[image]
+            for texts, embeddings in given[-request.branches :]
+        )
+
+    def _prompt(self, text: str) -> Prompt:
+        if text not in self._read:
+            syntax = self._request.prompt_syntax
+            self._read[text] = read_prompt(self._parts.tokenizer, text, syntax)
+        return self._read[text]
 
     def pieces(self, image: int) -> int:
-        """Pieces of the image's longer text; the other one is continued with empty ones."""
-        return max(len(prompt.ids) for prompt in self._branches(image))
+        """Pieces of the image's longer text; the other one is continued with empty ones.
+
+        Raises:
+            UsageError: embeddings of the caller are shorter than the image's other text.
+        """
+        branches = self._branches(image)
+        found = [self._length(branch) for branch in branches]
+        for branch, own in zip(branches, found, strict=True):
+            if isinstance(branch, np.ndarray) and own < max(found):
+                tokens = self._parts.tokens
+                raise UsageError(
+                    "prompt_embeds and negative_prompt_embeds must have as many tokens as the "
+                    f"image's other text, {max(found) * tokens}, got {own * tokens}; give both of "
+                    "the same length"
+                )
+        return max(found)
+
+    def _length(self, branch: Prompt | Floats) -> int:
+        if isinstance(branch, Prompt):
+            return len(branch.ids)
+        return len(branch) // self._parts.tokens
 
     def warnings(self) -> list[str]:
         """What has no effect of the texts that were read."""
@@ -64,19 +97,33 @@ class Texts:
 
     def encode(self, workspace: Workspace, images: Sequence[int]) -> None:
         """Encodes the texts of `images`, one for each place of the workspace's batch."""
-        request = self._request
-        prompts = [prompt for image in images for prompt in self._branches(image)]
-        pieces = workspace.shape.tokens // self._parts.tokens
-        ids = np.stack([padded(prompt, pieces, self._empty).reshape(-1) for prompt in prompts])
+        request, tokens = self._request, self._parts.tokens
+        branches = [branch for image in images for branch in self._branches(image)]
+        pieces = workspace.shape.tokens // tokens
+        given = [isinstance(branch, np.ndarray) for branch in branches]
+        if all(given):
+            shape = (len(images), request.branches, workspace.shape.tokens, -1)
+            workspace.embed(np.stack(cast("list[Floats]", branches)).reshape(shape))
+            return
+        ids = np.stack(
+            [
+                padded(branch, pieces, self._empty).reshape(-1)
+                if isinstance(branch, Prompt)
+                else np.tile(self._empty, pieces)
+                for branch in branches
+            ]
+        )
         # As in diffusers, which leaves no layer out for a negative prompt.
         skipped: NDArray[np.int64] = np.zeros((len(images), request.branches), np.int64)
         skipped[:, -1] = request.clip_skip
         workspace.encode(ids, skipped.reshape(-1))
-        if all(prompt.weights is None for prompt in prompts):
+        if not any(given) and all(cast(Prompt, one).weights is None for one in branches):
             return
         embeddings = workspace.embeddings()
-        rows = embeddings.reshape(len(prompts), pieces, self._parts.tokens, -1)
-        for row, prompt in zip(rows, prompts, strict=True):
-            if prompt.weights is not None:
-                weigh_embeddings(row[: len(prompt.weights)], prompt.weights)
+        rows = embeddings.reshape(len(branches), pieces, tokens, -1)
+        for row, branch in zip(rows, branches, strict=True):
+            if not isinstance(branch, Prompt):
+                row[...] = branch.reshape(row.shape)
+            elif branch.weights is not None:
+                weigh_embeddings(row[: len(branch.weights)], branch.weights)
         workspace.embed(embeddings)

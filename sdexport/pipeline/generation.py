@@ -15,8 +15,8 @@ from sdexport.backends.slots import Floats, Shape, Workspace
 from sdexport.errors import EngineError, UsageError
 from sdexport.pipeline.conditioning import Texts
 from sdexport.pipeline.parts import PipelineParts
-from sdexport.pipeline.request import Request
-from sdexport.pipeline.result import Result, Timings, parameters_of
+from sdexport.pipeline.request import LATENT, Request
+from sdexport.pipeline.result import Result, Timings, images_as, parameters_of
 from sdexport.pipeline.slot_inputs import SlotInputs, inputs_of, slot_inputs
 
 
@@ -66,6 +66,7 @@ class Generation:
         self._parts = parts
         self._request = request
         self._images: list[Image.Image] = []
+        self._latents: list[Floats] = []
         self._evaluations: list[float] = []
         self._done = 0
         self._text_encoder = self._denoise = self._vae_decoder = self._total = 0.0
@@ -125,7 +126,7 @@ class Generation:
             if done == each:
                 # The last step's latents are the caller's: the next batch overwrites the buffer.
                 kept = self._checked(workspace.latents()[: last - first].copy(), first)
-                self._decode(workspace, last - first)
+                self._finish(workspace, kept)
                 result = self._result() if last == request.images else None
                 read = _owned(kept)
             self._total += perf_counter() - self._since
@@ -154,22 +155,26 @@ class Generation:
             raise not_finite(self._parts, self._request, first + int(np.argmin(finite)))
         return latents
 
-    def _decode(self, workspace: Workspace, images: int) -> None:
+    def _finish(self, workspace: Workspace, latents: Floats) -> None:
         """The finished latents to images, and the batch's times to those of the request."""
-        decoded = workspace.decode()
-        started = perf_counter()
-        # fromarray copies: the buffer belongs to the next batch.
-        self._images += [Image.fromarray(image) for image in decoded[:images]]
-        self._vae_decoder += perf_counter() - started
+        decodes = self._request.output_type != LATENT
+        if decodes:
+            decoded = workspace.decode()
+            started = perf_counter()
+            # fromarray copies: the buffer belongs to the next batch.
+            self._images += [Image.fromarray(image) for image in decoded[: len(latents)]]
+            self._vae_decoder += perf_counter() - started
+        else:
+            self._latents.append(latents)
         times = workspace.times
         self._text_encoder += times.text_encoder
         self._denoise += times.denoise
-        self._vae_decoder += times.vae_decoder
+        self._vae_decoder += times.vae_decoder if decodes else 0.0
         self._evaluations += times.evaluations
 
     def _result(self) -> Result:
         return Result(
-            images=self._images,
+            images=images_as(self._request.output_type, self._images, self._latents),
             seeds=self._request.seeds,
             parameters=parameters_of(self._request, self._parts.about),
             timings=Timings(
@@ -195,7 +200,7 @@ def not_finite(parts: PipelineParts, request: Request, image: int) -> EngineErro
         f"image {image} (seed {request.seeds[image]}) is no image: its latents hold values "
         f"that are no finite numbers after {request.plan.evaluations} evaluations of "
         f"{parts.denoise_step.name} in {precision or 'its precision'} with guidance "
-        f"{request.guidance:g}; {remedy}, or use a smaller guidance"
+        f"{request.guidance_scale:g}; {remedy}, or use a smaller guidance"
     )
 
 
@@ -207,8 +212,8 @@ def warnings_of(request: Request, texts: Texts) -> list[str]:
             "the negative prompt has no effect: this model takes the guidance scale as an "
             "embedding and is not guided away from anything"
             if request.embedded_guidance
-            else f"the negative prompt has no effect with guidance {request.guidance:g}; give a "
-            "guidance above 1"
+            else "the negative prompt has no effect with guidance "
+            f"{request.guidance_scale:g}; give a guidance above 1"
         )
     if request.branches == 1 and request.guidance_rescale > 0:
         said.append("guidance_rescale has no effect without guidance")

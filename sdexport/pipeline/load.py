@@ -17,6 +17,7 @@ from sdexport.backends.lazy_session import LazySession
 from sdexport.backends.session import Engine
 from sdexport.backends.targets import (
     AUTO,
+    check_device,
     check_loop,
     check_threads,
     find_target,
@@ -38,6 +39,7 @@ def load(
     threads: int | None = None,
     check: bool = True,
     loop: str = AUTO,
+    device: int | None = None,
 ) -> Pipeline:
     """The pipeline of the bundle at `path`, its engines loaded for the target it was built for.
 
@@ -49,18 +51,21 @@ def load(
         loop: how the denoising loop runs on a GPU: `whole-loop` launches a batch's evaluations as
             one CUDA graph, `step-graph` each as one, `eager` each kernel by itself; `auto` takes
             the whole loop for `generate` and a graph a step for `stream`. See docs/cuda.md.
+        device: the number of the GPU, as CUDA counts those that CUDA_VISIBLE_DEVICES shows; None
+            takes the first that runs the bundle's engines. For targets on a GPU alone.
 
     Raises:
         FolderError: no bundle, or a damaged one.
         MissingExtraError: the target's library is not installed.
         EngineError: an engine cannot be loaded.
-        UsageError: `threads` is no number of threads, or `loop` no form for this target.
+        UsageError: `threads` is not a number of threads, `loop` not a form for this target, or
+            `device` not one of its GPUs.
     """
     place = reading.given_path(path, "the bundle's path")
     for retry in (True, False):
         bundle = open_bundle(place, check=check)
         try:
-            return Pipeline(load_parts(bundle, threads=threads, loop=loop))
+            return Pipeline(load_parts(bundle, threads=threads, loop=loop, device=device))
         except SdexportError:
             # Another was built in its place: the message would be about what is gone.
             replaced = bundle.replaced
@@ -78,6 +83,9 @@ def limits_of(bundle: Bundle) -> Limits:
         bundle.scheduler_config,
         manifest.default_guidance,
         manifest.default_size,
+        latent_channels=manifest.latent_channels,
+        tokens=manifest.tokens,
+        embedding_dim=manifest.embedding_dim,
         text_layers=manifest.text_layers,
         embedded_guidance=manifest.embedded_guidance,
         takes_images="vae_encoder" in manifest.engines,
@@ -85,19 +93,32 @@ def limits_of(bundle: Bundle) -> Limits:
     )
 
 
-def load_parts(bundle: Bundle, *, threads: int | None = None, loop: str = AUTO) -> PipelineParts:
+def load_parts(
+    bundle: Bundle,
+    *,
+    threads: int | None = None,
+    loop: str = AUTO,
+    device: int | None = None,
+) -> PipelineParts:
     """The parts of a bundle that is open, its engines loaded; see `load`."""
     check_threads(threads)
     manifest = bundle.manifest
     target = find_target(manifest.target)
     check_loop(target, loop)
+    check_device(target, device)
 
     def engine(name: str) -> Engine:
         built = BuiltFor.of(manifest.builder)
         # What it takes from the disk is what was opened, also when that lies elsewhere by now.
         return bundle.read(
             lambda _: load_engine(
-                target, name, bundle.engine_file(name), manifest.precision, threads, built=built
+                target,
+                name,
+                bundle.engine_file(name),
+                manifest.precision,
+                threads,
+                built=built,
+                device=device,
             )
         )
 
@@ -118,8 +139,8 @@ def load_parts(bundle: Bundle, *, threads: int | None = None, loop: str = AUTO) 
         text_projection=optional("text_projection"),
         time_projection=optional("time_projection"),
     )
-    device = make_device(target, parts.engines, loop=loop, cache=bundle.runtime_cache)
-    return replace(parts, device=device, bundle=bundle)
+    placed = make_device(target, parts.engines, loop=loop, cache=bundle.runtime_cache)
+    return replace(parts, device=placed, bundle=bundle)
 
 
 def parts_of(

@@ -12,24 +12,14 @@ from typing import Self
 from sdexport.backends.forks import check_process
 from sdexport.backends.slots import CLOSED, Workspaces
 from sdexport.errors import UsageError, shown
-from sdexport.keywords import explains_keywords
 from sdexport.pipeline.checks import sequence_of
 from sdexport.pipeline.generation import Generation, Step
-from sdexport.pipeline.guidance import WHOLE
-from sdexport.pipeline.images import EXACT, ImageLike
+from sdexport.pipeline.option_signature import takes_options
 from sdexport.pipeline.parts import PipelineParts
-from sdexport.pipeline.prompts import PLAIN
-from sdexport.pipeline.request import (
-    DEFAULT_STEPS,
-    HINTS,
-    MOST_IMAGES,
-    Request,
-    make_request,
-)
+from sdexport.pipeline.request import MOST_IMAGES, Request
 from sdexport.pipeline.result import Result
 from sdexport.pipeline.scheduler import StepScheduler
 from sdexport.pipeline.workspace_pool import WorkspacePool
-from sdexport.sampling import NOISE_SOURCES
 
 __all__ = ["Pipeline", "PipelineParts", "Step"]
 
@@ -80,101 +70,23 @@ class Pipeline:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    @explains_keywords(HINTS)
-    def request(
-        self,
-        prompt: str | Sequence[str],
-        *,
-        negative_prompt: str | Sequence[str] | None = None,
-        steps: int = DEFAULT_STEPS,
-        guidance: float | None = None,
-        guidance_rescale: float = 0.0,
-        guidance_interval: Sequence[float] = WHOLE,
-        sampler: str | None = None,
-        seed: int | Sequence[int] | None = None,
-        size: str | Sequence[int] | None = None,
-        count: int = 1,
-        noise: str = NOISE_SOURCES[0],
-        prompt_syntax: str = PLAIN,
-        clip_skip: int = 0,
-        image: ImageLike | Sequence[ImageLike] | None = None,
-        mask: ImageLike | Sequence[ImageLike] | None = None,
-        strength: float | None = None,
-        fit: str = EXACT,
-    ) -> Request:
-        """A request that this pipeline can generate; see `request.make_request` for the arguments.
+    @takes_options
+    def request(self, request: Request) -> Request:
+        """A request that this pipeline can serve, for `generate_batch` and `steps`.
 
         Raises:
             UsageError: a value cannot be served.
         """
-        return make_request(
-            prompt,
-            self.parts.limits,
-            negative_prompt=negative_prompt,
-            steps=steps,
-            guidance=guidance,
-            guidance_rescale=guidance_rescale,
-            guidance_interval=guidance_interval,
-            sampler=sampler,
-            seed=seed,
-            size=size,
-            count=count,
-            noise=noise,
-            prompt_syntax=prompt_syntax,
-            clip_skip=clip_skip,
-            image=image,
-            mask=mask,
-            strength=strength,
-            fit=fit,
-        )
+        return request
 
-    @explains_keywords(HINTS)
-    def generate(
-        self,
-        prompt: str | Sequence[str],
-        *,
-        negative_prompt: str | Sequence[str] | None = None,
-        steps: int = DEFAULT_STEPS,
-        guidance: float | None = None,
-        guidance_rescale: float = 0.0,
-        guidance_interval: Sequence[float] = WHOLE,
-        sampler: str | None = None,
-        seed: int | Sequence[int] | None = None,
-        size: str | Sequence[int] | None = None,
-        count: int = 1,
-        noise: str = NOISE_SOURCES[0],
-        prompt_syntax: str = PLAIN,
-        clip_skip: int = 0,
-        image: ImageLike | Sequence[ImageLike] | None = None,
-        mask: ImageLike | Sequence[ImageLike] | None = None,
-        strength: float | None = None,
-        fit: str = EXACT,
-    ) -> Result:
-        """Generates `count` images of every prompt; see `request.make_request` for the arguments.
+    @takes_options
+    def generate(self, request: Request) -> Result:
+        """Generates `num_images_per_prompt` images of every prompt.
 
         Raises:
             UsageError: a value cannot be served; nothing was run.
-            EngineError: an engine failed or gave values that are no numbers.
+            EngineError: an engine failed or gave values that are not finite.
         """
-        request = self.request(
-            prompt,
-            negative_prompt=negative_prompt,
-            steps=steps,
-            guidance=guidance,
-            guidance_rescale=guidance_rescale,
-            guidance_interval=guidance_interval,
-            sampler=sampler,
-            seed=seed,
-            size=size,
-            count=count,
-            noise=noise,
-            prompt_syntax=prompt_syntax,
-            clip_skip=clip_skip,
-            image=image,
-            mask=mask,
-            strength=strength,
-            fit=fit,
-        )
         with closing(self.steps(request, watched=False)) as stream:
             for step in stream:
                 if step.result is not None:
@@ -204,28 +116,8 @@ class Pipeline:
                 pass
         return [job.outcome() for job in jobs]
 
-    @explains_keywords(HINTS)
-    def stream(
-        self,
-        prompt: str | Sequence[str],
-        *,
-        negative_prompt: str | Sequence[str] | None = None,
-        steps: int = DEFAULT_STEPS,
-        guidance: float | None = None,
-        guidance_rescale: float = 0.0,
-        guidance_interval: Sequence[float] = WHOLE,
-        sampler: str | None = None,
-        seed: int | Sequence[int] | None = None,
-        size: str | Sequence[int] | None = None,
-        count: int = 1,
-        noise: str = NOISE_SOURCES[0],
-        prompt_syntax: str = PLAIN,
-        clip_skip: int = 0,
-        image: ImageLike | Sequence[ImageLike] | None = None,
-        mask: ImageLike | Sequence[ImageLike] | None = None,
-        strength: float | None = None,
-        fit: str = EXACT,
-    ) -> Generator[Step]:
+    @takes_options
+    def stream(self, request: Request) -> Generator[Step]:
         """Like `generate`, but yields after every evaluation; closing the generator cancels.
 
         The arguments are checked by the call itself. From its first step until it is closed or has
@@ -234,27 +126,8 @@ class Pipeline:
         Raises:
             UsageError: a value cannot be served, or (from the generator) this thread holds an
                 unfinished stream of this pipeline.
-            EngineError: from the generator: an engine failed or gave values that are no numbers.
+            EngineError: from the generator: an engine failed or gave values that are not finite.
         """
-        request = self.request(
-            prompt,
-            negative_prompt=negative_prompt,
-            steps=steps,
-            guidance=guidance,
-            guidance_rescale=guidance_rescale,
-            guidance_interval=guidance_interval,
-            sampler=sampler,
-            seed=seed,
-            size=size,
-            count=count,
-            noise=noise,
-            prompt_syntax=prompt_syntax,
-            clip_skip=clip_skip,
-            image=image,
-            mask=mask,
-            strength=strength,
-            fit=fit,
-        )
         return self.steps(request)
 
     def steps(self, request: Request, *, watched: bool = True) -> Generator[Step]:

@@ -5,7 +5,6 @@ Nothing here needs an engine, so a request is refused before the first one is lo
 
 from __future__ import annotations
 
-import re
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,10 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from sdexport.backends.slots import Floats
 from sdexport.errors import UsageError, shown
 from sdexport.keywords import explains_keywords
 from sdexport.model.native_size import pixel_multiple
-from sdexport.model.shapes import PIXEL_MULTIPLE, Profile
+from sdexport.model.shapes import MOST_PIECES, PIXEL_MULTIPLE, Profile
+from sdexport.pipeline.arrays import embeddings_of, latents_of
 from sdexport.pipeline.checks import (
     index_of,
     number_of,
@@ -40,6 +41,7 @@ from sdexport.pipeline.images import (
     size_for,
     source_of,
 )
+from sdexport.pipeline.option_names import EARLIER, HINTS
 from sdexport.pipeline.prompts import PLAIN, SYNTAXES, WEIGHTS, parse
 from sdexport.sampling import (
     NOISE_SOURCES,
@@ -48,6 +50,7 @@ from sdexport.sampling import (
     pipeline_config,
     unknown_options,
 )
+from sdexport.sampling.run import numbers
 
 SEED_LIMIT = 2**64
 """Seeds are below this, as torch takes them; torch's CPU generator uses their low 32 bits."""
@@ -57,6 +60,12 @@ MOST_IMAGES = 10_000
 
 LONGEST_NAME = 200
 """Characters; no sampler has as many."""
+
+LONGEST_SIDE = 1 << 24
+"""Pixels; no profile has as many."""
+
+PIL, NUMPY, LATENT = "pil", "np", "latent"
+OUTPUT_TYPES = (PIL, NUMPY, LATENT)
 
 DEFAULT_STEPS = 50
 DEFAULT_STRENGTH = 0.8
@@ -71,6 +80,8 @@ class Limits:
         profile: the sizes and batches that the engines were built for.
         scheduler_config: the checkpoint's scheduler configuration, as diffusers writes it.
         default_guidance, default_size: used where a request says nothing; (width, height) pixels.
+        latent_channels: of a latent.
+        tokens, embedding_dim: length and width of the text encoder's output.
         text_layers: layers of the text encoder that may be left out; 0: none.
         embedded_guidance: the model takes the guidance scale as an embedding.
         takes_images: there is a VAE encoder.
@@ -81,52 +92,13 @@ class Limits:
     scheduler_config: Mapping[str, Any]
     default_guidance: float
     default_size: tuple[int, int]
+    latent_channels: int = 4
+    tokens: int = 77
+    embedding_dim: int = 768
     text_layers: int = 0
     embedded_guidance: bool = False
     takes_images: bool = False
     latent_scale: int = PIXEL_MULTIPLE
-
-
-NOT_TAKEN = "there is no such option here"
-NAMES = {
-    **dict.fromkeys(("num_inference_steps", "num_steps", "n_steps", "sample_steps"), "steps"),
-    **dict.fromkeys(("guidance_scale", "cfg_scale", "cfg"), "guidance"),
-    **dict.fromkeys(("num_images_per_prompt", "num_images", "batch_size", "batch_count"), "count"),
-    **dict.fromkeys(("scheduler", "sampling_method", "sampler_name"), "sampler"),
-    **dict.fromkeys(("height", "width"), "size"),
-    **dict.fromkeys(("image_path", "init_image", "init_img"), "image"),
-    "mask_image": "mask",
-    "denoising_strength": "strength",
-    "manual_seed": "seed",
-    "neg_prompt": "negative_prompt",
-}
-"""What diffusers, its kin and web UIs call an option → what it is called here."""
-
-HINTS = {
-    **{name: f"the option is called {ours!r} here" for name, ours in NAMES.items()},
-    "height": "give both sides in pixels as size=(width, height)",
-    "width": "give both sides in pixels as size=(width, height)",
-    "generator": "give its seed as 'seed', and noise='torch-cuda' for one that is on a GPU",
-    "scheduler": "the option is called 'sampler' here; `sdexport samplers` lists them",
-    "masked_image_latents": "give the image as 'image' and the mask as 'mask'",
-    "padding_mask_crop": "cut the image yourself, or choose how it is fitted with 'fit'",
-    "latents": "the start noise follows from 'seed'; a start from an image is 'image'",
-    "eta": f"{NOT_TAKEN}: choose a 'sampler' that draws noise, such as 'euler-a' or 'ddpm'",
-    "timesteps": "choose their spacing with 'sampler', such as 'dpmpp-2m-karras'",
-    "sigmas": "choose their spacing with 'sampler', such as 'dpmpp-2m-karras'",
-    "prompt_embeds": "give the text as 'prompt'",
-    "negative_prompt_embeds": "give the text as 'negative_prompt'",
-    "ip_adapter_image": f"{NOT_TAKEN}: bundles have no image adapter",
-    "ip_adapter_image_embeds": f"{NOT_TAKEN}: bundles have no image adapter",
-    "cross_attention_kwargs": f"{NOT_TAKEN}: a bundle's weights are fixed when it is compiled",
-    "output_type": "a result's 'images' are PIL images; the latents are those of `stream`",
-    "return_dict": "a `Result` is returned, whose 'images' is a list",
-    "callback": "use `stream`, which yields after every step",
-    "callback_steps": "use `stream`, which yields after every step",
-    "callback_on_step_end": "use `stream`, which yields after every step",
-    "callback_on_step_end_tensor_inputs": "use `stream`, whose steps have 'latents'",
-}
-"""What to do instead of what diffusers' pipelines, or others, have under another name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,8 +106,9 @@ class Request:
     """A checked request; `prompts`, `negative_prompts` and `seeds` have one entry an image.
 
     Attributes:
-        guidance: the guidance scale; up to 1 there is none, and negative prompts have no effect.
-        plan: the sampler compiled for `steps` and, with `sources`, for `strength`.
+        num_inference_steps: of the sampler.
+        guidance_scale: up to 1 there is no guidance, and negative prompts have no effect.
+        plan: the sampler compiled for the steps and, with `sources`, for `strength`.
         noise: the generator that a seed seeds, one of `sdexport.sampling.NOISE_SOURCES`.
         width, height: pixels.
         guidance_rescale: φ of section 3.4 of 2305.08891, from 0 (off) to 1.
@@ -144,16 +117,22 @@ class Request:
             once a step.
         prompt_syntax: see `prompts.SYNTAXES`.
         clip_skip: layers of the text encoder left out for the prompts.
+        eta, timesteps, sigmas: what the plan was compiled with; None where the request says
+            nothing.
         sources: the image that each image starts from; empty where all start from noise.
         strength: how much of the sources is repainted; 1 without sources.
         fit: how the sources were fitted; `notes`: what was done to them, for people.
+        latents: (images, C, h, w) float32, unit noise to start from; None takes the seeds'.
+        prompt_embeds, negative_prompt_embeds: (images, tokens, dim) float32, in the place of the
+            texts, which are empty then; None takes the texts.
+        output_type: what the result's images are, one of `OUTPUT_TYPES`.
     """
 
     prompts: tuple[str, ...]
     negative_prompts: tuple[str, ...]
     seeds: tuple[int, ...]
-    steps: int
-    guidance: float
+    num_inference_steps: int
+    guidance_scale: float
     sampler: str
     width: int
     height: int
@@ -164,9 +143,16 @@ class Request:
     embedded_guidance: bool = False
     prompt_syntax: str = PLAIN
     clip_skip: int = 0
+    eta: float | None = None
+    timesteps: tuple[float, ...] | None = None
+    sigmas: tuple[float, ...] | None = None
     sources: tuple[Source, ...] = field(default=(), repr=False, compare=False)
     strength: float = 1.0
     fit: str = EXACT
+    latents: Floats | None = field(default=None, repr=False, compare=False)
+    prompt_embeds: Floats | None = field(default=None, repr=False, compare=False)
+    negative_prompt_embeds: Floats | None = field(default=None, repr=False, compare=False)
+    output_type: str = PIL
     notes: tuple[str, ...] = ()
 
     @property
@@ -186,106 +172,143 @@ class Request:
         Outside the interval it is 1, and the model is evaluated twice there all the same. A model
         that takes the scale as an embedding is not guided from outside.
         """
-        scale = 1.0 if self.embedded_guidance else self.guidance
+        scale = 1.0 if self.embedded_guidance else self.guidance_scale
         return guidance_scales(scale, self.guidance_interval, self.plan.evaluations)
 
 
-@explains_keywords(HINTS)
+@explains_keywords(HINTS, EARLIER)
 def make_request(
-    prompt: str | Sequence[str],
     limits: Limits,
+    prompt: str | Sequence[str] | None = None,
     *,
     negative_prompt: str | Sequence[str] | None = None,
-    steps: int = DEFAULT_STEPS,
-    guidance: float | None = None,
+    num_inference_steps: int | None = None,
+    guidance_scale: float | None = None,
+    num_images_per_prompt: int = 1,
+    height: int | None = None,
+    width: int | None = None,
+    seed: int | Sequence[int] | None = None,
+    sampler: str | None = None,
+    image: ImageLike | Sequence[ImageLike] | None = None,
+    mask_image: ImageLike | Sequence[ImageLike] | None = None,
+    strength: float | None = None,
+    clip_skip: int | None = None,
+    eta: float | None = None,
+    timesteps: Sequence[float] | None = None,
+    sigmas: Sequence[float] | None = None,
+    latents: Floats | None = None,
+    prompt_embeds: Floats | None = None,
+    negative_prompt_embeds: Floats | None = None,
+    output_type: str = PIL,
     guidance_rescale: float = 0.0,
     guidance_interval: Sequence[float] = WHOLE,
-    sampler: str | None = None,
-    seed: int | Sequence[int] | None = None,
-    size: str | Sequence[int] | None = None,
-    count: int = 1,
     noise: str = NOISE_SOURCES[0],
     prompt_syntax: str = PLAIN,
-    clip_skip: int = 0,
-    image: ImageLike | Sequence[ImageLike] | None = None,
-    mask: ImageLike | Sequence[ImageLike] | None = None,
-    strength: float | None = None,
     fit: str = EXACT,
 ) -> Request:
-    """The request for `count` images of every prompt, prompt by prompt.
+    """The checked request for images of every prompt, prompt by prompt.
+
+    The options have the names that diffusers' pipelines give them, where those have them.
 
     Args:
-        prompt: one text or several; an empty text is a prompt as well.
         limits: what the bundle can serve, and its defaults.
-        negative_prompt: one text for all, or one for each prompt.
-        steps: of the sampler; some samplers evaluate the model more often than that. 50.
-        guidance: the guidance scale; None is the bundle's.
+        prompt: one text or several; an empty text is a prompt as well. None with `prompt_embeds`.
+        negative_prompt: one text for all, or one for each prompt; without guidance it has no
+            effect, which the result's warnings say. Empty.
+        num_inference_steps: of the sampler; some samplers evaluate the model more often than that.
+            None is 50, or as many as `timesteps` or `sigmas` make.
+        guidance_scale: how strongly to follow the prompt, no unit; up to 1 there is no guidance,
+            which takes half the time. None is the bundle's.
+        num_images_per_prompt: images of each prompt. 1.
+        height, width: pixels, multiples of 8 within the bundle's profile; None is the image's,
+            where there is one, and else the bundle's.
+        seed: image k has seed + k; a sequence gives every image's seed; None draws one at random.
+        sampler: a name that `sdexport samplers` lists; None is the checkpoint's own.
+        image: an image to start from: PIL's, or a file's path; one for all, or one a prompt.
+        mask_image: white where the image is repainted, black where it is kept; likewise.
+        strength: from 0 to 1, how much of the image is repainted; the steps are as much fewer.
+            None is 0.8, and 1 with a mask.
+        clip_skip: layers of the text encoder left out for the prompts (not for negative prompts),
+            as in diffusers: 1 takes the last but one. What web UIs call CLIP skip is 1 more. None
+            is 0.
+        eta: the share of fresh noise, from 0 to 1, for samplers that take one (DDIM and TCD among
+            them); None is 0.
+        timesteps: the model's timesteps instead of the sampler's own, for samplers that take any.
+        sigmas: the noise levels instead of the sampler's own; Euler's end with the last one.
+        latents: unit noise to start from instead of the seeds', (images, C, height / 8, width / 8)
+            for a VAE of factor 8, floating point; not with an image.
+        prompt_embeds: the text encoder's output instead of a prompt, (prompts, tokens, dim),
+            floating point.
+        negative_prompt_embeds: likewise, for all prompts (1, tokens, dim) or for each.
+        output_type: what the result's images are: "pil", PIL images; "np", an array (images,
+            height, width, 3) float32 from 0 to 1; "latent", an array (images, C, h, w) float32.
+            pil.
         guidance_rescale: from 0 (off) to 1, against overexposure by strong guidance.
         guidance_interval: (begin, end) from 0 to 1: the part of the evaluations with guidance.
-        sampler: a name that `sdexport samplers` lists; None is the checkpoint's own.
-        seed: image k has seed + k; a sequence gives every image's seed; None draws one at random.
-        size: `"WIDTHxHEIGHT"` or (width, height) in pixels; None is the image's, where there is
-            one, and else the bundle's.
-        count: images a prompt. 1.
         noise: whose noise a seed stands for: "torch-cpu", torch's on the CPU, or "torch-cuda",
             torch's on a GPU; torch-cpu.
         prompt_syntax: how prompts are read, see `prompts.SYNTAXES`; plain.
-        clip_skip: layers of the text encoder left out for the prompts (not for negative prompts),
-            as in diffusers: 1 takes the last but one. What web UIs call CLIP skip is 1 more.
-        image: an image to start from: PIL's, or a file's path; one for all, or one a prompt.
-        mask: white where the image is repainted, black where it is kept; likewise.
-        strength: from 0 to 1, how much of the image is repainted; the steps are as much fewer.
-            None is 0.8, and 1 with a mask.
         fit: how an image of another size is fitted, see `images.FITS`; exact.
 
     Raises:
         UsageError: names the value, what is accepted, and the remedy.
         TypeError: an option that there is not; names the one that was meant.
     """
-    prompts = texts_of(prompt, "prompt", MOST_IMAGES)
-    if not prompts:
-        raise UsageError('no prompt was given; give at least one (an empty one, "", is allowed)')
-    images_each = whole_of(count, "count", MOST_IMAGES)
+    embeds = None
+    if prompt_embeds is not None:
+        if prompt is not None:
+            raise UsageError("prompt must be left out where prompt_embeds is given, got both")
+        embeds = _embeddings(prompt_embeds, "prompt_embeds", limits, None)
+    prompts = ("",) * len(embeds) if embeds is not None else _prompts(prompt)
+    images_each = whole_of(num_images_per_prompt, "num_images_per_prompt", MOST_IMAGES)
     if len(prompts) * images_each > MOST_IMAGES:
         raise UsageError(
             f"a request must be for at most {MOST_IMAGES} images, got {len(prompts)} prompts times "
             f"{images_each}; make several requests of it"
         )
+    negative_embeds = _negative_embeds(negative_prompt, negative_prompt_embeds, limits, prompts)
     negatives = _negatives(negative_prompt, len(prompts))
     syntax = one_of(prompt_syntax, SYNTAXES, "prompt_syntax")
     if syntax == WEIGHTS:
         for text in {*prompts, *negatives}:
             parse(text)
-    steps = whole_of(steps, "steps")
     fit = one_of(fit, FITS, "fit")
-    images, masks = _images(image, mask, strength, limits, len(prompts))
-    if size is None:
-        size = size_for(images[0], limits.profile, fit) if images else limits.default_size
-    width, height = _size(size)
+    images, masks = _images(image, mask_image, strength, limits, len(prompts))
+    default = size_for(images[0], limits.profile, fit) if images else limits.default_size
+    width, height = _side(width, "width", default[0]), _side(height, "height", default[1])
     _check_size(limits, width, height, images, fit)
-    scale = _guidance(limits.default_guidance if guidance is None else guidance)
+    scale = _guidance(limits.default_guidance if guidance_scale is None else guidance_scale)
     interval = _interval(guidance_interval, limits)
-    if sampler is not None and (not isinstance(sampler, str) or len(sampler) > LONGEST_NAME):
-        raise UsageError(
-            f"sampler must be a name that `sdexport samplers` lists, got {shown(sampler)}"
-        )
     share = _strength(strength, images, masks)
     noise = one_of(noise, NOISE_SOURCES, "noise")
-    config = pipeline_config(limits.scheduler_config)
-    plan = compile_plan(config, sampler, steps, strength=share)
+    own = _own_levels(timesteps, sigmas)
+    plan = _plan(limits, sampler, num_inference_steps, share, _eta(eta), own)
+    start = None
+    if latents is not None:
+        if images:
+            raise UsageError(
+                "latents must be left out where an image is given: it is what the images start from"
+            )
+        factor = limits.latent_scale
+        sides = (height // factor, width // factor)
+        shape = (len(prompts) * images_each, limits.latent_channels, *sides)
+        start = latents_of(latents, shape)
     sources = [
-        source_of(one, own, (width, height), fit, limits.latent_scale)
-        for one, own in zip_longest(images, masks)
+        source_of(one, its_mask, (width, height), fit, limits.latent_scale)
+        for one, its_mask in zip_longest(images, masks)
     ]
+    skip = 0 if clip_skip is None else _clip_skip(clip_skip, limits)
     notes = [note_of(one, (width, height), fit) for one in images]
     if unknown := unknown_options(limits.scheduler_config):
         notes.append(f"no scheduler knows these options of the checkpoint: {', '.join(unknown)}")
+    if embeds is not None and skip:
+        notes.append("clip_skip has no effect on prompt_embeds")
     return Request(
         prompts=tuple(text for text in prompts for _ in range(images_each)),
         negative_prompts=tuple(text for text in negatives for _ in range(images_each)),
         seeds=_seeds(seed, len(prompts) * images_each),
-        steps=steps,
-        guidance=scale,
+        num_inference_steps=plan.steps,
+        guidance_scale=scale,
         sampler=plan.sampler,
         width=width,
         height=height,
@@ -295,11 +318,93 @@ def make_request(
         guidance_interval=interval,
         embedded_guidance=limits.embedded_guidance,
         prompt_syntax=syntax,
-        clip_skip=_clip_skip(clip_skip, limits),
+        clip_skip=skip,
+        eta=_eta(eta),
+        timesteps=own.get("timesteps"),
+        sigmas=own.get("sigmas"),
         sources=tuple(source for source in sources for _ in range(images_each)),
         strength=share,
         fit=fit,
+        latents=start,
+        prompt_embeds=_repeated(embeds, images_each),
+        negative_prompt_embeds=_repeated(negative_embeds, images_each),
+        output_type=one_of(output_type, OUTPUT_TYPES, "output_type"),
         notes=tuple(dict.fromkeys(note for note in notes if note is not None)),
+    )
+
+
+def _prompts(prompt: str | Sequence[str] | None) -> tuple[str, ...]:
+    prompts = () if prompt is None else texts_of(prompt, "prompt", MOST_IMAGES)
+    if not prompts:
+        raise UsageError('no prompt was given; give at least one (an empty one, "", is allowed)')
+    return prompts
+
+
+def _embeddings(value: object, name: str, limits: Limits, prompts: int | None) -> Floats:
+    return embeddings_of(value, name, prompts, limits.tokens, limits.embedding_dim, MOST_PIECES)
+
+
+def _negative_embeds(
+    text: object, value: object, limits: Limits, prompts: Sequence[str]
+) -> Floats | None:
+    if value is None:
+        return None
+    if text is not None:
+        raise UsageError(
+            "negative_prompt must be left out where negative_prompt_embeds is given, got both"
+        )
+    name = "negative_prompt_embeds"
+    found = _embeddings(value, name, limits, None)
+    return (
+        np.repeat(found, len(prompts), axis=0)
+        if len(found) == 1
+        else _embeddings(value, name, limits, len(prompts))
+    )
+
+
+def _repeated(embeds: Floats | None, times: int) -> Floats | None:
+    return None if embeds is None else np.repeat(embeds, times, axis=0)
+
+
+def _side(value: object, name: str, default: int) -> int:
+    return default if value is None else whole_of(value, name, LONGEST_SIDE)
+
+
+def _eta(value: object) -> float | None:
+    """None where it is 0, which every sampler takes."""
+    share = None if value is None else share_of(value, "eta")
+    return share or None
+
+
+def _own_levels(timesteps: object, sigmas: object) -> dict[str, tuple[float, ...]]:
+    given = {"timesteps": timesteps, "sigmas": sigmas}
+    return {name: numbers(value, name) for name, value in given.items() if value is not None}
+
+
+def _plan(
+    limits: Limits,
+    sampler: object,
+    steps: int | None,
+    strength: float,
+    eta: float | None,
+    own: Mapping[str, tuple[float, ...]],
+) -> SamplingPlan:
+    if sampler is not None and (not isinstance(sampler, str) or len(sampler) > LONGEST_NAME):
+        raise UsageError(
+            f"sampler must be a name that `sdexport samplers` lists, got {shown(sampler)}"
+        )
+    if steps is not None:
+        whole_of(steps, "num_inference_steps")
+    elif not own:
+        steps = DEFAULT_STEPS
+    return compile_plan(
+        pipeline_config(limits.scheduler_config),
+        sampler,
+        steps,
+        strength=strength,
+        eta=eta,
+        timesteps=own.get("timesteps"),
+        sigmas=own.get("sigmas"),
     )
 
 
@@ -312,7 +417,7 @@ def _images(
 ) -> tuple[list[Image.Image], list[Image.Image]]:
     """The request's images and masks, one a prompt each, or none."""
     if image is None:
-        for name, value in (("mask", mask), ("strength", strength)):
+        for name, value in (("mask_image", mask), ("strength", strength)):
             if value is not None:
                 raise UsageError(f"{name} is given without an image; give the image to start from")
         return [], []
@@ -322,7 +427,7 @@ def _images(
             "all components"
         )
     images = _opened(image, "image", prompts)
-    return images, [] if mask is None else _opened(mask, "mask", prompts)
+    return images, [] if mask is None else _opened(mask, "mask_image", prompts)
 
 
 def _opened(value: ImageLike | Sequence[ImageLike], what: str, prompts: int) -> list[Image.Image]:
@@ -422,26 +527,10 @@ def _guidance(value: object) -> float:
     # The engines compute with float32: what is no finite float32 is infinite there.
     if number is None or not 0 <= number <= float(np.finfo(np.float32).max):
         raise UsageError(
-            "guidance must be a finite number of at least 0 (up to 1 turns guidance off, 7.5 is "
-            f"usual), got {shown(value)}"
+            "guidance_scale must be a finite number of at least 0 (up to 1 turns guidance off, 7.5 "
+            f"is usual), got {shown(value)}"
         )
     return number
-
-
-def _size(value: str | Sequence[int]) -> tuple[int, int]:
-    numbers: list[int | None] = []
-    if isinstance(value, str):
-        match = re.fullmatch(r"\s*(\d{1,9})\s*[xX×]\s*(\d{1,9})\s*", value, re.ASCII)
-        numbers = [int(part) for part in match.groups()] if match else []
-    elif (sides := sequence_of(value)) is not None and len(sides) == 2:
-        numbers = [index_of(side) for side in sides]
-    width, height = numbers if len(numbers) == 2 else (None, None)
-    if width is None or height is None or min(width, height) < 1:
-        raise UsageError(
-            "size must be (width, height) or WIDTHxHEIGHT in pixels, for example 512x512, got "
-            f"{shown(value)}"
-        )
-    return width, height
 
 
 def _seeds(value: int | Sequence[int] | None, images: int) -> tuple[int, ...]:
@@ -466,8 +555,8 @@ def _seeds(value: int | Sequence[int] | None, images: int) -> tuple[int, ...]:
     if len(each) != images:
         raise UsageError(
             f"{len(each)} seed{'s' * (len(each) != 1)} for {images} "
-            f"image{'s' * (images != 1)}; give one for each image (prompts times count), or a "
-            "single number to count up from"
+            f"image{'s' * (images != 1)}; give one for each image (prompts times "
+            "num_images_per_prompt), or a single number to count up from"
         )
     return tuple(_seed(seed, accepted) for seed in each)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
@@ -12,15 +13,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from sdexport.artifacts.reading import given_path, is_folder
 from sdexport.artifacts.storage import check_room, explained, free_bytes, write_bytes
+from sdexport.backends.slots import Floats
 from sdexport.errors import SdexportError, StorageError, UsageError, shown
 from sdexport.pipeline.checks import index_of, sequence_of
 from sdexport.pipeline.prompts import WEIGHTS
-from sdexport.pipeline.request import Request
+from sdexport.pipeline.request import LATENT, NUMPY, Request
 from sdexport.sampling import find_sampler
 
 ESCAPED = str.maketrans({mark: f"\\{mark}" for mark in "()[]\\"})
@@ -37,9 +40,8 @@ class Timings:
     """Seconds that a request took; a caller's time between steps is not counted.
 
     Attributes:
-        total: from the first token to the last image; with what a size that is generated for the
-        first
-            time takes: buffers, and with some runtimes an engine compiled for it.
+        total: from the first token to the last image; with what the first request of a size
+            takes: buffers, and with some runtimes an engine compiled for it.
         text_encoder, denoise, vae_decoder: the stages, over all batches.
         evaluations: the engine call of every evaluation, in order; what `denoise` has beyond their
             sum is the loop: weights written, noise drawn. Empty where a device ran the loop as one
@@ -67,14 +69,16 @@ class Result:
     """The images of one request.
 
     Attributes:
-        images: RGB, in the order of the request.
+        images: in the order of the request, as its `output_type` says: a list of RGB images
+            (PIL); an array (images, height, width, 3) float32 from 0 to 1; or the latents, an array
+            (images, C, h, w) float32 as diffusers' pipelines give them (scaled, not decoded).
         seeds: of every image.
         parameters: what was generated: the request and, under `about`, the engines; JSON values.
         timings: how long it took.
         warnings: what a user should know: texts that did not fit, values without effect.
     """
 
-    images: list[Image.Image]
+    images: Any
     seeds: tuple[int, ...]
     parameters: Mapping[str, Any]
     timings: Timings
@@ -98,6 +102,13 @@ class Result:
             "sdexport": json.dumps(own, ensure_ascii=False, sort_keys=True),
         }
 
+    def _check_saved(self) -> None:
+        if not isinstance(self.images, list):
+            raise UsageError(
+                "images can be saved with output_type 'pil', and this result's are an array; "
+                "generate them with that, or save the array yourself"
+            )
+
     def save(self, path: str | os.PathLike[str]) -> list[Path]:
         """Writes the images as PNG files, each aside and then into place.
 
@@ -112,6 +123,7 @@ class Result:
             UsageError: the path is a folder or its suffix names another format.
             StorageError: the place cannot be written.
         """
+        self._check_saved()
         files = output_files(given_path(path, "the image's path"), len(self.images))
         failed = self.save_as(files)
         if failed:
@@ -127,8 +139,9 @@ class Result:
         """Writes one file an image; returns those that could not be written, and why.
 
         Raises:
-            UsageError: not as many paths as images.
+            UsageError: not as many paths as images, or the images are arrays.
         """
+        self._check_saved()
         several = sequence_of(files)
         if (
             several is None
@@ -146,6 +159,20 @@ class Result:
             except SdexportError as error:
                 failed[file] = error
         return failed
+
+
+def images_as(output_type: str, images: Sequence[Image.Image], latents: Sequence[Floats]) -> Any:
+    """What a result holds for an output type; see `Result.images`.
+
+    Args:
+        images: of all but "latent".
+        latents: for "latent", those of each batch: (images, C, h, w).
+    """
+    if output_type == LATENT:
+        return np.concatenate(latents)
+    if output_type == NUMPY:
+        return np.stack([np.asarray(image) for image in images]).astype(np.float32) / 255
+    return list(images)
 
 
 def output_files(path: Path, images: int) -> list[Path]:
@@ -269,9 +296,9 @@ def parameters_of(request: Request, about: Mapping[str, Any]) -> dict[str, Any]:
         "prompts": list(request.prompts),
         "negative_prompts": list(request.negative_prompts),
         "seeds": list(request.seeds),
-        "steps": request.steps,
+        "steps": request.num_inference_steps,
         "evaluations": request.plan.evaluations,
-        "guidance": request.guidance,
+        "guidance": request.guidance_scale,
         "sampler": request.sampler,
         "noise": request.noise,
         "width": request.width,
@@ -280,9 +307,27 @@ def parameters_of(request: Request, about: Mapping[str, Any]) -> dict[str, Any]:
         "guidance_interval": list(request.guidance_interval),
         "prompt_syntax": request.prompt_syntax,
         "clip_skip": request.clip_skip,
+        **_given(request),
         **_sources_of(request),
         "about": dict(about),
     }
+
+
+def _given(request: Request) -> dict[str, Any]:
+    """What a request has beyond texts and seeds: levels, and the SHA-256 of arrays."""
+    levels = {"eta": request.eta, "timesteps": request.timesteps, "sigmas": request.sigmas}
+    said = {name: list(v) if isinstance(v, tuple) else v for name, v in levels.items()}
+    arrays = {
+        "latents": request.latents,
+        "prompt_embeds": request.prompt_embeds,
+        "negative_prompt_embeds": request.negative_prompt_embeds,
+    }
+    digests = {
+        name: [hashlib.sha256(one.tobytes()).hexdigest() for one in array]
+        for name, array in arrays.items()
+        if array is not None
+    }
+    return {name: value for name, value in said.items() if value is not None} | digests
 
 
 def _sources_of(request: Request) -> dict[str, Any]:
@@ -306,6 +351,7 @@ def image_parameters(parameters: Mapping[str, Any], index: int) -> dict[str, Any
         ("seeds", "seed"),
         ("images", "image"),
         ("masks", "mask"),
+        *((name, name) for name in ("latents", "prompt_embeds", "negative_prompt_embeds")),
     ):
         if many in own:
             own[one] = own.pop(many)[index]

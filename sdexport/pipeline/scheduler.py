@@ -27,8 +27,8 @@ from sdexport.errors import EngineError, UsageError
 from sdexport.pipeline.conditioning import Texts
 from sdexport.pipeline.generation import batch_inputs, not_finite, warnings_of
 from sdexport.pipeline.parts import PipelineParts
-from sdexport.pipeline.request import Request
-from sdexport.pipeline.result import Result, Timings, parameters_of
+from sdexport.pipeline.request import LATENT, Request
+from sdexport.pipeline.result import Result, Timings, images_as, parameters_of
 from sdexport.pipeline.slot_inputs import SlotInputs, inputs_of
 
 QUANTUM = 10
@@ -49,7 +49,7 @@ class Job:
         self.done = 0
         self.texts = Texts(parts, request)
         self._about = parts.about
-        self._images: list[Image.Image | None] = [None] * request.images
+        self._images: list[Image.Image | Floats | None] = [None] * request.images
         self._error: EngineError | None = None
         self._started = perf_counter()
         self._total = 0.0
@@ -64,11 +64,11 @@ class Job:
 
     @property
     def finished(self) -> bool:
-        return self._error is not None or None not in self._images
+        return self._error is not None or all(one is not None for one in self._images)
 
-    def deliver(self, image: int, slot: Image.Image) -> None:
-        """Takes a finished image."""
-        self._images[image] = slot
+    def deliver(self, image: int, made: Image.Image | Floats) -> None:
+        """Takes a finished image, or its latents (C, h, w) where the request asks for these."""
+        self._images[image] = made
         self._total = perf_counter() - self._started
 
     def fail(self, error: EngineError) -> None:
@@ -87,11 +87,14 @@ class Job:
         """
         if self._error is not None:
             raise self._error
-        images = [image for image in self._images if image is not None]
-        if len(images) < len(self._images):
+        if not self.finished:
             raise UsageError("the request is not finished; call step() until it is")
         return Result(
-            images=images,
+            images=images_as(
+                self.request.output_type,
+                [one for one in self._images if isinstance(one, Image.Image)],
+                [one[None] for one in self._images if isinstance(one, np.ndarray)],
+            ),
             seeds=self.request.seeds,
             parameters=parameters_of(self.request, self._about),
             timings=Timings(
@@ -263,18 +266,26 @@ class StepScheduler:
     def _finish(self, group: _Group, workspace: Workspace) -> None:
         """Decodes the images whose evaluations are done, and lets them leave."""
         started = perf_counter()
-        finite = [bool(np.isfinite(latents).all()) for latents in workspace.latents()]
+        latents = workspace.latents()
+        finite = [bool(np.isfinite(one).all()) for one in latents]
         done = [place for place, slot in enumerate(group.running) if slot.left == 0]
-        decoded = workspace.decode() if any(finite[place] for place in done) else None
+        decoding = [
+            place
+            for place in done
+            if finite[place] and group.running[place].job.request.output_type != LATENT
+        ]
+        decoded = workspace.decode() if decoding else None
         seconds = perf_counter() - started
         for place in done:
             slot = group.running[place]
             job = slot.job
-            if decoded is not None and finite[place]:
+            if not finite[place]:
+                job.fail(not_finite(self._parts, job.request, slot.image))
+            elif decoded is None or job.request.output_type == LATENT:
+                job.deliver(slot.image, latents[place].copy())
+            else:
                 # fromarray copies: the buffer belongs to the next batch.
                 job.deliver(slot.image, Image.fromarray(decoded[place]))
-            else:
-                job.fail(not_finite(self._parts, job.request, slot.image))
         for job in {group.running[place].job for place in done}:
             job.vae_decoder += seconds
         self._pause()

@@ -57,15 +57,16 @@ def slot_inputs(
     shape = (parts.latent_channels, *size)
     source = noise_source(request.noise, request.seeds[image])
 
-    def generate() -> Floats:
-        generated: Floats = source.randn((1, *shape))[0]
-        return generated
+    def draw() -> Floats:
+        drawn: Floats = source.randn((1, *shape))[0]
+        return drawn
 
-    clean = None if encoded is None else _latents(parts, encoded, generate())
-    noise = generate()
+    clean = None if encoded is None else _latents(parts, encoded, draw())
+    # As in diffusers, latents that are given take no numbers from the generator.
+    noise = draw() if request.latents is None else request.latents[image]
     mask = request.sources[image].mask if request.sources else None
     if mask is not None:
-        generate()
+        draw()
     state = np.zeros((STATE_SLOTS, *shape), np.float32)
     # With a mask, diffusers takes the strength 1 at its word and starts from noise alone.
     if clean is None or (mask is not None and request.strength == 1):
@@ -77,14 +78,14 @@ def slot_inputs(
     if plan.draws_noise.any():
         fresh = np.zeros((plan.evaluations, *shape), np.float32)
         for index in np.flatnonzero(plan.draws_noise):
-            fresh[index] = generate()
+            fresh[index] = draw()
     tables, constants = step_inputs(plan, request.guidance_scales, shape)
     constants["guidance_rescale"] = np.array(request.guidance_rescale, np.float32)
     if clean is not None and mask is not None:
         tables["known_weights"] = plan.blend_weights
         constants["mask"], constants["known"] = mask, np.stack([clean, noise])
     if parts.embedded_guidance:
-        constants["embedded_guidance"] = np.array(request.guidance - 1, np.float32)
+        constants["embedded_guidance"] = np.array(request.guidance_scale - 1, np.float32)
     return SlotInputs(state, tables, constants, fresh)
 
 

@@ -23,7 +23,7 @@ from sdexport.errors import FolderError, StorageError
 from sdexport.pipeline import load as loading
 from tests.conftest import TARGETS
 
-REQUEST = {"seed": 3, "steps": 2, "size": (64, 64)}
+REQUEST = {"seed": 3, "num_inference_steps": 2, "width": 64, "height": 64}
 SOURCE = Image.fromarray(np.arange(64 * 64 * 3, dtype=np.uint8).reshape(64, 64, 3))
 
 

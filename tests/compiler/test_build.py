@@ -38,7 +38,7 @@ def test_builds_a_bundle_that_generates(tiny_bundle: Callable[[str], Path]) -> N
     assert set(manifest.engines) == set(bundles.ENGINES)
     assert manifest.library.startswith("onnxruntime ")
     assert all(engine.flops > 0 for engine in manifest.engines.values())
-    result = sdexport.load(bundle.path).generate("a dog", steps=2, seed=1)
+    result = sdexport.load(bundle.path).generate("a dog", num_inference_steps=2, seed=1)
     assert np.asarray(result.images[0]).shape == (64, 64, 3)
 
 
@@ -72,7 +72,12 @@ def test_a_unet_that_cannot_be_split_is_built_whole(
     again = build_folder(tiny_onnx, tmp_path / "whole", options)
     assert again.reused
     assert again.reasons == report.reasons
-    request: dict[str, Any] = {"steps": 3, "seed": 4, "guidance": 4.0, "count": 2}
+    request: dict[str, Any] = {
+        "num_inference_steps": 3,
+        "seed": 4,
+        "guidance_scale": 4.0,
+        "num_images_per_prompt": 2,
+    }
     whole = sdexport.load(tmp_path / "whole").generate("a dog", **request)
     split = sdexport.load(tiny_bundle(target)).generate("a dog", **request)
     for one, other in zip(whole.images, split.images, strict=True):
@@ -237,7 +242,7 @@ def test_other_tools_names_of_the_weights_file(tiny_onnx: Path, tmp_path: Path) 
             location="model.onnx_data",
         )
     build_folder(folder, tmp_path / "bundle", OPTIONS)
-    sdexport.load(tmp_path / "bundle").generate("a dog", steps=1)
+    sdexport.load(tmp_path / "bundle").generate("a dog", num_inference_steps=1)
 
 
 def test_weights_elsewhere_are_never_read(tiny_onnx: Path, tmp_path: Path) -> None:

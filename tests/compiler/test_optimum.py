@@ -34,7 +34,8 @@ def test_a_folder_of_its_structure(tiny_onnx: Path, own_bundle: Path, tmp_path: 
     build_folder(folder, tmp_path / "bundle", OPTIONS)
     pairs = [
         [np.asarray(image).astype(int) for image in sdexport.load(path).generate(
-            ["a dog", "a cat"], steps=4, seed=[1, 2], size=(64, 64), sampler=sampler
+            ["a dog", "a cat"], num_inference_steps=4, seed=[1, 2], width=64, height=64,
+            sampler=sampler,
         ).images]
         for sampler in ("ddim", "euler")
         for path in (tmp_path / "bundle", own_bundle)
@@ -98,7 +99,7 @@ class TestTheRealPackage:
         command = [environment(), "-c", DRAW, tiny_onnx, tmp_path / "image.npy"]
         subprocess.run(command, check=True, env=os.environ | {"HF_HUB_OFFLINE": "1"})
         ours = sdexport.load(own_bundle).generate(
-            "a dog", steps=4, guidance=3.0, seed=1, size=(64, 64)
+            "a dog", num_inference_steps=4, guidance_scale=3.0, seed=1, width=64, height=64
         )
         theirs = np.load(tmp_path / "image.npy").astype(int)
         assert np.abs(np.asarray(ours.images[0]) - theirs).max() <= 2

@@ -19,7 +19,13 @@ def reference(tiny_checkpoint: Path) -> ReferenceModels:
     return ReferenceModels(tiny_checkpoint)
 
 
-REQUEST: dict[str, Any] = {"steps": 2, "guidance": 3.0, "sampler": "ddim", "size": (40, 24)}
+REQUEST: dict[str, Any] = {
+    "num_inference_steps": 2,
+    "guidance_scale": 3.0,
+    "sampler": "ddim",
+    "width": 40,
+    "height": 24,
+}
 
 
 def test_a_image_is_its_seeds(reference: ReferenceModels, capfd: Any) -> None:

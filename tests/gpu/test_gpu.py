@@ -39,7 +39,13 @@ Built = Callable[..., Path]
 Tell = Callable[..., None]
 PROMPTS = ("red apple", "a cat face", "snowman")
 FORMS = ("eager", "step-graph", "whole-loop")
-REQUEST: dict[str, Any] = {"steps": 10, "seed": 7, "sampler": "euler-a", "size": "128x128"}
+REQUEST: dict[str, Any] = {
+    "num_inference_steps": 10,
+    "seed": 7,
+    "sampler": "euler-a",
+    "width": 128,
+    "height": 128,
+}
 DRAWN = ("text_encoder", "denoise_step", "vae_decoder")
 
 
@@ -114,7 +120,7 @@ def test_one_capture_serves_other_samplers_and_seeds(built: Built) -> None:
     ):
         for sampler in ("ddim", "euler", "euler-a", "dpmpp-2m"):
             for seed, guidance in ((1, 2.5), (2, 6.0)):
-                request = REQUEST | {"sampler": sampler, "seed": seed, "guidance": guidance}
+                request = REQUEST | {"sampler": sampler, "seed": seed, "guidance_scale": guidance}
                 ours = pixels(captured.generate("pizza", **request))
                 assert (ours == pixels(eager.generate("pizza", **request))).all(), sampler
         (workspaces,) = captured._pool._made
@@ -181,7 +187,9 @@ def test_no_value_is_lost_over_a_whole_image(built: Built, tell: Tell) -> None:
     largest = 0.0
     with sdexport.load(built()) as pipe:
         for sampler in ("pndm", "euler-a", "dpmpp-2m"):
-            for step in pipe.stream(list(PROMPTS), **(REQUEST | {"sampler": sampler, "steps": 30})):
+            for step in pipe.stream(
+                list(PROMPTS), **(REQUEST | {"sampler": sampler, "num_inference_steps": 30})
+            ):
                 assert np.isfinite(step.latents).all(), (sampler, step.index)
                 largest = max(largest, float(np.abs(step.latents).max()))
     tell(largest_latent=largest)

@@ -16,17 +16,21 @@ from tests.pipeline.fakes import Fakes
 
 def _batcher(pipe: Pipeline) -> Callable[[], object]:
     scheduler = StepScheduler(pipe.parts, pipe.parts.placed().workspaces())
-    scheduler.add(pipe.request("apple", steps=4, seed=1))
+    scheduler.add(pipe.request("apple", num_inference_steps=4, seed=1))
     scheduler.step()
     return scheduler.step
 
 
 WAYS: dict[str, Callable[[Pipeline], Callable[[], object]]] = {
-    "generate": lambda pipe: lambda: pipe.generate("apple", steps=2),
-    "generate_batch": lambda pipe: lambda: pipe.generate_batch([pipe.request("apple", steps=2)]),
-    "stream": lambda pipe: lambda: next(pipe.stream("apple", steps=2)),
-    "steps": lambda pipe: lambda: next(pipe.steps(pipe.request("apple", steps=2))),
-    "a stream that was made before": lambda pipe: pipe.stream("apple", steps=2).__next__,
+    "generate": lambda pipe: lambda: pipe.generate("apple", num_inference_steps=2),
+    "generate_batch": lambda pipe: (
+        lambda: pipe.generate_batch([pipe.request("apple", num_inference_steps=2)])
+    ),
+    "stream": lambda pipe: lambda: next(pipe.stream("apple", num_inference_steps=2)),
+    "steps": lambda pipe: lambda: next(pipe.steps(pipe.request("apple", num_inference_steps=2))),
+    "a stream that was made before": lambda pipe: (
+        pipe.stream("apple", num_inference_steps=2).__next__
+    ),
     "a batcher that was made before": _batcher,
     "a batcher": lambda pipe: lambda: _batcher(pipe),
 }
@@ -48,7 +52,7 @@ def test_nothing_is_generated_after_closing(pipe: Pipeline, fakes: Fakes, way: s
     with pytest.raises(UsageError, match="closed.*load"):
         generate()
     assert len(fakes.log) == ran
-    assert pipe.evaluations(pipe.request("apple", steps=3, sampler="ddim")) == 3
+    assert pipe.evaluations(pipe.request("apple", num_inference_steps=3, sampler="ddim")) == 3
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -62,26 +66,26 @@ def test_nothing_is_generated_after_the_with_statement(pipe: Pipeline, way: str)
 
 @pytest.mark.parametrize("leave", ["stream", "pipe", "another request"])
 def test_latents_of_a_request_that_ended_are_refused(pipe: Pipeline, leave: str) -> None:
-    stream = pipe.stream("apple", steps=4)
+    stream = pipe.stream("apple", num_inference_steps=4)
     step = next(stream)
     assert step.latents.shape == (1, 4, 4, 4)
     stream.close()
     if leave == "pipe":
         pipe.close()
     if leave == "another request":
-        pipe.generate("cat", steps=2)
+        pipe.generate("cat", num_inference_steps=2)
     with pytest.raises(UsageError, match="latents of step 0 are gone"):
         _ = step.latents
 
 
 def test_the_last_steps_latents_are_the_callers(pipe: Pipeline) -> None:
-    *_, last = pipe.stream("apple", steps=2)
+    *_, last = pipe.stream("apple", num_inference_steps=2)
     pipe.close()
     assert last.latents.shape == (1, 4, 4, 4)
 
 
 def test_an_unfinished_stream_keeps_the_pipeline_open(pipe: Pipeline) -> None:
-    stream = pipe.stream("apple", steps=3)
+    stream = pipe.stream("apple", num_inference_steps=3)
     next(stream)
     with pytest.raises(UsageError, match="still generating"):
         pipe.close()

@@ -62,11 +62,12 @@ def test_the_image_is_the_interpreters(
     result = pipe.generate(
         "red apple",
         negative_prompt="cat",
-        steps=4,
+        num_inference_steps=4,
         seed=5,
         sampler=sampler,
-        guidance=guidance,
-        size=(40, 24),
+        guidance_scale=guidance,
+        width=40,
+        height=24,
     )
     (image,) = result.images
     assert (image.mode, image.size) == ("RGB", (40, 24))
@@ -85,13 +86,13 @@ def test_the_image_is_the_interpreters(
 
 
 def test_order_of_calls(pipe: Pipeline, fakes: Fakes) -> None:
-    pipe.generate("apple", steps=4, sampler="ddim", seed=0)
+    pipe.generate("apple", num_inference_steps=4, sampler="ddim", seed=0)
     assert fakes.names() == ["text_encoder", *["denoise_step"] * 4, "vae_decoder"]
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 4])
 def test_states_swap_and_nothing_is_copied(pipe: Pipeline, fakes: Fakes, steps: int) -> None:
-    pipe.generate("apple", steps=steps, sampler="ddim", seed=0)
+    pipe.generate("apple", num_inference_steps=steps, sampler="ddim", seed=0)
     first, second = fakes.denoise_step.bound
     assert first.buffers["state"] is second.buffers["next_state"]
     assert first.buffers["next_state"] is second.buffers["state"]
@@ -110,7 +111,7 @@ def test_states_swap_and_nothing_is_copied(pipe: Pipeline, fakes: Fakes, steps: 
 
 
 def test_an_evaluation_gets_its_row_of_the_plan(pipe: Pipeline, fakes: Fakes) -> None:
-    pipe.generate(["apple", "cat"], steps=5, seed=1, guidance=3)
+    pipe.generate(["apple", "cat"], num_inference_steps=5, seed=1, guidance_scale=3)
     plan = compile_plan(SCHEDULER, None, 5)
     evaluations = [inputs for name, _, inputs in fakes.log if name == "denoise_step"]
     assert len(evaluations) == plan.evaluations == 6
@@ -125,17 +126,22 @@ def test_an_evaluation_gets_its_row_of_the_plan(pipe: Pipeline, fakes: Fakes) ->
 def test_text_order_is_negative_then_prompt(
     pipe: Pipeline, fakes: Fakes, tokenizer: PromptTokenizer
 ) -> None:
-    pipe.generate(["apple", "cat"], negative_prompt=["red", ""], steps=1, count=2)
+    pipe.generate(
+        ["apple", "cat"],
+        negative_prompt=["red", ""],
+        num_inference_steps=1,
+        num_images_per_prompt=2,
+    )
     (_, _, inputs) = fakes.log[0]
     texts = ["red", "apple", "red", "apple", "", "cat", "", "cat"]
     assert (inputs["input_ids"] == tokenizer.encode(texts)).all()
-    pipe.generate(["apple", "cat"], steps=1, guidance=1)
+    pipe.generate(["apple", "cat"], num_inference_steps=1, guidance_scale=1)
     (_, _, inputs) = next(entry for entry in reversed(fakes.log) if entry[0] == "text_encoder")
     assert (inputs["input_ids"] == tokenizer.encode(["apple", "cat"])).all()
 
 
 def test_the_noise_that_is_asked_for(pipe: Pipeline, fakes: Fakes) -> None:
-    pipe.generate("apple", steps=3, sampler="euler-a", seed=3, noise="torch-cuda")
+    pipe.generate("apple", num_inference_steps=3, sampler="euler-a", seed=3, noise="torch-cuda")
     source = TorchCudaNoise(3)
     plan = compile_plan(SCHEDULER, "euler-a", 3)
     first, *_ = (inputs for name, _, inputs in fakes.log if name == "denoise_step")
@@ -147,12 +153,12 @@ def test_the_noise_that_is_asked_for(pipe: Pipeline, fakes: Fakes) -> None:
 def test_noise_is_generated_only_where_the_plan_says_so(
     pipe: Pipeline, fakes: Fakes, tokenizer: PromptTokenizer
 ) -> None:
-    pipe.generate("apple", steps=4, sampler="ddim", seed=3)
+    pipe.generate("apple", num_inference_steps=4, sampler="ddim", seed=3)
     generated = [inputs["noise"] for name, _, inputs in fakes.log if name == "denoise_step"]
     assert all((noise == generated[0]).all() for noise in generated)
 
     fakes.log.clear()
-    pipe.generate("apple", steps=4, sampler="euler-a", seed=[3])
+    pipe.generate("apple", num_inference_steps=4, sampler="euler-a", seed=[3])
     plan = compile_plan(SCHEDULER, "euler-a", 4)
     source = TorchNoise(3)
     evaluations = [inputs for name, _, inputs in fakes.log if name == "denoise_step"]
@@ -167,7 +173,11 @@ def test_noise_is_generated_only_where_the_plan_says_so(
 def test_seven_images_in_batches_of_four(
     pipe: Pipeline, fakes: Fakes, tokenizer: PromptTokenizer
 ) -> None:
-    steps = list(pipe.stream("apple", steps=2, sampler="euler-a", seed=10, count=7))
+    steps = list(
+        pipe.stream(
+            "apple", num_inference_steps=2, sampler="euler-a", seed=10, num_images_per_prompt=7
+        )
+    )
     batches = [len(inputs["state"]) for name, _, inputs in fakes.log if name == "vae_decoder"]
     assert batches == [4, 3]
     assert [step.image_range for step in steps] == [(0, 4)] * 2 + [(4, 7)] * 2
@@ -184,11 +194,21 @@ def test_seven_images_in_batches_of_four(
 
 def test_an_image_does_not_depend_on_its_batch(pipe: Pipeline) -> None:
     together = pipe.generate(
-        ["apple", "red cat", ""], steps=3, sampler="euler-a", seed=[4, 2**64 - 1, 0], size="24x32"
+        ["apple", "red cat", ""],
+        num_inference_steps=3,
+        sampler="euler-a",
+        seed=[4, 2**64 - 1, 0],
+        width=24,
+        height=32,
     )
     for index, prompt in enumerate(["apple", "red cat", ""]):
         alone = pipe.generate(
-            prompt, steps=3, sampler="euler-a", seed=together.seeds[index], size=(24, 32)
+            prompt,
+            num_inference_steps=3,
+            sampler="euler-a",
+            seed=together.seeds[index],
+            width=24,
+            height=32,
         )
         assert alone.images[0].tobytes() == together.images[index].tobytes()
 
@@ -196,7 +216,9 @@ def test_an_image_does_not_depend_on_its_batch(pipe: Pipeline) -> None:
 def test_a_batch_below_the_profile_is_filled_up(fakes: Fakes, tokenizer: PromptTokenizer) -> None:
     profile = Profile(Range(2, 3, 3), Range(32, 32, 32), Range(32, 32, 32))
     pipe = Pipeline(fakes.parts(tokenizer, profile=profile))
-    result = pipe.generate("apple", steps=2, seed=8, sampler="ddim", count=4)
+    result = pipe.generate(
+        "apple", num_inference_steps=2, seed=8, sampler="ddim", num_images_per_prompt=4
+    )
     batches = [len(inputs["state"]) for name, _, inputs in fakes.log if name == "vae_decoder"]
     assert batches == [3, 2]
     assert len(result.images) == len(result.seeds) == 4
@@ -206,46 +228,51 @@ def test_a_batch_below_the_profile_is_filled_up(fakes: Fakes, tokenizer: PromptT
 
 def test_guided_and_unguided_requests_alternate(pipe: Pipeline, tokenizer: PromptTokenizer) -> None:
     for guidance in (1, 7.5, 0, 2, 1):
-        result = pipe.generate("apple", steps=2, seed=1, guidance=guidance)
+        result = pipe.generate("apple", num_inference_steps=2, seed=1, guidance_scale=guidance)
         latents = expected_latents(tokenizer, "apple", 1, steps=2, guidance=guidance)
         assert_same(result.images[0], latents)
 
 
 def test_bindings_are_kept_and_bounded(pipe: Pipeline, fakes: Fakes) -> None:
     for _ in range(3):
-        pipe.generate("apple", steps=1)
+        pipe.generate("apple", num_inference_steps=1)
     assert len(fakes.denoise_step.bound) == 2
     for width in (16, 24, 32, 40, 48, 56, 64):
-        pipe.generate("apple", steps=1, size=(width, 16))
+        pipe.generate("apple", num_inference_steps=1, width=width, height=16)
     (workspaces,) = pipe._pool._made
     assert len(workspaces._bound) == 4
     bound = len(fakes.denoise_step.bound)
-    pipe.generate("apple", steps=1, size=(64, 16))
+    pipe.generate("apple", num_inference_steps=1, width=64, height=16)
     assert len(fakes.denoise_step.bound) == bound
 
 
 def test_images_outlive_the_buffers(pipe: Pipeline) -> None:
-    first = pipe.generate("apple", steps=1, seed=0)
+    first = pipe.generate("apple", num_inference_steps=1, seed=0)
     before = first.images[0].tobytes()
-    second = pipe.generate("cat", steps=1, seed=1)
+    second = pipe.generate("cat", num_inference_steps=1, seed=1)
     assert second.images[0].tobytes() != before
     assert first.images[0].tobytes() == before
 
 
 def test_random_seeds_are_reported(pipe: Pipeline) -> None:
-    first = pipe.generate("apple", steps=2, count=2)
-    again = pipe.generate("apple", steps=2, count=2, seed=list(first.seeds))
+    first = pipe.generate("apple", num_inference_steps=2, num_images_per_prompt=2)
+    again = pipe.generate(
+        "apple", num_inference_steps=2, num_images_per_prompt=2, seed=list(first.seeds)
+    )
     assert [a.tobytes() for a in first.images] == [b.tobytes() for b in again.images]
     assert first.seeds[1] == first.seeds[0] + 1
-    assert pipe.generate("apple", steps=1).seeds != first.seeds[:1]
+    assert pipe.generate("apple", num_inference_steps=1).seeds != first.seeds[:1]
 
 
 def test_seed_zero_is_a_seed(pipe: Pipeline) -> None:
-    assert pipe.generate("apple", steps=1, seed=0).seeds == (0,)
+    assert pipe.generate("apple", num_inference_steps=1, seed=0).seeds == (0,)
 
 
 def test_latents_show_the_image_on_its_way(pipe: Pipeline, tokenizer: PromptTokenizer) -> None:
-    seen = [step.latents.copy() for step in pipe.stream("apple", steps=3, seed=2, sampler="ddim")]
+    seen = [
+        step.latents.copy()
+        for step in pipe.stream("apple", num_inference_steps=3, seed=2, sampler="ddim")
+    ]
     assert seen[0].shape == (1, CHANNELS, 4, 4)
     latents = expected_latents(tokenizer, "apple", 2, sampler="ddim")
     np.testing.assert_allclose(seen[-1][0], latents, atol=1e-3)
@@ -253,7 +280,7 @@ def test_latents_show_the_image_on_its_way(pipe: Pipeline, tokenizer: PromptToke
 
 
 def test_latents_that_are_gone_are_refused(pipe: Pipeline) -> None:
-    stream = pipe.stream("apple", steps=3, sampler="ddim")
+    stream = pipe.stream("apple", num_inference_steps=3, sampler="ddim")
     first = next(stream)
     assert first.latents.shape == (1, CHANNELS, 4, 4)
     *_, last = stream
@@ -263,13 +290,15 @@ def test_latents_that_are_gone_are_refused(pipe: Pipeline) -> None:
 
 
 def test_the_end_of_a_batch_keeps_its_latents(pipe: Pipeline) -> None:
-    steps = list(pipe.stream("apple", steps=2, sampler="ddim", count=5))
+    steps = list(
+        pipe.stream("apple", num_inference_steps=2, sampler="ddim", num_images_per_prompt=5)
+    )
     assert steps[1].latents.shape == (4, CHANNELS, 4, 4)
     assert steps[3].latents.shape == (1, CHANNELS, 4, 4)
 
 
 def test_a_closed_pipeline_gives_its_buffers_back(pipe: Pipeline, fakes: Fakes) -> None:
-    stream = pipe.stream("apple", steps=3)
+    stream = pipe.stream("apple", num_inference_steps=3)
     next(stream)
     with pytest.raises(UsageError, match="still generating"):
         pipe.close()
@@ -279,7 +308,9 @@ def test_a_closed_pipeline_gives_its_buffers_back(pipe: Pipeline, fakes: Fakes) 
 
 
 def test_timings(pipe: Pipeline) -> None:
-    timings = pipe.generate("apple", steps=3, sampler="ddim", count=5).timings
+    timings = pipe.generate(
+        "apple", num_inference_steps=3, sampler="ddim", num_images_per_prompt=5
+    ).timings
     assert len(timings.evaluations) == 6
     assert 0 < sum(timings.evaluations) <= timings.denoise
     parts = timings.denoise + timings.text_encoder + timings.vae_decoder
@@ -289,16 +320,16 @@ def test_timings(pipe: Pipeline) -> None:
 
 def test_a_wrong_value_is_refused_before_anything_runs(pipe: Pipeline, fakes: Fakes) -> None:
     with pytest.raises(UsageError, match="steps must .* got 0"):
-        pipe.stream("apple", steps=0)  # by the call, not by the first step
+        pipe.stream("apple", num_inference_steps=0)  # by the call, not by the first step
     with pytest.raises(UsageError, match="width 72"):
-        pipe.generate("apple", size="72x32")
+        pipe.generate("apple", width=72, height=32)
     assert fakes.log == []
 
 
 def test_a_request_for_other_engines_is_refused(fakes: Fakes, tokenizer: PromptTokenizer) -> None:
     from sdexport.pipeline.request import make_request
 
-    request = make_request("apple", fakes.parts(tokenizer).limits, size="64x64")
+    request = make_request(fakes.parts(tokenizer).limits, "apple", width=64, height=64)
     small = Profile(Range(1, 1, 1), Range(32, 32, 32), Range(32, 32, 32))
     with pytest.raises(UsageError, match="height 64 is outside"):
         Pipeline(fakes.parts(tokenizer, profile=small)).steps(request)
@@ -308,44 +339,44 @@ def test_a_request_for_other_engines_is_refused(fakes: Fakes, tokenizer: PromptT
 
 
 def test_closing_cancels_and_frees(pipe: Pipeline, fakes: Fakes) -> None:
-    stream = pipe.stream("apple", steps=10)
+    stream = pipe.stream("apple", num_inference_steps=10)
     next(stream)
     next(stream)
     stream.close()
     assert fakes.names() == ["text_encoder", "denoise_step", "denoise_step"]
-    assert pipe.generate("apple", steps=1).images
+    assert pipe.generate("apple", num_inference_steps=1).images
 
 
 def test_leaving_the_loop_frees(pipe: Pipeline) -> None:
-    for step in pipe.stream("apple", steps=10):
+    for step in pipe.stream("apple", num_inference_steps=10):
         if step.index == 1:
             break
-    assert pipe.generate("apple", steps=1).images
+    assert pipe.generate("apple", num_inference_steps=1).images
 
 
 def test_an_unfinished_stream_of_the_same_thread_is_named(pipe: Pipeline) -> None:
-    stream = pipe.stream("apple", steps=3)
+    stream = pipe.stream("apple", num_inference_steps=3)
     next(stream)
     with pytest.raises(UsageError, match=r"unfinished stream.*close\(\)"):
-        pipe.generate("apple", steps=1)
+        pipe.generate("apple", num_inference_steps=1)
     # The refusal did not harm the stream.
     *_, last = stream
     assert last.result is not None
-    assert pipe.generate("apple", steps=1).images
+    assert pipe.generate("apple", num_inference_steps=1).images
 
 
 def test_a_stream_that_was_never_begun_holds_nothing(pipe: Pipeline) -> None:
-    stream = pipe.stream("apple", steps=3)
-    assert pipe.generate("apple", steps=1).images
+    stream = pipe.stream("apple", num_inference_steps=3)
+    assert pipe.generate("apple", num_inference_steps=1).images
     stream.close()
 
 
 def test_the_last_step_is_yielded_when_the_pipeline_is_free(pipe: Pipeline) -> None:
-    stream = pipe.stream("apple", steps=1, sampler="ddim")
+    stream = pipe.stream("apple", num_inference_steps=1, sampler="ddim")
     step = next(stream)
     assert step.result is not None
     before = step.latents.copy()
-    assert pipe.generate("cat", steps=1, sampler="ddim").images
+    assert pipe.generate("cat", num_inference_steps=1, sampler="ddim").images
     assert (step.latents == before).all()
     assert list(stream) == []
 
@@ -356,9 +387,9 @@ def test_a_second_thread_waits(pipe: Pipeline, fakes: Fakes) -> None:
 
     def generate() -> None:
         waiting.set()
-        results.append(pipe.generate("cat", steps=2, seed=1))
+        results.append(pipe.generate("cat", num_inference_steps=2, seed=1))
 
-    stream = pipe.stream("apple", steps=3, seed=0, sampler="ddim")
+    stream = pipe.stream("apple", num_inference_steps=3, seed=0, sampler="ddim")
     first = next(stream)
     thread = threading.Thread(target=generate)
     thread.start()
@@ -369,34 +400,36 @@ def test_a_second_thread_waits(pipe: Pipeline, fakes: Fakes) -> None:
     *_, last = stream
     thread.join(60)
     assert (
-        results[0].images[0].tobytes() == pipe.generate("cat", steps=2, seed=1).images[0].tobytes()
+        results[0].images[0].tobytes()
+        == pipe.generate("cat", num_inference_steps=2, seed=1).images[0].tobytes()
     )
     assert first.result is None
     assert last.result is not None
 
 
 def test_a_stream_may_move_between_threads(pipe: Pipeline) -> None:
-    stream = pipe.stream("apple", steps=3)
+    stream = pipe.stream("apple", num_inference_steps=3)
     thread = threading.Thread(target=lambda: next(stream))
     thread.start()
     thread.join()
     next(stream)
     with pytest.raises(UsageError, match="unfinished stream"):
-        pipe.generate("apple", steps=1)
+        pipe.generate("apple", num_inference_steps=1)
     closer = threading.Thread(target=stream.close)
     closer.start()
     closer.join()
-    assert pipe.generate("apple", steps=1).images
+    assert pipe.generate("apple", num_inference_steps=1).images
 
 
 def test_many_threads_get_their_own_images(pipe: Pipeline) -> None:
     wanted = {
-        seed: pipe.generate("apple", steps=2, seed=seed).images[0].tobytes() for seed in range(6)
+        seed: pipe.generate("apple", num_inference_steps=2, seed=seed).images[0].tobytes()
+        for seed in range(6)
     }
     found: dict[int, bytes] = {}
 
     def generate(seed: int) -> None:
-        found[seed] = pipe.generate("apple", steps=2, seed=seed).images[0].tobytes()
+        found[seed] = pipe.generate("apple", num_inference_steps=2, seed=seed).images[0].tobytes()
 
     threads = [threading.Thread(target=generate, args=(seed,)) for seed in wanted]
     for thread in threads:
@@ -414,17 +447,17 @@ def test_a_failed_engine_frees_the_pipeline(pipe: Pipeline, fakes: Fakes, name: 
     engine = getattr(fakes, name)
     engine.failure = EngineError(f"{name} is out of memory")
     with pytest.raises(EngineError, match=f"{name} is out of memory"):
-        pipe.generate("apple", steps=2)
+        pipe.generate("apple", num_inference_steps=2)
     engine.failure = None
-    assert pipe.generate("apple", steps=2).images
+    assert pipe.generate("apple", num_inference_steps=2).images
 
 
 def test_an_interrupt_frees_the_pipeline(pipe: Pipeline, fakes: Fakes) -> None:
     fakes.denoise_step.failure = KeyboardInterrupt()  # type: ignore[assignment]  # not an Exception
     with pytest.raises(KeyboardInterrupt) as caught:
-        pipe.generate("apple", steps=2)
+        pipe.generate("apple", num_inference_steps=2)
     fakes.denoise_step.failure = None
-    assert pipe.generate("apple", steps=2).images, caught
+    assert pipe.generate("apple", num_inference_steps=2).images, caught
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
@@ -440,17 +473,21 @@ def test_latents_that_are_no_numbers_are_refused(
     fakes.denoise_step.compute = broken
     pipe = Pipeline(fakes.parts(tokenizer))
     with pytest.raises(EngineError, match=r"image 1 \(seed 8\).*bf16.*--precision fp32"):
-        pipe.generate("apple", steps=1, sampler="ddim", seed=7, count=3)
+        pipe.generate(
+            "apple", num_inference_steps=1, sampler="ddim", seed=7, num_images_per_prompt=3
+        )
     assert "vae_decoder" not in fakes.names()
     fakes.denoise_step.compute = compute
-    assert pipe.generate("apple", steps=2, seed=7, count=3).images, "the state was not cleaned"
+    assert pipe.generate("apple", num_inference_steps=2, seed=7, num_images_per_prompt=3).images, (
+        "the state was not cleaned"
+    )
 
 
 def test_the_remedy_for_full_precision_is_another(fakes: Fakes, tokenizer: PromptTokenizer) -> None:
     fakes.text_encoder.compute = lambda buffers: buffers["last_hidden_state"].fill(np.nan)
     pipe = Pipeline(fakes.parts(tokenizer, about={"precision": "fp32"}))
     with pytest.raises(EngineError, match="image 0.*sdexport verify"):
-        pipe.generate("apple", steps=1)
+        pipe.generate("apple", num_inference_steps=1)
 
 
 # Warnings
@@ -458,15 +495,22 @@ def test_the_remedy_for_full_precision_is_another(fakes: Fakes, tokenizer: Promp
 
 def test_a_prompt_that_is_too_long_is_reported(pipe: Pipeline) -> None:
     long = "apple " * 75
-    result = pipe.generate(long + "red cat", negative_prompt=long + "it", steps=1, count=2)
+    result = pipe.generate(
+        long + "red cat",
+        negative_prompt=long + "it",
+        num_inference_steps=1,
+        num_images_per_prompt=2,
+    )
     assert len(result.warnings) == 2
     assert any("'red cat'" in warning for warning in result.warnings)
     assert any("'it'" in warning for warning in result.warnings)
-    assert pipe.generate(long, steps=1).warnings == ()
-    (warning,) = pipe.generate(long + "x" * 9999, steps=1).warnings
+    assert pipe.generate(long, num_inference_steps=1).warnings == ()
+    (warning,) = pipe.generate(long + "x" * 9999, num_inference_steps=1).warnings
     assert len(warning) < 500
 
 
 def test_a_negative_prompt_without_effect_is_reported(pipe: Pipeline) -> None:
-    (warning,) = pipe.generate("apple", negative_prompt="cat", guidance=1, steps=1).warnings
+    (warning,) = pipe.generate(
+        "apple", negative_prompt="cat", guidance_scale=1, num_inference_steps=1
+    ).warnings
     assert "no effect" in warning

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import sdexport
 from sdexport.artifacts import bundle as bundles
 from sdexport.artifacts.manifest import EngineRecord, Manifest
 from sdexport.errors import FolderError, UsageError
@@ -71,7 +73,7 @@ def test_the_manifest_decides(bundle: Path, asked: list[tuple[Any, ...]]) -> Non
         ("onnxruntime-cpu", name, bundle / name / "engine.onnx", Precision.FP32, 2)
         for name in bundles.REQUIRED
     ]
-    result = pipe.generate("red apple", steps=2, seed=0, count=3)
+    result = pipe.generate("red apple", num_inference_steps=2, seed=0, num_images_per_prompt=3)
     assert [image.size for image in result.images] == [(48, 32)] * 3
     assert result.parameters["guidance"] == 3
     assert result.parameters["sampler"] == "pndm"
@@ -86,9 +88,9 @@ def test_the_manifest_decides(bundle: Path, asked: list[tuple[Any, ...]]) -> Non
 
 def test_a_request_is_made_before_the_engines(bundle: Path, asked: list[tuple[Any, ...]]) -> None:
     limits = loading.limits_of(bundles.open_bundle(bundle))
-    request = make_request("apple", limits, steps=1, seed=4)
+    request = make_request(limits, "apple", num_inference_steps=1, seed=4)
     with pytest.raises(UsageError, match="width 72"):
-        make_request("apple", limits, size="72x32")
+        make_request(limits, "apple", width=72, height=32)
     assert asked == []
     *_, last = loading.load(str(bundle)).steps(request)
     assert last.result is not None
@@ -106,3 +108,8 @@ def test_a_damaged_bundle_is_refused(bundle: Path, asked: list[tuple[Any, ...]])
     with pytest.raises(FolderError, match=r"merges\.txt"):
         loading.load(bundle)
     assert asked == []
+
+
+def test_a_target_on_the_processor_has_no_devices(tiny_bundle: Callable[[str], Path]) -> None:
+    with pytest.raises(UsageError, match="device 0 is for targets on a GPU; onnxruntime-cpu runs"):
+        sdexport.load(tiny_bundle("onnxruntime-cpu"), device=0)

@@ -102,13 +102,13 @@ def test_time_grows_with_the_length_alone(
 def test_a_request_of_a_megabyte_is_generated_or_refused(pipe: Pipeline, name: str) -> None:
     text = long(UNITS[name], MEGABYTE)
     try:
-        pipe.request(text, negative_prompt=text, prompt_syntax="weights", steps=1)
+        pipe.request(text, negative_prompt=text, prompt_syntax="weights", num_inference_steps=1)
     except UsageError as error:
         refused = str(error)
     else:
         refused = "at most 20000 brackets"
     assert REFUSED.search(refused)
-    result = pipe.generate(text, negative_prompt=text, prompt_syntax="long", steps=1)
+    result = pipe.generate(text, negative_prompt=text, prompt_syntax="long", num_inference_steps=1)
     assert sum(map(len, result.warnings)) < 5000
     assert png(result.images[0], result.metadata(0))
 

@@ -216,7 +216,10 @@ def test_pieces_stand_one_after_another(
     pipe: Pipeline, fakes: Fakes, tokenizer: PromptTokenizer
 ) -> None:
     pipe.generate(
-        "apple " * 75 + "(cat:1.2)", negative_prompt="it", steps=1, prompt_syntax="weights"
+        "apple " * 75 + "(cat:1.2)",
+        negative_prompt="it",
+        num_inference_steps=1,
+        prompt_syntax="weights",
     )
     seen = step_texts(fakes)
     assert seen.shape == (1, 2, 2 * 77, DIM)
@@ -231,30 +234,37 @@ def test_pieces_stand_one_after_another(
 
 
 def test_weights_of_one_change_no_bit_and_copy_nothing(pipe: Pipeline, fakes: Fakes) -> None:
-    plain = pipe.generate("red apple", seed=1, steps=2)
-    weighed = pipe.generate("(red:1) (apple:1.0)", seed=1, steps=2, prompt_syntax="weights")
+    plain = pipe.generate("red apple", seed=1, num_inference_steps=2)
+    weighed = pipe.generate(
+        "(red:1) (apple:1.0)", seed=1, num_inference_steps=2, prompt_syntax="weights"
+    )
     assert plain.images[0].tobytes() == weighed.images[0].tobytes()
     hidden = fakes.text_encoder.bound[0].buffers["last_hidden_state"]
     seen = fakes.denoise_step.bound[0].buffers["text_embeddings"]
     assert hidden.ctypes.data == seen.ctypes.data
     before = seen.copy()
-    pipe.generate("(red:1.5) apple", seed=1, steps=2, prompt_syntax="weights")
+    pipe.generate("(red:1.5) apple", seed=1, num_inference_steps=2, prompt_syntax="weights")
     assert (seen[:, 0] == before[:, 0]).all()
     assert not np.allclose(seen[:, 1], before[:, 1])
 
 
 def test_long_plain_prompts_say_what_generates_them(pipe: Pipeline) -> None:
-    (warning,) = pipe.generate("apple " * 75 + "red cat", steps=1).warnings
+    (warning,) = pipe.generate("apple " * 75 + "red cat", num_inference_steps=1).warnings
     assert "'red cat'" in warning
     assert "'long'" in warning
-    assert pipe.generate("apple " * 75 + "red cat", steps=1, prompt_syntax="long").warnings == ()
+    assert (
+        pipe.generate(
+            "apple " * 75 + "red cat", num_inference_steps=1, prompt_syntax="long"
+        ).warnings
+        == ()
+    )
 
 
 def test_clip_skip_is_the_prompts_alone(
     pipe: Pipeline, fakes: Fakes, tokenizer: PromptTokenizer
 ) -> None:
     """As in diffusers, where the negative prompt keeps all layers."""
-    pipe.generate("apple", negative_prompt="cat", steps=1, clip_skip=2)
+    pipe.generate("apple", negative_prompt="cat", num_inference_steps=1, clip_skip=2)
     seen = step_texts(fakes)
     np.testing.assert_array_equal(seen[0, 0], embedded(tokenizer.encode(["cat"]))[0])
     np.testing.assert_array_equal(seen[0, 1], embedded(tokenizer.encode(["apple"]), skip=2)[0])

@@ -28,7 +28,12 @@ def saved(result: Result, path: Path) -> tuple[list[Path], list[dict[str, Any]]]
 
 def test_round_trip(pipe: Pipeline, tmp_path: Path) -> None:
     result = pipe.generate(
-        "red apple", negative_prompt="cat", steps=2, guidance=3.5, sampler="euler-a", seed=11
+        "red apple",
+        negative_prompt="cat",
+        num_inference_steps=2,
+        guidance_scale=3.5,
+        sampler="euler-a",
+        seed=11,
     )
     (file,), (texts,) = saved(result, tmp_path / "image.png")
     assert file == tmp_path / "image.png"
@@ -46,17 +51,18 @@ def test_round_trip(pipe: Pipeline, tmp_path: Path) -> None:
     again = pipe.generate(
         own["prompt"],
         negative_prompt=own["negative_prompt"],
-        steps=own["steps"],
-        guidance=own["guidance"],
+        num_inference_steps=own["steps"],
+        guidance_scale=own["guidance"],
         sampler=own["sampler"],
         seed=own["seed"],
-        size=(own["width"], own["height"]),
+        width=own["width"],
+        height=own["height"],
     )
     assert again.images[0].tobytes() == result.images[0].tobytes()
 
 
 def test_several_images_are_numbered(pipe: Pipeline, tmp_path: Path) -> None:
-    result = pipe.generate(["apple", "cat"], steps=1, seed=[9, 4], guidance=7)
+    result = pipe.generate(["apple", "cat"], num_inference_steps=1, seed=[9, 4], guidance_scale=7)
     files, texts = saved(result, tmp_path / "new" / "folder" / "p.png")
     assert [file.name for file in files] == ["p-000.png", "p-001.png"]
     assert [json.loads(text["sdexport"])["seed"] for text in texts] == [9, 4]
@@ -68,20 +74,20 @@ def test_several_images_are_numbered(pipe: Pipeline, tmp_path: Path) -> None:
     "prompt", ["", "é 漢字 😀", "two\nlines", "NUL \0 inside", 'a, "b": c', "x" * 200_000]
 )
 def test_any_prompt_comes_back(pipe: Pipeline, tmp_path: Path, prompt: str) -> None:
-    _, (texts,) = saved(pipe.generate(prompt, steps=1), tmp_path / "p.png")
+    _, (texts,) = saved(pipe.generate(prompt, num_inference_steps=1), tmp_path / "p.png")
     assert json.loads(texts["sdexport"])["prompt"] == prompt
     assert texts["parameters"].startswith(prompt + "\nSteps: 1")
 
 
 def test_a_name_with_separators_is_quoted(pipe: Pipeline) -> None:
-    result = pipe.generate("apple", steps=1)
+    result = pipe.generate("apple", num_inference_steps=1)
     parameters = dict(result.parameters) | {"about": {"model": "a, b: c"}}
     changed = Result(result.images, result.seeds, parameters, result.timings)
     assert 'Model: "a, b: c"' in changed.metadata(0)["parameters"]
 
 
 def test_the_suffix(pipe: Pipeline, tmp_path: Path) -> None:
-    result = pipe.generate("apple", steps=1)
+    result = pipe.generate("apple", num_inference_steps=1)
     assert result.save(tmp_path / "bare") == [tmp_path / "bare.png"]
     assert result.save(str(tmp_path / "loud.PNG")) == [tmp_path / "loud.PNG"]
     with pytest.raises(UsageError, match=r"'.jpg'; images are saved as PNG"):
@@ -93,7 +99,7 @@ def test_the_suffix(pipe: Pipeline, tmp_path: Path) -> None:
 def test_a_file_is_replaced_whole_or_not_at_all(
     pipe: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    result = pipe.generate("apple", steps=1)
+    result = pipe.generate("apple", num_inference_steps=1)
     file = tmp_path / "p.png"
     file.write_bytes(b"before")
 
@@ -111,7 +117,7 @@ def test_a_file_is_replaced_whole_or_not_at_all(
 
 
 def test_a_name_as_long_as_the_system_allows(pipe: Pipeline, tmp_path: Path) -> None:
-    result = pipe.generate("apple", steps=1)
+    result = pipe.generate("apple", num_inference_steps=1)
     (file,) = result.save(tmp_path / ("n" * 251 + ".png"))
     assert file.is_file()
     with pytest.raises(UsageError, match="is too long: a name may have 255 bytes, got 256"):
@@ -121,7 +127,7 @@ def test_a_name_as_long_as_the_system_allows(pipe: Pipeline, tmp_path: Path) -> 
 def test_a_file_in_the_way(pipe: Pipeline, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError, match="cannot write"):
-        pipe.generate("apple", steps=1).save(tmp_path / "file" / "p.png")
+        pipe.generate("apple", num_inference_steps=1).save(tmp_path / "file" / "p.png")
 
 
 def test_how_it_was_generated_is_kept(pipe: Pipeline, tmp_path: Path) -> None:
@@ -131,12 +137,12 @@ def test_how_it_was_generated_is_kept(pipe: Pipeline, tmp_path: Path) -> None:
     mask.paste(255, (8, 0, 32, 16))
     result = pipe.generate(
         ["(apple:1.2)", "cat"],
-        steps=5,
-        guidance=6,
+        num_inference_steps=5,
+        guidance_scale=6,
         sampler="ddim",
         seed=2,
         image=image,
-        mask=[mask, Image.new("L", (32, 32), "white")],
+        mask_image=[mask, Image.new("L", (32, 32), "white")],
         strength=0.6,
         guidance_rescale=0.3,
         guidance_interval=(0.0, 0.5),
@@ -152,12 +158,12 @@ def test_how_it_was_generated_is_kept(pipe: Pipeline, tmp_path: Path) -> None:
     names = ("guidance_rescale", "guidance_interval", "prompt_syntax", "clip_skip", "strength")
     again = pipe.generate(
         own["prompt"],
-        steps=own["steps"],
-        guidance=own["guidance"],
+        num_inference_steps=own["steps"],
+        guidance_scale=own["guidance"],
         sampler=own["sampler"],
         seed=own["seed"],
         image=image,
-        mask=mask,
+        mask_image=mask,
         fit=own["fit"],
         **{name: own[name] for name in names},
     )
@@ -170,12 +176,12 @@ def test_how_it_was_generated_is_kept(pipe: Pipeline, tmp_path: Path) -> None:
         changed = {key: own[key] for key in names} | {name: other}
         differs = pipe.generate(
             own["prompt"],
-            steps=own["steps"],
-            guidance=own["guidance"],
+            num_inference_steps=own["steps"],
+            guidance_scale=own["guidance"],
             sampler=own["sampler"],
             seed=own["seed"],
             image=image,
-            mask=mask,
+            mask_image=mask,
             **changed,
         )
         assert differs.images[0].tobytes() != result.images[0].tobytes(), name
@@ -193,7 +199,7 @@ def test_web_uis_read_the_same_prompt(pipe: Pipeline, syntax: str, told: str) ->
     from sdexport.pipeline.prompts import parse
 
     text = "a (red) [cat] \\"
-    result = pipe.generate(text, steps=1, prompt_syntax=syntax)
+    result = pipe.generate(text, num_inference_steps=1, prompt_syntax=syntax)
     first = result.metadata(0)["parameters"].splitlines()[0]
     assert first == told
     if syntax != "weights":

@@ -16,8 +16,8 @@ from tests.pipeline.fakes import Fakes
 
 
 def asked(pipe: Pipeline, prompt: Any = "apple", **options: Any) -> Request:
-    options = {"seed": 0, "steps": 4, "sampler": "ddim"} | options
-    return make_request(prompt, pipe.parts.limits, **options)
+    options = {"seed": 0, "num_inference_steps": 4, "sampler": "ddim"} | options
+    return make_request(pipe.parts.limits, prompt, **options)
 
 
 def alone(pipe: Pipeline, request: Request) -> list[bytes]:
@@ -37,10 +37,33 @@ def batches(fakes: Fakes) -> list[int]:
 
 def mixed(pipe: Pipeline) -> list[Request]:
     return [
-        asked(pipe, sampler="ddim", steps=3, seed=1, guidance=7.5),
-        asked(pipe, "red cat", sampler="euler-a", steps=5, seed=2, guidance=2, count=2),
-        asked(pipe, "it", sampler="pndm", steps=4, seed=3, guidance=5, guidance_rescale=0.5),
-        asked(pipe, "cat", sampler="dpmpp-2m", steps=6, seed=4, guidance_interval=(0.2, 0.7)),
+        asked(pipe, sampler="ddim", num_inference_steps=3, seed=1, guidance_scale=7.5),
+        asked(
+            pipe,
+            "red cat",
+            sampler="euler-a",
+            num_inference_steps=5,
+            seed=2,
+            guidance_scale=2,
+            num_images_per_prompt=2,
+        ),
+        asked(
+            pipe,
+            "it",
+            sampler="pndm",
+            num_inference_steps=4,
+            seed=3,
+            guidance_scale=5,
+            guidance_rescale=0.5,
+        ),
+        asked(
+            pipe,
+            "cat",
+            sampler="dpmpp-2m",
+            num_inference_steps=6,
+            seed=4,
+            guidance_interval=(0.2, 0.7),
+        ),
     ]
 
 
@@ -54,14 +77,16 @@ def test_each_is_the_same_as_alone(pipe: Pipeline) -> None:
 
 def test_they_share_calls_and_leave_when_they_are_done(pipe: Pipeline, fakes: Fakes) -> None:
     steps = (2, 5, 3)
-    pipe.generate_batch([asked(pipe, steps=n, seed=n) for n in steps])
+    pipe.generate_batch([asked(pipe, num_inference_steps=n, seed=n) for n in steps])
     assert batches(fakes) == [3, 3, 2, 1, 1]
     assert fakes.names().count("vae_decoder") == 3
 
 
 def test_more_than_fit_wait(pipe: Pipeline, fakes: Fakes) -> None:
     """Four places: the fifth and sixth join when the first two have left."""
-    requests = [asked(pipe, steps=n, seed=i) for i, n in enumerate((2, 2, 6, 6, 3, 3))]
+    requests = [
+        asked(pipe, num_inference_steps=n, seed=i) for i, n in enumerate((2, 2, 6, 6, 3, 3))
+    ]
     results = pipe.generate_batch(requests)
     assert batches(fakes) == [4, 4, 4, 4, 4, 2]
     for request, result in zip(requests, results, strict=True):
@@ -70,7 +95,10 @@ def test_more_than_fit_wait(pipe: Pipeline, fakes: Fakes) -> None:
 
 def test_a_new_one_joins_at_the_next_step(pipe: Pipeline, fakes: Fakes) -> None:
     scheduler = batcher_of(pipe)
-    first, second = asked(pipe, steps=5), asked(pipe, "cat", steps=4, sampler="euler-a", seed=9)
+    first, second = (
+        asked(pipe, num_inference_steps=5),
+        asked(pipe, "cat", num_inference_steps=4, sampler="euler-a", seed=9),
+    )
     one = scheduler.add(first)
     assert scheduler.step()
     assert scheduler.step()
@@ -88,7 +116,10 @@ def test_a_new_one_joins_at_the_next_step(pipe: Pipeline, fakes: Fakes) -> None:
 
 def test_a_cancelled_one_leaves_at_once(pipe: Pipeline, fakes: Fakes) -> None:
     scheduler = batcher_of(pipe)
-    kept, dropped = asked(pipe, steps=4), asked(pipe, "cat", steps=4, count=5)
+    kept, dropped = (
+        asked(pipe, num_inference_steps=4),
+        asked(pipe, "cat", num_inference_steps=4, num_images_per_prompt=5),
+    )
     one, other = scheduler.add(kept), scheduler.add(dropped)
     scheduler.step()
     scheduler.cancel(other)
@@ -104,10 +135,10 @@ def test_a_cancelled_one_leaves_at_once(pipe: Pipeline, fakes: Fakes) -> None:
 def test_other_shapes_take_turns(pipe: Pipeline, fakes: Fakes) -> None:
     """Sizes, unguided requests and longer prompts cannot share a call; none waits for ever."""
     requests = [
-        asked(pipe, steps=3 * QUANTUM),
-        asked(pipe, steps=4, size=(16, 40)),
-        asked(pipe, steps=4, guidance=1, sampler="euler-a"),
-        asked(pipe, "apple " * 90, steps=4, prompt_syntax="long"),
+        asked(pipe, num_inference_steps=3 * QUANTUM),
+        asked(pipe, num_inference_steps=4, width=16, height=40),
+        asked(pipe, num_inference_steps=4, guidance_scale=1, sampler="euler-a"),
+        asked(pipe, "apple " * 90, num_inference_steps=4, prompt_syntax="long"),
     ]
     results = pipe.generate_batch(requests)
     for request, result in zip(requests, results, strict=True):
@@ -122,14 +153,16 @@ def test_other_shapes_take_turns(pipe: Pipeline, fakes: Fakes) -> None:
 
 def test_images_of_one_request_with_texts_of_other_lengths(pipe: Pipeline, fakes: Fakes) -> None:
     """A text is not continued for another's sake; the order is the request's."""
-    request = asked(pipe, ["apple", "cat " * 90, "it"], steps=2, prompt_syntax="long", seed=5)
+    request = asked(
+        pipe, ["apple", "cat " * 90, "it"], num_inference_steps=2, prompt_syntax="long", seed=5
+    )
     *_, last = pipe.steps(request)
     assert last.result is not None
     assert batches(fakes) == [1] * 6
     (shared,) = pipe.generate_batch([request])
     assert [i.tobytes() for i in shared.images] == [i.tobytes() for i in last.result.images]
     for index, prompt in enumerate(request.prompts):
-        single = asked(pipe, prompt, steps=2, prompt_syntax="long", seed=5 + index)
+        single = asked(pipe, prompt, num_inference_steps=2, prompt_syntax="long", seed=5 + index)
         assert alone(pipe, single) == [last.result.images[index].tobytes()]
 
 
@@ -146,7 +179,7 @@ def test_one_that_comes_out_as_no_numbers_fails_alone(
     fakes.denoise_step.compute = broken
     pipe = Pipeline(fakes.parts(tokenizer))
     scheduler = batcher_of(pipe)
-    good, bad = (scheduler.add(asked(pipe, guidance=g, seed=8)) for g in (7, 66))
+    good, bad = (scheduler.add(asked(pipe, guidance_scale=g, seed=8)) for g in (7, 66))
     while scheduler.step():
         pass
     assert good.outcome().images
@@ -161,7 +194,10 @@ def test_engines_that_need_a_larger_batch_are_filled_up(
 
     profile = Profile(Range(3, 3, 4), Range(16, 32, 64), Range(16, 32, 64))
     pipe = Pipeline(fakes.parts(tokenizer, profile=profile))
-    requests = [asked(pipe, steps=2, seed=1), asked(pipe, steps=4, seed=2, sampler="euler-a")]
+    requests = [
+        asked(pipe, num_inference_steps=2, seed=1),
+        asked(pipe, num_inference_steps=4, seed=2, sampler="euler-a"),
+    ]
     results = pipe.generate_batch(requests)
     assert set(batches(fakes)) == {3}
     for request, result in zip(requests, results, strict=True):
@@ -170,7 +206,10 @@ def test_engines_that_need_a_larger_batch_are_filled_up(
 
 def test_timings_and_warnings(pipe: Pipeline) -> None:
     one, two = pipe.generate_batch(
-        [asked(pipe, steps=2), asked(pipe, steps=5, guidance=1, negative_prompt="cat")]
+        [
+            asked(pipe, num_inference_steps=2),
+            asked(pipe, num_inference_steps=5, guidance_scale=1, negative_prompt="cat"),
+        ]
     )
     assert len(one.timings.evaluations) == 2
     assert len(two.timings.evaluations) == 5
@@ -187,7 +226,7 @@ def test_nothing_to_generate(pipe: Pipeline) -> None:
 
 
 def test_a_held_pipeline_is_refused(pipe: Pipeline) -> None:
-    stream = pipe.stream("apple", steps=3)
+    stream = pipe.stream("apple", num_inference_steps=3)
     next(stream)
     with pytest.raises(UsageError, match="unfinished stream"):
         pipe.generate_batch([asked(pipe)])

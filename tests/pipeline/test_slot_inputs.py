@@ -33,8 +33,8 @@ def half() -> Image.Image:
 
 
 def asked(pipe: Pipeline, **options: Any) -> Request:
-    options = {"seed": 5, "steps": 6, "sampler": "euler-a"} | options
-    return make_request("apple", pipe.parts.limits, **options)
+    options = {"seed": 5, "num_inference_steps": 6, "sampler": "euler-a"} | options
+    return make_request(pipe.parts.limits, "apple", **options)
 
 
 def encoded(seed: int = 1) -> np.ndarray[Any, Any]:
@@ -52,7 +52,7 @@ def test_the_order_of_what_is_generated(
     """Posterior, start noise, (masked image's posterior,) sampler: as diffusers' generators go."""
     parts = fakes.parts(tokenizer, scaling_factor=0.5, shift_factor=0.25)
     mask = half() if masked else None
-    request = asked(Pipeline(parts), image=source_image(), mask=mask, strength=strength)
+    request = asked(Pipeline(parts), image=source_image(), mask_image=mask, strength=strength)
     plan, moments, source = request.plan, encoded(), TorchNoise(5)
     row = slot_inputs(parts, request, 0, moments)
     deviation = np.exp(0.5 * np.clip(moments[CHANNELS:], -30, 20))
@@ -81,7 +81,7 @@ def test_the_order_of_what_is_generated(
 
 def test_what_is_kept_comes_out_as_it_went_in(pipe: Pipeline, fakes: Fakes) -> None:
     """The last blend leaves the image's own latents where the mask is black."""
-    *_, last = pipe.steps(asked(pipe, image=source_image(), mask=half(), sampler="ddim"))
+    *_, last = pipe.steps(asked(pipe, image=source_image(), mask_image=half(), sampler="ddim"))
     means = np.asarray(source_image(), np.float32)[::8, ::8].transpose(2, 0, 1) / 127.5 - 1
     kept = means + 0.1 * TorchNoise(5).randn(SHAPE)[0][:3]
     np.testing.assert_allclose(last.latents[0, :3, :, :2], kept[:, :, :2], atol=1e-5)
@@ -90,14 +90,16 @@ def test_what_is_kept_comes_out_as_it_went_in(pipe: Pipeline, fakes: Fakes) -> N
 
 
 def test_no_image_binds_no_encoder(pipe: Pipeline, fakes: Fakes) -> None:
-    pipe.generate("apple", steps=1)
+    pipe.generate("apple", num_inference_steps=1)
     assert fakes.vae_encoder.bound == []
 
 
 def test_each_prompt_may_have_its_image(pipe: Pipeline) -> None:
-    options: dict[str, Any] = {"steps": 4, "sampler": "ddim"}
+    options: dict[str, Any] = {"num_inference_steps": 4, "sampler": "ddim"}
     dark = Image.new("RGB", (32, 32), "navy")
-    both = pipe.generate(["a", "b"], image=[source_image(), dark], seed=3, count=2, **options)
+    both = pipe.generate(
+        ["a", "b"], image=[source_image(), dark], seed=3, num_images_per_prompt=2, **options
+    )
     alone = pipe.generate("b", image=dark, seed=6, **options)
     assert both.images[3].tobytes() == alone.images[0].tobytes()
 
@@ -132,15 +134,15 @@ def test_the_interval_is_diffusers(pipe: Pipeline) -> None:
 
 
 def test_an_interval_without_any_step_is_unguided(pipe: Pipeline) -> None:
-    request = asked(pipe, guidance=7.5, guidance_interval=(0.5, 0.5))
+    request = asked(pipe, guidance_scale=7.5, guidance_interval=(0.5, 0.5))
     assert request.branches == 1
-    assert asked(pipe, guidance=7.5, guidance_interval=(0.5, 0.9)).branches == 2
+    assert asked(pipe, guidance_scale=7.5, guidance_interval=(0.5, 0.9)).branches == 2
 
 
 def test_a_course_goes_on_from_where_each_row_is(pipe: Pipeline) -> None:
     rows = [
-        slot_inputs(pipe.parts, asked(pipe, steps=4, sampler="ddim"), 0),
-        slot_inputs(pipe.parts, asked(pipe, steps=6), 0),
+        slot_inputs(pipe.parts, asked(pipe, num_inference_steps=4, sampler="ddim"), 0),
+        slot_inputs(pipe.parts, asked(pipe, num_inference_steps=6), 0),
     ]
     course = inputs_of(rows, [1, 3], 3)
     assert course.evaluations == 3

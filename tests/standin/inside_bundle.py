@@ -24,10 +24,14 @@ def bundle(tmp_path: Path) -> Iterator[Bundle]:
 
 
 def test_it_is_loaded_and_generates(standin: Standin, bundle: Bundle, host: Pipeline) -> None:
-    wanted = host.generate("apple", steps=3, seed=1, size="64x64").images[0].tobytes()
+    wanted = (
+        host.generate("apple", num_inference_steps=3, seed=1, width=64, height=64)
+        .images[0]
+        .tobytes()
+    )
     for loop in ("auto", "eager", "step-graph", "whole-loop"):
         with sdexport.load(bundle.path, loop=loop) as pipe:
-            result = pipe.generate("apple", steps=3, seed=1, size="64x64")
+            result = pipe.generate("apple", num_inference_steps=3, seed=1, width=64, height=64)
             assert result.images[0].tobytes() == wanted
             assert result.parameters["about"]["target"] == "tensorrt-rtx"
     # Kernels were kept, and the bundle is still what was built.

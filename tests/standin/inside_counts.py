@@ -25,7 +25,15 @@ def pipe(standin: Standin, parts: PipelineParts, plans: dict[str, Path]) -> Iter
 
 
 def generate(pipe: Pipeline, seed: int, *, steps: int = 10, sampler: str = "euler-a") -> None:
-    pipe.generate("apple", steps=steps, seed=seed, sampler=sampler, guidance=2.0, size="64x64")
+    pipe.generate(
+        "apple",
+        num_inference_steps=steps,
+        seed=seed,
+        sampler=sampler,
+        guidance_scale=2.0,
+        width=64,
+        height=64,
+    )
 
 
 def test_the_second_image_of_a_shape(standin: Standin, pipe: Pipeline) -> None:
@@ -91,7 +99,12 @@ def test_many_images_take_no_more_memory(standin: Standin, pipe: Pipeline, image
 
     def several(number: int) -> None:
         for index in range(number):
-            generate(pipe, index, steps=2 + index % 2, sampler=("euler-a", "ddim")[index // 2 % 2])
+            generate(
+                pipe,
+                index,
+                num_inference_steps=2 + index % 2,
+                sampler=("euler-a", "ddim")[index // 2 % 2],
+            )
 
     several(20)
     before, memory = standin.held(), resident()

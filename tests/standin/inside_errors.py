@@ -75,10 +75,12 @@ def test_a_size_that_was_not_built(standin: Standin, parts: PipelineParts, tmp_p
             match=r"denoise_step was not built for this size: profile 0: dimension 3 of state is "
             r"12, and 8 was built; choose .*profile that has them",
         ):
-            pipe.generate("apple", steps=1, size="64x96")
+            pipe.generate("apple", num_inference_steps=1, width=64, height=96)
         with pytest.raises(EngineError, match="dimension 0 of state is 3, and 1 to 2 was"):
-            pipe.generate("apple", steps=1, size="64x64", count=3)
-        assert pipe.generate("apple", steps=1, size="96x64").images
+            pipe.generate(
+                "apple", num_inference_steps=1, width=64, height=64, num_images_per_prompt=3
+            )
+        assert pipe.generate("apple", num_inference_steps=1, width=96, height=64).images
 
 
 def test_of_several_profiles_the_smallest_that_fits(
@@ -109,7 +111,7 @@ def test_engines_that_do_not_fit_together(
         gpu_pipeline(parts, other) as pipe,
         pytest.raises(EngineError, match="text_encoder gives last_hidden_state as nothing, and"),
     ):
-        pipe.generate("apple", steps=1)
+        pipe.generate("apple", num_inference_steps=1)
 
 
 def test_a_binding_to_host_arrays(

@@ -21,6 +21,7 @@ from sdexport.backends.tensorrt import session
 from sdexport.errors import DeviceLostError, DeviceMemoryError, EngineError
 from sdexport.pipeline.parts import PipelineParts
 from sdexport.pipeline.pipeline import Pipeline
+from tests.sizes import sides
 from tests.standin.world import (
     LAUNCH_FAILED,
     OUT_OF_MEMORY,
@@ -35,7 +36,14 @@ STATUSES = {"memory": OUT_OF_MEMORY, "resources": OUT_OF_RESOURCES, "lost": LAUN
 
 
 def image(pipe: Pipeline, *, watched: bool = False) -> bytes:
-    arguments = {"sampler": "euler-a", "steps": 3, "seed": 5, "size": "64x64", "guidance": 2.0}
+    arguments = {
+        "sampler": "euler-a",
+        "num_inference_steps": 3,
+        "seed": 5,
+        "width": 64,
+        "height": 64,
+        "guidance_scale": 2.0,
+    }
     if not watched:
         return pipe.generate("apple", **arguments).images[0].tobytes()
     with closing(pipe.stream("apple", **arguments)) as stream:
@@ -192,13 +200,13 @@ def test_memory_is_made_free_before_a_request_is_refused(
 ) -> None:
     with gpu_pipeline(parts, plans) as pipe:
         for size in ("32x32", "96x96"):
-            pipe.generate("apple", steps=2, seed=1, size=size)
+            pipe.generate("apple", num_inference_steps=2, seed=1, **sides(size))
         used = standin.held()[0]
         # What is free does not do for another shape beside those that are kept.
         standin.device(size=used + (8 << 10))
         assert image(pipe) == wanted
         standin.device(size=2 << 30)
-        assert pipe.generate("apple", steps=2, seed=1, size="96x96").images
+        assert pipe.generate("apple", num_inference_steps=2, seed=1, width=96, height=96).images
 
 
 def test_a_request_too_large_for_the_memory_is_refused_with_figures(

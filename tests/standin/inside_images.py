@@ -21,6 +21,7 @@ from sdexport.backends.cuda.slots import Form
 from sdexport.errors import EngineError
 from sdexport.pipeline.parts import PipelineParts
 from sdexport.pipeline.pipeline import Pipeline
+from tests.sizes import sides
 from tests.standin.world import Standin, gpu_pipeline, write_plans
 
 FORMS = (Form.EAGER, Form.STEP_GRAPH, Form.WHOLE_LOOP)
@@ -43,7 +44,12 @@ Generate = Callable[[Pipeline, tuple[Any, ...]], list[bytes]]
 def generate(pipeline: Pipeline, request: tuple[Any, ...]) -> list[bytes]:
     prompts, sampler, steps, guidance, size, seed = request
     result = pipeline.generate(
-        list(prompts), sampler=sampler, steps=steps, guidance=guidance, size=size, seed=seed
+        list(prompts),
+        sampler=sampler,
+        num_inference_steps=steps,
+        guidance_scale=guidance,
+        **sides(size),
+        seed=seed,
     )
     return [image.tobytes() for image in result.images]
 
@@ -54,7 +60,12 @@ def watch(pipeline: Pipeline, request: tuple[Any, ...]) -> list[np.ndarray[Any, 
     return [
         step.latents.copy()
         for step in pipeline.stream(
-            list(prompts), sampler=sampler, steps=steps, guidance=guidance, size=size, seed=seed
+            list(prompts),
+            sampler=sampler,
+            num_inference_steps=steps,
+            guidance_scale=guidance,
+            **sides(size),
+            seed=seed,
         )
     ]
 
@@ -129,7 +140,13 @@ def test_steps_that_nobody_reads_copy_nothing(standin: Standin, pipe: Pipeline) 
     watch(pipe, IN_TURN[0])
     with standin.counted() as calls:
         *_, last = pipe.stream(
-            "red apple", sampler="euler-a", steps=4, seed=3, guidance=2.5, size="64x64"
+            "red apple",
+            sampler="euler-a",
+            num_inference_steps=4,
+            seed=3,
+            guidance_scale=2.5,
+            width=64,
+            height=64,
         )
     assert last.result is not None
     assert calls["cuMemcpyDtoHAsync_v2"] == 1
@@ -142,7 +159,15 @@ def test_steps_that_nobody_reads_copy_nothing(standin: Standin, pipe: Pipeline) 
 def test_the_device_is_one_evaluation_ahead(standin: Standin, pipe: Pipeline) -> None:
     watch(pipe, IN_TURN[1])
     with closing(
-        pipe.stream("a bee", sampler="ddim", steps=4, seed=4, guidance=3.0, size="64x64")
+        pipe.stream(
+            "a bee",
+            sampler="ddim",
+            num_inference_steps=4,
+            seed=4,
+            guidance_scale=3.0,
+            width=64,
+            height=64,
+        )
     ) as stream:
         launches = []
         with standin.counted():
@@ -157,7 +182,13 @@ def test_a_stream_that_is_given_up_harms_nobody(
     for request in IN_TURN[:2]:
         for steps in range(1, 4):
             stream = pipe.stream(
-                "pizza", sampler="euler-a", steps=4, seed=77, guidance=2.5, size="64x64"
+                "pizza",
+                sampler="euler-a",
+                num_inference_steps=4,
+                seed=77,
+                guidance_scale=2.5,
+                width=64,
+                height=64,
             )
             for _ in range(steps):
                 next(stream)
@@ -177,7 +208,15 @@ def test_an_explicit_whole_loop_yields_its_end_alone(
 ) -> None:
     with gpu_pipeline(parts, plans, Form.WHOLE_LOOP) as pipeline:
         steps = list(
-            pipeline.stream("a bee", sampler="ddim", steps=4, seed=4, guidance=3.0, size="64x64")
+            pipeline.stream(
+                "a bee",
+                sampler="ddim",
+                num_inference_steps=4,
+                seed=4,
+                guidance_scale=3.0,
+                width=64,
+                height=64,
+            )
         )
         assert [step.index for step in steps] == [3]
         assert steps[0].result is not None
@@ -186,7 +225,15 @@ def test_an_explicit_whole_loop_yields_its_end_alone(
 
 
 def test_times_are_the_devices(pipe: Pipeline) -> None:
-    *_, last = pipe.stream("a bee", sampler="ddim", steps=4, seed=4, guidance=3.0, size="64x64")
+    *_, last = pipe.stream(
+        "a bee",
+        sampler="ddim",
+        num_inference_steps=4,
+        seed=4,
+        guidance_scale=3.0,
+        width=64,
+        height=64,
+    )
     assert last.result is not None
     timings = last.result.timings
     assert len(timings.evaluations) == 4
@@ -300,7 +347,14 @@ def test_latents_that_are_no_numbers_are_refused(
     from sdexport.pipeline.request import make_request
 
     request = make_request(
-        "a bee", pipe.parts.limits, sampler="ddim", steps=4, seed=4, guidance=3, size="64x64"
+        pipe.parts.limits,
+        "a bee",
+        sampler="ddim",
+        num_inference_steps=4,
+        seed=4,
+        guidance_scale=3,
+        width=64,
+        height=64,
     )
     weights = request.plan.update_weights.copy()
     weights[2, :, :-1] = 3e38

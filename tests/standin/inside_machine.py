@@ -24,7 +24,7 @@ from sdexport.pipeline.pipeline import Pipeline
 from tests.standin.world import Standin, forget_devices, gpu_pipeline, make_bundle, write_plans
 
 ADA = {"compute_capabilities": ["sm89"]}
-REQUEST: dict[str, Any] = {"steps": 3, "seed": 1, "size": "64x64"}
+REQUEST: dict[str, Any] = {"num_inference_steps": 3, "seed": 1, "width": 64, "height": 64}
 
 
 @pytest.fixture(autouse=True)
@@ -84,6 +84,28 @@ def test_of_several_cards_the_one_that_fits(
     standin.device(75, 86)
     with pytest.raises(EngineError, match=r"this machine has sm75 \(.*\), sm86 \(stand-in, no GPU"):
         sdexport.load(bundle.path)
+
+
+def test_the_card_that_is_asked_for(standin: Standin, tmp_path: Path, wanted: bytes) -> None:
+    bundle = make_bundle(tmp_path / "b", builder=ADA, capabilities=["sm89"])
+    standin.device(89, 89, 75)
+    for device in (0, 1):
+        with sdexport.load(bundle.path, device=device) as pipe:
+            parts = pipe.parts
+            for engine in (parts.text_encoder, parts.denoise_step, parts.vae_decoder):
+                assert engine.context.ordinal == device  # type: ignore[attr-defined]  # on a GPU
+            assert pipe.generate("apple", **REQUEST).images[0].tobytes() == wanted
+    with pytest.raises(EngineError, match=r"built for .* sm89, and this machine has sm75 \(stand"):
+        sdexport.load(bundle.path, device=2)
+    with pytest.raises(UsageError, match=r"device must be one of 0 \(stand-in.*, 2 .*, got 3"):
+        sdexport.load(bundle.path, device=3)
+
+
+@pytest.mark.parametrize("device", [-1, 1.0, True, "0", "cuda:0"])
+def test_what_is_not_the_number_of_a_card(standin: Standin, tmp_path: Path, device: Any) -> None:
+    bundle = make_bundle(tmp_path / "b")
+    with pytest.raises(UsageError, match="device must be the number of a GPU, .* got "):
+        sdexport.load(bundle.path, device=device)
 
 
 def test_a_card_that_is_hidden_is_not_used(

@@ -155,7 +155,9 @@ def pipeline(parts: PipelineParts, target: str, loop: Form = Form.AUTO) -> Pipel
 
 
 def generate(pipe: Pipeline, seed: int = 1, **more: Any) -> list[bytes]:
-    result = pipe.generate("apple", steps=4, seed=seed, sampler="euler-a", size="64x64", **more)
+    result = pipe.generate(
+        "apple", num_inference_steps=4, seed=seed, sampler="euler-a", width=64, height=64, **more
+    )
     return [image.tobytes() for image in result.images]
 
 
@@ -166,13 +168,19 @@ def test_the_processors_image(
     Session.streams.clear()
     with pipeline(parts, target) as pipe:
         assert generate(pipe) == generate(host)
-        assert generate(pipe, 2, count=3, guidance=1.0) == generate(host, 2, count=3, guidance=1.0)
+        assert generate(pipe, 2, num_images_per_prompt=3, guidance_scale=1.0) == generate(
+            host, 2, num_images_per_prompt=3, guidance_scale=1.0
+        )
         with standin.counted() as calls:
             assert generate(pipe, 3) == generate(host, 3)
-            latents = [step.latents.copy() for step in pipe.stream("apple", steps=3, seed=1)]
+            latents = [
+                step.latents.copy() for step in pipe.stream("apple", num_inference_steps=3, seed=1)
+            ]
         assert calls["cuStreamBeginCapture_v2"] == 0
         assert calls["cuMemcpyHtoDAsync_v2"] == 2, "one a batch"
-        wanted = [step.latents.copy() for step in host.stream("apple", steps=3, seed=1)]
+        wanted = [
+            step.latents.copy() for step in host.stream("apple", num_inference_steps=3, seed=1)
+        ]
         assert all((a == b).all() for a, b in zip(latents, wanted, strict=True))
     assert len(Session.streams) == 1, "engines on several streams would run out of order"
 

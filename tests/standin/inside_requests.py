@@ -15,8 +15,14 @@ from sdexport.pipeline.parts import PipelineParts
 from sdexport.pipeline.pipeline import Pipeline
 from tests.standin.world import Standin, gpu_pipeline
 
-PLAIN: dict[str, Any] = {"sampler": "euler-a", "steps": 4, "seed": 3, "size": "64x64"}
-PLAIN |= {"guidance": 2.5}
+PLAIN: dict[str, Any] = {
+    "sampler": "euler-a",
+    "num_inference_steps": 4,
+    "seed": 3,
+    "width": 64,
+    "height": 64,
+}
+PLAIN |= {"guidance_scale": 2.5}
 PICTURE = Image.fromarray(
     np.linspace(0, 255, 64 * 64 * 3, dtype=np.uint8).reshape(64, 64, 3), "RGB"
 )
@@ -29,7 +35,7 @@ REQUESTS: dict[str, tuple[str, dict[str, Any]]] = {
     "rescaled": ("a red apple", {"guidance_rescale": 0.7}),
     "interval": ("a red apple", {"guidance_interval": (0.25, 0.75)}),
     "from an image": ("a red apple", {"image": PICTURE, "strength": 0.6}),
-    "within a mask": ("a red apple", {"image": PICTURE, "mask": MASK, "strength": 0.9}),
+    "within a mask": ("a red apple", {"image": PICTURE, "mask_image": MASK, "strength": 0.9}),
     "cuda's noise": ("a red apple", {"noise": "torch-cuda"}),
 }
 
@@ -69,7 +75,9 @@ def test_a_mixed_batch_is_the_processors(
     def generated(pipeline: Pipeline) -> list[bytes]:
         requests = [
             pipeline.request("a red apple", **PLAIN),
-            pipeline.request("a bee", **PLAIN | {"sampler": "pndm", "steps": 3, "seed": 8}),
+            pipeline.request(
+                "a bee", **PLAIN | {"sampler": "pndm", "num_inference_steps": 3, "seed": 8}
+            ),
             pipeline.request("a (rose:0.7)", **PLAIN | {"prompt_syntax": "weights", "seed": 9}),
         ]
         results = pipeline.generate_batch(requests)

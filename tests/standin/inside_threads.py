@@ -12,6 +12,7 @@ from sdexport.backends.cuda.slots import Form
 from sdexport.errors import UsageError
 from sdexport.pipeline.parts import PipelineParts
 from sdexport.pipeline.pipeline import Pipeline
+from tests.sizes import sides
 from tests.standin.world import Standin, gpu_pipeline
 
 THREADS = 8
@@ -28,11 +29,11 @@ def generate(pipe: Pipeline, number: int, *, watched: bool = False) -> list[byte
     """Image `number`: every one with a sampler, a size and a count of its own."""
     arguments = {
         "sampler": SAMPLERS[number % 4],
-        "steps": 3 + number % 2,
+        "num_inference_steps": 3 + number % 2,
         "seed": number,
-        "size": ("64x64", "32x64")[number // 2 % 2],
-        "count": 1 + number % 3,
-        "guidance": (2.0, 1.0)[number // 4 % 2],
+        **sides(("64x64", "32x64")[number // 2 % 2]),
+        "num_images_per_prompt": 1 + number % 3,
+        "guidance_scale": (2.0, 1.0)[number // 4 % 2],
     }
     if watched:
         *_, last = pipe.stream(f"apple {number}", **arguments)
@@ -75,7 +76,9 @@ def test_streams_of_one_thread_go_on_side_by_side(
     standin: Standin, pipe: Pipeline, host: Pipeline
 ) -> None:
     streams = [
-        pipe.stream("apple", sampler="euler-a", steps=4, seed=seed, size="64x64")
+        pipe.stream(
+            "apple", sampler="euler-a", num_inference_steps=4, seed=seed, width=64, height=64
+        )
         for seed in range(3)
     ]
     found = [
@@ -86,7 +89,9 @@ def test_streams_of_one_thread_go_on_side_by_side(
         for image in step.result.images
     ]
     assert found == [
-        host.generate("apple", sampler="euler-a", steps=4, seed=seed, size="64x64")
+        host.generate(
+            "apple", sampler="euler-a", num_inference_steps=4, seed=seed, width=64, height=64
+        )
         .images[0]
         .tobytes()
         for seed in range(3)
@@ -94,7 +99,9 @@ def test_streams_of_one_thread_go_on_side_by_side(
 
 
 def test_a_stream_too_many_is_refused(standin: Standin, pipe: Pipeline) -> None:
-    streams = [pipe.stream("apple", steps=3, size="32x32") for _ in range(THREADS + 1)]
+    streams = [
+        pipe.stream("apple", num_inference_steps=3, width=32, height=32) for _ in range(THREADS + 1)
+    ]
     for stream in streams[:-1]:
         next(stream)
     with pytest.raises(UsageError, match="unfinished stream"):

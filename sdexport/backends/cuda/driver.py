@@ -24,6 +24,7 @@ from sdexport.errors import (
     DeviceMemoryError,
     EngineError,
     MissingExtraError,
+    UsageError,
 )
 from sdexport.extras import install_command
 
@@ -173,20 +174,28 @@ def context(ordinal: int) -> Context:
     return Context(ordinal)
 
 
-def context_for(target: str, name: str, built: BuiltFor) -> Context:
+def context_for(target: str, name: str, built: BuiltFor, device: int | None = None) -> Context:
     """The context of the first GPU on which engines of `target` built so run.
 
     Args:
         name: of the engine, for the message.
+        device: the number of the GPU to take; None takes the first that runs the engines.
 
     Raises:
         MissingExtraError: cuda-bindings is not installed.
         EngineError: there is no GPU, or none that runs them; names the GPUs and what was built.
-        UsageError: this process was forked from one in which CUDA was started.
+        UsageError: there is no GPU of that number, or this process was forked from one in which
+            CUDA was started.
     """
     forks.check_start("CUDA")
     driver()
     gpus, why = find_gpus()
+    if gpus and device is not None:
+        found = tuple(gpu for gpu in gpus if gpu.ordinal == device)
+        if not found:
+            numbers = ", ".join(f"{gpu.ordinal} ({gpu.name})" for gpu in gpus)
+            raise UsageError(f"device must be one of {numbers}, got {device}")
+        gpus = found
     chosen = first_that_runs(built, gpus)
     if chosen is not None:
         return context(chosen.ordinal)

@@ -169,6 +169,8 @@ class HostWorkspace:
     def begin(self, course: BatchInputs, *, watched: bool = True) -> None:
         check_inputs(self._engines, course)
         loop = self._loop
+        # Of a batch whose embeddings were given, nothing.
+        self._encoded, self._encoding = self._encoding, 0.0
         self._projecting = self._project_texts(loop)
         started = perf_counter()
         step = loop.step(course)
@@ -232,7 +234,7 @@ class HostWorkspace:
 
     @property
     def times(self) -> Times:
-        texts = self._encoding + self._projecting
+        texts = self._encoded + self._projecting
         return Times(texts, self._denoise, self._decoding, tuple(self._evaluations))
 
 

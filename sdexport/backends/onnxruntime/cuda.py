@@ -128,6 +128,7 @@ def load(
     precision: Precision,
     threads: int | None,
     built: BuiltFor = ANYWHERE,
+    device: int | None = None,
 ) -> OnnxRuntimeGpuEngine:
     """The engine of the component `name`, its weights on the GPU.
 
@@ -149,7 +150,7 @@ def load(
             f"{' and no '.join(missing)}, only {', '.join(found)}; pip uninstall onnxruntime; "
             f"{install_command('onnxruntime-gpu')}"
         )
-    gpu = driver.context_for(target, name, built)
+    gpu = driver.context_for(target, name, built, device)
     _refuse_tf32(target, precision, gpu)
     stream = _stream(gpu)
     chosen: list[Any] = [(provider, _options(provider, gpu, stream)) for provider in providers]

@@ -81,6 +81,7 @@ def load(
     precision: Precision,
     threads: int | None,
     built: BuiltFor = ANYWHERE,
+    device: int | None = None,
 ) -> TensorRtEngine:
     """The engine of the component `name`, its weights on the first GPU that it was built for.
 
@@ -98,7 +99,7 @@ def load(
             "them in here; build the bundle again without that option"
         )
     module = library(target)
-    gpu = driver.context_for(target, name, built)
+    gpu = driver.context_for(target, name, built, device)
     gpu.use()
     runtime = _runtime(target, gpu, built.version_compatible)
     blob = reading.read_bytes(path, ENGINE_BYTES)

@@ -1,0 +1,64 @@
+"""Methods that take the options of a request: one signature and one documentation for all."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import re
+from collections.abc import Callable
+from typing import Concatenate, ParamSpec, Protocol, TypeVar
+
+from sdexport.keywords import explains_keywords
+from sdexport.pipeline.option_names import EARLIER, HINTS
+from sdexport.pipeline.parts import PipelineParts
+from sdexport.pipeline.request import Limits, Request, make_request
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class Asked(Protocol):
+    """What has methods of a request: a pipeline."""
+
+    parts: PipelineParts
+
+
+A = TypeVar("A", bound=Asked)
+
+
+def _taking(
+    make: Callable[Concatenate[Limits, P], Request],
+) -> Callable[[Callable[[A, Request], R]], Callable[Concatenate[A, P], R]]:
+    """Gives a method of a request the options of `make` instead, with their documentation.
+
+    So the options are listed once, in `make_request`, and every way to ask has the same.
+    """
+    options = inspect.signature(make)
+    documentation = inspect.cleandoc(make.__doc__ or "")
+    described = documentation[documentation.index("Args:") : documentation.index("Raises:")]
+    # What comes first is the pipeline here, not its limits.
+    described = re.sub(r"(?m)^    limits: .*\n", "", described)
+
+    def decorate(
+        method: Callable[[A, Request], R],
+    ) -> Callable[Concatenate[A, P], R]:
+        @functools.wraps(method)
+        def called(self: A, /, *args: P.args, **kwargs: P.kwargs) -> R:
+            return method(self, make(self.parts.limits, *args, **kwargs))
+
+        own = inspect.signature(method)
+        this, *_ = own.parameters.values()
+        _, *given = options.parameters.values()
+        called.__signature__ = own.replace(parameters=[this, *given])  # type: ignore[attr-defined]  # what `inspect.signature` looks for
+        called.__annotations__ = {one.name: one.annotation for one in given} | {
+            "return": own.return_annotation
+        }
+        said, raises, errors = inspect.cleandoc(method.__doc__ or "").partition("Raises:")
+        called.__doc__ = f"{said}{described}{raises}{errors}"
+        return explains_keywords(HINTS, EARLIER)(called)
+
+    return decorate
+
+
+takes_options = _taking(make_request)
+"""Decorates a method (self, request): it takes the options of `make_request` instead."""
