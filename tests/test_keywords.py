@@ -6,20 +6,28 @@ methods of every module that can be imported here.
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import inspect
+import pickle
 import pkgutil
 import re
 from collections.abc import Callable, Iterator
-from types import ModuleType
+from dataclasses import fields
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 import sdexport
+from sdexport.errors import EngineError
 from sdexport.keywords import explains_fields, explains_keywords
+from sdexport.model.shapes import Profile, Range
+from sdexport.pipeline.option_names import HINTS
 from sdexport.pipeline.pipeline import Pipeline
-from sdexport.pipeline.request import HINTS, Limits, make_request
+from sdexport.pipeline.request import Limits, Request, make_request
 
 MADE_UP = "a_made_up_keyword"
 
@@ -97,7 +105,14 @@ def test_what_was_meant_is_named(name: str) -> None:
     known = [one.name for one in _signature(function) if one.kind is one.KEYWORD_ONLY]
     known = known or [one.name for one in _signature(function)]
     given = {"self", "parts", "args", "kwargs"}.isdisjoint(known)
-    if not given or name in ("BuildReport", "Result", "Precision", "SdexportError"):
+    if not given or name in (
+        "BuildReport",
+        "Request",
+        "Result",
+        "Step",
+        "Precision",
+        "SdexportError",
+    ):
         return  # Nothing that a user calls with options.
     for keyword in known:
         with pytest.raises(TypeError, match=f"'{keyword}_'; did you mean '"):
@@ -113,28 +128,102 @@ def test_the_ways_to_ask_take_the_same_options(method: str) -> None:
     assert options(getattr(Pipeline, method)) == options(make_request)
 
 
-def test_no_option_is_lost_or_exchanged_on_the_way(monkeypatch: pytest.MonkeyPatch) -> None:
+LIMITS = Limits(
+    Profile(height=Range(32, 64, 128), width=Range(32, 64, 128)),
+    {"_class_name": "DDIMScheduler"},
+    7.5,
+    (64, 64),
+    embedding_dim=8,
+    text_layers=2,
+    takes_images=True,
+)
+OTHER: dict[str, Any] = {
+    "negative_prompt": "green",
+    "num_inference_steps": 7,
+    "guidance_scale": 3.0,
+    "num_images_per_prompt": 2,
+    "height": 96,
+    "width": 80,
+    "seed": 11,
+    "sampler": "euler-a",
+    "image": Image.new("RGB", (64, 64), "red"),
+    "mask_image": Image.new("L", (64, 64), 255),
+    "strength": 0.5,
+    "clip_skip": 1,
+    "eta": 0.5,
+    "timesteps": [900, 400],
+    "sigmas": [9.0, 3.0, 0.0],
+    "latents": np.ones((1, 4, 8, 8), np.float32),
+    "prompt_embeds": np.ones((1, 77, 8), np.float32),
+    "negative_prompt_embeds": np.ones((1, 77, 8), np.float32),
+    "output_type": "np",
+    "guidance_rescale": 0.3,
+    "guidance_interval": (0.2, 0.8),
+    "noise": "torch-cuda",
+    "prompt_syntax": "long",
+    "fit": "crop",
+}
+"""Of each option a value that is not its default."""
+BESIDE: dict[str, dict[str, Any]] = {
+    "mask_image": {"image": OTHER["image"]},
+    "strength": {"image": OTHER["image"]},
+    "fit": {"image": OTHER["image"]},
+    "sigmas": {"sampler": "euler"},
+    "timesteps": {"sampler": "euler"},
+}
+"""What an option needs beside it."""
+
+
+class Watched(Pipeline):
+    """Keeps the request that it would generate."""
+
+    def __init__(self) -> None:
+        self.parts = SimpleNamespace(limits=LIMITS)  # type: ignore[assignment]  # all that is read
+
+    def steps(self, request: Request, *, watched: bool = True) -> Any:
+        self.asked = request
+        raise EngineError("nothing is loaded")
+
+
+def test_every_option_has_another_value() -> None:
     parameters = inspect.signature(make_request).parameters.values()
-    given = {one.name: object() for one in parameters if one.kind is one.KEYWORD_ONLY}
-    seen: list[dict[str, object]] = []
+    assert set(OTHER) == {one.name for one in parameters if one.kind is one.KEYWORD_ONLY}
 
-    class Parts:
-        limits = "limits"
 
-    def make(prompt: str, limits: Limits, **options: object) -> str:
-        assert (prompt, limits) == ("a", "limits")
-        seen.append(options)
-        return "request"
+@pytest.mark.parametrize("option", OTHER)
+def test_no_option_is_lost_or_exchanged_on_the_way(option: str) -> None:
+    given = {"seed": 1, **BESIDE.get(option, {})}
+    prompt = None if option == "prompt_embeds" else "a"
+    usual = make_request(LIMITS, "a", **given)
+    given[option] = OTHER[option]
+    wanted = make_request(LIMITS, prompt, **given)
+    assert _fields(wanted) != _fields(usual), "it has no effect"
+    pipe = Watched()
+    assert _fields(pipe.request(prompt, **given)) == _fields(wanted)
+    for method in (pipe.generate, pipe.stream):
+        with pytest.raises(EngineError, match="nothing is loaded"):
+            method(prompt, **given)
+        assert _fields(pipe.asked) == _fields(wanted)
 
-    monkeypatch.setattr("sdexport.pipeline.pipeline.make_request", make)
-    monkeypatch.setattr(Pipeline, "steps", lambda *_, **__: iter(()))
-    pipe = object.__new__(Pipeline)
-    pipe.parts = Parts()  # type: ignore[assignment]  # the one thing that is read
-    pipe.request("a", **given)  # type: ignore[arg-type]  # marks instead of values
-    pipe.stream("a", **given)  # type: ignore[arg-type]  # as above
-    with pytest.raises(AttributeError, match="close"):  # `closing` of the plain iterator
-        pipe.generate("a", **given)  # type: ignore[arg-type]  # as above
-    assert seen == [given] * 3
+
+def _fields(request: Request) -> dict[str, str]:
+    """Every field, those that do not count in comparisons as well."""
+    return {
+        one.name: hashlib.sha256(pickle.dumps(getattr(request, one.name))).hexdigest()
+        for one in fields(request)
+        if one.name != "plan"
+    } | {"plan": str(request.plan.timesteps.tolist()) + str(request.plan.update_weights.tolist())}
+
+
+def test_help_and_editors_show_every_option() -> None:
+    options = [name for name in inspect.signature(make_request).parameters if name != "limits"]
+    for method in ASKING:
+        function = getattr(Pipeline, method)
+        assert [*inspect.signature(function).parameters] == ["self", *options]
+        for name in options:
+            assert re.search(rf"\n    (\w+, )*{name}(, \w+)*: ", function.__doc__), (method, name)
+        assert "limits" not in function.__doc__
+        assert function.__doc__.index("Args:") < function.__doc__.index("Raises:")
 
 
 @pytest.mark.parametrize("kind", ["", "Img2Img", "Inpaint"])

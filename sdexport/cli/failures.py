@@ -103,11 +103,11 @@ def _meant(error: Exception) -> str | None:
     # By its name: the class has changed its module between Typer's versions.
     if type(error).__name__ != "NoSuchOption" or given is None:
         return None
-    from sdexport.pipeline.request import NAMES
+    from sdexport.pipeline.option_names import COMMAND_LINE, SYNONYMS
 
-    ours = NAMES.get(given.strip("-").replace("-", "_").lower())
-    if ours is None:
-        return None
+    name = given.strip("-").replace("-", "_").lower()
+    name = SYNONYMS.get(name, name)
+    ours = COMMAND_LINE.get(name, name)
     option = f"--{ours}".replace("_", "-")
     context = getattr(error, "ctx", None)
     known = [name for one in context.command.params for name in one.opts] if context else []

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -57,13 +57,14 @@ def generate(
         ),
     ] = None,
     steps: Annotated[
-        int,
+        int | None,
         typer.Option(
             metavar="N",
             help="Steps of the sampler; more take longer. Some samplers evaluate the model more "
             "often than that, see sdexport samplers.",
+            show_default="50",
         ),
-    ] = 50,
+    ] = None,
     guidance: Annotated[
         float | None,
         typer.Option(
@@ -132,6 +133,31 @@ def generate(
             metavar="SHARE",
             help="How much of the image is repainted, from 0 to 1; the steps are as much fewer.",
             show_default="0.8, with a mask 1",
+        ),
+    ] = None,
+    eta: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SHARE",
+            help="Share of fresh noise, from 0 to 1, for samplers that take one, such as ddim.",
+            show_default="0",
+        ),
+    ] = None,
+    timesteps: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N,N,…",
+            help="The model's timesteps instead of the sampler's own, for samplers that take any; "
+            "leave --steps out.",
+            show_default="the sampler's",
+        ),
+    ] = None,
+    sigmas: Annotated[
+        str | None,
+        typer.Option(
+            metavar="X,X,…",
+            help="The noise levels instead of the sampler's own, likewise.",
+            show_default="the sampler's",
         ),
     ] = None,
     fit: Annotated[
@@ -226,27 +252,32 @@ def generate(
 
     check_threads(threads)
     width, height = (None, None) if size is None else size_of(size)
-    request = make_request(
-        loading.limits_of(open_bundle(bundle, check=False)),
-        prompt,
-        negative_prompt=negative_prompt or None,
-        num_inference_steps=steps,
-        guidance_scale=guidance,
-        sampler=sampler,
-        seed=seed,
-        width=width,
-        height=height,
-        num_images_per_prompt=count,
-        noise=noise,
-        image=image or None,
-        mask_image=mask or None,
-        strength=strength,
-        fit=fit,
-        guidance_rescale=guidance_rescale,
-        guidance_interval=_interval(guidance_interval),
-        prompt_syntax=prompt_syntax,
-        clip_skip=clip_skip,
-    )
+    limits = loading.limits_of(open_bundle(bundle, check=False))
+    with _as_options():
+        request = make_request(
+            limits,
+            prompt,
+            negative_prompt=negative_prompt or None,
+            num_inference_steps=steps,
+            guidance_scale=guidance,
+            sampler=sampler,
+            seed=seed,
+            width=width,
+            height=height,
+            num_images_per_prompt=count,
+            noise=noise,
+            image=image or None,
+            mask_image=mask or None,
+            strength=strength,
+            eta=eta,
+            timesteps=_levels(timesteps, "timesteps"),
+            sigmas=_levels(sigmas, "sigmas"),
+            fit=fit,
+            guidance_rescale=guidance_rescale,
+            guidance_interval=_interval(guidance_interval),
+            prompt_syntax=prompt_syntax,
+            clip_skip=clip_skip,
+        )
     if output == STDOUT:
         _refuse_for_stdout(request, json=json, open_=open_)
         with terminal.binary_stdout() as stdout:
@@ -350,6 +381,38 @@ def _waits_for(done: int, evaluations: int, request: Request) -> str:
     if done % each == each - 1:
         return f"and decoding {images}".rstrip()
     return images or " "
+
+
+@contextmanager
+def _as_options() -> Iterator[None]:
+    """Calls what an error names as it is called on the command line."""
+    from sdexport.pipeline.option_names import COMMAND_LINE
+
+    try:
+        yield
+    except UsageError as error:
+        said = str(error)
+        for name, option in COMMAND_LINE.items():
+            if "_" in name:  # Width and height are called so on the command line too.
+                said = said.replace(name, f"--{option}")
+        raise UsageError(said) from error
+
+
+def _levels(text: str | None, name: str) -> list[float] | None:
+    """Numbers with commas between them.
+
+    Raises:
+        UsageError: anything else.
+    """
+    if text is None:
+        return None
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise UsageError(
+            f"--{name} must be numbers with commas between them, for example 999,749,499,249, got "
+            f"{shown(text)}"
+        ) from None
 
 
 def _interval(text: str | None) -> tuple[float, float]:

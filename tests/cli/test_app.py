@@ -15,7 +15,7 @@ import typer.main
 import sdexport.cli
 from sdexport.cli import app
 from sdexport.errors import EngineError
-from sdexport.pipeline.request import NAMES
+from sdexport.pipeline.option_names import COMMAND_LINE, SYNONYMS
 from tests.cli.doubles import PipelineDouble, Ran
 
 Run = Callable[..., Ran]
@@ -48,13 +48,14 @@ def test_version(run: Run) -> None:
 def test_names_of_others_are_answered_with_ours(run: Run) -> None:
     """Each of them, as an option of the verb that has ours."""
     help_text = run("generate", "--help").out
-    for name, ours in NAMES.items():
+    called = {name: COMMAND_LINE.get(ours, ours) for name, ours in SYNONYMS.items()}
+    for name, ours in (called | COMMAND_LINE).items():
         given, option = (f"--{one.replace('_', '-')}" for one in (name, ours))
         assert option in help_text
         ran = run("generate", "bundle", "a fox", given, "3")
         assert ran.code == 2
-        called = f"{option} WIDTHxHEIGHT" if ours == "size" else option
-        assert f"{given}; it is called {called} here; see: sdexport generate" in ran.err
+        shown = f"{option} WIDTHxHEIGHT" if ours == "size" else option
+        assert f"{given}; it is called {shown} here; see: sdexport generate" in ran.err
     # Where a verb has it under that name, or has nothing of the kind, nothing is claimed.
     assert "is called" not in run("compile", "a", "b", "--batch-size", "3").err
 

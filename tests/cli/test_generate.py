@@ -42,7 +42,11 @@ def test_a_image_is_generated_saved_and_told_of(
     assert request.prompts == ("a red apple",)
     assert request.negative_prompts == ("blurry",)
     assert (request.width, request.height) == (128, 64)
-    assert (request.steps, request.guidance, request.sampler) == (4, 3.0, "euler-a")
+    assert (request.num_inference_steps, request.guidance_scale, request.sampler) == (
+        4,
+        3.0,
+        "euler-a",
+    )
     assert request.seeds == (0,)
     assert generation.loaded == [(bundle, 2)]
     with Image.open(file) as image:
@@ -55,13 +59,17 @@ def test_what_is_not_said_is_the_bundles(
 ) -> None:
     assert run("generate", bundle, "x", "-o", bundle.parent / "x.png").code == 0
     request = generation.requests[0]
-    assert (request.steps, request.guidance, request.sampler) == (50, 2.5, "pndm")
+    assert (request.num_inference_steps, request.guidance_scale, request.sampler) == (
+        50,
+        2.5,
+        "pndm",
+    )
     assert (request.width, request.height) == (64, 64)
 
 
 def test_guidance_0_is_a_value(run: Run, bundle: Path, generation: PipelineDouble) -> None:
     assert run("generate", bundle, "x", "--guidance", 0, "-o", bundle.parent / "x.png").code == 0
-    assert generation.requests[0].guidance == 0
+    assert generation.requests[0].guidance_scale == 0
 
 
 def test_json_is_one_document(

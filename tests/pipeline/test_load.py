@@ -58,7 +58,14 @@ def asked(monkeypatch: pytest.MonkeyPatch, fakes: Fakes) -> list[tuple[Any, ...]
     calls: list[tuple[Any, ...]] = []
 
     def load_engine(
-        target: Any, name: str, path: Path, precision: Any, threads: Any, *, built: Any
+        target: Any,
+        name: str,
+        path: Path,
+        precision: Any,
+        threads: Any,
+        *,
+        built: Any,
+        device: Any = None,
     ) -> Any:
         calls.append((target.name, name, path, precision, threads))
         return getattr(fakes, name)
