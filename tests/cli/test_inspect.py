@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from pathlib import Path
+
+from msgspec import structs
 
 from sdexport.artifacts import bundle as bundles
 from sdexport.cli.inspect import families
@@ -31,7 +32,7 @@ def test_inspect_a_bundle(run: Run, bundle: Path) -> None:
 
 def test_a_bundle_that_cannot_run_here_says_why_first(run: Run, bundle: Path) -> None:
     kept = bundles.open_bundle(bundle, check=False).manifest
-    bundles.write_manifest(bundle, dataclasses.replace(kept, target="abacus"))
+    bundles.write_manifest(bundle, structs.replace(kept, target="abacus"))
     first, second, *_ = run("inspect", bundle).out.splitlines()
     assert first == "Not ready on this machine: abacus fp32"
     assert second.startswith("  unknown target 'abacus'")

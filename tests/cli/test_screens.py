@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import fcntl
 import os
 import pty
@@ -15,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from msgspec import structs
 
 from sdexport.artifacts import bundle as bundles
 from sdexport.backends import doctor
@@ -43,7 +43,7 @@ def screen(
     """The lines of a screen in a folder with a bundle, one that cannot run, and a checkpoint."""
     other = Path(shutil.copytree(bundle, bundle.parent / "other"))
     manifest = bundles.open_bundle(other, check=False).manifest
-    bundles.write_manifest(other, dataclasses.replace(manifest, target="abacus"))
+    bundles.write_manifest(other, structs.replace(manifest, target="abacus"))
     (bundle.parent / "checkpoint").symlink_to(tiny_checkpoint)
     monkeypatch.chdir(bundle.parent)
     # Free memory and disk are others each time.
