@@ -244,7 +244,7 @@ def test_two_bundles_of_one_name_are_told_apart(bundle: Path, tmp_path: Path) ->
 def test_what_is_no_bundle_is_refused(run: Run, tmp_path: Path) -> None:
     ended = run("bench", tmp_path, "--checkpoint", "a/b")
     assert ended.code == 2
-    assert "is no bundle" in ended.err
+    assert "is not a bundle: bundle.json is missing" in ended.err
 
 
 def test_report_needs_results(run: Run, tmp_path: Path) -> None:
