@@ -249,8 +249,9 @@ def _half(record: Any) -> str | None:
     width, height = record["size"]
     kept = sum(engine["kept_float32"] for engine in engines)
     return (
-        f"{record['device']}; tried on the CPU at {width}x{height}, {len(record['prompts'])} "
-        f"prompts of {record['steps']} steps: largest value "
+        f"{record['device']}; tried on the CPU at {width}x{height}, "
+        f"{terminal.plural(len(record['prompts']), 'prompt')} of "
+        f"{terminal.plural(record['steps'], 'step')}: largest value "
         f"{max(float(engine['largest']) for engine in engines):,.0f} of {record['limit']:,.0f}, "
         f"{kept} kept in float32, relative RMS error up to "
         f"{max(engine['rms'] for engine in engines):.2g}"

@@ -408,8 +408,8 @@ def _cost(model: onnx.ModelProto, inputs: tuple[TensorSpec, ...], name: str, at:
     batch = 1 if at.batch is None else at.batch
     if min(width, height) < PIXELS_A_LATENT or (width | height) % PIXELS_A_LATENT or batch < 1:
         raise UsageError(
-            f"{batch} images of {width}x{height} pixels cannot be generated; a batch from 1 on, "
-            f"and sides that are multiples of {PIXELS_A_LATENT} are needed"
+            f"batch must be at least 1 and both sides multiples of {PIXELS_A_LATENT} pixels, got "
+            f"batch {batch} and {width}x{height}"
         )
     latents = (width // PIXELS_A_LATENT, height // PIXELS_A_LATENT)
     shapes = _shapes(inputs, latents, batch)

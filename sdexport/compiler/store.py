@@ -289,6 +289,8 @@ def _note(stored: Stored) -> str:
     links = [path for path, _ in _below(stored.path) if _is_link(path)]
     if not links:
         return ""
+    if len(links) == 1:
+        return "1 of its files is a link, and what it leads to is left"
     return f"{len(links)} of its files are links, and what they lead to is left"
 
 
