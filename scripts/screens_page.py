@@ -116,7 +116,7 @@ def block(text: str) -> str:
 def section(folder: Path, title: str, *command: str) -> list[str]:
     """A screen at 80 columns; at 120 and on a dumb terminal where it is another there."""
     usual, wide, dumb = (
-        plain(captured(folder, columns, term, *command), folder)
+        ending(captured(folder, columns, term, *command), folder)
         for columns, term in ((80, "xterm-256color"), (120, "xterm-256color"), (80, "dumb"))
     )
     for text, columns in ((usual, 80), (wide, 120), (dumb, 80)):
@@ -139,12 +139,16 @@ def section(folder: Path, title: str, *command: str) -> list[str]:
 
 
 def still(text: str) -> str:
-    """A screen without what changes from one look to the next."""
-    text = re.sub(r"\d[\d.]* [GM]B (available|free)", r"\1", text)
-    text = re.sub(r"\d+ (min|h|days?)\b", "age", text)
-    return re.sub(
-        r" +", " ", re.sub(r";? this machine is busy now[^:]*", "", " ".join(text.split()))
-    )
+    """A screen's words without what changes from one look to the next."""
+    text = " ".join(re.sub(r"(─|-){2,}", "", text).split())
+    for changing in (
+        r"\d[\d.]* [GM]B (?=available|free)",
+        r"(?<=taken )[\d.]+",
+        r"(?<=[a-z:] )\d+ (s|min|h|days?)\b( \d+ s\b)?",
+        r"(?<=[GM]B )\d+ (min|h|days?)\b",
+    ):
+        text = re.sub(changing, "…", text)
+    return text
 
 
 def moving(folder: Path, title: str, wanted: int, *command: str) -> list[str]:
@@ -153,7 +157,7 @@ def moving(folder: Path, title: str, wanted: int, *command: str) -> list[str]:
     for number, columns in enumerate((80, 120)):
         written = captured(folder, columns, "xterm-256color", *command)
         parts.append(f"While it runs, at {columns} columns:")
-        parts.append(block("\n\n".join(frames(written, folder, wanted if columns == 80 else 2))))
+        parts.append(block("\n\n".join(frames(written, folder, wanted if columns == 80 else 3))))
         if not number:
             parts.insert(1, block(f"$ sdexport {' '.join(map(quoted, command))}"))
             parts += ["What stays:", block(ending(written, folder))]
@@ -209,7 +213,7 @@ def main() -> None:
         ("generate", "bundles/emoji", "a fox", "-o", "-"),
     ):
         shown = " ".join(map(quoted, command))
-        said = plain(captured(folder, 80, "xterm-256color", *command), folder)
+        said = ending(captured(folder, 80, "xterm-256color", *command), folder)
         parts.append(block(f"$ sdexport {shown}\n{said}"))
     text = "\n\n".join(parts) + "\n"
     assert str(Path.home()) not in text.replace("~/work", "")

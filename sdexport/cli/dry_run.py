@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING
 
 from sdexport.cli import terminal
@@ -41,7 +40,7 @@ def show_plan(plan: CompilePlan, json: bool) -> None:
     if not taken.seconds:
         return
     print()
-    terminal.print_text(f"Estimates, from {taken.basis}{_busy()}:")
+    terminal.print_text(f"Estimates, from {taken.basis}:")
     print()
     terminal.print_table(
         ("stage", "about"),
@@ -61,14 +60,6 @@ def show_plan(plan: CompilePlan, json: bool) -> None:
             ("bundle in the end", f"about {terminal.size(taken.bundle_bytes)}"),
         ]
     )
-
-
-def _busy() -> str:
-    """What else a reader of the times should know of this machine now."""
-    load, cores = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0, os.cpu_count() or 1
-    if load <= cores:
-        return ""
-    return f"; this machine is busy now, with {load:.1f} processes at work on {cores} processors"
 
 
 def _of(needed: int, free: int | None, what: str) -> str:

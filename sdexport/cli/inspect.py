@@ -211,10 +211,7 @@ def _show_tensors(part: Part, wide: bool) -> None:
     print(f"\n{part.name}")
     for mark, specs in (("in ", part.inputs), ("out", part.outputs)):
         for line in families(specs):
-            if wide:
-                print(f"  {mark}  {terminal.on_one_line(line)}")
-            else:
-                terminal.print_text(f"{mark}  {line}", indent="  ")
+            terminal.print_text(line, indent=f"  {mark}  ", whole=wide)
 
 
 def families(specs: Sequence[TensorSpec]) -> Iterator[str]:
@@ -226,7 +223,8 @@ def families(specs: Sequence[TensorSpec]) -> Iterator[str]:
         if "#" not in pattern or len(members) < FAMILY:
             yield from map(str, members)
             continue
-        shapes = list(dict.fromkeys(f"[{', '.join(map(str, one.shape))}]" for one in members))
+        # Without spaces, so that none is folded.
+        shapes = list(dict.fromkeys(f"[{','.join(map(str, one.shape))}]" for one in members))
         more = f" and {len(shapes) - SHAPES} more shapes" if len(shapes) > SHAPES + 1 else ""
         named = shapes[:SHAPES] if more else shapes
         yield (

@@ -43,9 +43,15 @@ def print_facts(facts: Sequence[tuple[str, object]], *, whole: bool = False) -> 
         print(text)
 
 
-def print_text(text: str, *, indent: str = "") -> None:
-    """A paragraph on stdout."""
-    for line in wrapped(on_one_line(text), columns_of(sys.stdout), first=indent, rest=indent):
+def print_text(text: str, *, indent: str = "", whole: bool = False) -> None:
+    """A paragraph on stdout.
+
+    Args:
+        indent: before its first line; as many spaces are before the others.
+        whole: one line whatever its length.
+    """
+    width = None if whole else columns_of(sys.stdout)
+    for line in wrapped(on_one_line(text), width, first=indent, rest=" " * len(indent)):
         print(line)
 
 

@@ -6,6 +6,8 @@ what the last build of the same bundle took, where there is one.
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
@@ -20,8 +22,11 @@ WIDTHS = {Precision.FP32: 4, Precision.FP16: 2, Precision.BF16: 2}
 
 MEASURED = (
     "rates measured on 2 cores of an AMD EPYC, with 13 M and with 1,066 M weights; on another "
-    "machine, or a busy one, times may be several times as long or short"
+    "machine times may be several times as long or short"
 )
+BUSY = 1.5
+"""How many times as long as on an idle machine times must be for it to be said."""
+
 LAST_BUILD = "the last build of this bundle"
 
 START_S = 4.0
@@ -109,14 +114,23 @@ def estimate(
     width = WIDTHS[choice.precision] if choice.target.typed else WIDTHS[Precision.FP32]
     bundle_bytes = weights * width + GRAPH_BYTES * len(parameters)
     works = export or engines or verify
+    busy, basis = busy_factor(), MEASURED
+    if busy >= BUSY:
+        basis += f"; times are taken {busy:.1f} times, as other processes keep this machine busy"
     return Estimate(
-        seconds=seconds,
+        seconds={title: busy * number for title, number in seconds.items()},
         memory_bytes=int(MEMORY + MEMORY_PER_BYTE * 4 * weights) if works else 0,
         disk_bytes=(onnx_bytes if export else 0) + (bundle_bytes if engines else 0),
         onnx_bytes=onnx_bytes,
         bundle_bytes=bundle_bytes,
-        basis=MEASURED,
+        basis=basis,
     )
+
+
+def busy_factor() -> float:
+    """How much longer work for all processors takes beside what others do on them now."""
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    return max(1.0, (load + 1) / (os.cpu_count() or 1))
 
 
 def from_last_build(found: Estimate, stages: Collection[Stage]) -> Estimate:
@@ -147,30 +161,56 @@ def from_last_build(found: Estimate, stages: Collection[Stage]) -> Estimate:
 class Informed:
     """A progress that tells another how long stages may take, by their titles.
 
+    When a stage has ended, what is left of those around it is told anew: by what the stages so far
+    took against what was estimated of them.
+
     Args:
-        seconds: of `Estimate`; `exporting` is all exports together.
+        seconds: of `Estimate`; a stage that is not in it and holds others takes what they take.
     """
 
     def __init__(self, progress: Progress, seconds: Mapping[str, float]) -> None:
-        exports = [time for title, time in seconds.items() if title.startswith("export ")]
         self._progress = progress
-        self._seconds = {**seconds, "exporting": sum(exports)} if exports else seconds
-        self._titles: list[str] = []
+        self._left = dict(seconds)
+        self._estimated = self._taken = 0.0
+        self._open: list[tuple[str, float]] = []
 
     def start(self, title: str, total: int | None) -> None:
-        self._titles.append(title)
+        self._open.append((title, time.monotonic()))
         self._progress.start(title, total)
 
     def describe(self, *, unit: str, seconds: float | None) -> None:
         if isinstance(self._progress, Detailed):
-            if seconds is None and self._titles:
-                seconds = self._seconds.get(self._titles[-1])
+            if seconds is None and self._open:
+                seconds = self._expected(self._open[-1][0])
             self._progress.describe(unit=unit, seconds=seconds)
 
     def advance(self, units: int = 1, note: str = "") -> None:
         self._progress.advance(units, note)
 
     def finish(self) -> None:
-        if self._titles:
-            self._titles.pop()
         self._progress.finish()
+        if not self._open:
+            return
+        title, began = self._open.pop()
+        if title in self._left:
+            self._estimated += self._left.pop(title)
+            self._taken += time.monotonic() - began
+        if self._open and isinstance(self._progress, Detailed):
+            around, since = self._open[-1]
+            expected = self._expected(around)
+            if expected is not None:
+                passed = time.monotonic() - since
+                self._progress.describe(unit="", seconds=passed + expected)
+
+    def _expected(self, title: str) -> float | None:
+        """Seconds that a stage, or what is left of one that holds others, may take."""
+        held = {
+            "exporting": [
+                number for name, number in self._left.items() if name.startswith("export ")
+            ],
+            "compiling": list(self._left.values()),
+        }
+        if title not in held and title not in self._left:
+            return None
+        pace = self._taken / self._estimated if self._estimated else 1.0
+        return pace * (sum(held[title]) if title in held else self._left[title])

@@ -68,7 +68,8 @@ def export_checkpoint(
     refuse_other_folder(destination)
     opened = checkpoint if isinstance(checkpoint, Checkpoint) else open_checkpoint(checkpoint)
     storage.refuse_replacing(destination, opened.path, "the checkpoint")
-    _check_models(opened, names)
+    with stage(progress, "loading PyTorch"):
+        _check_models(opened, names)
     check_space(opened, destination, names, precision)
     with storage.folder_aside(destination, check=refuse_other_folder) as aside:
         _write_plain_parts(opened, aside)
@@ -172,7 +173,7 @@ def _export_component(
     memory.reset_peak()
     output = folder / name
     with stage(progress, f"export {name}", 3 if parity else 2):
-        progress.advance(0, "loading PyTorch and the weights")
+        progress.advance(0, "loading the weights")
         # Loaded in float32: PyTorch's answers come from the same weights that are then rounded.
         model = loading.load_component(
             checkpoint, name, loading.DTYPES[Precision.FP32 if parity else precision]

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-from sdexport.cli import dry_run
 from sdexport.compiler import CompilePlan
 from sdexport.compiler.estimate import MEASURED, Estimate
 from sdexport.model.shapes import COMPONENTS
@@ -69,7 +68,6 @@ def planning(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
     monkeypatch.setattr("sdexport.compiler.plan_compile", plan)
     monkeypatch.setattr("sdexport.compiler.compile_checkpoint", compile)
-    monkeypatch.setattr(dry_run.os, "getloadavg", lambda: (0.0, 0.0, 0.0))
     return asked
 
 
@@ -116,17 +114,6 @@ def test_figures_are_estimates_and_say_from_what(run: Run, planning: list[Any]) 
     assert "time                 about 2 min" in out
     assert "about 20 GB; 16 GB available, which may not be enough" in out
     assert "disk while building  about 8 GB; 90 GB free\n" in out
-
-
-def test_a_busy_machine_is_told_of(
-    run: Run, planning: list[Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(dry_run.os, "getloadavg", lambda: (9.5, 0.0, 0.0))
-    monkeypatch.setattr(dry_run.os, "cpu_count", lambda: 2)
-    assert (
-        "busy now, with 9.5 processes at work on 2 processors"
-        in run("compile", "sd15", "b", "--dry-run").out
-    )
 
 
 def test_as_json(run: Run, planning: list[Any]) -> None:

@@ -46,7 +46,7 @@ def test_families_of_tensors_are_one_line() -> None:
     many = specs(*(f"weights.{n}" for n in range(400)))
     assert list(families([*specs("state"), *many, *specs("a.0", "a.1", "a.2")])) == [
         "state: float32[?, 8]",
-        "weights.0 … weights.399: 400 of float32[?, 8]",
+        "weights.0 … weights.399: 400 of float32[?,8]",
         "a.0: float32[?, 8]",
         "a.1: float32[?, 8]",
         "a.2: float32[?, 8]",
@@ -55,6 +55,6 @@ def test_families_of_tensors_are_one_line() -> None:
 
 def test_a_family_of_many_shapes_names_some() -> None:
     members = [*specs("k.0", "k.1"), *(specs(f"k.{n}", shape=(n,))[0] for n in range(2, 9))]
-    assert list(families(members)) == ["k.0 … k.8: 9 of float32[?, 8], [2], [3] and 5 more shapes"]
+    assert list(families(members)) == ["k.0 … k.8: 9 of float32[?,8], [2], [3] and 5 more shapes"]
     other = TensorSpec("k.9", "int64", (1,))
     assert list(families([*members, other]))[1] == "k.9: int64[1]"

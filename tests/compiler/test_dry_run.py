@@ -30,7 +30,7 @@ def test_a_new_bundle(tiny_checkpoint: Path, tmp_path: Path) -> None:
     assert plan.export == COMPONENTS
     assert "denoise_step" in plan.build
     assert (plan.reuse, plan.update) == ((), ())
-    assert plan.estimate.basis == MEASURED
+    assert plan.estimate.basis.startswith(MEASURED)
     assert plan.estimate.total_seconds > 0
     assert plan.free_disk
     assert listed(tiny_checkpoint) == before

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 
 import pytest
 
 from sdexport.artifacts.manifest import Stage
-from sdexport.compiler.estimate import LAST_BUILD, MEASURED, Informed, estimate, from_last_build
+from sdexport.compiler import estimate as estimating
+from sdexport.compiler.estimate import (
+    LAST_BUILD,
+    MEASURED,
+    Estimate,
+    Informed,
+    estimate,
+    from_last_build,
+)
 from sdexport.compiler.options import BuildOptions, Choice, decide
 from sdexport.model.shapes import COMPONENTS, Precision
 from sdexport.progress import stage
@@ -22,7 +31,10 @@ ENGINES = ("text_encoder", "denoise_step", "vae_decoder", "vae_encoder")
 
 
 @pytest.fixture
-def choice() -> Choice:
+def choice(monkeypatch: pytest.MonkeyPatch) -> Choice:
+    """For ONNX Runtime, on an idle machine of two processors."""
+    monkeypatch.setattr(os, "getloadavg", lambda: (0.1, 0.0, 0.0))
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
     return decide(BuildOptions("onnxruntime-cpu"))
 
 
@@ -98,28 +110,57 @@ class HeardMore(Heard):
         self.said.append((unit, seconds))
 
 
-def work(progress: Heard) -> None:
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    now = [0.0]
+    monkeypatch.setattr(estimating.time, "monotonic", lambda: now[0])
+    return now
+
+
+def work(progress: Heard, clock: list[float]) -> None:
+    """Exports that take twice what was estimated."""
     told = Informed(progress, {"export unet": 30.0, "export vae": 10.0, "other": 5.0})
-    with stage(told, "exporting", 2), stage(told, "export unet"):
-        told.advance(1, "a")
-    with stage(told, "unknown", unit="step"):
-        pass
-    with stage(told, "other", seconds=7.0):
-        pass
+    with stage(told, "compiling"):
+        with stage(told, "exporting", 2):
+            with stage(told, "export unet"):
+                told.advance(1, "a")
+                clock[0] += 60
+            with stage(told, "export vae"):
+                clock[0] += 20
+        with stage(told, "unknown", unit="step"):
+            pass
+        with stage(told, "other", seconds=7.0):
+            pass
 
 
-def test_stages_are_told_how_long_they_may_take() -> None:
+def test_stages_are_told_how_long_they_may_take(clock: list[float]) -> None:
     heard = HeardMore()
-    work(heard)
+    work(heard, clock)
     assert heard.said == [
-        *(("exporting", 2), ("", 40.0), ("export unet", None), ("", 30.0), (1, "a"), ("end",)),
-        *(("end",), ("unknown", None), ("step", None), ("end",), ("other", None), ("", 7.0)),
-        ("end",),
+        *(("compiling", None), ("", 45.0), ("exporting", 2), ("", 40.0)),
+        *(("export unet", None), ("", 30.0), (1, "a"), ("end",)),
+        # Twice as long so far: the rest of the exports takes 20 s.
+        *(("", 80.0), ("export vae", None), ("", 20.0), ("end",), ("", 80.0), ("end",)),
+        # And what comes after them 10 s.
+        *(("", 90.0), ("unknown", None), ("step", None), ("end",), ("", 90.0)),
+        *(("other", None), ("", 7.0), ("end",), ("", 80.0), ("end",)),
     ]
 
 
-def test_a_progress_of_three_methods_still_does() -> None:
+def test_a_progress_of_three_methods_still_does(clock: list[float]) -> None:
     heard = Heard()
-    work(heard)
-    assert [one for one in heard.said if one[0] == "end"] == [("end",)] * 4
-    assert len(heard.said) == 9
+    work(heard, clock)
+    assert [one for one in heard.said if one[0] == "end"] == [("end",)] * 6
+    assert len(heard.said) == 13
+
+
+def test_beside_others_it_takes_longer(choice: Choice, monkeypatch: pytest.MonkeyPatch) -> None:
+    def found() -> Estimate:
+        return estimate(SD15, choice, export=True, engines=ENGINES, verify=True)
+
+    idle = found()
+    monkeypatch.setattr(os, "getloadavg", lambda: (7.0, 0.0, 0.0))
+    busy = found()
+    assert busy.total_seconds == pytest.approx(4 * idle.total_seconds)
+    assert busy.memory_bytes == idle.memory_bytes
+    assert "times are taken 4.0 times" in busy.basis

@@ -404,7 +404,11 @@ def test_progress_names_the_components(
     stub(monkeypatch)
     heard = Heard()
     export_checkpoint(tiny_checkpoint, tmp_path / "onnx", parity=False, progress=heard)
-    assert heard.titles == ["exporting", *(f"export {name}" for name in COMPONENTS)]
+    assert heard.titles == [
+        "loading PyTorch",
+        "exporting",
+        *(f"export {name}" for name in COMPONENTS),
+    ]
     assert heard.open == 0
     assert capfd.readouterr() == ("", "")
 
