@@ -155,6 +155,19 @@ def is_bundle(path: Path) -> bool:
     return reading.is_file(path / MANIFEST_FILE)
 
 
+def refuse_other_folder(destination: Path) -> None:
+    """Raises FolderError where `destination` holds something that is not a bundle."""
+    kind = reading.kind_of(destination)
+    is_folder = kind is reading.Kind.FOLDER
+    if is_folder and not is_bundle(destination) and reading.entries(destination):
+        raise FolderError(
+            f"{destination} is a folder of something else (it has no {MANIFEST_FILE}) and "
+            "is not replaced; choose another place, or empty it first"
+        )
+    if not is_folder and kind is not reading.Kind.NOTHING:
+        raise FolderError(f"{destination} is {kind}; a bundle is a folder: choose another place")
+
+
 def write_manifest(path: Path, manifest: Manifest) -> Bundle:
     """Measures every file of the folder `path` and writes its `bundle.json`, the last file.
 

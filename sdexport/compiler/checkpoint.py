@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from sdexport.artifacts import documents, reading, storage
 from sdexport.artifacts.builder_options import BuiltFor
-from sdexport.artifacts.bundle import is_bundle
+from sdexport.artifacts.bundle import is_bundle, refuse_other_folder
 from sdexport.artifacts.onnx_folder import (
     RECORD_FILE,
     REQUIRED,
@@ -177,7 +177,7 @@ def prepare(
     options, components = checked_options(options), _components(components)
     destination = reading.given_path(bundle, "the bundle's path")
     kept = None if onnx is None else reading.given_path(onnx, "the ONNX folder's path")
-    folders.refuse_other_folder(destination)
+    refuse_other_folder(destination)
     choice = decide(options)
     opened = open_checkpoint(checkpoint)
     _refuse_places(destination, kept, opened.path)

@@ -103,7 +103,7 @@ def build_folder(
     folder = open_folder(reading.given_path(onnx_dir, "the ONNX folder's path"))
     storage.refuse_replacing(destination, folder.path, "the ONNX folder")
     choice = decide(options)
-    refuse_other_folder(destination)
+    bundles.refuse_other_folder(destination)
     stopwatch = Stopwatch()
     with stopwatch.stage("read the ONNX folder"), stage(progress, "reading the ONNX folder"):
         sources = by_component(folder.checked_digests())
@@ -131,19 +131,6 @@ def require_onnx() -> None:
             f"building engines needs {' and '.join(missing)}, not installed here; "
             f"{extras.install_command('build')}"
         )
-
-
-def refuse_other_folder(destination: Path) -> None:
-    """Raises FolderError where `destination` holds something that is no bundle."""
-    kind = reading.kind_of(destination)
-    is_folder = kind is reading.Kind.FOLDER
-    if is_folder and not bundles.is_bundle(destination) and reading.entries(destination):
-        raise FolderError(
-            f"{destination} is a folder of something else (it has no {bundles.MANIFEST_FILE}) and "
-            "is not replaced; choose another place, or empty it first"
-        )
-    if not is_folder and kind is not reading.Kind.NOTHING:
-        raise FolderError(f"{destination} is {kind}; a bundle is a folder: choose another place")
 
 
 def require_precision(folder: OnnxFolder, choice: Choice) -> None:
@@ -198,7 +185,7 @@ def complete(
                 with stopwatch.stage("verify"):
                     verify(destination)
             return _finished(destination, order, stopwatch)
-    with storage.folder_aside(destination, check=refuse_other_folder) as aside:
+    with storage.folder_aside(destination, check=bundles.refuse_other_folder) as aside:
         storage.write_files(aside, order.plain)
         if found is None or missing:
             place = aside / ".onnx"

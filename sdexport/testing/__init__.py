@@ -7,6 +7,7 @@ from importlib.resources import as_file, files
 from pathlib import Path
 
 from sdexport.artifacts import storage
+from sdexport.artifacts.bundle import refuse_other_folder
 from sdexport.artifacts.reading import given_path
 from sdexport.errors import UsageError, shown
 
@@ -31,7 +32,8 @@ def tiny_bundle(path: str | Path, target: str = "onnxruntime-cpu") -> Path:
         `path`, for `sdexport.load`.
 
     Raises:
-        UsageError: there is none for the target, or something else is at `path`.
+        UsageError: there is none for the target.
+        FolderError: something else is at `path`.
         StorageError: the place cannot be written.
     """
     if target not in BUNDLES:
@@ -40,7 +42,7 @@ def tiny_bundle(path: str | Path, target: str = "onnxruntime-cpu") -> Path:
     place = given_path(path, "the bundle's path")
     with (
         as_file(files(__package__) / BUNDLES[target]) as archive,
-        storage.folder_aside(place) as aside,
+        storage.folder_aside(place, check=refuse_other_folder) as aside,
         zipfile.ZipFile(archive) as content,
     ):
         content.extractall(aside)
