@@ -42,6 +42,7 @@ check: $(INSTALLED)       ## Lint, types, import rules, drift of the generated d
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python scripts/cli_docs.py --check
+	$(BIN)/python scripts/api_docs.py --check
 	$(BIN)/python scripts/results_page.py --check
 	$(BIN)/python -m pytest -q tests/test_import_rules.py
 
@@ -49,8 +50,9 @@ format: $(INSTALLED)      ## Put the code into shape
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-docs: $(INSTALLED)        ## Generate docs/cli.md from the command line's help, and the page over results
+docs: $(INSTALLED)        ## Generate docs/cli.md, docs/api.md, and the page over results
 	$(BIN)/python scripts/cli_docs.py
+	$(BIN)/python scripts/api_docs.py
 	$(BIN)/python scripts/results_page.py
 
 clean:           ## Remove what was built, the environment included

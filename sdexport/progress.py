@@ -49,6 +49,9 @@ class Silent:
     def finish(self) -> None:
         pass
 
+    def __repr__(self) -> str:
+        return "SILENT"
+
 
 SILENT: Progress = Silent()
 

@@ -1,4 +1,4 @@
-"""Which further files an engine's file generates in: weights that lie beside it."""
+"""Which further files an engine's file refers to: weights that lie beside it."""
 
 from __future__ import annotations
 
