@@ -292,7 +292,7 @@ class TestCompile:
     def test_parity_is_kept(self, compiled: Path) -> None:
         parity = bundles.open_bundle(compiled).manifest.parity
         assert parity is not None
-        assert parity["ok"] is True
+        assert parity.ok is True
         assert parts_left(compiled.parent) == []
         assert not (compiled / ".onnx").exists()
 
