@@ -180,6 +180,8 @@ def _explain(value: object, kind: type, error: Exception, null: bool) -> str:
         return f"the names in {place or 'it'} must be {accepted}, got {shown(wrong)}"
     if text.startswith(("Expected", "Invalid", "Number")):
         return f"{place or 'it'} must be {_accepted(node, null)}, got {shown(found)}"
+    if text.startswith(f"{WITHIN}it must "):  # Of the part as a whole.
+        text = text.removeprefix(f"{WITHIN}it ")
     if text.startswith(WITHIN):
         return _join(place, text.removeprefix(WITHIN), len(text))
     # What a form or `__post_init__` says.

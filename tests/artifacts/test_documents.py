@@ -110,6 +110,52 @@ def test_the_schema_says_the_same() -> None:
             assert not validator.is_valid(value), value
 
 
+def _even(value: object) -> int:
+    if not isinstance(value, int | str) or int(value) % 2:
+        raise UsageError(f"must be an even number, got {value!r}")
+    return int(value)
+
+
+class Inner(Struct, frozen=True, forbid_unknown_fields=True):
+    side: Length
+
+
+Even: Any = documents.form(int, _even, "an even number")
+Sided: Any = documents.form(int, lambda value: documents.part(value, Inner).side, "a table")
+
+
+class Formed(Struct, frozen=True, forbid_unknown_fields=True):
+    even: Even | None = None
+    more: dict[str, Even] = {}
+    sided: Sided | None = None
+    names: dict[RelativeFile, int] = {}
+
+
+def test_a_form_is_read_and_refused_by_its_place(tmp_path: Path) -> None:
+    found = convert({"even": "4", "more": {"a": 2}, "sided": {"side": 3}}, Formed, "a.json")
+    assert found == Formed(4, {"a": 2}, 3)
+    for value, said in (
+        ({"even": 3}, "even must be an even number, got 3"),
+        ({"even": "three"}, "even: invalid literal for int()"),
+        ({"more": {"a": 2, "b": 1}}, "more.b must be an even number, got 1"),
+        ({"sided": {"side": 0}}, "sided.side must be a whole number from 1 to 16,777,216, got 0"),
+        ({"sided": {"sides": 1}}, "sided.sides is not known; known are: side"),
+        ({"sided": 3}, "sided must be a table, got 3"),
+        ({"names": {"a": 1, "../b": 2}}, "the names in names must be a path within the folder, "),
+        ({"names": {"a": 1, "b": "x"}}, "names.b must be a whole number, got 'x'"),
+        ({"x - at `$.y": 1}, "x - at `$.y is not known; known are: even, more, sided, names"),
+    ):
+        with pytest.raises(DocumentError) as caught:
+            convert(value, Formed, "a.json")
+        assert str(caught.value).startswith(f"a.json: {said}")
+
+
+def test_toml_has_no_null(tmp_path: Path) -> None:
+    (tmp_path / "b.toml").write_text('name = "a"\n[parts.x]\nfile = "a"\ndigest = 3')
+    with pytest.raises(DocumentError, match="digest must be 64 hexadecimal digits, got 3"):
+        documents.from_toml(tmp_path / "b.toml", Whole)
+
+
 values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.just("red"),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
