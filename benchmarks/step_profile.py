@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from sdexport.artifacts.bundle import open_bundle
-from sdexport.backends.openvino import plain, precision, session
+from sdexport.backends.openvino import optional_inputs, precision, session
 from sdexport.backends.slots import Shape, step_shapes
 from sdexport.model.shapes import Precision
 from sdexport.pipeline.load import load_parts
@@ -31,8 +31,8 @@ def compiled(path: Path, width: int, height: int) -> Any:
     shapes = step_shapes(parts.engines, Shape(1, 2, height // scale, width // scale, parts.tokens))
     core = session.core()
     model = core.read_model(bundle.engine_file("denoise_step"))
-    if plain.optional_inputs(model):
-        model = plain.without_optional(model)
+    if optional_inputs.find(model):
+        model = optional_inputs.remove(model)
     inputs = {port: next(n for n in shapes if n in port.get_names()) for port in model.inputs}
     model.reshape({port: shapes[name] for port, name in inputs.items()})
     if bundle.manifest.precision is not Precision.FP32:

@@ -43,12 +43,12 @@ def main() -> int:
     folder: Path = options.folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
     output: Path = options.output or folder / "result.json"
-    report, figures = folder / "tests.xml", folder / "figures.jsonl"
-    for old in (report, figures):
+    report, measurements = folder / "tests.xml", folder / "measurements.jsonl"
+    for old in (report, measurements):
         old.unlink(missing_ok=True)
     environment = os.environ | {
         "GPU_CHECK_FOLDER": str(folder),
-        "GPU_CHECK_FIGURES": str(figures),
+        "GPU_CHECK_MEASUREMENTS": str(measurements),
     }
     if options.target:
         environment["GPU_CHECK_TARGET"] = options.target
@@ -66,7 +66,7 @@ def main() -> int:
         "target": options.target or "what is installed",
         "machine": doctor().as_json(),
         "tests": tests,
-        "figures": _figures(figures),
+        "figures": _figures(measurements),
     }
     output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     ran = sum(test["outcome"] == "passed" for test in tests)

@@ -40,7 +40,7 @@ EXPLAINED = {
     ("backends/tensorrt/config.py", "mkdir"): (1, "a cache's folder, which may be there already"),
     ("backends/forks.py", "os.getpid"): (5, FORKED),
     ("backends/cuda/slots.py", "touch"): (1, "not of a file"),
-    ("backends/openvino/plain.py", "replace"): (1, GRAPH),
+    ("backends/openvino/optional_inputs.py", "replace"): (1, GRAPH),
     ("backends/openvino/precision.py", "replace"): (1, GRAPH),
     ("bench/ceilings.py", "write_text"): (1, "in that folder"),
     ("bench/contact_sheet.py", "unlink"): (1, "of what another may have removed"),

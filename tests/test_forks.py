@@ -75,7 +75,7 @@ os._exit(0)
 """
 """Forks once for each thing that a child does, after the parent has done what is `before`."""
 
-DRAWING = ("generate", "generate_batch", "stream", "steps")
+GENERATING = ("generate", "generate_batch", "stream", "steps")
 HARMLESS = ("close", "request", "evaluations")
 """The pipeline's public methods: those that a child is refused, and those that touch no engine."""
 
@@ -84,7 +84,7 @@ DOES: dict[str, dict[str, str]] = {
     "loaded": {"nothing": "did", "load": "generated", "generate": "refused"},
     "generated": {
         **{"nothing": "did", "load": "generated"},
-        **dict.fromkeys(DRAWING, "refused"),
+        **dict.fromkeys(GENERATING, "refused"),
         **dict.fromkeys(HARMLESS, "did"),
     },
     "streaming": {"next": "refused", "latents": "refused"},
@@ -95,7 +95,7 @@ DOES: dict[str, dict[str, str]] = {
 
 def test_every_public_method_is_tried() -> None:
     methods = {name for name in vars(Pipeline) if not name.startswith("_")}
-    assert methods == {*DRAWING, *HARMLESS}
+    assert methods == {*GENERATING, *HARMLESS}
 
 
 @pytest.mark.parametrize("target", INSTALLED)
@@ -121,8 +121,8 @@ def test_a_child_generates_with_its_own_pipeline_alone(
 def test_a_runtime_starts_again_in_its_own_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(forks, "_started", {})
     forks.check_start("A runtime")
-    forks.started("A runtime")
+    forks.note_started("A runtime")
     forks.check_start("A runtime")
     monkeypatch.setattr(forks, "_started", {"A runtime": os.getpid() + 1})
-    with pytest.raises(UsageError, match="A runtime has run in the process"):
+    with pytest.raises(UsageError, match="A runtime ran in the process that this one was forked"):
         forks.check_start("A runtime")

@@ -1,1 +1,1 @@
-"""ONNX to engines, and engines on bound buffers; one file a runtime."""
+"""Builds ONNX models into engines and runs engines; one folder per runtime."""

@@ -1,4 +1,4 @@
-"""What a target is asked to build, and what it says of what it built."""
+"""The request that a target's builder receives, and the result that it returns."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sdexport.progress import SILENT, Progress
 
 @dataclass(frozen=True, slots=True)
 class ShapeRange:
-    """The least, the expected and the largest shape of one input."""
+    """Minimum, optimum and maximum shape of one input, as in an optimization profile."""
 
     min: tuple[int, ...]
     opt: tuple[int, ...]
@@ -25,14 +25,16 @@ class EngineRequest:
     """One engine to build.
 
     Attributes:
-        name: the engine, for messages.
-        model: the ONNX file; its weights lie beside it, and nothing else does. Both may be moved.
-        output: the folder for the engine's files, which exists and is empty.
-        precision: of the engine's arithmetic. Targets whose graphs are typed find it there.
-        shapes: by profile, the range of every input; empty where nothing is known of them. Targets
-            that keep every dimension open do not ask.
-        options: how to build; only those that the target takes.
-        progress: hears of the build's phases.
+        name: the engine's name, for messages.
+        model: the ONNX file. Its folder holds the file and its weights, and nothing else; the
+            builder may move both.
+        output: an existing, empty folder for the engine's files.
+        precision: the number format of the engine's arithmetic. Typed targets take it from the
+            graph.
+        shapes: the range of every input, one mapping per profile. Targets that keep every
+            dimension dynamic ignore it.
+        options: builder options; only those that the target accepts.
+        progress: receives the phases of the build.
     """
 
     name: str
@@ -46,12 +48,12 @@ class EngineRequest:
 
 @dataclass(frozen=True, slots=True)
 class BuiltEngine:
-    """What was built.
+    """An engine that was built.
 
     Attributes:
         file: the engine's main file, relative to the request's output folder.
-        facts: what the library said of the engine, and what was read back from it, for the
-            manifest: JSON values.
+        facts: JSON values for the manifest: what the library reported while it built the engine,
+            and what was read back from the engine.
     """
 
     file: Path

@@ -1,7 +1,7 @@
-"""What this machine has and what works on it: versions, targets, processor, memory, disk.
+"""Diagnoses this machine: library versions, targets, processor, memory, disk.
 
-No library is imported to be looked at, so the diagnosis takes no time and works where one of them
-is broken; only the target that `auto` would choose is asked for its precision.
+Libraries are not imported, so that the diagnosis is fast and works if one of them is broken. The
+exception is the target that `auto` chooses: its library is asked for the default precision.
 """
 
 from __future__ import annotations
@@ -41,12 +41,13 @@ LIBRARIES = (
     "accelerate",
     "safetensors",
 )
-"""The distributions whose versions matter, those that generating needs first."""
+"""The distributions whose versions are reported; those that generating needs come first."""
 
 GPU_BUILD = "onnxruntime-gpu"
-"""The build of ONNX Runtime for GPUs, which brings the import name of the other one."""
+"""The distribution of ONNX Runtime for GPUs; its import name is `onnxruntime` too."""
 
 GENERATE = ("numpy", "tokenizers", "pillow")
+"""The distributions that generating needs beside a target's library."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,9 +55,10 @@ class TargetState:
     """One target on this machine.
 
     Attributes:
-        works: its engines run here; `remedy` is what to do or why not where they do not.
-        builds: its engines can be built here; `build_remedy` likewise.
-        gpu: its engines run on an NVIDIA GPU.
+        works: whether its engines run here; if not, `remedy` says why or what to do.
+        builds: whether its engines can be built here; if not, `build_remedy` says why or what to
+            do.
+        gpu: whether its engines run on an NVIDIA GPU.
     """
 
     name: str
@@ -71,7 +73,7 @@ class TargetState:
 
 @dataclass(frozen=True, slots=True)
 class VerbState:
-    """Whether a verb of the command line can be used here, and what is missing if not."""
+    """Whether a command-line verb works here; `remedy` says what is missing."""
 
     name: str
     works: bool
@@ -80,16 +82,16 @@ class VerbState:
 
 @dataclass(frozen=True, slots=True)
 class Diagnosis:
-    """What was found.
+    """The state of this machine, as `sdexport doctor` shows it.
 
     Attributes:
-        cpu: model, cores and the flags that speed depends on.
-        gpus: `name`, `capability` (as sm89) and `bytes` of every NVIDIA GPU.
-        memory: `total`, `available` and (where a container sets one) `limit`, in bytes.
-        disk: `path` and `free` bytes of the folder the process works in.
-        libraries: version by distribution, None where it is not installed.
-        auto: what the target `auto` means here: `target`, `precision`, `reasons`.
-        warnings: what will cause trouble, one sentence each.
+        cpu: model, cores and the instruction-set flags that speed depends on.
+        gpus: `name`, `capability` (such as sm89) and `bytes` of every NVIDIA GPU.
+        memory: `total`, `available` and, if a control group sets one, `limit`, in bytes.
+        disk: `path` and `free` bytes of the current folder.
+        libraries: version by distribution; None if it is not installed.
+        auto: what the target `auto` selects here: `target`, `precision`, `reasons`.
+        warnings: problems of the installation, one sentence each.
     """
 
     sdexport: str
@@ -108,7 +110,7 @@ class Diagnosis:
 
     @property
     def ok(self) -> bool:
-        """Whether images can be generated here."""
+        """Whether `generate` works here."""
         return all(verb.works for verb in self.verbs if verb.name == "generate")
 
     @property
@@ -133,7 +135,7 @@ class Diagnosis:
 
 @explains_keywords()
 def diagnose() -> Diagnosis:
-    """Looks at this machine; raises nothing."""
+    """The diagnosis of this machine; raises nothing."""
     libraries = {name: _version(name) for name in LIBRARIES}
     targets, gpus = _targets(), _gpus()
     return Diagnosis(
@@ -207,7 +209,7 @@ def _auto() -> dict[str, object]:
         return {
             "target": None,
             "precision": None,
-            "reasons": [f"it is installed but broken: {error!r}; install it again"],
+            "reasons": [f"the target's library is broken: {error!r}; install it again"],
         }
     return {
         "target": choice.target.name,
@@ -222,15 +224,15 @@ def _verbs(
     gpus: tuple[Mapping[str, object], ...],
 ) -> tuple[VerbState, ...]:
     runs, builder = "", ""
-    # What needs a GPU that is not here does not help.
+    # Targets for a GPU are not suggested if there is none.
     useful = [target for target in targets if gpus or not target.gpu]
     if not any(target.works for target in targets):
         runs = "one target is needed: " + ", or ".join(t.remedy for t in useful)
     if not any(target.builds for target in targets):
         builder = "one target is needed: " + ", or ".join(t.build_remedy for t in useful)
-    generate = _lacking(libraries, GENERATE, "install sdexport again") or runs
-    build = _lacking(libraries, BUILD, install_command("build"))
-    export = _lacking(libraries, EXPORT, install_command(*EXPORT_EXTRAS))
+    generate = _missing_remedy(libraries, GENERATE, "install sdexport again") or runs
+    build = _missing_remedy(libraries, BUILD, install_command("build"))
+    export = _missing_remedy(libraries, EXPORT, install_command(*EXPORT_EXTRAS))
     remedies = {
         "compile": export or build or builder,
         "export": export,
@@ -248,8 +250,11 @@ def _verbs(
     )
 
 
-def _lacking(libraries: Mapping[str, str | None], needed: tuple[str, ...], remedy: str) -> str:
-    # One import name, two distributions that bring it.
+def _missing_remedy(
+    libraries: Mapping[str, str | None], needed: tuple[str, ...], remedy: str
+) -> str:
+    """The names of the libraries that are missing, with `remedy`; empty if none is."""
+    # Two distributions provide the import name `onnxruntime`.
     found = dict(libraries) | {"onnxruntime": libraries["onnxruntime"] or libraries[GPU_BUILD]}
     missing = [name for name in needed if found[name] is None]
     return f"{', '.join(missing)} not installed: {remedy}" if missing else ""
@@ -259,9 +264,9 @@ def _warnings(libraries: Mapping[str, str | None]) -> tuple[str, ...]:
     found = []
     if libraries["onnxruntime"] and libraries[GPU_BUILD]:
         found.append(
-            "onnxruntime and onnxruntime-gpu are both installed; they share one import name and "
-            "overwrite each other: pip uninstall onnxruntime onnxruntime-gpu; then install the one "
-            f"that is wanted: {install_command('onnxruntime')} for processors, or "
+            "onnxruntime and onnxruntime-gpu are both installed and overwrite each other, because "
+            "they share one import name: pip uninstall onnxruntime onnxruntime-gpu; then install "
+            f"one of them: {install_command('onnxruntime')} for processors, or "
             f"{install_command('onnxruntime-gpu')} for GPUs"
         )
     return tuple(found)
@@ -277,7 +282,7 @@ def _cpu() -> dict[str, object]:
 
 
 def _memory() -> dict[str, int]:
-    """Bytes in total and free to use; `limit` where a control group sets one."""
+    """Memory in bytes: `total`, `available` and, if a control group sets one, `limit`."""
     found: dict[str, int] = {}
     try:
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
@@ -293,7 +298,7 @@ def _memory() -> dict[str, int]:
             text = (Path("/sys/fs/cgroup") / limit).read_text(encoding="ascii").strip()
         except OSError:
             continue
-        # Without a limit the file says `max`, or a number beyond any machine's memory.
+        # Without a limit the file holds `max`, or a number larger than the memory.
         if text.isdigit() and int(text) < found.get("total", 1 << 60):
             found["limit"] = int(text)
     return found

@@ -1,4 +1,4 @@
-"""An engine that is loaded when it is first bound: for what few requests need."""
+"""An engine that is loaded at its first use: for components that few requests need."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class LazySession:
-    """See `protocol.Engine`; every call but `name` may raise what loading raises."""
+    """An `Engine` that is loaded at its first use; all but `name` may raise what `load` raises."""
 
     def __init__(self, name: str, load: Callable[[], Engine]) -> None:
         self._name = name
@@ -31,43 +31,43 @@ class LazySession:
 
     @property
     def name(self) -> str:
-        """The component."""
+        """The component's name."""
         return self._name
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
-        """Its inputs."""
+        """The engine's inputs."""
         return self._loaded().inputs
 
     @property
     def outputs(self) -> tuple[TensorSpec, ...]:
-        """Its outputs."""
+        """The engine's outputs."""
         return self._loaded().outputs
 
     @property
     def optional(self) -> tuple[str, ...]:
-        """Inputs that it can do without."""
+        """See `Engine.optional`."""
         return self._loaded().optional
 
     def bind(
         self, shapes: Mapping[str, tuple[int, ...]], shared: Mapping[str, Array] | None = None
     ) -> Binding:
-        """See `protocol.Engine.bind`."""
+        """See `Engine.bind`."""
         return self._loaded().bind(shapes, shared)
 
-    # On a GPU, see `device.DeviceEngine`: nothing is loaded for their sake.
+    # The methods of `cuda.session.DeviceEngine`; none of them loads the engine.
 
     def keep_cache(self, folder: Path) -> None:
-        """Keeps compiled kernels in `folder`, from the time on that the engine is loaded."""
+        """Keeps compiled kernels in `folder` once the engine is loaded."""
         self._cache = folder
 
     def save_cache(self) -> None:
-        """Writes the kernels that were compiled since."""
+        """Writes the kernels compiled so far, if the engine is loaded."""
         if self._engine is not None:
             cast("DeviceEngine", self._engine).save_cache()
 
     def close(self) -> None:
-        """Gives back what a loaded engine holds; it is loaded anew when it is needed again."""
+        """Closes the engine if it is loaded; the next use loads it again."""
         engine, self._engine = self._engine, None
         if engine is not None:
             cast("DeviceEngine", engine).close()

@@ -1,8 +1,8 @@
-"""What every runtime offers to the stages above: engines, and bindings of fixed buffers.
+"""The protocols that every runtime implements: engines, and bindings to fixed buffers.
 
-An `Engine` is one built component. `bind` gives it buffers of fixed shapes and addresses; the work
-of an image is then only `run` again and again. A buffer may be shared between bindings, so that one
-engine's output is the next one's input without a copy.
+An `Engine` is one loaded component. `bind` gives it buffers of fixed shapes and addresses;
+generating an image then only calls `run`. Bindings can share a buffer, so that one engine's output
+is the next engine's input without a copy.
 """
 
 from __future__ import annotations
@@ -19,26 +19,26 @@ Array = NDArray[Any]
 
 
 class Binding(Protocol):
-    """One engine over buffers of fixed shapes and addresses."""
+    """An engine bound to buffers of fixed shapes and addresses."""
 
     @property
     def buffers(self) -> Mapping[str, Array]:
-        """Inputs and outputs by name, as host arrays (numpy). Written and read in place."""
+        """The input and output arrays by name, in host memory; written and read in place."""
 
     def run(self) -> None:
-        """Computes the outputs from the inputs, in place; returns when they are there.
+        """Computes the outputs from the inputs, in place; returns when the outputs are complete.
 
         Raises:
-            EngineError: the runtime failed; names the component.
+            EngineError: the runtime failed; the message names the component.
         """
 
 
 class Engine(Protocol):
-    """One component, loaded and ready to be bound."""
+    """One loaded component."""
 
     @property
     def name(self) -> str:
-        """The component, for messages."""
+        """The component's name, for messages."""
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]: ...
@@ -48,22 +48,23 @@ class Engine(Protocol):
 
     @property
     def optional(self) -> tuple[str, ...]:
-        """Inputs that `bind` may be given no shape for, all of them together.
+        """Names of the inputs that `bind` accepts without a shape: all of them or none.
 
-        The engine then computes without them, as if they had no effect; empty where it cannot.
+        Bound without them, the engine computes as if they had no effect. Empty if every input is
+        required.
         """
 
     def bind(
         self, shapes: Mapping[str, tuple[int, ...]], shared: Mapping[str, Array] | None = None
     ) -> Binding:
-        """A binding for inputs and outputs of these shapes (all names, numbers only).
+        """A binding to buffers of these shapes.
 
         Args:
-            shapes: the shape of every input and output.
-            shared: buffers of other bindings to use under these names instead of new ones.
+            shapes: the shape of every input and output, without symbols.
+            shared: buffers of other bindings, used under these names instead of new buffers.
 
         Raises:
-            EngineError: a name is missing, or a shape or dtype does not fit the engine.
+            EngineError: a name is missing, or a shape or dtype does not match the engine.
         """
 
 

@@ -1,8 +1,8 @@
-"""What a device offers to the pipeline: engines bound for one shape of batch, tokens to images.
+"""The protocols between pipeline and device: a workspace takes a batch from tokens to images.
 
-The pipeline says what is to be computed, as arrays on the host; where the engines run, what lies
-where and how the loop is launched is the device's own business. A batch goes through a `Workspace`
-in this order: `encode`, `begin`, `advance` until every evaluation is done, `decode`.
+The pipeline passes host arrays. The device decides where the engines run, where tensors are
+allocated and how the denoising loop is launched. A batch passes through a `Workspace` in this
+order: `encode`, `begin`, `advance` until every evaluation is done, `decode`.
 """
 
 from __future__ import annotations
@@ -19,26 +19,26 @@ from sdexport.errors import EngineError
 
 Floats = NDArray[np.float32]
 
-CLOSED = "this pipeline is closed, and its engines were given back; load the bundle again"
-"""What is said to whoever asks a closed pipeline, or the memory that was its own, for an image."""
+CLOSED_MESSAGE = "this pipeline is closed and its engines were released; load the bundle again"
+"""The message of the UsageError that a closed pipeline and its workspaces raise."""
 
 
 @dataclass(frozen=True, slots=True)
 class Engines:
-    """The engines that generate, and the sizes that they have in common.
+    """The engines of a pipeline, and the sizes that they share.
 
     Attributes:
-        text_encoder: input_ids (n, tokens) and, where it can leave layers out, clip_skip (n,) →
+        text_encoder: input_ids (n, tokens) and, if it supports CLIP skip, clip_skip (n,) →
             last_hidden_state (n, tokens, embedding_dim).
         denoise_step: see `graph.denoise_step`.
         vae_decoder: state (B, K, C, h, w) → image (B, height, width, 3) uint8.
-        slots: K of the state.
-        latent_channels, latent_scale: C of the latents, and pixels a side of a latent.
+        slots: K, the latents that a state holds for each image.
+        latent_channels, latent_scale: C of the latents; pixels per latent along each side.
         tokens, embedding_dim: length and width of the text encoder's output.
-        vae_encoder: sample (B, 3, height, width) → latent_parameters (B, 2 · C, h, w); None where
-            the bundle has none.
-        text_projection, time_projection: see `graph.projections`; None where the denoise step takes
-            texts and timesteps itself.
+        vae_encoder: sample (B, 3, height, width) → latent_parameters (B, 2 · C, h, w); None if
+            the bundle has no VAE encoder.
+        text_projection, time_projection: see `graph.projections`; None if the denoise step takes
+            text embeddings and timesteps itself.
     """
 
     text_encoder: Engine
@@ -56,12 +56,13 @@ class Engines:
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """What a workspace is bound for; height and width in latents.
+    """The shape of a workspace's batch.
 
     Attributes:
-        batch: B, the images.
-        branches: evaluations of the model a step: 2 with guidance, 1 without.
-        tokens: of a text, a multiple of the text encoder's own.
+        batch: B, the number of images.
+        branches: rows per image in the model's input: 2 with guidance, 1 without.
+        height, width: in latents.
+        tokens: length of a prompt, a multiple of the text encoder's length.
     """
 
     batch: int
@@ -73,18 +74,18 @@ class Shape:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class BatchInputs:
-    """What a batch is to go through, N evaluations of the denoise step.
+    """The inputs of N evaluations of the denoise step for a batch of B images.
 
-    Every row of the batch has its own numbers: the rows may belong to requests with other samplers,
-    other guidance, or at other steps. The tables' names are inputs of the engine.
+    Every image has its own values, so that images of one batch can have different samplers,
+    guidance scales and positions in their plans. The names are those of the engine's inputs.
 
     Attributes:
         state: (B, K, C, h, w) float32, before the first evaluation.
         tables: inputs that change with the evaluation, by name: (N, B, …).
-        constants: inputs that stay, by name: (B, …).
-        noise: (N, B, C, h, w) float32, or None where no evaluation draws any: its weights are zero.
+        constants: inputs that stay the same in all evaluations, by name: (B, …).
+        noise: (N, B, C, h, w) float32; None if no evaluation uses noise (its weights are zero).
 
-    Raises `ValueError` for arrays that do not fit together: a defect of whoever made them.
+    Raises `ValueError` if the arrays' lengths differ: a defect of the caller, not of a user.
     """
 
     state: Floats
@@ -100,22 +101,23 @@ class BatchInputs:
         batches |= {name: array.shape[0] for name, array in self.constants.items()}
         batches["state"] = self.state.shape[0]
         if not lengths or min(lengths.values()) < 1:
-            raise ValueError("a course has at least one table and one evaluation")
+            raise ValueError("a batch needs at least one table and one evaluation")
         if len(set(lengths.values())) != 1 or len(set(batches.values())) != 1:
-            raise ValueError(f"evaluations {lengths} and batches {batches} do not fit together")
+            raise ValueError(f"lengths must agree, got evaluations {lengths} and batches {batches}")
 
     @property
     def evaluations(self) -> int:
-        """N: how often the denoise step runs."""
+        """N, the number of evaluations of the denoise step."""
         return len(next(iter(self.tables.values())))
 
 
 @dataclass(frozen=True, slots=True)
 class Times:
-    """Seconds that the stages of one batch took, as the device measured them.
+    """Seconds of each stage of one batch, measured by the device.
 
     Attributes:
-        evaluations: each one alone, in order; empty where the device ran them as one piece.
+        evaluations: seconds of each evaluation, in order; empty if the device ran all evaluations
+            in one launch.
     """
 
     text_encoder: float
@@ -125,108 +127,113 @@ class Times:
 
 
 class Workspace(Protocol):
-    """The engines bound for one `Shape`; one batch at a time goes through it."""
+    """The engines bound for one `Shape`; serves one batch at a time."""
 
     @property
     def shape(self) -> Shape: ...
 
     def encode(self, ids: NDArray[np.int64], clip_skip: NDArray[np.int64] | None = None) -> None:
-        """Encodes the texts; the embeddings stay where the denoise step reads them.
+        """Encodes the prompts into the memory that the denoise step reads.
 
         Args:
-            ids: (B · branches, tokens): for every image the negative prompt, if any, and the
-                prompt.
-            clip_skip: (B · branches,): the text encoder's last layers that are left out for each;
-                None leaves none out.
+            ids: (B · branches, tokens) token ids: for every image the negative prompt, if any, and
+                the prompt.
+            clip_skip: (B · branches,) the number of last layers of the text encoder that are
+                skipped for each prompt; None skips none.
 
         Raises:
-            EngineError: the runtime failed; names the component. So do the others.
+            EngineError: the runtime failed; the message names the component. The other methods
+                raise it too.
         """
 
     def embeddings(self) -> Floats:
-        """(B, branches, tokens, dim): what the denoise step reads; see `embed` to change it."""
+        """The embeddings that the denoise step reads, (B, branches, tokens, dim); see `embed`."""
 
     def embed(self, embeddings: Floats) -> None:
-        """Puts other embeddings, (B, branches, tokens, dim), where the denoise step reads them."""
+        """Replaces the embeddings that the denoise step reads, (B, branches, tokens, dim)."""
 
     def encode_images(self, pixels: Floats) -> Floats:
-        """Means and log variances of latents, (B, 2 · C, h, w), of images (B, 3, H, W).
+        """Means and log variances of the images' latents, (B, 2 · C, h, w) float32.
 
-        The images are numbers from -1 to 1; what is returned is not scaled, and the caller's own.
+        Args:
+            pixels: (B, 3, H, W), from -1 to 1.
+
+        Returns:
+            A new array; not multiplied by the VAE's scaling factor.
 
         Raises:
             EngineError: the bundle has no VAE encoder, or the runtime failed.
         """
 
-    def begin(self, course: BatchInputs, *, watched: bool = True) -> None:
-        """Starts the batch on its course.
+    def begin(self, batch: BatchInputs, *, watched: bool = True) -> None:
+        """Loads a batch's inputs and starts its evaluations.
 
         Args:
-            course: its arrays stay as they are until the batch is decoded.
-            watched: whether anybody looks at the evaluations one by one. Where nobody does, a
-                device may run them as one piece.
+            batch: its arrays must not change until the batch is decoded.
+            watched: whether the caller looks at single evaluations. If not, a device may run all
+                evaluations in one launch.
 
         Raises:
-            EngineError: the course lacks an input of the denoise step, or has one too many.
+            EngineError: the batch lacks an input of the denoise step, or has an unknown one.
         """
 
     def advance(self) -> int:
-        """Goes on by an evaluation, or to the end; returns how many are done then."""
+        """Runs one evaluation, or all remaining ones; returns the number of evaluations done."""
 
     def latents(self) -> Floats:
-        """(B, C, h, w) after the evaluations that are done; the next `advance` overwrites them."""
+        """The current latents, (B, C, h, w); the next `advance` overwrites them."""
 
     def state(self) -> Floats:
-        """(B, K, C, h, w) after the evaluations that are done: what a course goes on from.
+        """The state after the evaluations done, (B, K, C, h, w), from which a batch can continue.
 
         The next `advance` overwrites it.
         """
 
     def decode(self) -> NDArray[np.uint8]:
-        """(B, height, width, 3): the images of the latents as they are now.
+        """The images of the current latents, (B, height, width, 3).
 
-        The memory is the workspace's own: the next batch overwrites it.
+        The workspace owns the memory, and the next batch overwrites it.
         """
 
     @property
     def times(self) -> Times:
-        """How long the batch took, once it is decoded."""
+        """Seconds of each stage of the last batch; valid after `decode`."""
 
 
 class Workspaces(Protocol):
-    """Memory to generate one request at a time."""
+    """The workspaces of one request at a time, one for each `Shape`."""
 
     def __call__(self, shape: Shape) -> Workspace:
-        """The workspace for `shape`, bound now where it is not yet.
+        """The workspace for `shape`; binds the engines if it does not exist yet.
 
         Raises:
-            EngineError: an engine does not have the inputs and outputs that a bundle's engines
-                have, or does not take the shape.
+            EngineError: an engine does not accept the shape, or lacks an input or output that a
+                bundle's engine must have.
         """
 
     def close(self) -> None:
-        """Gives the memory back; nothing may be in use."""
+        """Releases the memory; no workspace may be in use."""
 
 
 class Device(Protocol):
-    """Where a bundle's engines run."""
+    """The device that runs a bundle's engines."""
 
     @property
     def requests(self) -> int:
-        """How many requests may be generated at the same time."""
+        """The maximum number of requests that can be generated concurrently."""
 
     def workspaces(self) -> Workspaces:
-        """New memory for one request at a time."""
+        """New, empty workspaces, for one request at a time."""
 
     def close(self) -> None:
-        """Gives everything back; its workspaces were closed before."""
+        """Releases the engines; its workspaces must be closed before."""
 
 
 def text_shapes(engines: Engines, shape: Shape) -> dict[str, tuple[int, ...]]:
-    """The shapes of the text encoder's tensors, a row for each piece of a text."""
+    """The shapes of the text encoder's tensors; a prompt of several pieces has a row for each."""
     pieces, rest = divmod(shape.tokens, engines.tokens)
     if rest or not pieces:
-        raise ValueError(f"{shape.tokens} tokens are no multiple of {engines.tokens}")
+        raise ValueError(f"tokens must be a multiple of {engines.tokens}, got {shape.tokens}")
     rows = shape.batch * shape.branches * pieces
     shapes: dict[str, tuple[int, ...]] = {
         "input_ids": (rows, engines.tokens),
@@ -238,7 +245,7 @@ def text_shapes(engines: Engines, shape: Shape) -> dict[str, tuple[int, ...]]:
 
 
 def step_shapes(engines: Engines, shape: Shape) -> dict[str, tuple[int, ...]]:
-    """The shapes of the denoise step's tensors, of those that the engine has."""
+    """The shapes of those tensors of the denoise step that the engine has."""
     batch, slots, channels = shape.batch, engines.slots, engines.latent_channels
     state = (batch, slots, channels, shape.height, shape.width)
     shapes: dict[str, tuple[int, ...]] = {
@@ -261,15 +268,15 @@ def step_shapes(engines: Engines, shape: Shape) -> dict[str, tuple[int, ...]]:
         if spec.name in shapes:
             found[spec.name] = shapes[spec.name]
         elif spec.name == TIME_PROJECTION:
-            found[spec.name] = (batch, *_numbers(spec.shape[1:], shape.tokens))
+            found[spec.name] = (batch, *_with_tokens(spec.shape[1:], shape.tokens))
         elif spec.name.startswith(TEXT_PROJECTION):
             rows = batch * shape.branches
-            found[spec.name] = (rows, *_numbers(spec.shape[1:], shape.tokens))
+            found[spec.name] = (rows, *_with_tokens(spec.shape[1:], shape.tokens))
     return found
 
 
-def _numbers(lengths: tuple[int | str, ...], tokens: int) -> tuple[int, ...]:
-    """A projection's dimensions; the open one is that of the tokens."""
+def _with_tokens(lengths: tuple[int | str, ...], tokens: int) -> tuple[int, ...]:
+    """A projection's dimensions as numbers; its dynamic dimension is the number of tokens."""
     return tuple(length if isinstance(length, int) else tokens for length in lengths)
 
 
@@ -304,41 +311,42 @@ def encoder_shapes(engines: Engines, shape: Shape) -> dict[str, tuple[int, ...]]
 
 
 TIME_PROJECTION, TEXT_PROJECTION = "time_projection", "text_projection_"
-"""The denoise step's input that the time projection gives, and how those of texts begin."""
+"""The denoise step's input that the time projection computes, and the prefix of those that the text
+projection computes."""
 
 LOOP_INPUTS = ("state", "noise", "text_embeddings", TIME_PROJECTION)
-"""The denoise step's inputs that a course does not give by name."""
+"""The denoise step's inputs that are not in `BatchInputs.tables` or `.constants`."""
 
 
-def has_no_effect(course: BatchInputs, names: Collection[str]) -> bool:
-    """Whether the inputs `names` of a denoise step change nothing on this course.
+def has_no_effect(batch: BatchInputs, names: Collection[str]) -> bool:
+    """Whether the denoise step's inputs `names` have their neutral values in all evaluations.
 
-    That is, where nothing of the image is known (a mask of 1, weights of 0) and guidance is not
-    rescaled (0).
+    The neutral values are: mask 1 and known_weights 0 (nothing of the image is known), and
+    guidance_rescale 0.
     """
-    given = {**course.constants, **course.tables}
+    given = {**batch.constants, **batch.tables}
     neutral = {"mask": 1, "known_weights": 0, "guidance_rescale": 0}
     if any(name not in neutral and name != "known" for name in names):
         return False
     return all(bool((given[name] == neutral[name]).all()) for name in names if name in neutral)
 
 
-def check_inputs(engines: Engines, course: BatchInputs) -> None:
-    """Sees that `course` gives the denoise step the inputs that it has, and no others.
+def check_inputs(engines: Engines, batch: BatchInputs) -> None:
+    """Checks that `batch` holds exactly the inputs of the denoise step.
 
     Raises:
-        EngineError: names the inputs.
+        EngineError: an input is missing or unknown; the message names it.
     """
     step = engines.denoise_step
     wanted = {spec.name for spec in step.inputs} - set(LOOP_INPUTS)
     wanted = {name for name in wanted if not name.startswith(TEXT_PROJECTION)}
     if engines.time_projection is not None:
         wanted |= {spec.name for spec in engines.time_projection.inputs}
-    given = {*course.tables, *course.constants}
+    given = {*batch.tables, *batch.constants}
     remedy = "it was built by another version of sdexport: build the bundle again"
     if given - wanted:
         names = ", ".join(sorted(given - wanted))
         raise EngineError(f"{step.name} has no input {names}; {remedy}")
     if wanted - given:
         names = ", ".join(sorted(wanted - given))
-        raise EngineError(f"{step.name} has inputs that nothing is known of: {names}; {remedy}")
+        raise EngineError(f"{step.name} has unknown inputs {names}; {remedy}")

@@ -1,7 +1,7 @@
-"""The registry of targets: what there is, what works here, and which one to take.
+"""The registry of targets: which exist, which work on this machine, and which one `auto` selects.
 
-A further target is a module with `default_precision` and `build`, one with `load` (the same one
-where that is short), and one entry in `TARGETS`. No runtime is imported before it is used.
+To add a target, write a module with `default_precision` and `build`, a module with `load` (it may
+be the same one), and an entry in `TARGETS`. A runtime is imported at its first use.
 """
 
 from __future__ import annotations
@@ -16,7 +16,13 @@ from typing import Literal, Protocol, cast
 from sdexport.artifacts.builder_options import ANYWHERE, BuilderOptions, BuiltFor
 from sdexport.backends import forks
 from sdexport.backends.build_request import BuiltEngine, EngineRequest
-from sdexport.backends.cuda.gpus import Gpu, find_gpus, first_that_runs, listed, mismatch
+from sdexport.backends.cuda.gpus import (
+    Gpu,
+    describe_gpus,
+    find_gpus,
+    first_that_runs,
+    mismatch_reason,
+)
 from sdexport.backends.session import Engine
 from sdexport.backends.slots import Device, Engines
 from sdexport.errors import EngineError, MissingExtraError, UsageError, did_you_mean, shown
@@ -25,34 +31,33 @@ from sdexport.model.shapes import Precision
 
 AUTO = "auto"
 
-MOST_THREADS = 4096
-"""Processor threads of an engine: beyond it no machine has any, and runtimes fail in ways of their
-own."""
+MAX_THREADS = 4096
+"""The maximum number of processor threads of an engine; with absurd numbers runtimes crash."""
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A place where engines run.
+    """A runtime on a kind of device, for which engines are built.
 
     Attributes:
-        name: as users write it.
-        library: the runtime's name, both to import and to install it.
-        extra: the extra of this package that brings it, and what else it needs to run.
-        suffix: of an engine's file.
-        precisions: those it computes in.
-        description: one line for people.
-        builder: the module of its `default_precision` and `build`.
-        runtime: the module of its `load`.
-        options: the builder options that it takes, see `BuilderOptions`.
-        typed: an engine computes in the types of its ONNX graph, and its shapes are built in. The
-            others take float32 graphs that are open in every dimension.
-        gpu: where an NVIDIA GPU is needed: to `run`, to `build and run`, or nowhere.
-        projects: texts and timesteps are projected by engines of their own, once for all
-            evaluations; see `graph.split_unet`.
-        arithmetic: what the builder always sets of the library's arithmetic; a part of the settings
-            that an engine's bytes depend on.
-        runs_with: the distribution that has to be installed to run, where another one with the same
-            import name does not do.
+        name: the name that users write.
+        library: the runtime's import name, which is also the name of its distribution.
+        extra: the extra of this package that installs the library and what it needs to run.
+        suffix: the suffix of an engine's file.
+        precisions: the precisions that it computes in.
+        description: one line for users.
+        builder: the module with its `default_precision` and `build`.
+        runtime: the module with its `load`.
+        options: the names of the builder options that it accepts, see `BuilderOptions`.
+        typed: True if an engine computes in the types of its ONNX graph and is built for a range
+            of shapes; False if it takes float32 graphs that are dynamic in every dimension.
+        gpu: what an NVIDIA GPU is needed for: `run`, `build and run`, or nothing.
+        projects: True if text embeddings and timesteps are projected by separate engines, once
+            for all evaluations; see `graph.split_unet`.
+        arithmetic: settings of the library's arithmetic that the builder always applies; part of
+            an engine's fingerprint.
+        runs_with: the distribution that must be installed to run engines, if another distribution
+            with the same import name cannot run them.
     """
 
     name: str
@@ -78,7 +83,7 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class TargetChoice:
-    """A target, and the reason why it was chosen, for people."""
+    """A target, and the reason why it was chosen, for users."""
 
     target: Target
     reason: str
@@ -182,25 +187,25 @@ TARGETS = (
     OPENVINO_CPU,
     ONNXRUNTIME_CPU,
 )
-"""All targets, those first that `auto` prefers among the ones that can run on this machine."""
+"""All targets, in the order in which `auto` prefers them."""
 
 
 class _Builder(Protocol):
-    """What the module offers that builds a target's engines."""
+    """The module that builds a target's engines."""
 
     def default_precision(self) -> tuple[Precision, str]: ...
 
     def build(self, target: str, request: EngineRequest) -> BuiltEngine: ...
 
-    # Of typed targets only.
-    def settle(self, target: str, options: BuilderOptions) -> BuilderOptions: ...
+    # Only for typed targets.
+    def resolve_options(self, target: str, options: BuilderOptions) -> BuilderOptions: ...
 
-    # Of targets that need a GPU only.
-    def lacks(self, target: str, capability: str) -> str: ...
+    # Only for targets that need a GPU.
+    def unsupported_reason(self, target: str, capability: str) -> str: ...
 
 
 class _Runtime(Protocol):
-    """What the module offers that loads a target's engines."""
+    """The module that loads a target's engines on the processor."""
 
     def load(
         self, target: str, name: str, path: Path, precision: Precision, threads: int | None
@@ -208,7 +213,7 @@ class _Runtime(Protocol):
 
 
 class _GpuRuntime(Protocol):
-    """What the module offers that loads a target's engines on a GPU."""
+    """The module that loads a target's engines on a GPU."""
 
     def load(
         self,
@@ -228,7 +233,7 @@ def find_target(name: str) -> Target:
     """The target called `name`.
 
     Raises:
-        UsageError: there is none; the message lists those known.
+        UsageError: no target has that name; the message lists the known ones.
     """
     for target in TARGETS:
         if target.name == name:
@@ -239,7 +244,7 @@ def find_target(name: str) -> Target:
 
 
 def availability(target: Target) -> tuple[bool, str]:
-    """Whether the target's library is installed, and its version or what to do."""
+    """Whether the target's library is installed; its version, or the command that installs it."""
     if _installed(target):
         return True, f"{target.library} {library_version(target)}"
     return False, f"{target.library} is not installed: {target.remedy}"
@@ -250,19 +255,19 @@ def _installed(target: Target) -> bool:
 
 
 def runs_here(target: Target, built: BuiltFor = ANYWHERE) -> tuple[bool, str]:
-    """Whether engines of `target` can run on this machine, and why not or what they run on.
+    """Whether engines of `target` can run on this machine; what they run on, or why they cannot.
 
     Args:
-        built: what the engines ask of a GPU.
+        built: the GPUs that the engines were built for.
     """
     installed, text = availability(target)
     if not installed or not target.gpu:
         return installed, text
     if importlib.util.find_spec(target.runtime) is None:
-        return False, "this version of sdexport builds its engines and does not run them"
+        return False, "this version of sdexport builds its engines but cannot run them"
     if target.runs_with and _version_of(target.runs_with) is None:
         return False, (
-            f"needs {target.runs_with} in the place of {target.library}: "
+            f"needs {target.runs_with} instead of {target.library}: "
             f"pip uninstall {target.library}; {target.remedy}"
         )
     if missing(("cuda.bindings",)):
@@ -272,26 +277,26 @@ def runs_here(target: Target, built: BuiltFor = ANYWHERE) -> tuple[bool, str]:
         return False, why
     fitting = first_that_runs(built, find_gpus()[0])
     if fitting is None:
-        return False, mismatch(target.name, built, find_gpus()[0])
+        return False, mismatch_reason(target.name, built, find_gpus()[0])
     return True, f"{text} on {gpu.name if built == ANYWHERE else fitting.name}"
 
 
 def _gpu_for(target: Target) -> tuple[Gpu | None, str]:
-    """The first GPU here that the target's library runs on; None, and why, where there is none."""
+    """The first GPU that the target's library supports; None and the reason if there is none."""
     gpus, why = find_gpus()
     for gpu in gpus:
         try:
-            lacks = _builder(target).lacks(target.name, gpu.capability)
+            reason = _builder(target).unsupported_reason(target.name, gpu.capability)
         except MissingExtraError as error:
             return None, str(error)
-        if not lacks:
+        if not reason:
             return gpu, ""
-        why = f"{lacks}, and this machine has {listed(gpus)}"
+        why = f"{reason}, and this machine has {describe_gpus(gpus)}"
     return None, why
 
 
 def builds_here(target: Target) -> tuple[bool, str]:
-    """Whether engines of `target` can be built on this machine, and why not or with what."""
+    """Whether engines of `target` can be built on this machine; the library, or why not."""
     installed, text = availability(target)
     if not installed:
         return False, text
@@ -304,11 +309,11 @@ def builds_here(target: Target) -> tuple[bool, str]:
 
 
 def choose(name: str = AUTO) -> TargetChoice:
-    """The target called `name`; `auto` takes the first of `TARGETS` that can run here.
+    """The target called `name`; `auto` selects the first of `TARGETS` that can run here.
 
     Raises:
-        UsageError: unknown name.
-        MissingExtraError: its library is not installed, or none is.
+        UsageError: no target has that name.
+        MissingExtraError: the target's library is not installed; for `auto`, no library is.
     """
     if name != AUTO:
         target = find_target(name)
@@ -318,22 +323,22 @@ def choose(name: str = AUTO) -> TargetChoice:
                 f"{target.remedy}"
             )
         return TargetChoice(target, "asked for")
-    lacking: list[str] = []
+    not_installed: list[str] = []
     for target in TARGETS:
         if runs_here(target)[0]:
-            without = f"; not installed: {', '.join(lacking)}" if lacking else ""
-            why = "the fastest that runs here" if not lacking else "the one that is installed"
+            without = f"; not installed: {', '.join(not_installed)}" if not_installed else ""
+            why = "the fastest that runs here" if not not_installed else "the one that is installed"
             return TargetChoice(target, f"{why}{without}")
-        # What needs a GPU that is not here is no omission of the user's, nor is what stands in the
-        # place of a library that is.
+        # A target without its GPU is not reported as missing, nor is one whose import name another
+        # distribution provides.
         present = target.runs_with or _installed(target)
         if not present and (not target.gpu or find_gpus()[0]):
-            lacking.append(f"{target.name} ({target.remedy})")
-    raise MissingExtraError(f"no target's library is installed; {' or '.join(lacking)}")
+            not_installed.append(f"{target.name} ({target.remedy})")
+    raise MissingExtraError(f"no target's library is installed; {' or '.join(not_installed)}")
 
 
 def default_precision(target: Target) -> tuple[Precision, str]:
-    """The fastest precision of `target` on this machine, and why.
+    """The fastest precision of `target` on this machine, and the reason.
 
     Raises:
         MissingExtraError: the target's library is not installed, or cannot be imported.
@@ -342,7 +347,7 @@ def default_precision(target: Target) -> tuple[Precision, str]:
 
 
 def library_version(target: Target) -> str:
-    """The version of the target's library, or `unknown` where it does not say."""
+    """The version of the target's library; `unknown` if it is not installed as a distribution."""
     own = _version_of(target.runs_with) if target.runs_with else None
     return own or _version_of(target.library) or "unknown"
 
@@ -354,25 +359,25 @@ def _version_of(distribution: str) -> str | None:
         return None
 
 
-def settle(target: Target, options: BuilderOptions) -> BuilderOptions:
-    """The builder options with everything decided that an engine's bytes depend on.
+def resolve_options(target: Target, options: BuilderOptions) -> BuilderOptions:
+    """The builder options with a value for everything that an engine's bytes depend on.
 
     Raises:
-        UsageError: an option that the target does not take, or that cannot be served.
-        MissingExtraError, EngineError: as `build_engine`, as far as it is known before.
+        UsageError: the target does not accept an option, or cannot build with its value.
+        MissingExtraError, EngineError: as `build_engine`, if it can be known beforehand.
     """
     options.refuse_others(target.name, target.options)
-    return _builder(target).settle(target.name, options) if target.typed else options
+    return _builder(target).resolve_options(target.name, options) if target.typed else options
 
 
 def build_engine(target: Target, request: EngineRequest) -> BuiltEngine:
     """Builds one engine; may move files out of the model's folder.
 
     Raises:
-        UsageError: the target has no such precision.
+        UsageError: the target does not support the precision.
         MissingExtraError: its library is not installed.
-        EngineError: its library refuses the graph, or did not do what was asked for.
-        StorageError: the place cannot be written.
+        EngineError: its library rejects the graph, or ignored an option.
+        StorageError: the output folder cannot be written.
     """
     _check_precision(target, request.precision)
     return _builder(target).build(target.name, request)
@@ -391,22 +396,23 @@ def load_engine(
     """Loads the engine file at `path` as the component `name`.
 
     Args:
-        threads: processor threads; None leaves it to the runtime.
-        built: what the engine asks of a GPU, as its bundle says.
-        device: the GPU's number, see `check_device`; None takes the first that runs the engine.
+        threads: number of processor threads; None lets the runtime choose.
+        built: the GPUs that the engine was built for, from its bundle.
+        device: the number of the GPU, see `check_device`; None selects the first that can run the
+            engine.
 
     Raises:
-        UsageError: the target has no such precision, or `threads` is under 1.
+        UsageError: the target does not support the precision, or `threads` is invalid.
         MissingExtraError: its library is not installed.
         FolderError: the file is missing.
-        EngineError: its library refuses it.
+        EngineError: its library rejects the file.
     """
     _check_precision(target, precision)
     check_threads(threads)
     choose(target.name)
     if importlib.util.find_spec(target.runtime) is None:
         raise EngineError(
-            f"this version of sdexport builds engines for {target.name} and does not run them; "
+            f"this version of sdexport builds engines for {target.name} but cannot run them; "
             "build for another target to generate here"
         )
     module = importlib.import_module(target.runtime)
@@ -416,36 +422,36 @@ def load_engine(
         )
     else:
         engine = cast(_Runtime, module).load(target.name, name, path, precision, threads)
-    forks.never_freed_in_child(engine)
+    forks.keep_in_child(engine)
     return engine
 
 
 def check_threads(threads: object) -> None:
-    """Sees that `threads` is a number of processor threads, or None.
+    """Checks that `threads` is None or a valid number of processor threads.
 
     Raises:
-        UsageError: it is not.
+        UsageError: it is not; the message names the range.
     """
-    if threads is not None and (type(threads) is not int or not 1 <= threads <= MOST_THREADS):
+    if threads is not None and (type(threads) is not int or not 1 <= threads <= MAX_THREADS):
         raise UsageError(
-            f"threads must be a whole number from 1 to {MOST_THREADS}, got {shown(threads)}"
+            f"threads must be a whole number from 1 to {MAX_THREADS}, got {shown(threads)}"
         )
 
 
 def check_loop(target: Target, loop: str) -> None:
-    """Sees that `loop` is a form in which `target` can run the denoising loop.
+    """Checks that `loop` names a mode in which `target` can run the denoising loop.
 
     Raises:
-        UsageError: it is none; the message lists them, or says that there is no choice.
+        UsageError: it does not; the message lists the modes, or says that the target has only one.
     """
     if target.gpu:
-        from sdexport.backends.cuda.device import parse_form
+        from sdexport.backends.cuda.device import parse_loop_mode
 
-        parse_form(loop)
+        parse_loop_mode(loop)
     elif not isinstance(loop, str) or loop != AUTO:
         raise UsageError(
-            f"loop {shown(loop)} is for targets on a GPU; {target.name} runs the loop on the "
-            f"processor, step by step: leave it out, or give {AUTO!r}"
+            f"loop must be {AUTO!r} for {target.name}, got {shown(loop)}; the other modes are for "
+            "targets on a GPU"
         )
 
 
@@ -469,11 +475,11 @@ def check_device(target: Target, device: object) -> None:
 
 
 def make_device(target: Target, engines: Engines, *, loop: str, cache: Path) -> Device | None:
-    """The device that `engines`, loaded for `target`, run on; None for the processor.
+    """The device of `engines`, which were loaded for `target`; None for the processor.
 
     Args:
-        loop: how the loop runs, see `check_loop`.
-        cache: a folder for kernels that the library compiles at first use; made when needed.
+        loop: the mode of the denoising loop, see `check_loop`.
+        cache: the folder for kernels that the library compiles at first use; created when needed.
     """
     check_loop(target, loop)
     if not target.gpu:
@@ -485,13 +491,13 @@ def make_device(target: Target, engines: Engines, *, loop: str, cache: Path) -> 
 def _check_precision(target: Target, precision: Precision) -> None:
     if precision not in target.precisions:
         raise UsageError(
-            f"target {target.name} has no precision {precision}; "
+            f"target {target.name} does not support precision {precision}; "
             f"choose one of: {', '.join(target.precisions)}"
         )
 
 
 def _builder(target: Target) -> _Builder:
-    """The module that builds for `target`, imported.
+    """The builder module of `target`, imported.
 
     Raises:
         MissingExtraError: its library is not installed.

@@ -164,7 +164,7 @@ def decide(options: BuildOptions) -> Choice:
             f"choose one of: {', '.join(target.precisions)}"
         )
     library = f"{target.library} {targets.library_version(target)}"
-    builder = targets.settle(target, options.builder)
+    builder = targets.resolve_options(target, options.builder)
     checked = target.typed and precision is Precision.FP16 and options.half_check
     if checked and extras.missing(("onnxruntime",)):
         raise MissingExtraError(

@@ -12,7 +12,7 @@ from typing import Any
 from sdexport.artifacts import reading, storage
 from sdexport.artifacts.builder_options import BuiltFor
 from sdexport.artifacts.bundle import MANIFEST_FILE, RUNTIME_CACHE, Bundle, is_bundle, open_bundle
-from sdexport.backends.cuda.gpus import find_gpus, first_that_runs, mismatch
+from sdexport.backends.cuda.gpus import find_gpus, first_that_runs, mismatch_reason
 from sdexport.backends.targets import Target, find_target, library_version, runs_here
 from sdexport.errors import FolderError, SdexportError, StorageError, UsageError
 
@@ -183,7 +183,7 @@ def why_not(bundle: Bundle) -> str:
     if built.stripped:
         return "built without its weights (strip_weights); build again without that option"
     if target.gpu and gpus and first_that_runs(built, gpus) is None:
-        return mismatch(target.name, built, gpus)
+        return mismatch_reason(target.name, built, gpus)
     return "" if runs else why
 
 

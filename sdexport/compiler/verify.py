@@ -361,7 +361,7 @@ def _denoise_step(
         "guidance": scale,
         "known_weights": np.zeros((1, 2), np.float32),
     }
-    course = BatchInputs(
+    inputs = BatchInputs(
         np.repeat(state, batch, axis=0),
         {name: np.repeat(table, batch, axis=0)[None] for name, table in tables.items()},
         {name: np.repeat(array, batch, axis=0) for name, array in constants.items()},
@@ -369,7 +369,7 @@ def _denoise_step(
     with closing(parts.placed().workspaces()) as workspaces:
         workspace = workspaces(Shape(batch, 2, *latent_size, parts.tokens))
         workspace.embed(np.repeat(embeddings[None].astype(np.float32), batch, axis=0))
-        workspace.begin(course)
+        workspace.begin(inputs)
         workspace.advance()
         ours = workspace.latents().copy()
     unguided, guided = (

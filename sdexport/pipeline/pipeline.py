@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Self
 
 from sdexport.backends.forks import check_process
-from sdexport.backends.slots import CLOSED, Workspaces
+from sdexport.backends.slots import CLOSED_MESSAGE, Workspaces
 from sdexport.errors import UsageError, shown
 from sdexport.pipeline.checks import sequence_of
 from sdexport.pipeline.generation import Generation, Step
@@ -153,7 +153,7 @@ class Pipeline:
         _require_request(request)
         check_process(self._process)
         if self._pool.closed:
-            raise UsageError(CLOSED)
+            raise UsageError(CLOSED_MESSAGE)
         self.parts.profile.serving(height=request.height, width=request.width)
 
     def _steps(self, request: Request, watched: bool) -> Generator[Step]:

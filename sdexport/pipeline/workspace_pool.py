@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Generic, TypeVar
 
-from sdexport.backends.slots import CLOSED
+from sdexport.backends.slots import CLOSED_MESSAGE
 from sdexport.errors import UsageError
 
 Place = TypeVar("Place")
@@ -87,7 +87,7 @@ class WorkspacePool(Generic[Place]):
 
     def _check_open(self) -> None:
         if self._closed:
-            raise UsageError(CLOSED)
+            raise UsageError(CLOSED_MESSAGE)
 
     def close(self) -> list[Place]:
         """Every place, taken away for good; none the second time.

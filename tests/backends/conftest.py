@@ -1,4 +1,4 @@
-"""Engines of few-node models, built for every target that is installed."""
+"""Builds engines of small models for every installed target."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def target(request: pytest.FixtureRequest) -> targets.Target:
 
 @pytest.fixture
 def build(tmp_path: Path) -> Build:
-    """Builds a model, its weights in a file beside it, and gives the engine's path."""
+    """Builds a model with external weights, and returns the engine's path."""
 
     def built(
         target: targets.Target, made: onnx.ModelProto, precision: Precision = Precision.FP32

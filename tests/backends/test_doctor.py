@@ -1,4 +1,4 @@
-"""The diagnosis of a machine, whatever it has or lacks."""
+"""The diagnosis works on every machine, whatever is installed or missing."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_this_machine() -> None:
     assert json.loads(json.dumps(found.as_json()))["ok"] is True
 
 
-def test_nothing_is_imported_to_be_looked_at() -> None:
+def test_reading_versions_imports_no_library() -> None:
     import subprocess
     import sys
 
@@ -45,7 +45,7 @@ def test_nothing_is_imported_to_be_looked_at() -> None:
 
 
 def installed(monkeypatch: pytest.MonkeyPatch, **changes: str | None) -> doctor.Diagnosis:
-    """The diagnosis where these libraries (- written as _) have these versions."""
+    """The diagnosis with these versions of libraries (- written as _)."""
     versions: dict[str, str | None] = {**ALL, "onnxruntime-gpu": None}
     versions |= {name.replace("_", "-"): version for name, version in changes.items()}
     monkeypatch.setattr(doctor, "_version", versions.__getitem__)
@@ -56,7 +56,7 @@ def verbs(found: doctor.Diagnosis) -> dict[str, bool]:
     return {verb.name: verb.works for verb in found.verbs}
 
 
-def test_without_torch_bundles_are_built_and_generated(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_building_and_generating_work_without_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     found = installed(monkeypatch, torch=None, diffusers=None)
     assert found.ok
     works = verbs(found)
@@ -70,7 +70,7 @@ def test_without_torch_bundles_are_built_and_generated(monkeypatch: pytest.Monke
     assert remedy == f"torch, diffusers not installed: {command}"
 
 
-def test_without_onnx_bundles_are_generated(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_generating_works_without_onnx(monkeypatch: pytest.MonkeyPatch) -> None:
     found = installed(monkeypatch, onnx=None)
     works = verbs(found)
     assert not works["build"]
@@ -78,7 +78,7 @@ def test_without_onnx_bundles_are_generated(monkeypatch: pytest.MonkeyPatch) -> 
     assert works["generate"]
 
 
-def test_without_a_target_nothing_is_generated(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_generating_needs_a_target(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(name: str = "auto") -> object:
         raise EngineError("no target is installed; install one")
 
@@ -92,7 +92,7 @@ def test_without_a_target_nothing_is_generated(monkeypatch: pytest.MonkeyPatch) 
     assert verbs(found)["samplers"]
 
 
-def test_a_broken_library_is_no_crash(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_broken_library_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(target: object) -> object:
         raise ImportError("libopenvino.so: cannot open")
 
@@ -102,14 +102,16 @@ def test_a_broken_library_is_no_crash(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "libopenvino.so" in str(found.auto["reasons"])
 
 
-def test_two_of_one_name_are_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_distributions_of_one_import_name_are_a_warning(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     assert installed(monkeypatch).warnings == ()
     (warning,) = installed(monkeypatch, onnxruntime_gpu="1.0").warnings
     assert "onnxruntime and onnxruntime-gpu" in warning
 
 
 def files(monkeypatch: pytest.MonkeyPatch, contents: dict[str, str]) -> None:
-    """Only these files of the system can be read."""
+    """Makes only these system files readable."""
 
     def read_text(path: Path, **_: object) -> str:
         for end, text in contents.items():
@@ -147,7 +149,7 @@ def test_memory_without_proc(monkeypatch: pytest.MonkeyPatch) -> None:
         assert found["total"] > 1 << 20
 
 
-def test_a_folder_that_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_removed_current_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     def gone() -> Callable[[], Path]:
         raise FileNotFoundError("it was removed")
 

@@ -1,4 +1,4 @@
-"""Every target's engines keep to the protocol: fixed buffers, shared ones, errors that help."""
+"""Every target's engines implement `Engine`: fixed and shared buffers, errors with a remedy."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ def test_specs(target: Target, load: Load) -> None:
     assert (y.name, y.dtype, y.shape[1]) == ("y", "float32", 3)
 
 
-def test_runs_again_and_again_in_place(target: Target, load: Load) -> None:
+def test_repeated_runs_use_the_same_buffers(target: Target, load: Load) -> None:
     binding = load(target, linear()).bind({"x": (2, 4), "y": (2, 3)})
-    places = {name: buffer.ctypes.data for name, buffer in binding.buffers.items()}
+    addresses = {name: buffer.ctypes.data for name, buffer in binding.buffers.items()}
     for seed in range(3):
         x = np.random.default_rng(seed).standard_normal((2, 4)).astype(np.float32)
         binding.buffers["x"][...] = x
         binding.run()
         np.testing.assert_allclose(binding.buffers["y"], x @ WEIGHT, rtol=1e-5, atol=1e-6)
-    assert {n: b.ctypes.data for n, b in binding.buffers.items()} == places
-    assert all(place % 64 == 0 for place in places.values())
+    assert {n: b.ctypes.data for n, b in binding.buffers.items()} == addresses
+    assert all(address % 64 == 0 for address in addresses.values())
 
 
-def test_one_engines_output_is_the_nexts_input(target: Target, load: Load) -> None:
+def test_engines_share_a_buffer(target: Target, load: Load) -> None:
     first = load(target, linear()).bind({"x": (2, 4), "y": (2, 3)})
     shared = {"y": first.buffers["y"]}
     second = load(target, doubled()).bind({"y": (2, 3), "z": (2, 3)}, shared)
@@ -50,8 +50,8 @@ def test_one_engines_output_is_the_nexts_input(target: Target, load: Load) -> No
     np.testing.assert_allclose(second.buffers["z"], 2 * np.ones((2, 4)) @ WEIGHT, rtol=1e-6)
 
 
-def test_bindings_of_one_engine_keep_apart(target: Target, load: Load) -> None:
-    """Bindings of other shapes take turns, and each finds its own numbers."""
+def test_bindings_of_one_engine_are_independent(target: Target, load: Load) -> None:
+    """Bindings of different shapes run alternately, each on its own buffers."""
     engine = load(target, linear())
     small, large = (engine.bind({"x": (n, 4), "y": (n, 3)}) for n in (1, 5))
     small.buffers["x"][...] = 1
@@ -64,7 +64,7 @@ def test_bindings_of_one_engine_keep_apart(target: Target, load: Load) -> None:
 
 
 def test_two_bindings_swap_their_states(target: Target, load: Load) -> None:
-    """As the loop does: each reads what the other wrote."""
+    """As in the denoising loop: each reads what the other wrote."""
     engine = load(target, denoise_step(unet(), slots=5))
     inputs = step_inputs(2, 2, 5, 7, 5)
     shapes = {name: value.shape for name, value in inputs.items()}
@@ -87,9 +87,9 @@ def test_two_bindings_swap_their_states(target: Target, load: Load) -> None:
 @pytest.mark.parametrize(
     ("shapes", "shared", "message"),
     [
-        ({"x": (2, 5), "y": (2, 3)}, {}, r"test cannot take x with the shape \(2, 5\).*, 4\]"),
-        ({"x": (2,), "y": (2, 3)}, {}, r"test cannot take x with the shape \(2,\)"),
-        ({"x": (0, 4), "y": (0, 3)}, {}, r"test cannot take x with the shape \(0, 4\)"),
+        ({"x": (2, 5), "y": (2, 3)}, {}, r"test does not accept x with the shape \(2, 5\).*, 4\]"),
+        ({"x": (2,), "y": (2, 3)}, {}, r"test does not accept x with the shape \(2,\)"),
+        ({"x": (0, 4), "y": (0, 3)}, {}, r"test does not accept x with the shape \(0, 4\)"),
         ({"x": (2, 4)}, {}, r"without a shape for y; it needs: x: float32.*y: float32"),
         ({"x": (2, 4), "y": (2, 3), "q": (1,)}, {}, r"no tensor q to give a shape to; it has: x"),
         (
@@ -105,12 +105,12 @@ def test_two_bindings_swap_their_states(target: Target, load: Load) -> None:
         (
             {"x": (2, 4), "y": (2, 3)},
             {"x": np.zeros((4, 2), np.float32).T},
-            r"buffer for x: it is not contiguous",
+            r"buffer for x: it must be C-contiguous and writable",
         ),
         ({"x": (2, 4), "y": (2, 3)}, {"q": np.zeros(1)}, r"no tensor q to give a buffer to"),
     ],
 )
-def test_what_does_not_fit_is_named(
+def test_invalid_shapes_and_buffers_are_named(
     load: Load, shapes: dict[str, Any], shared: dict[str, Any], message: str
 ) -> None:
     engine = load(targets.ONNXRUNTIME_CPU, linear())
@@ -118,8 +118,8 @@ def test_what_does_not_fit_is_named(
         engine.bind(shapes, shared)
 
 
-def test_a_failing_run_is_an_error_of_the_engine(target: Target, load: Load) -> None:
-    """Shapes that fit each tensor but not one another."""
+def test_a_failing_run_raises_engine_error(target: Target, load: Load) -> None:
+    """Shapes that each tensor accepts but that contradict one another."""
     for rows in (1, 3):
         binding = load(target, linear()).bind({"x": (2, 4), "y": (rows, 3)})
         with pytest.raises(EngineError, match="test failed in"):
@@ -154,7 +154,7 @@ def test_a_truncated_engine_is_refused(
 
 
 def test_half_weights_under_float32(target: Target, load: Load) -> None:
-    """A UNet exported in half works; only its own part is rounded."""
+    """A UNet exported in half precision works; only its own values are rounded."""
     inputs = step_inputs(2, 2, 5, 3, 5)
     shapes = {name: value.shape for name, value in inputs.items()}
     engine = load(target, denoise_step(unet(HALF), slots=5))
@@ -167,7 +167,7 @@ def test_half_weights_under_float32(target: Target, load: Load) -> None:
     assert error < 5e-3
 
 
-def test_what_is_no_model_cannot_be_built(tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_model_cannot_be_built(tmp_path: Path) -> None:
     from tests.backends.conftest import needs
 
     needs(targets.OPENVINO_CPU)

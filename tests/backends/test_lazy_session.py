@@ -1,4 +1,4 @@
-"""An engine that is loaded when it is first bound."""
+"""A `LazySession` loads its engine at the first use."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from sdexport.errors import EngineError
 from tests.pipeline.fakes import Fakes
 
 
-def test_it_is_loaded_once_and_late() -> None:
+def test_the_engine_is_loaded_once_at_the_first_use() -> None:
     real = Fakes().vae_encoder
     loads = []
 
@@ -28,7 +28,7 @@ def test_it_is_loaded_once_and_late() -> None:
     assert loads == [1]
 
 
-def test_what_loading_raises_is_raised() -> None:
+def test_an_error_while_loading_is_raised() -> None:
     def load() -> Engine:
         raise EngineError("vae_encoder cannot be loaded")
 

@@ -1,4 +1,4 @@
-"""Targets are found, chosen with a reason, and missing libraries are named with the remedy."""
+"""Targets are found by name or chosen with a reason; missing libraries are named with a remedy."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Without = Callable[..., None]
 
 @pytest.fixture
 def without(monkeypatch: pytest.MonkeyPatch) -> Without:
-    """Makes libraries look as if they were not installed, and the others as if they were."""
+    """Makes the named libraries look missing, and all others installed."""
 
     def hide(*libraries: str) -> None:
         monkeypatch.setattr(targets, "find_gpus", lambda: ((), "no NVIDIA driver is installed"))
@@ -106,12 +106,12 @@ def test_default_precision_follows_the_processor(
 
 
 def test_precisions_are_checked(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="no precision bf16; choose one of: fp32"):
+    with pytest.raises(UsageError, match="does not support precision bf16; choose one of: fp32"):
         targets.build_engine(
             targets.ONNXRUNTIME_CPU,
             EngineRequest("unet", tmp_path / "m", tmp_path, Precision.BF16),
         )
-    with pytest.raises(UsageError, match="no precision fp16; choose one of: fp32, bf16"):
+    with pytest.raises(UsageError, match="not support precision fp16; choose one of: fp32, bf16"):
         targets.load_engine(targets.OPENVINO_CPU, "unet", tmp_path, Precision.FP16)
 
 
@@ -127,15 +127,15 @@ def with_gpus(monkeypatch: pytest.MonkeyPatch, *gpus: Gpu) -> None:
     monkeypatch.setattr(targets, "find_gpus", lambda: (gpus, "" if gpus else "no NVIDIA driver"))
 
 
-def test_auto_takes_no_target_that_cannot_run_here(
+def test_auto_chooses_no_target_that_cannot_run_here(
     without: Without, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Everything is installed, and there is no GPU."""
+    """All libraries are installed, and there is no GPU."""
     without()
     assert targets.choose("auto").target is targets.OPENVINO_CPU
     for target in (targets.TENSORRT, targets.TENSORRT_RTX):
         assert targets.runs_here(target) == (False, "no NVIDIA driver is installed")
-    # Installed and chosen by name it is there to be built for.
+    # By name it can be chosen to build for.
     assert targets.choose("tensorrt-rtx").target is targets.TENSORRT_RTX
     assert targets.builds_here(targets.TENSORRT_RTX)[0]
     assert targets.builds_here(targets.TENSORRT) == (
@@ -144,12 +144,12 @@ def test_auto_takes_no_target_that_cannot_run_here(
     )
     with_gpus(monkeypatch, GPU)
     assert targets.choose("auto").target is targets.TENSORRT
-    monkeypatch.setattr(build, "lacks", lambda target, capability: "")
+    monkeypatch.setattr(build, "unsupported_reason", lambda target, capability: "")
     assert targets.runs_here(targets.TENSORRT_RTX)[1].endswith("on a card")
 
 
 RTX_KNOWS = {"SM75": 1, "SM86": 2, "SM89": 3, "CURRENT": 4}
-"""Compute capabilities, as TensorRT for RTX lists them."""
+"""Compute capabilities in the form in which TensorRT for RTX lists them."""
 
 HOPPER, PASCAL = Gpu("an H100", "sm90", 80 << 30), Gpu("a GTX 1080", "sm61", 8 << 30)
 
@@ -170,7 +170,7 @@ def rtx(monkeypatch: pytest.MonkeyPatch) -> None:
         ((HOPPER, GPU), True, True),
     ],
 )
-def test_a_target_runs_where_a_gpu_is_that_its_library_knows(
+def test_a_target_runs_on_gpus_that_its_library_supports(
     without: Without,
     monkeypatch: pytest.MonkeyPatch,
     rtx: None,
@@ -188,15 +188,15 @@ def test_a_target_runs_where_a_gpu_is_that_its_library_knows(
             assert said.endswith(f"on {fitting.name}") or fitting is PASCAL
         else:
             assert f"this machine has {gpus[0].capability} ({gpus[0].name})" in said
-    # What runs nowhere here may be built here for elsewhere.
+    # Engines that cannot run here can be built here for other machines.
     assert targets.builds_here(targets.TENSORRT_RTX)[0]
     assert targets.builds_here(targets.TENSORRT)[0] is tensorrt
 
 
-def test_auto_takes_no_target_whose_library_does_not_know_the_gpu(
+def test_auto_chooses_no_target_that_does_not_support_the_gpu(
     without: Without, monkeypatch: pytest.MonkeyPatch, rtx: None
 ) -> None:
-    """What is installed is not called missing either."""
+    """An installed library is not reported as missing either."""
     without("tensorrt", "onnxruntime-gpu")
     monkeypatch.setattr(targets, "_version_of", lambda distribution: None)
     with_gpus(monkeypatch, HOPPER)
@@ -224,13 +224,13 @@ def test_tensorrt_builds_on_the_first_gpu_that_it_runs_on(monkeypatch: pytest.Mo
     second = dataclasses.replace(HOPPER, ordinal=1)
     monkeypatch.setattr(config, "find_gpus", lambda: ((PASCAL, second), ""))
     assert config.require_gpu("tensorrt") is second
-    assert config.settle("tensorrt", BuilderOptions()).compute_capabilities == ("sm90",)
+    assert config.resolve_options("tensorrt", BuilderOptions()).compute_capabilities == ("sm90",)
     monkeypatch.setattr(config, "find_gpus", lambda: ((PASCAL,), ""))
     with pytest.raises(EngineError, match=r"from compute capability sm75 on, and .* sm61 \(a GTX"):
-        config.settle("tensorrt", BuilderOptions())
+        config.resolve_options("tensorrt", BuilderOptions())
 
 
-def test_what_is_not_needed_here_is_not_called_missing(without: Without) -> None:
+def test_libraries_for_gpus_are_not_reported_missing_without_a_gpu(without: Without) -> None:
     without("tensorrt", "tensorrt_rtx", "openvino")
     reason = targets.choose("auto").reason
     assert "openvino-cpu" in reason
@@ -243,18 +243,18 @@ def test_a_runtime_that_is_not_part_of_this_version(
     with_gpus(monkeypatch, GPU)
     target = dataclasses.replace(targets.ONNXRUNTIME_CPU, gpu="run", runtime="sdexport.nothing")
     assert not targets.runs_here(target)[0]
-    with pytest.raises(EngineError, match="builds engines for onnxruntime-cpu and does not run"):
+    with pytest.raises(EngineError, match="builds engines for onnxruntime-cpu but cannot run"):
         targets.load_engine(target, "unet", tmp_path, Precision.FP32)
 
 
-def test_the_driver_is_asked_without_raising() -> None:
+def test_querying_the_driver_raises_nothing() -> None:
     find_gpus.cache_clear()
     gpus, why = find_gpus()
     assert bool(gpus) != bool(why)
 
 
 class Driver:
-    """libcuda as far as it is asked: one GPU, or a failure at one call."""
+    """A double of libcuda with one GPU, in which the call `failing` fails."""
 
     def __init__(self, failing: str = "") -> None:
         self.failing = failing
@@ -280,11 +280,13 @@ class Driver:
     ("failing", "said"),
     [
         ("", ""),
-        ("cuInit", "the NVIDIA driver does not start (cuInit gives 100)"),
-        ("cuDeviceGetCount", "the NVIDIA driver knows of no GPU"),
-        ("cuDeviceGetName", "the NVIDIA driver does not tell about its GPUs"),
+        ("cuInit", "the NVIDIA driver does not start (cuInit returns 100)"),
+        ("cuDeviceGetCount", "the NVIDIA driver finds no GPU"),
+        ("cuDeviceGetName", "the NVIDIA driver does not describe its GPUs"),
     ],
 )
-def test_what_the_driver_says(monkeypatch: pytest.MonkeyPatch, failing: str, said: str) -> None:
+def test_a_failing_driver_call_is_reported(
+    monkeypatch: pytest.MonkeyPatch, failing: str, said: str
+) -> None:
     monkeypatch.setattr(ctypes, "CDLL", lambda name: Driver(failing))
     assert find_gpus.__wrapped__() == (() if failing else (GPU,), said)

@@ -1,9 +1,9 @@
-"""What the tests on a real GPU share: the emoji checkpoint built for the GPU that is here.
+"""Fixtures of the tests on a real GPU: the emoji checkpoint built for this machine's GPU.
 
 `make gpu-check` runs them. `GPU_CHECK_TARGET` names the target (default: `tensorrt` where it is
 installed, else `tensorrt-rtx`), `GPU_CHECK_FOLDER` keeps the bundles, `GPU_CHECK_BUNDLE` is an
-emoji bundle to check instead of one that is built, and figures go to `GPU_CHECK_FIGURES`, one JSON
-object a line.
+emoji bundle to check instead of building one, and `GPU_CHECK_MEASUREMENTS` a file that receives the
+measurements, one JSON object per line.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from tests.conftest import EMOJI, EMOJI_PROFILE
 
 @pytest.fixture(scope="session")
 def target() -> targets.Target:
-    """The target under test; without a GPU the tests fail, as they were asked for."""
+    """The target under test; without a GPU the tests fail, because they were requested."""
     gpus, why = find_gpus()
     assert gpus, f"a GPU is needed: {why}"
     name = os.environ.get("GPU_CHECK_TARGET")
@@ -88,12 +88,12 @@ def onnx_bundle(folder: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def tell() -> Callable[..., None]:
-    """Keeps figures for the result file."""
+    """Writes measurements to the result file."""
 
-    def write(**figures: Any) -> None:
-        path = os.environ.get("GPU_CHECK_FIGURES")
+    def write(**measurements: Any) -> None:
+        path = os.environ.get("GPU_CHECK_MEASUREMENTS")
         if path:
             with Path(path).open("a", encoding="utf-8") as file:
-                file.write(json.dumps(figures) + "\n")
+                file.write(json.dumps(measurements) + "\n")
 
     return write

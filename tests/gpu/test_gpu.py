@@ -1,4 +1,4 @@
-"""On a real GPU: what the stand-in and the double stand for everywhere else.
+"""Tests on a real GPU of what other tests check on the stand-in driver and the double.
 
 `make gpu-check` runs these. Tolerances are for half precision; what has to be equal to the bit says
 so.
@@ -22,7 +22,7 @@ from sdexport.backends.cuda import driver
 from sdexport.backends.slots import Shape, image_shapes, step_shapes, text_shapes
 from sdexport.backends.targets import Target
 from sdexport.backends.tensorrt import refusal, session
-from sdexport.backends.tensorrt.library import library, listening, logger
+from sdexport.backends.tensorrt.library import capture_log, library, logger
 from sdexport.compiler.dimensions import read_dimensions
 from sdexport.compiler.engines import make_graphs, place_weights
 from sdexport.errors import EngineError
@@ -38,7 +38,7 @@ pytestmark = pytest.mark.gpu
 Built = Callable[..., Path]
 Tell = Callable[..., None]
 PROMPTS = ("red apple", "a cat face", "snowman")
-FORMS = ("eager", "step-graph", "whole-loop")
+LOOP_MODES = ("eager", "step-graph", "whole-loop")
 REQUEST: dict[str, Any] = {
     "num_inference_steps": 10,
     "seed": 7,
@@ -74,7 +74,7 @@ def test_engines_are_deserialised(built: Built, tell: Tell) -> None:
 def test_an_engine_computes_what_onnx_runtime_does(
     built: Built, onnx_bundle: Path, tell: Tell, name: str
 ) -> None:
-    """Enqueued once over host arrays, on random inputs of a sampler's size."""
+    """One run on host arrays of random inputs."""
     ours, theirs = load_parts(open_bundle(built())), load_parts(open_bundle(onnx_bundle))
     shapes = shapes_of(ours, Shape(1, 2, 16, 16, ours.tokens))[name]
     found = []
@@ -97,19 +97,19 @@ def test_an_engine_computes_what_onnx_runtime_does(
     assert rms < 0.03
 
 
-def test_the_three_forms_generate_one_image(built: Built, tell: Tell) -> None:
-    """To the bit: the same kernels run in the same order, launched in another way."""
+def test_the_loop_modes_generate_equal_images(built: Built, tell: Tell) -> None:
+    """Bit for bit: the same kernels run in the same order, only launched differently."""
     images = {}
-    for form in FORMS:
-        with sdexport.load(built(), loop=form) as pipe:
+    for mode in LOOP_MODES:
+        with sdexport.load(built(), loop=mode) as pipe:
             first = pixels(pipe.generate(list(PROMPTS), **REQUEST))
             again = pixels(pipe.generate(list(PROMPTS), **REQUEST))
-            assert (first == again).all(), f"{form} is not the same twice"
-            images[form] = first
+            assert (first == again).all(), f"{mode} differs between two runs"
+            images[mode] = first
     assert images["eager"].std() > 10, "no image"
-    for form in FORMS[1:]:
-        different = int((images[form] != images["eager"]).sum())
-        tell(form=form, pixels_other_than_eager=different)
+    for mode in LOOP_MODES[1:]:
+        different = int((images[mode] != images["eager"]).sum())
+        tell(mode=mode, pixels_other_than_eager=different)
         assert different == 0
 
 
@@ -158,7 +158,7 @@ def test_memory_does_not_grow(built: Built, tell: Tell, count: int) -> None:
         assert before - after < count * (64 << 10)
 
 
-def test_threads_generate_what_one_generates(built: Built) -> None:
+def test_threads_generate_the_same_images_as_one(built: Built) -> None:
     with sdexport.load(built()) as pipe:
         wanted = [pixels(pipe.generate(PROMPTS[n % 3], **REQUEST)) for n in range(8)]
         found: dict[int, Any] = {}
@@ -176,14 +176,14 @@ def test_threads_generate_what_one_generates(built: Built) -> None:
 
 @pytest.mark.parametrize("precision", [Precision.FP16, Precision.FP32], ids=str)
 def test_parity_with_pytorch(built: Built, tell: Tell, precision: Precision) -> None:
-    """Each engine and whole images; `verify` holds them to the precision's tolerance."""
+    """`verify` compares each engine and whole images within the precision's tolerance."""
     bundle = built(precision)
     sdexport.verify(bundle, EMOJI)
     tell(precision=str(precision), parity=open_bundle(bundle).manifest.parity)
 
 
-def test_no_value_is_lost_over_a_whole_image(built: Built, tell: Tell) -> None:
-    """The NaN scan: every step's latents, of several prompts and samplers."""
+def test_all_latents_of_an_image_are_finite(built: Built, tell: Tell) -> None:
+    """The latents of every step, with several prompts and samplers."""
     largest = 0.0
     with sdexport.load(built()) as pipe:
         for sampler in ("pndm", "euler-a", "dpmpp-2m"):
@@ -223,10 +223,10 @@ def test_an_engine_is_refitted_with_its_own_weights(
     module = library(target.name)
     refitter = module.Refitter(engine._engine, logger(module))
     parser = module.OnnxParserRefitter(refitter, logger(module))
-    with listening() as words:
-        assert parser.refit_from_file(str(tmp_path / "graph" / "model.onnx")), words.failure
+    with capture_log() as log:
+        assert parser.refit_from_file(str(tmp_path / "graph" / "model.onnx")), log.errors
         assert list(refitter.get_missing_weights()) == []
-        assert refitter.refit_cuda_engine(), words.failure
+        assert refitter.refit_cuda_engine(), log.errors
     binding.run()
     assert (binding.buffers["image"] == before).all()
 
@@ -286,7 +286,7 @@ def decoder_call(
     *,
     captured: bool = False,
 ) -> None:
-    """Enqueues the decoder once, over addresses that `change` gives."""
+    """Enqueues the decoder once, on the addresses that `change` returns."""
     shapes = {"state": (1, 5, 4, 16, 16), "image": (1, 128, 128, 3)}
     decoder.context.use()
     with driver.Stream() as stream, driver.DeviceBuffer(4 << 20) as tensors:

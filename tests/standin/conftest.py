@@ -1,4 +1,4 @@
-"""Fixtures for the tests that run inside the stand-in's world, and for the one outside."""
+"""Fixtures for the tests that run with the stand-in driver, and for the outer test."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def standin() -> Iterator[Any]:
-    """The stand-in driver; a test that leaves something behind fails."""
+    """The stand-in driver; a test that does not release everything fails."""
     from tests.standin.world import Standin
 
     driver = Standin()

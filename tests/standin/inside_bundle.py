@@ -1,4 +1,4 @@
-"""A whole bundle for TensorRT for RTX over the stand-in, loaded and used as a user would."""
+"""A whole bundle for TensorRT for RTX on the stand-in driver, loaded and used as by a user."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def bundle(tmp_path: Path) -> Iterator[Bundle]:
     session._runtime.cache_clear()
 
 
-def test_it_is_loaded_and_generates(standin: Standin, bundle: Bundle, host: Pipeline) -> None:
+def test_a_bundle_is_loaded_and_generates(standin: Standin, bundle: Bundle, host: Pipeline) -> None:
     wanted = (
         host.generate("apple", num_inference_steps=3, seed=1, width=64, height=64)
         .images[0]
@@ -50,21 +50,19 @@ def test_the_command_line_generates(
     assert code == 0, said.err
     assert output.is_file()
     assert len(json.loads(said.out)["seconds"]["evaluations"]) == 4
-    # Nobody closed the pipeline: what is dropped gives everything back by itself.
+    # A pipeline that is dropped without `close` releases everything too.
 
 
-def test_unknown_forms_are_refused_before_anything_is_loaded(
-    standin: Standin, bundle: Bundle
-) -> None:
+def test_unknown_loop_modes_are_refused_before_loading(standin: Standin, bundle: Bundle) -> None:
     with pytest.raises(
         UsageError,
-        match="loop 'graph' is unknown; choose one of: auto, eager, step-graph, whole-loop",
+        match="loop must be one of auto, eager, step-graph, whole-loop; got 'graph'",
     ):
         sdexport.load(bundle.path, loop="graph")
 
 
-def test_a_target_on_the_processor_has_no_forms() -> None:
+def test_a_cpu_target_has_one_loop_mode() -> None:
     with pytest.raises(
-        UsageError, match="loop 'eager' is for targets on a GPU; onnxruntime-cpu .*'auto'"
+        UsageError, match="loop must be 'auto' for onnxruntime-cpu, got 'eager'; .* on a GPU"
     ):
         sdexport.load(BUNDLE, loop="eager")

@@ -1,4 +1,4 @@
-"""What an image costs in driver calls, and that nothing grows over many of them."""
+"""Counts the driver calls of an image, and checks that memory does not grow over many images."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.standin.world import Standin, gpu_pipeline, tell
 
 SETTING = "cuCtxSetCurrent"
 ENQUEUE = ["cuStreamIsCapturing", "cuLaunchHostFunc"]
-"""What the double does for an engine; the real library launches kernels."""
+"""The double's driver calls for an engine; the real library launches kernels."""
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def generate(pipe: Pipeline, seed: int, *, steps: int = 10, sampler: str = "eule
     )
 
 
-def test_the_second_image_of_a_shape(standin: Standin, pipe: Pipeline) -> None:
+def test_driver_calls_of_the_second_image(standin: Standin, pipe: Pipeline) -> None:
     """All driver calls of an image, in order: one launch, one copy in, one copy out, one wait."""
     generate(pipe, 0)
     with standin.counted():
@@ -84,7 +84,7 @@ def test_a_sampler_without_noise_copies_none(standin: Standin, pipe: Pipeline) -
 
 
 def resident() -> int:
-    """Bytes of host memory that this process has now."""
+    """Bytes of host memory of this process."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith("VmRSS:"):
             return int(line.split()[1]) * 1024
@@ -95,7 +95,7 @@ def resident() -> int:
     "images", [40, pytest.param(1000, marks=pytest.mark.slow)], ids=["forty", "thousand"]
 )
 def test_many_images_take_no_more_memory(standin: Standin, pipe: Pipeline, images: int) -> None:
-    """Two shapes, two lengths and two samplers in turn; then as many again."""
+    """Alternates two shapes, two numbers of steps and two samplers, then repeats."""
 
     def several(number: int) -> None:
         for index in range(number):
@@ -120,7 +120,7 @@ def test_many_images_take_no_more_memory(standin: Standin, pipe: Pipeline, image
     tell(images=images, device_bytes_grown=0, host_bytes_grown=grown)
 
 
-def test_closing_gives_everything_back(
+def test_closing_releases_everything(
     standin: Standin, parts: PipelineParts, plans: dict[str, Path]
 ) -> None:
     before = standin.held()

@@ -1,4 +1,4 @@
-"""`backends/cuda/driver.py` over the stand-in, and the stand-in itself: calls, messages, errors."""
+"""`backends/cuda/driver.py` on the stand-in driver, and the stand-in itself."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ def pinned(values: np.ndarray) -> driver.PinnedBuffer:
     return buffer
 
 
-def test_the_device_is_told_about(gpu: driver.Context, standin: Standin) -> None:
+def test_the_device_is_described(gpu: driver.Context, standin: Standin) -> None:
     assert (gpu.capability, gpu.name) == ("sm89", "stand-in, no GPU")
     with driver.DeviceBuffer(1 << 20):
         free, total = gpu.memory()
         assert (total, total - free) == (2 << 30, 1 << 20)
 
 
-def test_work_runs_at_the_wait_and_not_before(gpu: driver.Context) -> None:
+def test_work_runs_at_the_wait(gpu: driver.Context) -> None:
     with (
         driver.Stream() as stream,
         driver.DeviceBuffer(16) as device,
@@ -52,7 +52,7 @@ def test_work_runs_at_the_wait_and_not_before(gpu: driver.Context) -> None:
         assert (values == 2).all()
 
 
-def test_device_memory_holds_no_numbers_before_and_after(gpu: driver.Context) -> None:
+def test_device_memory_is_nan_before_and_after_use(gpu: driver.Context) -> None:
     with driver.Stream() as stream, driver.PinnedBuffer(64) as host:
         values = host.array((16,), np.float32)
         with driver.DeviceBuffer(64) as device:
@@ -67,7 +67,7 @@ def test_device_memory_holds_no_numbers_before_and_after(gpu: driver.Context) ->
             assert np.isnan(values[8:]).all()
 
 
-def test_events_are_passed_in_the_order_of_the_stream(gpu: driver.Context) -> None:
+def test_events_are_passed_in_stream_order(gpu: driver.Context) -> None:
     with (
         driver.Stream() as stream,
         driver.DeviceBuffer(16) as device,
@@ -136,7 +136,7 @@ def test_a_graph_that_reads_freed_memory_loses_the_device(
         pytest.param(lambda stream: stream.wait(), id="wait"),
     ],
 )
-def test_what_may_not_be_captured_is_refused_and_leaves_nothing(
+def test_an_invalid_capture_is_refused_and_leaves_nothing(
     gpu: driver.Context, standin: Standin, forbidden: Callable[[driver.Stream], None]
 ) -> None:
     with driver.Stream() as stream:
@@ -198,12 +198,12 @@ def test_copies_beyond_memory_are_refused(gpu: driver.Context) -> None:
             stream.zero(device.address, 65)
 
 
-def test_memory_that_is_short_is_named_with_figures(gpu: driver.Context, standin: Standin) -> None:
+def test_a_memory_error_says_what_is_needed_and_free(gpu: driver.Context, standin: Standin) -> None:
     with (
         driver.DeviceBuffer(1 << 30),
         pytest.raises(
             DeviceMemoryError,
-            match=r"1,536 MiB for activations do not fit.*1,024 of 2,048 MiB are free.*cuMemAlloc",
+            match=r"activations need 1,536 MiB .*1,024 of 2,048 MiB are free.*cuMemAlloc",
         ),
     ):
         driver.DeviceBuffer(3 << 29, "activations")
@@ -217,7 +217,11 @@ def test_errors_name_the_call_the_status_and_the_remedy(
         for status, kind, pattern in (
             (OUT_OF_RESOURCES, EngineError, r"cuMemsetD8Async.*OUT_OF_RESOURCES.*fewer images"),
             (OUT_OF_MEMORY, DeviceMemoryError, r"memory is full.*cuMemsetD8Async.*other programs"),
-            (LAUNCH_FAILED, DeviceLostError, r"lost to this process.*LAUNCH_FAILED.*start the pr"),
+            (
+                LAUNCH_FAILED,
+                DeviceLostError,
+                r"can no longer use the GPU.*LAUNCH_FAILED.*start the pr",
+            ),
             (999, EngineError, r"status 999.*start the program again.*NVRM"),
         ):
             standin.fail("cuMemsetD8Async", 1, status)
@@ -226,7 +230,7 @@ def test_errors_name_the_call_the_status_and_the_remedy(
             standin.revive()
 
 
-def test_closing_twice_is_once_and_a_failure_does_not_stop_the_others(
+def test_closing_is_idempotent_and_continues_after_a_failure(
     gpu: driver.Context, standin: Standin
 ) -> None:
     before = standin.held()
@@ -239,7 +243,7 @@ def test_closing_twice_is_once_and_a_failure_does_not_stop_the_others(
     assert standin.held() == before
 
 
-def test_rows_of_a_table_lie_where_an_engine_can_read_them(gpu: driver.Context) -> None:
+def test_rows_of_a_table_are_aligned(gpu: driver.Context) -> None:
     layout = Layout.of(
         [
             Tensor("ids", np.dtype(np.int64), (2, 3)),
@@ -263,7 +267,7 @@ def test_rows_of_a_table_lie_where_an_engine_can_read_them(gpu: driver.Context) 
         block.close()
 
 
-def test_threads_wait_for_streams_of_their_own(gpu: driver.Context) -> None:
+def test_threads_wait_for_their_own_streams(gpu: driver.Context) -> None:
     found: dict[int, bool] = {}
 
     def work(number: int) -> None:
@@ -285,7 +289,7 @@ def test_threads_wait_for_streams_of_their_own(gpu: driver.Context) -> None:
     assert found == dict.fromkeys(range(8), True)
 
 
-def test_a_forked_child_is_told_that_cuda_cannot_start_again() -> None:
+def test_cuda_is_refused_in_a_forked_child() -> None:
     driver.context_for("tensorrt", "unet", BuiltFor())
     read, write = os.pipe()
     child = os.fork()

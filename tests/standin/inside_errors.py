@@ -1,4 +1,4 @@
-"""What the runtime says of engines that it cannot take, and that the double refuses misuse."""
+"""Engines that cannot be loaded or run are explained, and the double refuses misuse."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sdexport.backends.cuda import driver
 from sdexport.backends.cuda.session import DeviceCall
 from sdexport.backends.slots import Shape, image_shapes
 from sdexport.backends.tensorrt import session
-from sdexport.backends.tensorrt.library import listening
+from sdexport.backends.tensorrt.library import capture_log
 from sdexport.errors import DeviceLostError, EngineError, FolderError
 from sdexport.model.shapes import Precision
 from sdexport.pipeline.parts import PipelineParts
@@ -43,7 +43,7 @@ def test_an_engine_of_another_version(
 def test_an_engine_for_another_gpu(standin: Standin, plans: dict[str, Path]) -> None:
     standin.device(sm=75)
     with pytest.raises(
-        EngineError, match=r"UNSUPPORTED_CC.*other GPUs than this stand-in.*capability sm75"
+        EngineError, match=r"UNSUPPORTED_CC.*not built for stand-in.*capability sm75"
     ):
         load(plans["vae_decoder"])
     standin.device()
@@ -59,7 +59,7 @@ def test_a_truncated_engine(
         load(path)
 
 
-def test_an_engine_that_is_not_there(standin: Standin, tmp_path: Path) -> None:
+def test_a_missing_engine(standin: Standin, tmp_path: Path) -> None:
     with pytest.raises(FolderError, match=r"engine of vae_decoder is missing: .*plan; build"):
         load(tmp_path / "engine.plan")
 
@@ -83,7 +83,7 @@ def test_a_size_that_was_not_built(standin: Standin, parts: PipelineParts, tmp_p
         assert pipe.generate("apple", num_inference_steps=1, width=96, height=64).images
 
 
-def test_of_several_profiles_the_smallest_that_fits(
+def test_the_smallest_suitable_profile_is_chosen(
     standin: Standin, parts: PipelineParts, tmp_path: Path
 ) -> None:
     wide = write_plans(tmp_path / "wide", parts)["vae_decoder"]
@@ -103,13 +103,13 @@ def test_of_several_profiles_the_smallest_that_fits(
     engine.close()
 
 
-def test_engines_that_do_not_fit_together(
+def test_engines_with_different_dtypes_are_refused(
     standin: Standin, parts: PipelineParts, plans: dict[str, Path]
 ) -> None:
     other = plans | {"text_encoder": plans["vae_decoder"]}
     with (
         gpu_pipeline(parts, other) as pipe,
-        pytest.raises(EngineError, match="text_encoder gives last_hidden_state as nothing, and"),
+        pytest.raises(EngineError, match="text_encoder writes last_hidden_state as missing, but"),
     ):
         pipe.generate("apple", num_inference_steps=1)
 
@@ -139,7 +139,7 @@ def test_a_binding_to_host_arrays(
 def ready(
     parts: PipelineParts, plans: dict[str, Path]
 ) -> Iterator[tuple[DeviceCall, dict[str, int], driver.Stream]]:
-    """The decoder ready to be enqueued, over memory of its own."""
+    """The decoder's call, and the addresses of its own device memory."""
     shapes = image_shapes(parts.engines, Shape(1, 2, 8, 8, 77))
     engine = load(plans["vae_decoder"])
     with driver.Stream() as stream, driver.DeviceBuffer(1 << 20) as memory:
@@ -156,7 +156,7 @@ def ready(
 def test_a_missing_address(standin: Standin, parts: PipelineParts, plans: dict[str, Path]) -> None:
     with ready(parts, plans) as (call, addresses, stream):
         del addresses["image"]
-        with pytest.raises(EngineError, match="vae_decoder has no address for image"):
+        with pytest.raises(EngineError, match="vae_decoder needs the address .* missing: image"):
             call.enqueue(addresses, stream)
 
 
@@ -173,7 +173,7 @@ def test_a_first_run_during_a_capture(
     standin: Standin, parts: PipelineParts, plans: dict[str, Path]
 ) -> None:
     with ready(parts, plans) as (call, addresses, stream):
-        with pytest.raises(EngineError, match="cannot be run: .*not in a capture"):
+        with pytest.raises(EngineError, match="failed to run: .*not in a capture"):
             driver.Graph(stream, lambda: call.enqueue(addresses, stream))
         call.enqueue(addresses, stream)
         stream.wait()
@@ -182,7 +182,7 @@ def test_a_first_run_during_a_capture(
             stream.wait()
 
 
-def test_a_context_that_is_gone_when_its_graph_runs(
+def test_a_graph_whose_context_was_closed(
     standin: Standin, parts: PipelineParts, plans: dict[str, Path]
 ) -> None:
     with ready(parts, plans) as (call, addresses, stream):
@@ -196,7 +196,7 @@ def test_a_context_that_is_gone_when_its_graph_runs(
             standin.revive()
 
 
-def test_memory_that_is_gone_when_it_is_read(
+def test_a_read_of_freed_memory(
     standin: Standin, parts: PipelineParts, plans: dict[str, Path]
 ) -> None:
     with ready(parts, plans) as (call, addresses, stream):
@@ -208,6 +208,6 @@ def test_memory_that_is_gone_when_it_is_read(
         standin.revive()
 
 
-def test_the_words_of_the_library_are_kept_apart(standin: Standin, plans: dict[str, Path]) -> None:
-    with listening(this_thread=True) as words:
-        assert words.failure == ""
+def test_the_log_is_captured_by_thread(standin: Standin, plans: dict[str, Path]) -> None:
+    with capture_log(this_thread=True) as log:
+        assert log.errors == ""

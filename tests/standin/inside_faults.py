@@ -1,4 +1,4 @@
-"""Every driver call made to fail, in every phase: what is said, what is freed, what works then.
+"""Every driver call fails once, in every phase: the error, what is freed, what works afterwards.
 
 A failure that concerns one call (out of memory, too many resources) ends the request with an error
 of the user's family, and the next request generates the right image. A launch that failed loses the
@@ -16,7 +16,7 @@ import pytest
 
 from sdexport.backends.cuda import driver
 from sdexport.backends.cuda.gpus import find_gpus
-from sdexport.backends.cuda.slots import Form
+from sdexport.backends.cuda.slots import LoopMode
 from sdexport.backends.tensorrt import session
 from sdexport.errors import DeviceLostError, DeviceMemoryError, EngineError
 from sdexport.pipeline.parts import PipelineParts
@@ -31,7 +31,7 @@ from tests.standin.world import (
     tell,
 )
 
-FORMS = (Form.EAGER, Form.STEP_GRAPH, Form.WHOLE_LOOP)
+FORMS = (LoopMode.EAGER, LoopMode.STEP_GRAPH, LoopMode.WHOLE_LOOP)
 STATUSES = {"memory": OUT_OF_MEMORY, "resources": OUT_OF_RESOURCES, "lost": LAUNCH_FAILED}
 
 
@@ -58,7 +58,7 @@ def wanted(host: Pipeline) -> bytes:
 
 
 def forget_the_device() -> None:
-    """What this process keeps of the GPU is found anew, so that finding it can fail as well."""
+    """Clears what this process caches of the GPU, so that finding it can fail as well."""
     session._runtime.cache_clear()
     driver.context.cache_clear()
     find_gpus.cache_clear()
@@ -66,10 +66,10 @@ def forget_the_device() -> None:
 
 
 class Trial:
-    """Loads, generates twice (once watched) and closes, with one failure on the way."""
+    """Loads, generates twice (once watched) and closes, with one injected failure."""
 
     def __init__(
-        self, standin: Standin, parts: PipelineParts, plans: dict[str, Path], form: Form
+        self, standin: Standin, parts: PipelineParts, plans: dict[str, Path], form: LoopMode
     ) -> None:
         self._standin = standin
         self._parts = parts
@@ -96,7 +96,7 @@ class Trial:
         if lost:
             assert isinstance(said, DeviceLostError), f"the device was lost, and {said!r} was said"
             if pipe is not None:
-                with pytest.raises(DeviceLostError, match="lost to this process"):
+                with pytest.raises(DeviceLostError, match="can no longer use the GPU"):
                     image(pipe)
         elif came and pipe is not None:
             assert image(pipe) == wanted, "the next request after the failure"
@@ -140,7 +140,7 @@ def calls_of(standin: Standin, trial: Trial, wanted: bytes) -> list[str]:
 @pytest.mark.parametrize(
     "stride", [29, pytest.param(1, marks=pytest.mark.slow)], ids=["some", "all"]
 )
-def test_any_call_may_fail(
+def test_any_call_can_fail(
     standin: Standin, trial: Trial, wanted: bytes, status: int, stride: int
 ) -> None:
     calls = calls_of(standin, trial, wanted)
@@ -165,7 +165,9 @@ def test_any_call_may_fail(
         )
 
 
-@pytest.mark.parametrize("trial", [Form.WHOLE_LOOP, Form.STEP_GRAPH], indirect=True, ids=str)
+@pytest.mark.parametrize(
+    "trial", [LoopMode.WHOLE_LOOP, LoopMode.STEP_GRAPH], indirect=True, ids=str
+)
 @pytest.mark.parametrize(
     ("name", "status", "kind", "pattern"),
     [
@@ -174,12 +176,12 @@ def test_any_call_may_fail(
         ("cuGraphInstantiateWithFlags", OUT_OF_MEMORY, "memory", "cuGraphInstantiate.*MEMORY"),
         ("cuStreamEndCapture", OUT_OF_RESOURCES, "call", "cuStreamEndCapture.*RESOURCES"),
         ("cuMemcpyHtoDAsync_v2", OUT_OF_RESOURCES, "call", "cuMemcpyHtoDAsync.*RESOURCES"),
-        ("run.host", LAUNCH_FAILED, "lost", "lost to this process.*start the program again"),
-        ("run.copy_out", LAUNCH_FAILED, "lost", "lost to this process.*LAUNCH_FAILED"),
-        ("run.launch", LAUNCH_FAILED, "lost", "lost to this process.*LAUNCH_FAILED"),
+        ("run.host", LAUNCH_FAILED, "lost", "can no longer use the GPU.*start the program again"),
+        ("run.copy_out", LAUNCH_FAILED, "lost", "can no longer use the GPU.*LAUNCH_FAILED"),
+        ("run.launch", LAUNCH_FAILED, "lost", "can no longer use the GPU.*LAUNCH_FAILED"),
     ],
 )
-def test_what_is_said(
+def test_the_message_of_a_failure(
     standin: Standin,
     trial: Trial,
     wanted: bytes,
@@ -195,7 +197,7 @@ def test_what_is_said(
     assert re.search(pattern, said), said
 
 
-def test_memory_is_made_free_before_a_request_is_refused(
+def test_memory_is_freed_before_a_request_is_refused(
     standin: Standin, parts: PipelineParts, plans: dict[str, Path], wanted: bytes
 ) -> None:
     with gpu_pipeline(parts, plans) as pipe:
@@ -209,18 +211,18 @@ def test_memory_is_made_free_before_a_request_is_refused(
         assert pipe.generate("apple", num_inference_steps=2, seed=1, width=96, height=96).images
 
 
-def test_a_request_too_large_for_the_memory_is_refused_with_figures(
+def test_a_request_too_large_for_the_memory_is_refused(
     standin: Standin, parts: PipelineParts, plans: dict[str, Path], wanted: bytes
 ) -> None:
     with gpu_pipeline(parts, plans) as pipe:
         standin.device(size=standin.held()[0] + (4 << 10))
-        with pytest.raises(DeviceMemoryError, match=r"MiB for .* do not fit .*of .* MiB are free"):
+        with pytest.raises(DeviceMemoryError, match=r" need .* MiB .*of .* MiB are free"):
             image(pipe)
         standin.device(size=2 << 30)
         assert image(pipe) == wanted
 
 
-def test_an_interrupt_frees_the_place(
+def test_an_interrupt_frees_the_workspaces(
     standin: Standin,
     parts: PipelineParts,
     plans: dict[str, Path],

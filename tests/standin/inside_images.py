@@ -1,4 +1,4 @@
-"""The same images as on the processor, to the last bit, in every form of the loop.
+"""The images equal the processor's bit for bit, in every loop mode.
 
 The double computes with the very engines that the processor's path has, on one thread like it, so
 that nothing but a mistake of the loop could make a difference: a stale address, a row of another
@@ -17,14 +17,14 @@ import numpy as np
 import pytest
 
 from sdexport.backends.cuda import device
-from sdexport.backends.cuda.slots import Form
+from sdexport.backends.cuda.slots import LoopMode
 from sdexport.errors import EngineError
 from sdexport.pipeline.parts import PipelineParts
 from sdexport.pipeline.pipeline import Pipeline
 from tests.sizes import sides
 from tests.standin.world import Standin, gpu_pipeline, write_plans
 
-FORMS = (Form.EAGER, Form.STEP_GRAPH, Form.WHOLE_LOOP)
+FORMS = (LoopMode.EAGER, LoopMode.STEP_GRAPH, LoopMode.WHOLE_LOOP)
 
 # prompts, sampler, steps, guidance, size, seed; the first and the last have graphs in common
 IN_TURN: tuple[tuple[tuple[str, ...], str, int, float, str, int], ...] = (
@@ -55,7 +55,7 @@ def generate(pipeline: Pipeline, request: tuple[Any, ...]) -> list[bytes]:
 
 
 def watch(pipeline: Pipeline, request: tuple[Any, ...]) -> list[np.ndarray[Any, Any]]:
-    """The latents after every step, each read at its time."""
+    """The latents after every step, each read before the next step."""
     prompts, sampler, steps, guidance, size, seed = request
     return [
         step.latents.copy()
@@ -76,8 +76,8 @@ def wanted(host: Pipeline) -> dict[tuple[Any, ...], list[bytes]]:
 
 
 @pytest.fixture(params=FORMS, ids=str)
-def form(request: pytest.FixtureRequest) -> Form:
-    found: Form = request.param
+def form(request: pytest.FixtureRequest) -> LoopMode:
+    found: LoopMode = request.param
     return found
 
 
@@ -87,12 +87,12 @@ def pipe(standin: Standin, parts: PipelineParts, plans: dict[str, Path]) -> Iter
         yield pipeline
 
 
-def test_samplers_batches_and_sizes_in_turn(
+def test_alternating_samplers_batches_and_sizes(
     standin: Standin,
     parts: PipelineParts,
     plans: dict[str, Path],
     wanted: dict[tuple[Any, ...], list[bytes]],
-    form: Form,
+    form: LoopMode,
 ) -> None:
     with gpu_pipeline(parts, plans, form) as pipeline:
         # Twice, because the first three images at once made the activations grow.
@@ -122,21 +122,19 @@ def test_another_sampler_seed_or_guidance_needs_no_new_capture(
 def test_a_sampler_without_noise_does_not_read_any(
     pipe: Pipeline, wanted: dict[tuple[Any, ...], list[bytes]]
 ) -> None:
-    """The noise rows of a fresh loop: NaN, were they not filled with zeros."""
+    """The noise rows of a new loop would be NaN if they were not filled with zeros."""
     assert generate(pipe, IN_TURN[1]) == wanted[IN_TURN[1]]
 
 
 @pytest.mark.parametrize("request_", IN_TURN[:4], ids=["noise", "ddim", "pndm", "three"])
-def test_every_step_shows_its_latents(
-    pipe: Pipeline, host: Pipeline, request_: tuple[Any, ...]
-) -> None:
+def test_latents_of_every_step(pipe: Pipeline, host: Pipeline, request_: tuple[Any, ...]) -> None:
     ours, theirs = watch(pipe, request_), watch(host, request_)
     assert len(ours) == len(theirs) > 1
     for mine, expected in zip(ours, theirs, strict=True):
         assert (mine == expected).all()
 
 
-def test_steps_that_nobody_reads_copy_nothing(standin: Standin, pipe: Pipeline) -> None:
+def test_unread_steps_copy_nothing(standin: Standin, pipe: Pipeline) -> None:
     watch(pipe, IN_TURN[0])
     with standin.counted() as calls:
         *_, last = pipe.stream(
@@ -176,7 +174,7 @@ def test_the_device_is_one_evaluation_ahead(standin: Standin, pipe: Pipeline) ->
     assert launches == [2, 3, 4, 4]
 
 
-def test_a_stream_that_is_given_up_harms_nobody(
+def test_an_unfinished_stream_does_not_affect_others(
     standin: Standin, pipe: Pipeline, wanted: dict[tuple[Any, ...], list[bytes]]
 ) -> None:
     for request in IN_TURN[:2]:
@@ -203,10 +201,10 @@ def test_more_images_than_a_batch(pipe: Pipeline, host: Pipeline) -> None:
     assert generate(pipe, request) == generate(host, request)
 
 
-def test_an_explicit_whole_loop_yields_its_end_alone(
+def test_an_explicit_whole_loop_yields_only_the_last_step(
     parts: PipelineParts, plans: dict[str, Path], standin: Standin
 ) -> None:
-    with gpu_pipeline(parts, plans, Form.WHOLE_LOOP) as pipeline:
+    with gpu_pipeline(parts, plans, LoopMode.WHOLE_LOOP) as pipeline:
         steps = list(
             pipeline.stream(
                 "a bee",
@@ -224,7 +222,7 @@ def test_an_explicit_whole_loop_yields_its_end_alone(
         assert steps[0].latents.shape == (1, 4, 8, 8)
 
 
-def test_times_are_the_devices(pipe: Pipeline) -> None:
+def test_times_are_measured_on_the_device(pipe: Pipeline) -> None:
     *_, last = pipe.stream(
         "a bee",
         sampler="ddim",
@@ -242,7 +240,7 @@ def test_times_are_the_devices(pipe: Pipeline) -> None:
     assert timings.text_encoder > 0 < timings.vae_decoder
 
 
-def test_loops_make_room_for_others(
+def test_least_recently_used_loops_are_freed(
     standin: Standin,
     parts: PipelineParts,
     plans: dict[str, Path],
@@ -259,7 +257,7 @@ def test_loops_make_room_for_others(
         with standin.counted() as calls:
             generate(pipeline, IN_TURN[0])
             generate(pipeline, IN_TURN[0])
-        assert calls["cuStreamBeginCapture_v2"] <= 1, "the loop used last was given up"
+        assert calls["cuStreamBeginCapture_v2"] <= 1, "the most recently used loop was freed"
 
 
 def test_a_bounded_number_of_loops_is_kept(
@@ -268,7 +266,7 @@ def test_a_bounded_number_of_loops_is_kept(
     parts: PipelineParts,
     plans: dict[str, Path],
 ) -> None:
-    monkeypatch.setattr(device, "KEPT_LOOPS", 3)
+    monkeypatch.setattr(device, "MAX_KEPT_LOOPS", 3)
     with gpu_pipeline(parts, plans) as pipeline:
         for steps in (1, 2, 3, 4, 5):
             generate(pipeline, (("a bee",), "ddim", steps, 2.5, "64x64", 1))
@@ -306,13 +304,13 @@ def test_an_engine_that_cannot_be_captured(
         assert generate(pipeline, IN_TURN[0]) == wanted[IN_TURN[0]]
     assert calls["cuStreamBeginCapture_v2"] == 0
     with (
-        gpu_pipeline(parts, plans, Form.WHOLE_LOOP) as pipeline,
-        pytest.raises(EngineError, match="loop='whole-loop' asks for; .*'eager' or 'auto'"),
+        gpu_pipeline(parts, plans, LoopMode.WHOLE_LOOP) as pipeline,
+        pytest.raises(EngineError, match="loop='whole-loop' needs; .*'eager' or 'auto'"),
     ):
         generate(pipeline, IN_TURN[0])
 
 
-def test_kernels_that_were_compiled_are_kept(
+def test_compiled_kernels_are_cached(
     standin: Standin, parts: PipelineParts, plans: dict[str, Path], tmp_path: Path
 ) -> None:
     cache = tmp_path / "runtime_cache"
@@ -333,7 +331,7 @@ def test_kernels_that_were_compiled_are_kept(
     assert {file: file.read_bytes() for file in cache.iterdir()} == before
 
 
-def test_a_folder_that_takes_no_cache_is_no_error(
+def test_a_cache_folder_that_cannot_be_written_is_ignored(
     standin: Standin, parts: PipelineParts, plans: dict[str, Path], tmp_path: Path
 ) -> None:
     (tmp_path / "file").write_text("in the way")
@@ -341,7 +339,7 @@ def test_a_folder_that_takes_no_cache_is_no_error(
         assert generate(pipeline, IN_TURN[1])
 
 
-def test_latents_that_are_no_numbers_are_refused(
+def test_nan_latents_are_refused(
     standin: Standin, pipe: Pipeline, wanted: dict[tuple[Any, ...], list[bytes]]
 ) -> None:
     from sdexport.pipeline.request import make_request

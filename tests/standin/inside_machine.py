@@ -1,4 +1,4 @@
-"""Bundles on machines of every kind: the card, several cards, and every builder option."""
+"""Bundles on machines with one or several GPUs of every kind, and with every builder option."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sdexport.artifacts.builder_options import NOT_SERVED, BuilderOptions
 from sdexport.backends import targets
 from sdexport.backends.cuda import driver
 from sdexport.backends.cuda.gpus import find_gpus
-from sdexport.backends.cuda.slots import Form
+from sdexport.backends.cuda.slots import LoopMode
 from sdexport.backends.tensorrt import session
 from sdexport.errors import DeviceLostError, EngineError, UsageError
 from sdexport.pipeline.parts import PipelineParts
@@ -55,10 +55,10 @@ def wanted(host: Pipeline) -> bytes:
         ("tensorrt", 90, "on this machine"),
     ],
 )
-def test_a_bundle_for_another_card(
+def test_a_bundle_for_another_gpu(
     standin: Standin, tmp_path: Path, target: str, here: int, remedy: str
 ) -> None:
-    """What is said is no fault of the bundle's: the card, what was built, and what to do."""
+    """The message names the GPU, what the bundle was built for, and the remedy."""
     bundle = make_bundle(tmp_path / "b", target, ADA, capabilities=["sm89"])
     standin.device(here)
     with pytest.raises(
@@ -72,7 +72,7 @@ def test_a_bundle_for_another_card(
     assert image(bundle.path)
 
 
-def test_of_several_cards_the_one_that_fits(
+def test_the_suitable_one_of_several_gpus_is_used(
     standin: Standin, tmp_path: Path, wanted: bytes
 ) -> None:
     bundle = make_bundle(tmp_path / "b", builder=ADA, capabilities=["sm89"])
@@ -86,7 +86,7 @@ def test_of_several_cards_the_one_that_fits(
         sdexport.load(bundle.path)
 
 
-def test_the_card_that_is_asked_for(standin: Standin, tmp_path: Path, wanted: bytes) -> None:
+def test_the_requested_gpu_is_used(standin: Standin, tmp_path: Path, wanted: bytes) -> None:
     bundle = make_bundle(tmp_path / "b", builder=ADA, capabilities=["sm89"])
     standin.device(89, 89, 75)
     for device in (0, 1):
@@ -102,13 +102,13 @@ def test_the_card_that_is_asked_for(standin: Standin, tmp_path: Path, wanted: by
 
 
 @pytest.mark.parametrize("device", [-1, 1.0, True, "0", "cuda:0"])
-def test_what_is_not_the_number_of_a_card(standin: Standin, tmp_path: Path, device: Any) -> None:
+def test_an_invalid_device_number(standin: Standin, tmp_path: Path, device: Any) -> None:
     bundle = make_bundle(tmp_path / "b")
     with pytest.raises(UsageError, match="device must be the number of a GPU, .* got "):
         sdexport.load(bundle.path, device=device)
 
 
-def test_a_card_that_is_hidden_is_not_used(
+def test_a_hidden_gpu_is_not_used(
     standin: Standin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bundle = make_bundle(tmp_path / "b", builder=ADA, capabilities=["sm89"])
@@ -128,11 +128,11 @@ def test_a_card_that_is_hidden_is_not_used(
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
 
 
-def test_a_search_that_failed_is_made_again(standin: Standin, tmp_path: Path) -> None:
+def test_a_failed_search_for_gpus_is_repeated(standin: Standin, tmp_path: Path) -> None:
     bundle = make_bundle(tmp_path / "b", builder=ADA)
     find_gpus.cache_clear()
     standin.fail("cuDeviceGetCount", 1, 3)
-    with pytest.raises(EngineError, match="there is no GPU to run it: the NVIDIA driver knows"):
+    with pytest.raises(EngineError, match="there is no GPU to run it: the NVIDIA driver finds"):
         sdexport.load(bundle.path)
     assert image(bundle.path)
 
@@ -154,13 +154,13 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"version_compatible": True, "version": "1.6.0.1"},
     ),
 }
-"""By option: a manifest that has it, and the plan that the library made of it."""
+"""By option: the manifest's builder options, and the plan that the library builds with them."""
 
 PLANS = [target for target in targets.TARGETS if target.suffix == ".plan"]
 SERVED = [(target, option) for target in PLANS for option in target.options]
 
 
-def test_every_option_is_a_case_or_refused() -> None:
+def test_every_option_is_tested_or_refused() -> None:
     known = {entry.name for entry in dataclasses.fields(BuilderOptions)}
     assert known == set(CASES) | set(NOT_SERVED)
     assert {option for _, option in SERVED} == set(CASES)
@@ -177,14 +177,14 @@ def test_a_bundle_built_with_the_option_generates(
 
 @pytest.mark.parametrize("target", PLANS, ids=lambda target: target.name)
 @pytest.mark.parametrize("option", NOT_SERVED)
-def test_an_option_that_is_not_served_is_refused(target: targets.Target, option: str) -> None:
+def test_an_unsupported_option_is_refused(target: targets.Target, option: str) -> None:
     assert option not in target.options
     with pytest.raises(UsageError, match=f"{option} is not served: .*; leave it out"):
-        targets.settle(target, BuilderOptions(**{option: True}))
+        targets.resolve_options(target, BuilderOptions(**{option: True}))
 
 
-def test_a_plan_without_weights_does_not_come_to_generate(standin: Standin, tmp_path: Path) -> None:
-    """As earlier versions of sdexport built them."""
+def test_a_plan_without_weights_is_refused(standin: Standin, tmp_path: Path) -> None:
+    """Earlier versions of sdexport built such plans."""
     builder = {"refittable": True, "strip_weights": True}
     bundle = make_bundle(tmp_path / "b", builder=builder, stripped=True)
     with pytest.raises(EngineError, match="text_encoder was built without its weights.*again"):
@@ -194,7 +194,7 @@ def test_a_plan_without_weights_does_not_come_to_generate(standin: Standin, tmp_
 # Plans that bring code
 
 
-def test_code_is_allowed_to_those_that_bring_it_alone(
+def test_host_code_is_allowed_only_for_plans_that_declare_it(
     standin: Standin, tmp_path: Path, wanted: bytes
 ) -> None:
     brings = make_bundle(tmp_path / "a", builder={"version_compatible": True},
@@ -207,37 +207,37 @@ def test_code_is_allowed_to_those_that_bring_it_alone(
             assert pipe.generate("apple", **REQUEST).images[0].tobytes() == wanted
 
 
-def test_code_in_a_bundle_that_does_not_say_so(standin: Standin, tmp_path: Path) -> None:
+def test_undeclared_host_code_is_refused(standin: Standin, tmp_path: Path) -> None:
     bundle = make_bundle(tmp_path / "b", version_compatible=True)
     with pytest.raises(EngineError, match="engineHostCodeAllowed is not set.*does not say so: bu"):
         sdexport.load(bundle.path)
 
 
 def test_a_plan_of_a_later_version(standin: Standin, tmp_path: Path) -> None:
-    """They run with later versions than their own, and not with earlier ones."""
+    """Version-compatible plans run with later versions of the library, not with earlier ones."""
     bundle = make_bundle(tmp_path / "b", builder={"version_compatible": True},
                          version_compatible=True, version="9.0.0.1")  # fmt: skip
     with pytest.raises(EngineError, match="VERSION_MISMATCH.*another version than"):
         sdexport.load(bundle.path)
 
 
-# What the library says in other ways than by raising
+# Errors that the library reports otherwise than by raising
 
 
 def failing(parts: PipelineParts, folder: Path, said: str, **changes: Any) -> None:
     plans = write_plans(folder, parts, **changes)
-    for form in (Form.EAGER, Form.WHOLE_LOOP):
+    for mode in (LoopMode.EAGER, LoopMode.WHOLE_LOOP):
         with (
             pytest.raises(EngineError, match=said),
-            gpu_pipeline(parts, plans, form) as pipe,
+            gpu_pipeline(parts, plans, mode) as pipe,
         ):
             pipe.generate("apple", **REQUEST)
 
 
-def test_activation_memory_that_is_not_told(
+def test_activation_memory_that_is_not_reported(
     standin: Standin, parts: PipelineParts, tmp_path: Path
 ) -> None:
-    said = "text_encoder does not tell how much activation memory.*shapes are not known"
+    said = "text_encoder does not report how much activation memory.*shapes are not known"
     failing(parts, tmp_path, said, untold=True)
 
 
@@ -248,15 +248,15 @@ def test_an_engine_that_needs_no_activation_memory(
     assert call.memory == 0
 
 
-def test_activation_memory_that_is_not_taken(
+def test_activation_memory_that_is_rejected(
     standin: Standin, parts: PipelineParts, tmp_path: Path
 ) -> None:
-    said = "text_encoder does not take its activation memory: .*setDeviceMemory.*are too few"
+    said = "text_encoder does not accept its activation memory: .*setDeviceMemory.*are too few"
     failing(parts, tmp_path, said, deaf=True)
 
 
 def test_an_input_in_host_memory(standin: Standin, parts: PipelineParts, tmp_path: Path) -> None:
-    said = "text_encoder reads or writes input_ids in host memory, .* build the bundle again"
+    said = r"text_encoder has shape tensors in host memory \(input_ids\), .*build the bundle again"
     plans = write_plans(tmp_path, parts, host=["input_ids"])
     with pytest.raises(EngineError, match=said):
         gpu_pipeline(parts, plans)
@@ -286,20 +286,20 @@ def test_memory_that_contexts_keep_is_counted(
     found = []
     for persistent in (0, size):
         plans = write_plans(tmp_path / str(persistent), parts, persistent=persistent)
-        with gpu_pipeline(parts, plans, Form.STEP_GRAPH) as pipe:
+        with gpu_pipeline(parts, plans, LoopMode.STEP_GRAPH) as pipe:
             pipe.generate("apple", **REQUEST)
             (workspaces,) = pipe._pool._made
             found.append(workspaces.bytes)
     assert found[1] - found[0] == 3 * size
 
 
-def test_nothing_is_asked_of_the_device_while_it_captures(
+def test_the_device_is_not_queried_during_a_capture(
     standin: Standin, parts: PipelineParts, tmp_path: Path
 ) -> None:
-    """The library's own words come through, and the next image is right."""
-    with gpu_pipeline(parts, write_plans(tmp_path, parts), Form.STEP_GRAPH) as pipe:
+    """The library's error is reported, and the next image is correct."""
+    with gpu_pipeline(parts, write_plans(tmp_path, parts), LoopMode.STEP_GRAPH) as pipe:
         standin.fail("cuLaunchHostFunc", 3, 701)
-        with standin.counted() as calls, pytest.raises(EngineError, match="denoise_step cannot be"):
+        with standin.counted() as calls, pytest.raises(EngineError, match="denoise_step failed to"):
             pipe.generate("apple", **REQUEST)
         assert calls["cuStreamBeginCapture_v2"] == 1, "it was to fail in a capture"
         assert pipe.generate("apple", **REQUEST).images
@@ -309,10 +309,10 @@ def test_nothing_is_asked_of_the_device_while_it_captures(
 
 
 @pytest.mark.parametrize("status", sorted(driver.LOST))
-def test_a_status_that_ends_the_process_is_told_so(standin: Standin, status: int) -> None:
+def test_a_status_that_ends_the_process_is_reported(standin: Standin, status: int) -> None:
     gpu = driver.context(0)
     standin.fail("cuMemGetInfo_v2", 1, status)
-    with pytest.raises(DeviceLostError, match="lost to this process.*start the program again"):
+    with pytest.raises(DeviceLostError, match="can no longer use the GPU.*start the program again"):
         gpu.memory()
     if status in STICKY:
         with pytest.raises(DeviceLostError):

@@ -1,4 +1,4 @@
-"""ONNX Runtime's GPU targets over the stand-in, with a double of its session.
+"""ONNX Runtime's GPU targets on the stand-in driver, with a double of its session.
 
 The double runs the model on the processor, in a host function on the stream that its provider was
 given, over the addresses that were bound: what a session on a GPU does, as far as it is documented.
@@ -21,7 +21,7 @@ from cuda.bindings import driver
 from sdexport.artifacts.bundle import open_bundle
 from sdexport.backends.cuda import driver as cuda
 from sdexport.backends.cuda.device import CudaDevice
-from sdexport.backends.cuda.slots import Form
+from sdexport.backends.cuda.slots import LoopMode
 from sdexport.backends.onnxruntime import cuda as onnxruntime_cuda
 from sdexport.errors import DeviceLostError, EngineError, FolderError, MissingExtraError
 from sdexport.model.shapes import Precision
@@ -66,7 +66,7 @@ class Run:
 
 
 class Session:
-    """The session's double; see the module."""
+    """A double of ONNX Runtime's session, see the module."""
 
     streams: ClassVar[set[str]] = set()
     asked: ClassVar[list[dict[str, dict[str, str]]]] = []
@@ -108,7 +108,7 @@ class Session:
 
 
 class Library:
-    """onnxruntime-gpu, as far as it is used."""
+    """A double of the module onnxruntime."""
 
     __version__ = onnxruntime.__version__
     SessionOptions = onnxruntime.SessionOptions
@@ -144,7 +144,7 @@ def library(monkeypatch: pytest.MonkeyPatch, standin: Standin) -> Iterator[None]
     onnxruntime_cuda._stream.cache_clear()
 
 
-def pipeline(parts: PipelineParts, target: str, loop: Form = Form.AUTO) -> Pipeline:
+def pipeline(parts: PipelineParts, target: str, loop: LoopMode = LoopMode.AUTO) -> Pipeline:
     bundle = open_bundle(BUNDLE, check=False)
     engines: dict[str, Any] = {
         name: onnxruntime_cuda.load(target, name, bundle.engine_file(name), Precision.FP32, None)
@@ -162,7 +162,7 @@ def generate(pipe: Pipeline, seed: int = 1, **more: Any) -> list[bytes]:
 
 
 @pytest.mark.parametrize("target", onnxruntime_cuda.PROVIDERS)
-def test_the_processors_image(
+def test_images_equal_the_processors(
     library: None, standin: Standin, parts: PipelineParts, host: Pipeline, target: str
 ) -> None:
     Session.streams.clear()
@@ -185,9 +185,9 @@ def test_the_processors_image(
     assert len(Session.streams) == 1, "engines on several streams would run out of order"
 
 
-def test_it_cannot_be_captured(library: None, parts: PipelineParts) -> None:
+def test_a_session_cannot_be_captured(library: None, parts: PipelineParts) -> None:
     with (
-        pipeline(parts, "onnxruntime-cuda", Form.WHOLE_LOOP) as pipe,
+        pipeline(parts, "onnxruntime-cuda", LoopMode.WHOLE_LOOP) as pipe,
         pytest.raises(EngineError, match="cannot be captured into a CUDA graph here.*'eager'"),
     ):
         generate(pipe)
@@ -201,12 +201,12 @@ def test_failures(library: None, standin: Standin, parts: PipelineParts, host: P
             generate(pipe)
         assert generate(pipe) == generate(host)
         standin.fail("cuLaunchHostFunc", 2, LAUNCH_FAILED)
-        with pytest.raises(DeviceLostError, match="lost to this process"):
+        with pytest.raises(DeviceLostError, match="can no longer use the GPU"):
             generate(pipe)
         standin.revive()
 
 
-def test_the_package_for_processors_is_told_apart(standin: Standin) -> None:
+def test_onnxruntime_without_gpu_support_is_refused(standin: Standin) -> None:
     path = open_bundle(BUNDLE, check=False).engine_file("vae_decoder")
     with pytest.raises(
         MissingExtraError,
@@ -215,7 +215,7 @@ def test_the_package_for_processors_is_told_apart(standin: Standin) -> None:
         onnxruntime_cuda.load("onnxruntime-cuda", "vae_decoder", path, Precision.FP32, None)
 
 
-def test_a_provider_that_is_left_out_is_told(
+def test_a_dropped_provider_is_reported(
     library: None, standin: Standin, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = open_bundle(BUNDLE, check=False).engine_file("vae_decoder")
@@ -246,7 +246,7 @@ def test_float32_is_not_computed_in_tf32(library: None) -> None:
 
 
 @pytest.mark.parametrize("value", [None, "1", ""])
-def test_tensorrts_provider_cannot_be_told(
+def test_tf32_of_the_tensorrt_provider_is_refused(
     library: None, standin: Standin, monkeypatch: pytest.MonkeyPatch, value: str | None
 ) -> None:
     if value is None:
@@ -263,7 +263,7 @@ def test_tensorrts_provider_cannot_be_told(
     load("onnxruntime-tensorrt")
 
 
-def test_pips_libraries_are_loaded_once_and_before(
+def test_pips_libraries_are_loaded_once_before_the_session(
     library: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     Library.missing = "libcudnn.so.9"
@@ -273,7 +273,7 @@ def test_pips_libraries_are_loaded_once_and_before(
     assert capsys.readouterr().out == "", "standard output belongs to the command line"
 
 
-def test_what_could_not_be_loaded_is_told(
+def test_libraries_that_cannot_be_loaded_are_reported(
     library: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     Library.missing = "libcudnn.so.9"
@@ -284,7 +284,7 @@ def test_what_could_not_be_loaded_is_told(
 
 
 @pytest.mark.parametrize("error", [OSError("no file"), RuntimeError("no folder"), TypeError("x")])
-def test_a_preload_that_fails_is_told_and_not_raised(
+def test_a_failing_preload_is_reported_and_not_raised(
     library: None, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     def preload_dlls() -> None:

@@ -1,4 +1,4 @@
-"""Everything that a request can say, on the stand-in: the processor's image to the last bit."""
+"""Every request option on the stand-in driver: the images equal the processor's bit for bit."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sdexport.backends.cuda.slots import Form
+from sdexport.backends.cuda.slots import LoopMode
 from sdexport.pipeline.parts import PipelineParts
 from sdexport.pipeline.pipeline import Pipeline
 from tests.standin.world import Standin, gpu_pipeline
@@ -46,7 +46,7 @@ def generate(pipeline: Pipeline, name: str) -> list[bytes]:
     return [image.tobytes() for image in result.images]
 
 
-@pytest.fixture(params=[Form.STEP_GRAPH, Form.WHOLE_LOOP], ids=str)
+@pytest.fixture(params=[LoopMode.STEP_GRAPH, LoopMode.WHOLE_LOOP], ids=str)
 def pipe(
     request: pytest.FixtureRequest, standin: Standin, parts: PipelineParts, plans: dict[str, Path]
 ) -> Iterator[Pipeline]:
@@ -54,7 +54,7 @@ def pipe(
         yield pipeline
 
 
-def test_every_request_is_the_processors(pipe: Pipeline, host: Pipeline) -> None:
+def test_every_request_gives_the_processors_image(pipe: Pipeline, host: Pipeline) -> None:
     plain = pipe.generate("a red apple", **PLAIN).images[0].tobytes()
     for name in (*REQUESTS, *reversed(REQUESTS)):
         ours = generate(pipe, name)
@@ -62,14 +62,14 @@ def test_every_request_is_the_processors(pipe: Pipeline, host: Pipeline) -> None
         assert ours != [plain], f"{name} has no effect"
 
 
-def test_a_weighted_prompt_leaves_nothing_behind(pipe: Pipeline, host: Pipeline) -> None:
-    """Embeddings that were given are for one batch: the next one is encoded again."""
+def test_given_embeddings_hold_for_one_batch(pipe: Pipeline, host: Pipeline) -> None:
+    """The next batch is encoded again."""
     generate(pipe, "weights")
     ours, theirs = (one.generate("a rose", **PLAIN).images[0] for one in (pipe, host))
     assert ours.tobytes() == theirs.tobytes()
 
 
-def test_a_mixed_batch_is_the_processors(
+def test_a_mixed_batch_gives_the_processors_images(
     standin: Standin, parts: PipelineParts, plans: dict[str, Path], host: Pipeline
 ) -> None:
     def generated(pipeline: Pipeline) -> list[bytes]:

@@ -1,4 +1,4 @@
-"""Eight threads at once on one pipeline: the images that they generate one after another."""
+"""Eight threads on one pipeline generate the same images as one thread."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from sdexport.backends.cuda.slots import Form
+from sdexport.backends.cuda.slots import LoopMode
 from sdexport.errors import UsageError
 from sdexport.pipeline.parts import PipelineParts
 from sdexport.pipeline.pipeline import Pipeline
@@ -26,7 +26,7 @@ def pipe(standin: Standin, parts: PipelineParts, plans: dict[str, Path]) -> Iter
 
 
 def generate(pipe: Pipeline, number: int, *, watched: bool = False) -> list[bytes]:
-    """Image `number`: every one with a sampler, a size and a count of its own."""
+    """The request of image `number`, each with another sampler, size and number of images."""
     arguments = {
         "sampler": SAMPLERS[number % 4],
         "num_inference_steps": 3 + number % 2,
@@ -42,9 +42,9 @@ def generate(pipe: Pipeline, number: int, *, watched: bool = False) -> list[byte
     return [image.tobytes() for image in pipe.generate(f"apple {number}", **arguments).images]
 
 
-@pytest.mark.parametrize("loop", list(Form), ids=str)
-def test_eight_at_once_generate_what_one_generates(
-    standin: Standin, parts: PipelineParts, plans: dict[str, Path], host: Pipeline, loop: Form
+@pytest.mark.parametrize("loop", list(LoopMode), ids=str)
+def test_eight_threads_generate_the_same_images_as_one(
+    standin: Standin, parts: PipelineParts, plans: dict[str, Path], host: Pipeline, loop: LoopMode
 ) -> None:
     wanted = [generate(host, number) for number in range(16)]
     found: dict[int, list[bytes]] = {}
@@ -72,7 +72,7 @@ def test_eight_at_once_generate_what_one_generates(
         assert 1 < len(pipe._pool._made) <= THREADS, "nothing went on at once"
 
 
-def test_streams_of_one_thread_go_on_side_by_side(
+def test_streams_of_one_thread_can_be_interleaved(
     standin: Standin, pipe: Pipeline, host: Pipeline
 ) -> None:
     streams = [
@@ -98,7 +98,7 @@ def test_streams_of_one_thread_go_on_side_by_side(
     ]
 
 
-def test_a_stream_too_many_is_refused(standin: Standin, pipe: Pipeline) -> None:
+def test_one_stream_too_many_is_refused(standin: Standin, pipe: Pipeline) -> None:
     streams = [
         pipe.stream("apple", num_inference_steps=3, width=32, height=32) for _ in range(THREADS + 1)
     ]

@@ -1,4 +1,4 @@
-"""The double of TensorRT offers nothing that the real classes do not have, under the same names.
+"""Every public name of the double of TensorRT exists in the real classes.
 
 The real library is imported and looked at, which needs no GPU; how it behaves is held against the
 double by the tests marked `gpu`.
@@ -21,7 +21,7 @@ OWN = {
     "IRuntimeCache": set(),
     "IExecutionContext": set(),
 }
-"""What is the double's own, and not called by sdexport."""
+"""The double's own methods, which sdexport does not call."""
 
 
 def classes() -> dict[str, set[str]]:
@@ -74,7 +74,7 @@ def test_the_real_enumerations_have_the_doubles_members(real: Any, name: str) ->
     assert enumerations()[name] <= set(dir(kind)) | {"NONE"}
 
 
-def test_what_the_runtime_sets_on_a_configuration_exists(real: Any) -> None:
+def test_the_configurations_attributes_exist(real: Any) -> None:
     if real.__name__ == "tensorrt":
         pytest.skip("TensorRT is not configured at run time")
     for name in ("cuda_graph_strategy", "dynamic_shapes_kernel_specialization_strategy"):

@@ -1,4 +1,4 @@
-"""The CUDA path over the stand-in driver: each file of tests in a process of its own.
+"""The CUDA path on the stand-in driver: each file of tests runs in its own process.
 
 The stand-in is compiled here and found through LD_LIBRARY_PATH as `libcuda.so.1`; the double of
 TensorRT for RTX is found before the real one. Both hold for whole processes, so `inside_*.py` are
@@ -48,7 +48,7 @@ def test_every_file_is_run() -> None:
 
 @pytest.fixture(scope="module")
 def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of the stand-in, compiled with every warning an error."""
+    """The folder of the stand-in, compiled with warnings as errors."""
     if sys.platform != "linux":
         pytest.skip("the stand-in driver is found as libcuda.so.1, which is Linux's name for it")
     if COMPILER is None:
@@ -68,11 +68,11 @@ def run_inside(
     library: Path,
     bundle: Path,
     *options: str,
-    figures: Path | None = None,
+    measurements: Path | None = None,
     more: dict[str, str] | None = None,
 ) -> None:
-    """Runs a file's tests in the stand-in's world; at least one must run, none may be skipped."""
-    told = "" if figures is None else str(figures)
+    """Runs a file's tests with the stand-in driver; at least one must run, and none be skipped."""
+    told = "" if measurements is None else str(measurements)
     environment = world(library, bundle, STANDIN_FIGURES=told, **(more or {}))
     command = [sys.executable, "-m", "pytest", "-q", "--tb=short", "-p", "no:cacheprovider"]
     done = subprocess.run(
@@ -89,7 +89,7 @@ def run_inside(
 
 
 def world(library: Path, bundle: Path, **more: str) -> dict[str, str]:
-    """The environment of a process in the stand-in's world."""
+    """The environment of a process that uses the stand-in driver."""
     return os.environ | {
         "LD_LIBRARY_PATH": str(library),
         "PYTHONPATH": os.pathsep.join((str(HERE.parent.parent), str(HERE / "modules"))),
@@ -105,7 +105,7 @@ Bundles = Callable[[str], Path]
 def whole_bundle(
     tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
 ) -> Bundles:
-    """A bundle of graphs as the targets on GPUs have them: the denoise step in one piece."""
+    """A bundle with the graphs of GPU targets: the denoise step is not split."""
     made: dict[str, Path] = {}
 
     def refuse(unet: object) -> None:
@@ -133,9 +133,9 @@ def test_inside(file: str, library: Path, whole_bundle: Bundles) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("file", ["inside_counts.py", "inside_faults.py"])
 def test_thousands_inside(file: str, library: Path, whole_bundle: Bundles, tmp_path: Path) -> None:
-    figures = tmp_path / "figures.jsonl"
-    run_inside(file, library, whole_bundle(TINY), "-m", "slow", figures=figures)
-    print(figures.read_text(encoding="utf-8"))
+    measurements = tmp_path / "measurements.jsonl"
+    run_inside(file, library, whole_bundle(TINY), "-m", "slow", measurements=measurements)
+    print(measurements.read_text(encoding="utf-8"))
 
 
 @pytest.mark.slow
@@ -145,15 +145,15 @@ def test_the_tests_for_a_gpu_run(library: Path, whole_bundle: Bundles, tmp_path:
     Left out is what the double has not: a refit, and half precision to hold against PyTorch's.
     """
     bundle = whole_bundle(EMOJI)
-    made, figures = tmp_path / "bundle", tmp_path / "figures.jsonl"
+    made, measurements = tmp_path / "bundle", tmp_path / "measurements.jsonl"
     command = [sys.executable, "-m", "tests.standin.world", str(made)]
     subprocess.run(command, check=True, env=world(library, bundle), cwd=HERE.parent.parent)
     more = {
         "GPU_CHECK_BUNDLE": str(made),
         "GPU_CHECK_FOLDER": str(tmp_path),
-        "GPU_CHECK_FIGURES": str(figures),
+        "GPU_CHECK_MEASUREMENTS": str(measurements),
         "GPU_CHECK_TARGET": "tensorrt-rtx",
     }
     left_out = "not refitted and not parity"
     run_inside("../gpu/test_gpu.py", library, bundle, "-m", "gpu", "-k", left_out, more=more)
-    assert "pixels_other_than_eager" in figures.read_text(encoding="utf-8")
+    assert "pixels_other_than_eager" in measurements.read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""What the tests inside the stand-in's world share: its counters, and pipelines over its memory.
+"""Shared by the tests that run with the stand-in driver: its counters, and pipelines on it.
 
 For processes that were started with the stand-in driver; see `test_standin.py`.
 """
@@ -24,9 +24,9 @@ from msgspec.structs import replace
 from sdexport.artifacts.builder_options import BuilderRecord
 from sdexport.artifacts.bundle import Bundle, open_bundle, write_manifest
 from sdexport.backends.cuda import driver
-from sdexport.backends.cuda.device import KEPT_BYTES, CudaDevice
+from sdexport.backends.cuda.device import MAX_KEPT_BYTES, CudaDevice
 from sdexport.backends.cuda.gpus import find_gpus
-from sdexport.backends.cuda.slots import Form
+from sdexport.backends.cuda.slots import LoopMode
 from sdexport.backends.tensorrt import session
 from sdexport.model.shapes import MOST_PIECES, Precision
 from sdexport.pipeline.load import load_parts
@@ -105,7 +105,7 @@ class Standin:
 
 
 def forget_devices() -> None:
-    """Has the devices looked for anew; what was made on them must be closed."""
+    """Makes the next search find other devices; resources on the old ones must be closed."""
     find_gpus.cache_clear()
     driver.context.cache_clear()
     session._runtime.cache_clear()
@@ -113,7 +113,7 @@ def forget_devices() -> None:
 
 
 def profiles(parts: PipelineParts, sizes: tuple[tuple[int, int, int], ...]) -> dict[str, Any]:
-    """Profiles of the engines for (least, expected, largest) of batch, height and width."""
+    """Profiles of the engines for (minimum, optimum, maximum) of batch, height and width."""
     from sdexport.backends.slots import (
         Shape,
         encoder_shapes,
@@ -167,9 +167,9 @@ def host_parts(bundle: Path = BUNDLE) -> PipelineParts:
 def gpu_pipeline(
     parts: PipelineParts,
     plans: dict[str, Path],
-    loop: Form = Form.AUTO,
+    loop: LoopMode = LoopMode.AUTO,
     *,
-    kept_bytes: int = KEPT_BYTES,
+    kept_bytes: int = MAX_KEPT_BYTES,
     cache: Path | None = None,
 ) -> Pipeline:
     """The pipeline that generates with the double's engines on the stand-in."""
@@ -188,7 +188,7 @@ def make_bundle(
     builder: Mapping[str, Any] | None = None,
     **changes: Any,
 ) -> Bundle:
-    """The bundle with the double's engines, as a build for the target would have written it.
+    """The bundle with the double's engines, as a build for the target writes it.
 
     Args:
         builder: the builder options of its manifest.
@@ -214,12 +214,12 @@ def make_bundle(
     )
 
 
-def tell(**figures: Any) -> None:
-    """Leaves figures for the test outside, where it asked for them."""
+def tell(**measurements: Any) -> None:
+    """Writes measurements for the outer test, if it asked for them."""
     path = os.environ.get("STANDIN_FIGURES")
     if path:
         with Path(path).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(figures) + "\n")
+            file.write(json.dumps(measurements) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,1 +1,1 @@
-"""The CUDA driver API, and a denoising loop on a GPU over it."""
+"""The CUDA driver API, and the denoising loop on a GPU."""

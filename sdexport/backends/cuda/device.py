@@ -1,7 +1,7 @@
-"""A GPU as the pipeline sees it: several requests at once, each with streams and memory of its own.
+"""A GPU as a `Device`: generates several requests at once, each with its own streams and memory.
 
-Nothing that enqueues is shared between requests: a `CudaWorkspaces` has its own streams, execution
-contexts, buffers and graphs. The weights, which nobody writes, are there once.
+Each `CudaWorkspaces` has its own streams, execution contexts, buffers and graphs. Requests share
+only the weights, which are never written.
 """
 
 from __future__ import annotations
@@ -15,45 +15,43 @@ from typing import cast
 from sdexport.backends.cuda import driver
 from sdexport.backends.cuda.loop import Loop
 from sdexport.backends.cuda.session import DeviceEngine
-from sdexport.backends.cuda.slots import CudaWorkspace, Form
+from sdexport.backends.cuda.slots import CudaWorkspace, LoopMode
 from sdexport.backends.slots import Engines, Shape
 from sdexport.errors import DeviceMemoryError, EngineError, UsageError, shown
 
-KEPT_BYTES = 2 << 30
-"""Device memory that the loops and buffers of one request at a time may keep for later ones."""
+MAX_KEPT_BYTES = 2 << 30
+"""Bytes of device memory that a `CudaWorkspaces` may keep in loops and buffers between requests."""
 
-KEPT_LOOPS = 16
-"""Loops that are kept, at most: a graph takes memory on the host as well, which nobody tells."""
+MAX_KEPT_LOOPS = 16
+"""The number of loops that are kept: their graphs also take host memory, which is not reported."""
 
 
-def parse_form(loop: str) -> Form:
-    """The form named `loop`.
+def parse_loop_mode(loop: str) -> LoopMode:
+    """The loop mode named `loop`.
 
     Raises:
-        UsageError: none has that name; the message lists them.
+        UsageError: no mode has that name; the message lists the modes.
     """
     try:
-        return Form(loop)
+        return LoopMode(loop)
     except ValueError:
-        raise UsageError(
-            f"loop {shown(loop)} is unknown; choose one of: {', '.join(Form)}"
-        ) from None
+        raise UsageError(f"loop must be one of {', '.join(LoopMode)}; got {shown(loop)}") from None
 
 
 class CudaWorkspaces:
-    """See `workspace.Workspaces`: what one request at a time generates with."""
+    """The workspaces of one request at a time on a GPU; see `Workspaces`."""
 
     def __init__(
         self,
         engines: Engines,
         context: driver.Context,
         stream: driver.Stream | None,
-        form: Form,
+        mode: LoopMode,
         kept_bytes: int,
         compiled: Callable[[], None],
     ) -> None:
         self.context = context
-        self.form = form
+        self.mode = mode
         self.busy = False
         self._engines = engines
         self._kept_bytes = kept_bytes
@@ -69,11 +67,11 @@ class CudaWorkspaces:
             stack.pop_all()
 
     def __call__(self, shape: Shape) -> CudaWorkspace:
-        """See `workspace.Workspaces`; so the other."""
+        """See `Workspaces`, also for `close`."""
         self.context.use()
         found = self._bound.get(shape)
         if found is None:
-            with self._roomy():
+            with self._free_when_full():
                 found = CudaWorkspace(self, self._engines, shape)
             if found is None:
                 found = CudaWorkspace(self, self._engines, shape)
@@ -88,18 +86,18 @@ class CudaWorkspaces:
             held.insert(len(streams), memory)
         self._bound.clear()
         with ExitStack() as stack:
-            # Whatever is said on the way, everything is given back, the streams last.
+            # Everything is released, the streams last, even if a release fails.
             for resource in held:
                 stack.callback(resource.close)
             self.context.use()
-            self.settle()
+            self.wait_idle()
             self._compiled()
 
     @contextmanager
-    def _roomy(self, keep: CudaWorkspace | None = None) -> Iterator[None]:
-        """Where memory is short in the body, gives up everything that is kept, but for `keep`.
+    def _free_when_full(self, keep: CudaWorkspace | None = None) -> Iterator[None]:
+        """Frees everything that is kept, except `keep`, if the body runs out of device memory.
 
-        The error is taken only where that may help: the caller tries once more.
+        The error is suppressed only if something was freed; the caller then tries once more.
         """
         try:
             yield
@@ -108,26 +106,26 @@ class CudaWorkspaces:
             loops = list(keep.loops.values()) if keep else []
             if not others and not loops:
                 raise
-            self.settle()
-            self._give_up(others)
+            self.wait_idle()
+            self._close_workspaces(others)
             if keep:
                 keep.loops.clear()
                 driver.close_all(loops)
 
-    def _give_up(self, workspaces: list[CudaWorkspace]) -> None:
-        """Closes workspaces; nothing may be under way."""
+    def _close_workspaces(self, workspaces: list[CudaWorkspace]) -> None:
+        """Closes workspaces; the streams must be idle."""
         for workspace in workspaces:
             self._bound.pop(workspace.shape, None)
         driver.close_all(workspaces)
 
     def activations(self, size: int) -> driver.DeviceBuffer:
-        """The block of activation memory that all engines take turns to use, at least `size` bytes.
+        """The activation memory that all engines share in turn, at least `size` bytes.
 
-        Where it grows, it moves: whatever was bound or captured with the old one is given up.
+        If it must grow, its address changes: all workspaces that use the old block are closed.
         """
         if self._activations is None or self._activations.size < size:
-            self.settle()
-            self._give_up(list(self._bound.values()))
+            self.wait_idle()
+            self._close_workspaces(list(self._bound.values()))
             old, self._activations = self._activations, None
             if old is not None:
                 old.close()
@@ -135,19 +133,19 @@ class CudaWorkspaces:
         return self._activations
 
     def make_loop(self, needed: int, make: Callable[[], Loop], *, keep: CudaWorkspace) -> Loop:
-        """A new loop of `needed` bytes in `keep`; the loops used longest ago make room for it."""
+        """A new loop of `needed` bytes in `keep`; frees the least recently used loops to fit it."""
         loops = sorted(
             ((loop.used, workspace, loop) for workspace, loop in self._loops()),
             key=lambda entry: entry[0],
         )
-        while loops and (len(loops) >= KEPT_LOOPS or self.bytes + needed > self._kept_bytes):
+        while loops and (len(loops) >= MAX_KEPT_LOOPS or self.bytes + needed > self._kept_bytes):
             _, workspace, loop = loops.pop(0)
             del workspace.loops[loop.key]
             loop.close()
             if not workspace.loops and workspace is not keep:
-                self._give_up([workspace])
+                self._close_workspaces([workspace])
         made: Loop | None = None
-        with self._roomy(keep):
+        with self._free_when_full(keep):
             made = make()
         return make() if made is None else made
 
@@ -158,69 +156,69 @@ class CudaWorkspaces:
 
     @property
     def bytes(self) -> int:
-        """Device memory that is kept, without the activations."""
+        """Bytes of device memory that are kept, without the activations."""
         return sum(workspace.bytes for workspace in self._bound.values())
 
     def touch(self, loop: Loop) -> None:
-        """Notes that a loop is used now."""
+        """Marks a loop as the most recently used one."""
         loop.used = next(self._uses)
 
-    def settle(self) -> None:
-        """Waits for what a batch that was given up has left; does nothing after one that ended."""
+    def wait_idle(self) -> None:
+        """Waits for the work of an unfinished batch; returns at once after a finished one."""
         if self.busy:
             self.stream.wait()
             self.copies.wait()
             self.busy = False
 
     def discard(self, workspace: CudaWorkspace) -> None:
-        """Gives up a workspace in which something failed; raises nothing: the failure counts."""
+        """Closes a workspace after a failure; raises nothing: the first error counts."""
         self._bound.pop(workspace.shape, None)
         self.busy = True
         with suppress(EngineError):
-            self.settle()
+            self.wait_idle()
         self.busy = False
         with suppress(EngineError):
             workspace.close()
 
 
 class CudaDevice:
-    """See `workspace.Device`.
+    """A GPU as a `Device`.
 
     Args:
-        engines: loaded on one GPU.
-        form: how the loop runs; `auto` is the whole loop where nobody looks, else a graph a step.
-        cache: where kernels that are compiled at first use are kept; None keeps none.
-        kept_bytes: device memory that may be kept for later requests, for each one at a time.
+        engines: engines loaded on one GPU.
+        mode: how the loop runs; `auto` is `whole-loop` for unwatched batches, else `step-graph`.
+        cache: the folder for kernels that are compiled at first use; None keeps no kernels.
+        kept_bytes: bytes of device memory that each concurrent request may keep for later ones.
     """
 
     def __init__(
         self,
         engines: Engines,
-        form: Form = Form.AUTO,
+        mode: LoopMode = LoopMode.AUTO,
         *,
         cache: Path | None = None,
-        kept_bytes: int = KEPT_BYTES,
+        kept_bytes: int = MAX_KEPT_BYTES,
     ) -> None:
         self._engines = engines
-        self._form = form
+        self._mode = mode
         self._kept_bytes = kept_bytes
         if cache is not None:
             for engine in self._all():
                 engine.keep_cache(cache)
 
     def _generation(self) -> tuple[DeviceEngine, ...]:
-        """The engines that every image needs."""
+        """The engines that every request needs."""
         engines = self._engines
         return engines.text_encoder, engines.denoise_step, engines.vae_decoder  # type: ignore[return-value]  # on a GPU every engine is one
 
     def _all(self) -> tuple[DeviceEngine, ...]:
-        """Those, and the VAE encoder, which is loaded when an image to start from comes."""
+        """All engines: the VAE encoder is loaded with the first input image."""
         encoder = self._engines.vae_encoder
         return (*self._generation(), *([] if encoder is None else [cast(DeviceEngine, encoder)]))
 
     @property
     def requests(self) -> int:
-        """See `workspace.Device`; so the others."""
+        """See `Device`, also for the other methods."""
         return min(engine.streams for engine in self._generation())
 
     def workspaces(self) -> CudaWorkspaces:
@@ -229,7 +227,7 @@ class CudaDevice:
             self._engines,
             engine.context,
             engine.stream,
-            self._form,
+            self._mode,
             self._kept_bytes,
             self._save_caches,
         )

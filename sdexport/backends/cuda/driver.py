@@ -1,8 +1,8 @@
-"""The one place that works with CUDA: the documented driver API, through cuda-bindings.
+"""The documented CUDA driver API through cuda-bindings; no other module calls CUDA.
 
-Every call goes through `check`, which names the call, what it said and what to do. Whatever is made
-here has a fixed address as long as it lives, is given back by `close` or at the end of a `with`
-block, and must outlive the work that uses it: closing waits for nothing.
+Every call goes through `check`, whose error names the call, the status and the remedy. Resources
+have fixed addresses and are released by `close` or at the end of a `with` block. They must outlive
+the work that uses them: `close` does not wait.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from sdexport.artifacts.builder_options import BuiltFor
 from sdexport.backends import forks
-from sdexport.backends.cuda.gpus import find_gpus, first_that_runs, mismatch
+from sdexport.backends.cuda.gpus import find_gpus, first_that_runs, mismatch_reason
 from sdexport.errors import (
     DeviceLostError,
     DeviceMemoryError,
@@ -29,45 +29,45 @@ from sdexport.errors import (
 from sdexport.extras import install_command
 
 ALIGNMENT = 256
-"""Bytes: what TensorRT asks of every tensor's address, and of activation memory."""
+"""Bytes; TensorRT requires it of every tensor's address and of activation memory."""
 
 NON_BLOCKING = 1
-"""CU_STREAM_NON_BLOCKING: nothing waits for the legacy stream, nor does that wait for it."""
+"""CU_STREAM_NON_BLOCKING: the stream and the legacy stream do not wait for each other."""
 
 BLOCKING_WAIT = 1
-"""CU_EVENT_BLOCKING_SYNC: a thread that waits sleeps, instead of keeping a processor busy."""
+"""CU_EVENT_BLOCKING_SYNC: a waiting thread sleeps instead of spinning."""
 
 NO_MEMORY, NO_DEVICE, NOT_READY = 2, 100, 600
 
 LOST = frozenset(
     {4, 214, 220, 226, 700, 702, 709, 710, 714, 715, 716, 717, 718, 719, 721, 810, 911, 918}
 )
-"""Statuses that end the process's use of the device.
+"""Statuses after which this process can no longer use the device.
 
-Of most the driver's documentation says that "the process must be terminated and relaunched" (700
-illegal address, 719 launch failed …) or that the context cannot be used any more (709, 710). Beside
-them: the driver is going away (4); memory or a link has failed for good (214, 220); a captured
-graph was given up half-way (918), of which the documentation does not say what is left."""
+For most of them the driver's documentation says that "the process must be terminated and
+relaunched" (700 illegal address, 719 launch failed …) or that the context cannot be used any more
+(709, 710). The others: the driver is shutting down (4); memory or a link has failed permanently
+(214, 220); a captured graph was left incomplete (918), whose effect is not documented."""
 
 REMEDIES = {
     1: "this is a defect of sdexport: report it",
     3: "start the program again",
-    NO_DEVICE: "see that nvidia-smi shows a GPU and that CUDA_VISIBLE_DEVICES does not hide it",
-    101: "see that nvidia-smi shows a GPU and that CUDA_VISIBLE_DEVICES does not hide it",
+    NO_DEVICE: "check that nvidia-smi shows a GPU and that CUDA_VISIBLE_DEVICES does not hide it",
+    101: "check that nvidia-smi shows a GPU and that CUDA_VISIBLE_DEVICES does not hide it",
     201: "this is a defect of sdexport: report it",
     701: "generate fewer images at once, or smaller ones",
     801: "update the NVIDIA driver",
-    802: "the system is not ready for CUDA yet: see that its NVIDIA services run",
-    803: "the driver and its libraries differ in version: start the machine again",
+    802: "the system is not ready for CUDA: check that its NVIDIA services run",
+    803: "the versions of the driver and its libraries differ: restart the machine",
     804: "update the NVIDIA driver",
-    999: "start the program again; if that does not help, see the system's log for NVRM messages",
+    999: "start the program again; if it fails again, look for NVRM messages in the system's log",
 }
-GENERAL = "start the program again; if it comes back, report it"
+DEFAULT_REMEDY = "start the program again; if it fails again, report it"
 
 
 @functools.cache
 def driver() -> Any:
-    """`cuda.bindings.driver`, its driver library found.
+    """The module `cuda.bindings.driver`, initialised.
 
     Raises:
         MissingExtraError: cuda-bindings is not installed.
@@ -81,26 +81,26 @@ def driver() -> Any:
         ) from error
     try:
         result = found.cuInit(0)
-    except Exception as error:  # What it raises where the library is missing differs by release.
+    except Exception as error:  # The exception for a missing library differs between releases.
         raise EngineError(
-            "no NVIDIA driver was found (libcuda.so.1); install it, or build a bundle for a target "
-            "that runs on the processor (see sdexport doctor)"
+            "no NVIDIA driver was found (libcuda.so.1); install it, or build a bundle for a CPU "
+            "target (see sdexport doctor)"
         ) from error
     check("cuInit", result, bindings=found)
     return found
 
 
 def check(call: str, result: tuple[Any, ...], *, bindings: Any = None) -> Any:
-    """What a driver call gave: nothing, one value, or a tuple of them.
+    """The values that a driver call returned: None, one value, or a tuple.
 
     Args:
         call: the function's name, for the message.
-        result: what cuda-bindings returned: the status, then the values.
+        result: the return value of cuda-bindings: the status, then the values.
 
     Raises:
-        DeviceMemoryError: out of memory.
-        DeviceLostError: the device no longer serves this process.
-        EngineError: any other status; names the call, the status and the remedy.
+        DeviceMemoryError: the status says out of memory.
+        DeviceLostError: this process can no longer use the device.
+        EngineError: any other error; the message names the call, the status and the remedy.
     """
     status, *values = result
     number = int(status)
@@ -119,19 +119,19 @@ def check(call: str, result: tuple[Any, ...], *, bindings: Any = None) -> Any:
         )
     if number in LOST:
         raise DeviceLostError(
-            f"the GPU is lost to this process: {said}, for this call or for work begun before it; "
-            "start the program again"
+            f"this process can no longer use the GPU: {said}, caused by this call or by earlier "
+            "work; start the program again"
         )
-    raise EngineError(f"CUDA: {said}; {REMEDIES.get(number, GENERAL)}")
+    raise EngineError(f"CUDA: {said}; {REMEDIES.get(number, DEFAULT_REMEDY)}")
 
 
 def _call(name: str, *arguments: Any) -> Any:
-    """Calls the driver's function `name`."""
+    """Calls the driver's function `name` and checks its status."""
     return check(name, getattr(driver(), name)(*arguments))
 
 
 class Context:
-    """The primary context of a GPU, as the process's other libraries use it too."""
+    """The primary context of a GPU, which the process's other libraries share."""
 
     def __init__(self, ordinal: int = 0) -> None:
         bindings = driver()
@@ -151,7 +151,7 @@ class Context:
         self.use()
 
     def use(self) -> None:
-        """Makes the context this thread's; every thread does so before it works with the device.
+        """Makes this the calling thread's current context; needed before any other call.
 
         Raises:
             DeviceLostError: the device was lost before.
@@ -159,31 +159,32 @@ class Context:
         _call("cuCtxSetCurrent", self._handle)
 
     def memory(self) -> tuple[int, int]:
-        """Bytes of device memory that are free, and that there are."""
+        """Free and total device memory, in bytes."""
         free, total = _call("cuMemGetInfo")
         return int(free), int(total)
 
     def close(self) -> None:
-        """Gives the context up; what was made in it is gone when no other library holds it."""
+        """Releases the context; its resources are freed once no other library holds it."""
         _call("cuDevicePrimaryCtxRelease", self._device)
 
 
 @functools.cache
 def context(ordinal: int) -> Context:
-    """The context of the GPU number `ordinal`, one for the whole process."""
+    """The context of the GPU number `ordinal`, one per process."""
     return Context(ordinal)
 
 
 def context_for(target: str, name: str, built: BuiltFor, device: int | None = None) -> Context:
-    """The context of the first GPU on which engines of `target` built so run.
+    """The context of the GPU on which to run an engine of `target`.
 
     Args:
-        name: of the engine, for the message.
-        device: the number of the GPU to take; None takes the first that runs the engines.
+        name: the engine's name, for the message.
+        built: the GPUs that the engine was built for.
+        device: the number of the GPU; None selects the first that can run the engine.
 
     Raises:
         MissingExtraError: cuda-bindings is not installed.
-        EngineError: there is no GPU, or none that runs them; names the GPUs and what was built.
+        EngineError: no GPU here can run the engine; names the GPUs and what it was built for.
         UsageError: there is no GPU of that number, or this process was forked from one in which
             CUDA was started.
     """
@@ -200,28 +201,28 @@ def context_for(target: str, name: str, built: BuiltFor, device: int | None = No
     if chosen is not None:
         return context(chosen.ordinal)
     if gpus:
-        reason = mismatch(target, built, gpus)
+        reason = mismatch_reason(target, built, gpus)
     else:
-        find_gpus.cache_clear()  # What failed once may be there the next time.
+        find_gpus.cache_clear()  # The driver may be available the next time.
         reason = f"there is no GPU to run it: {why}"
     raise EngineError(f"{target} cannot load {name}: {reason}")
 
 
 def close_all(resources: Iterable[Closeable]) -> None:
-    """Closes every one of them, whatever the others say, and then raises what was said."""
+    """Closes all resources, even if some fail, and then raises the errors."""
     with ExitStack() as stack:
         for resource in resources:
             stack.callback(resource.close)
 
 
 class Closeable(Protocol):
-    """What gives something back."""
+    """A resource with a `close` method."""
 
     def close(self) -> None: ...
 
 
 class _Resource:
-    """Something of the driver's that is given back once."""
+    """A driver resource, released once by `_destroy`."""
 
     _destroy = ""
 
@@ -234,7 +235,7 @@ class _Resource:
         return self._handle
 
     def close(self) -> None:
-        """Gives it back; a second time does nothing."""
+        """Releases the resource; further calls do nothing."""
         handle, self._handle = self._handle, None
         if handle is not None:
             _call(self._destroy, handle)
@@ -247,10 +248,14 @@ class _Resource:
 
 
 class DeviceBuffer(_Resource):
-    """Device memory, `size` bytes at `address`; what it holds at first is not defined.
+    """Uninitialised device memory: `size` bytes at `address`.
+
+    Args:
+        size: in bytes.
+        what: what the memory is for, for the message.
 
     Raises:
-        DeviceMemoryError: there is not as much; says how much there is.
+        DeviceMemoryError: less memory is free; the message says how much.
     """
 
     _destroy = "cuMemFree"
@@ -262,18 +267,18 @@ class DeviceBuffer(_Resource):
         except DeviceMemoryError as error:
             free, total = _call("cuMemGetInfo")
             raise DeviceMemoryError(
-                f"{size / 2**20:,.0f} MiB for {what} do not fit into the GPU's memory, of which "
+                f"{what} need {size / 2**20:,.0f} MiB of the GPU's memory, and "
                 f"{free / 2**20:,.0f} of {total / 2**20:,.0f} MiB are free: {error}"
             ) from error
 
     @property
     def address(self) -> int:
-        """Where it begins; a multiple of `ALIGNMENT`."""
+        """The device address, a multiple of `ALIGNMENT`."""
         return int(self.handle)
 
 
 class PinnedBuffer(_Resource):
-    """Host memory that the device copies from and to by itself, `size` bytes at `address`."""
+    """Page-locked host memory for asynchronous copies: `size` bytes at `address`."""
 
     _destroy = "cuMemFreeHost"
 
@@ -284,7 +289,7 @@ class PinnedBuffer(_Resource):
 
     @property
     def address(self) -> int:
-        """Where it begins."""
+        """The host address."""
         return int(self.handle)
 
     def array(
@@ -294,12 +299,12 @@ class PinnedBuffer(_Resource):
         offset: int = 0,
         strides: tuple[int, ...] | None = None,
     ) -> NDArray[Any]:
-        """The memory from `offset` on as an array, which must not outlive the buffer."""
+        """A view of the memory from byte `offset` on; it must not outlive the buffer."""
         return np.ndarray(shape, dtype, self._bytes, offset, strides)
 
 
 class Event(_Resource):
-    """A point in a stream's work that can be asked after and waited for."""
+    """A point in a stream's work that can be queried and waited for."""
 
     _destroy = "cuEventDestroy"
 
@@ -307,7 +312,7 @@ class Event(_Resource):
         super().__init__(_call("cuEventCreate", BLOCKING_WAIT))
 
     def done(self) -> bool:
-        """Whether the device has passed it; waits for nothing."""
+        """Whether the device has passed the event; does not wait."""
         result = driver().cuEventQuery(self.handle)
         if int(result[0]) == NOT_READY:
             return False
@@ -315,16 +320,16 @@ class Event(_Resource):
         return True
 
     def wait(self) -> None:
-        """Returns when the device has passed it."""
+        """Waits until the device has passed the event."""
         _call("cuEventSynchronize", self.handle)
 
     def seconds_since(self, start: Event) -> float:
-        """The device's time between two events that it has passed."""
+        """Seconds on the device between `start` and this event; it must have passed both."""
         return float(_call("cuEventElapsedTime", start.handle, self.handle)) / 1e3
 
 
 class Stream(_Resource):
-    """A queue of work of its own, never the legacy stream, which cannot be captured."""
+    """A queue of device work; never the legacy stream, which cannot be captured."""
 
     _destroy = "cuStreamDestroy"
 
@@ -332,7 +337,7 @@ class Stream(_Resource):
         super().__init__(_call("cuStreamCreate", NON_BLOCKING))
 
     def copy_in(self, to: int, source: PinnedBuffer, size: int, offset: int = 0) -> None:
-        """Enqueues a copy of `size` bytes from pinned memory, which stays as it is till then."""
+        """Enqueues a copy of `size` bytes from pinned memory, which must not change before it."""
         _call("cuMemcpyHtoDAsync", to, source.address + offset, size, self.handle)
 
     def copy_out(self, to: PinnedBuffer, source: int, size: int, offset: int = 0) -> None:
@@ -348,12 +353,12 @@ class Stream(_Resource):
         _call("cuEventRecord", event.handle, self.handle)
 
     def launch(self, graph: Graph) -> None:
-        """Enqueues everything that was captured."""
+        """Enqueues the captured work."""
         _call("cuGraphLaunch", graph.handle, self.handle)
 
     @property
     def capturing(self) -> bool:
-        """Whether what is enqueued is being captured; may be asked then.
+        """Whether the stream is being captured; allowed during a capture.
 
         Raises:
             DeviceLostError: the device was lost before.
@@ -362,28 +367,28 @@ class Stream(_Resource):
         return bool(status != driver().CUstreamCaptureStatus.CU_STREAM_CAPTURE_STATUS_NONE)
 
     def wait(self) -> None:
-        """Returns when everything that was enqueued is done."""
+        """Waits until all enqueued work is done."""
         _call("cuStreamSynchronize", self.handle)
 
 
 class Graph(_Resource):
-    """Work that was captured and can be launched as one piece, with the addresses it had then.
+    """A CUDA graph: captured work, launched as one unit with the addresses of its capture.
 
     Args:
-        stream: which captures; it must be idle.
-        enqueue: enqueues the work on `stream`; what allocates or waits is not allowed in it.
+        stream: the stream that captures; it must be idle.
+        enqueue: enqueues the work on `stream`; it must not allocate or wait.
     """
 
     _destroy = "cuGraphExecDestroy"
 
     def __init__(self, stream: Stream, enqueue: Callable[[], None]) -> None:
-        # Of this thread alone: other threads may allocate meanwhile.
+        # Thread-local, so that other threads may allocate meanwhile.
         mode = driver().CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
         _call("cuStreamBeginCapture", stream.handle, mode)
         try:
             enqueue()
         except BaseException:
-            # The stream has to be usable again; whatever this says, the first error counts.
+            # Makes the stream usable again; only the first error is raised.
             status, graph = driver().cuStreamEndCapture(stream.handle)
             if int(status) == 0:
                 driver().cuGraphDestroy(graph)
@@ -395,7 +400,7 @@ class Graph(_Resource):
             driver().cuGraphDestroy(graph)
             raise
         try:
-            # What is launched is a copy of what was captured.
+            # The instantiated graph is a copy of the captured one.
             _call("cuGraphDestroy", graph)
             _call("cuGraphUpload", self.handle, stream.handle)
         except BaseException:

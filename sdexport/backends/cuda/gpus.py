@@ -1,7 +1,7 @@
-"""Which NVIDIA GPUs this machine has, and which of them runs what was built.
+"""Lists this machine's NVIDIA GPUs, and selects one that can run an engine.
 
-The driver is asked, and nothing is made on the GPUs. What CUDA_VISIBLE_DEVICES hides, the driver
-does not show.
+The driver is queried without creating a context. GPUs hidden by CUDA_VISIBLE_DEVICES are not
+listed.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ class Gpu:
     """One GPU.
 
     Attributes:
-        name: as the driver has it.
-        capability: its compute capability, as `sm89`.
-        bytes: of its memory.
-        ordinal: its number among the GPUs that CUDA shows.
+        name: the driver's name of it.
+        capability: its compute capability, such as `sm89`.
+        bytes: the size of its memory.
+        ordinal: its number among the GPUs visible to CUDA.
     """
 
     name: str
@@ -41,10 +41,10 @@ class Gpu:
 
 @functools.cache
 def find_gpus() -> tuple[tuple[Gpu, ...], str]:
-    """The GPUs here, and why there is none where there is none; raises nothing.
+    """The GPUs of this machine, and the reason if there is none; raises nothing.
 
-    Asked of the driver's library itself (cuInit, cuDeviceGet…): a diagnosis has to work where
-    cuda-bindings is not installed. No context is made, so that nothing is taken of a GPU.
+    Calls the driver's library directly (cuInit, cuDeviceGet…), because `doctor` must work without
+    cuda-bindings. Creates no context, so that it takes no memory of a GPU.
     """
     try:
         driver = ctypes.CDLL("libcuda.so.1")
@@ -52,14 +52,14 @@ def find_gpus() -> tuple[tuple[Gpu, ...], str]:
         return (), "no NVIDIA driver is installed (libcuda.so.1 was not found)"
     status = driver.cuInit(0)
     if status:
-        return (), f"the NVIDIA driver does not start (cuInit gives {status})"
-    # From here on a forked child cannot use CUDA: every call of its own gives an error.
-    forks.started("CUDA")
+        return (), f"the NVIDIA driver does not start (cuInit returns {status})"
+    # From here on every CUDA call of a forked child fails.
+    forks.note_started("CUDA")
     count = ctypes.c_int()
     if driver.cuDeviceGetCount(ctypes.byref(count)) or not count.value:
-        return (), "the NVIDIA driver knows of no GPU"
+        return (), "the NVIDIA driver finds no GPU"
     found = [gpu for index in range(count.value) if (gpu := _gpu(driver, index)) is not None]
-    return tuple(found), "" if found else "the NVIDIA driver does not tell about its GPUs"
+    return tuple(found), "" if found else "the NVIDIA driver does not describe its GPUs"
 
 
 def _gpu(driver: Any, index: int) -> Gpu | None:
@@ -79,17 +79,17 @@ def _gpu(driver: Any, index: int) -> Gpu | None:
 
 
 def first_that_runs(built: BuiltFor, gpus: Iterable[Gpu]) -> Gpu | None:
-    """The first of `gpus` on which engines built so run; None where there is none."""
+    """The first of `gpus` that can run an engine built for `built`; None if there is none."""
     return next((gpu for gpu in gpus if built.fits(gpu.capability)), None)
 
 
-def listed(gpus: Iterable[Gpu]) -> str:
-    """The GPUs with their compute capabilities, for messages."""
+def describe_gpus(gpus: Iterable[Gpu]) -> str:
+    """The GPUs' compute capabilities and names, for messages."""
     return ", ".join(f"{gpu.capability} ({gpu.name})" for gpu in gpus)
 
 
-def mismatch(target: str, built: BuiltFor, gpus: Iterable[Gpu]) -> str:
-    """Why no GPU here runs engines of `target` built so, and what to do; there is a GPU."""
+def mismatch_reason(target: str, built: BuiltFor, gpus: Iterable[Gpu]) -> str:
+    """Why none of `gpus`, of which there must be one, can run the engine, and the remedy."""
     here = tuple(gpus)
     capability = here[0].capability
     if target == "tensorrt":
@@ -100,5 +100,5 @@ def mismatch(target: str, built: BuiltFor, gpus: Iterable[Gpu]) -> str:
         remedy = f"build the bundle again with --compute-capability {capability}"
     return (
         f"built for compute capability {', '.join(built.capabilities)}, and this machine has "
-        f"{listed(here)}; {remedy}"
+        f"{describe_gpus(here)}; {remedy}"
     )

@@ -1,8 +1,8 @@
-"""Where tensors lie in one block of device memory, and the same block on the host.
+"""Lays out tensors in one block of device memory, and in an equal block of pinned host memory.
 
-What a batch brings along (tokens, start, plan, noise) lies in one block, so that one copy takes it
-to the device. A table has a row an evaluation, and every row is where an engine can read it in
-place: evaluation i is bound to the address of row i, and no copy is needed between evaluations.
+A batch's inputs (tokens, initial state, plan, noise) are in one block, so that one copy moves them
+to the device. A table has one aligned row per evaluation: evaluation i is bound to the address of
+row i, so that nothing is copied between evaluations.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from sdexport.backends.cuda.session import aligned
 
 @dataclass(frozen=True, slots=True)
 class Tensor:
-    """A tensor that is to lie in a block; a table where it has `rows` of that shape."""
+    """A tensor in a block; with `rows`, a table of that many rows of this shape."""
 
     name: str
     dtype: np.dtype[Any]
@@ -30,13 +30,13 @@ class Tensor:
 
     @property
     def stride(self) -> int:
-        """Bytes from a row to the next."""
+        """Bytes from one row to the next."""
         return aligned(int(np.prod(self.shape)) * self.dtype.itemsize)
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """The tensors of a block, one after another, and where each begins."""
+    """The tensors of a block in order, with their byte offsets and the block's size."""
 
     tensors: dict[str, Tensor]
     offsets: dict[str, int]
@@ -54,7 +54,7 @@ class Layout:
         return cls(placed, offsets, size)
 
     def offset(self, name: str, row: int = 0) -> int:
-        """Where a row of `name` begins, in bytes."""
+        """The byte offset of a row of `name`."""
         return self.offsets[name] + self.tensors[name].stride * row
 
 
@@ -69,11 +69,11 @@ class Block:
             stack.pop_all()
 
     def address(self, name: str, row: int = 0) -> int:
-        """The device's address of a row of `name`."""
+        """The device address of a row of `name`."""
         return self.device.address + self.layout.offset(name, row)
 
     def host(self, name: str) -> NDArray[Any]:
-        """`name` in pinned memory, with its rows as the first axis where it is a table."""
+        """A view of `name` in pinned memory; the first axis of a table is its rows."""
         tensor = self.layout.tensors[name]
         offset = self.layout.offset(name)
         first = self.pinned.array(tensor.shape, tensor.dtype, offset)
@@ -83,5 +83,5 @@ class Block:
         return self.pinned.array((tensor.rows, *tensor.shape), tensor.dtype, offset, strides)
 
     def close(self) -> None:
-        """Gives both back."""
+        """Releases both blocks."""
         driver.close_all([self.device, self.pinned])

@@ -1,12 +1,13 @@
-"""What a loop of N evaluations needs on a GPU: its inputs, the chain of states, its graphs.
+"""The memory, events and graphs of a loop of N evaluations on a GPU.
 
-Evaluation i reads row i of every table where it lies. The first one reads the start, which came
-with the tables, the last one writes where the decoder reads, and those between swap two states:
+Evaluation i reads row i of every table in place. The first evaluation reads the initial state,
+which is copied with the tables; the last one writes into the decoder's input; those between swap
+two states:
 
-    start → a → b → a → … → finished
+    initial → a → b → a → … → finished
 
-So nothing is copied between evaluations, and what is captured once serves every sampler, seed and
-guidance of the same length: they are numbers in the tables.
+So nothing is copied between evaluations, and a captured graph serves every sampler, seed and
+guidance with the same number of evaluations: they are values in the tables.
 """
 
 from __future__ import annotations
@@ -27,11 +28,12 @@ from sdexport.backends.slots import BatchInputs, Engines, Shape, step_shapes, te
 
 @dataclass(frozen=True, slots=True)
 class LoopKey:
-    """What a loop is captured for, within a workspace's shape.
+    """The properties that a captured loop depends on, beside the workspace's shape.
 
     Attributes:
         evaluations: N.
-        tables, constants: names of the inputs that change with the evaluation, and that stay.
+        tables, constants: names of the inputs that change with the evaluation, and of those that
+            stay the same.
     """
 
     evaluations: int
@@ -39,14 +41,12 @@ class LoopKey:
     constants: tuple[str, ...]
 
     @classmethod
-    def of(cls, course: BatchInputs) -> LoopKey:
-        """The key of the loop that `course` goes through."""
-        return cls(
-            course.evaluations, tuple(sorted(course.tables)), tuple(sorted(course.constants))
-        )
+    def of(cls, batch: BatchInputs) -> LoopKey:
+        """The key of the loop for `batch`."""
+        return cls(batch.evaluations, tuple(sorted(batch.tables)), tuple(sorted(batch.constants)))
 
     def layout(self, engines: Engines, shape: Shape) -> Layout:
-        """How a course's inputs lie in memory; noise comes last, as it may be left out."""
+        """The memory layout of a batch's inputs; noise comes last, because it may be left out."""
         step = engines.denoise_step
         dtypes = {spec.name: numpy_dtype(spec.dtype) for spec in step.inputs}
         dtypes |= {spec.name: numpy_dtype(spec.dtype) for spec in engines.text_encoder.inputs}
@@ -67,13 +67,19 @@ class LoopKey:
 
 
 def text_inputs(engines: Engines, shape: Shape) -> tuple[str, ...]:
-    """The names of what the text encoder takes."""
+    """The names of the text encoder's inputs."""
     return tuple(name for name in text_shapes(engines, shape) if name != "last_hidden_state")
 
 
 @dataclass(frozen=True, slots=True)
 class Chain:
-    """Addresses of the memory that the evaluations pass on: two states, the finished one, texts."""
+    """Device addresses shared by all evaluations of a workspace.
+
+    Attributes:
+        states: the two states that evaluations swap.
+        finished: the final state, which the decoder reads.
+        text_embeddings: the text encoder's output.
+    """
 
     states: tuple[int, int]
     finished: int
@@ -81,7 +87,7 @@ class Chain:
 
 
 class Loop:
-    """A loop's inputs in memory, its events, and what was captured of it."""
+    """A loop's input memory, its events, and its captured graphs."""
 
     def __init__(
         self,
@@ -106,15 +112,14 @@ class Loop:
             self.evaluated = tuple(
                 stack.enter_context(driver.Event()) for _ in range(key.evaluations)
             )
-            # Without noise its weights are zero, and zero times what memory happens to hold may be
-            # no number.
+            # Without noise its weights are zero, but zero times uninitialised memory may be NaN.
             begin = layout.offset("noise")
             stream.zero(self.inputs.device.address + begin, layout.size - begin)
             stack.pop_all()
         self.addresses = tuple(self._addresses(index, chain) for index in range(key.evaluations))
 
     def _addresses(self, index: int, chain: Chain) -> dict[str, int]:
-        """Where evaluation `index` finds its tensors."""
+        """The tensors' device addresses in evaluation `index`."""
         key, inputs = self.key, self.inputs
         first, last = index == 0, index + 1 == key.evaluations
         return {
@@ -125,38 +130,38 @@ class Loop:
             **{name: inputs.address(name, index) for name in (*key.tables, "noise")},
         }
 
-    def write(self, texts: Mapping[str, NDArray[Any]], course: BatchInputs) -> int:
-        """Writes a batch's inputs to pinned memory; returns how many bytes are to be copied."""
+    def write(self, texts: Mapping[str, NDArray[Any]], batch: BatchInputs) -> int:
+        """Writes a batch's inputs to pinned memory; returns the number of bytes to copy."""
         inputs = self.inputs
         for name, array in texts.items():
             inputs.host(name)[...] = array
-        inputs.host("state")[...] = course.state
-        for name, array in course.constants.items():
+        inputs.host("state")[...] = batch.state
+        for name, array in batch.constants.items():
             inputs.host(name)[...] = array
-        for name, table in course.tables.items():
+        for name, table in batch.tables.items():
             inputs.host(name)[...] = table
-        if course.noise is None:
+        if batch.noise is None:
             return inputs.layout.offset("noise")
-        np.copyto(inputs.host("noise"), course.noise)
+        np.copyto(inputs.host("noise"), batch.noise)
         return inputs.layout.size
 
     def capture_whole(
         self, context: driver.Context, stream: driver.Stream, enqueue: Callable[[int], None]
     ) -> None:
-        """Captures all evaluations as one graph; `enqueue` enqueues one."""
+        """Captures all evaluations as one graph; `enqueue` enqueues one evaluation."""
 
-        def all_of_them() -> None:
+        def enqueue_all() -> None:
             for index in range(self.key.evaluations):
                 enqueue(index)
 
         before, _ = context.memory()
-        self.whole = driver.Graph(stream, all_of_them)
+        self.whole = driver.Graph(stream, enqueue_all)
         self._count(context, before)
 
     def capture_steps(
         self, context: driver.Context, stream: driver.Stream, enqueue: Callable[[int], None]
     ) -> None:
-        """Captures every evaluation as a graph of its own."""
+        """Captures each evaluation as its own graph."""
         before, _ = context.memory()
         with ExitStack() as stack:
             graphs = tuple(
@@ -168,17 +173,17 @@ class Loop:
         self._count(context, before)
 
     def _count(self, context: driver.Context, before: int) -> None:
-        # The driver does not tell a graph's size. What other programs allocate meanwhile is
-        # counted too: the bound is kept all the same.
+        # The driver does not report a graph's size. Memory that other programs allocate meanwhile
+        # is counted too, which only makes the limit stricter.
         self.graph_bytes += max(0, before - context.memory()[0])
 
     @property
     def bytes(self) -> int:
-        """Of device memory."""
+        """Bytes of device memory: inputs and graphs."""
         return self.inputs.layout.size + self.graph_bytes
 
     def close(self) -> None:
-        """Gives everything back; no work may use it any more."""
+        """Releases everything; no pending work may use it."""
         graphs = self.steps if self.whole is None else (self.whole, *self.steps)
         events = (self.started, self.encoded, self.looped, self.decoded, *self.evaluated)
         driver.close_all([self.inputs, *events, *graphs])

@@ -1,13 +1,12 @@
-"""Engines that run on device memory: what a runtime on a GPU offers, and a binding to host arrays.
+"""The protocols of engines on device memory, and a binding of such an engine to host arrays.
 
-A `DeviceCall` is an engine made ready for one set of shapes. It has no buffers of its own: every
-time that it is enqueued it is told the addresses of its tensors, so that the same call serves every
-evaluation of a loop, and a capture records each with the addresses it was given.
+A `DeviceCall` is an engine prepared for one set of shapes. It owns no buffers: every `enqueue`
+takes the addresses of all tensors, so that one call serves every evaluation of a loop, and a
+capture records the addresses of each.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -15,39 +14,39 @@ from typing import Protocol
 
 from sdexport.backends.cuda import driver
 from sdexport.backends.host.buffers import host_buffers
-from sdexport.backends.session import Array, Engine, numpy_dtype
+from sdexport.backends.session import Array, Engine
 
 
 class DeviceCall(Protocol):
-    """An engine ready for one set of shapes, for one thread at a time."""
+    """An engine prepared for one set of shapes; used by one thread at a time."""
 
     @property
     def memory(self) -> int:
-        """Bytes of activation memory that it needs; calls that never overlap may share it."""
+        """Bytes of activation memory that the call needs; calls that never overlap can share it."""
 
     @property
     def kept(self) -> int:
-        """Bytes of device memory that the runtime took for it, beside that, until it is closed.
+        """Bytes of further device memory that the runtime holds until the call is closed.
 
-        As the driver's count of free memory tells: what others took meanwhile may be in it.
+        Measured as the change in free memory, so that other programs' allocations can be included.
         """
 
     def use_memory(self, address: int, size: int) -> None:
-        """Takes this activation memory, before the first `enqueue`; it must outlive the call."""
+        """Sets the activation memory, before the first `enqueue`; it must outlive the call."""
 
     def can_be_captured(self, stream: driver.Stream) -> bool:
-        """Whether a graph may record it; asked after the first `enqueue`."""
+        """Whether a CUDA graph can capture the call; valid after the first `enqueue`."""
 
     def enqueue(self, addresses: Mapping[str, int], stream: driver.Stream) -> None:
-        """Enqueues the computation over tensors at these addresses; waits for nothing.
+        """Enqueues the computation on tensors at these addresses; does not wait.
 
         Raises:
-            EngineError: an address is missing or not aligned, or the runtime refused; names the
+            EngineError: an address is missing or not aligned, or the runtime failed; names the
                 component.
         """
 
     def close(self) -> None:
-        """Gives it up, when no work and no graph uses it any more."""
+        """Releases the call; no pending work and no graph may use it."""
 
 
 class DeviceEngine(Engine, Protocol):
@@ -55,50 +54,47 @@ class DeviceEngine(Engine, Protocol):
 
     @property
     def context(self) -> driver.Context:
-        """The GPU that it was loaded on."""
+        """The context of the GPU that holds the engine."""
 
     @property
     def streams(self) -> int:
-        """On how many streams it may run at once."""
+        """The number of streams on which the engine can run concurrently."""
 
     @property
     def stream(self) -> driver.Stream | None:
-        """The stream that it has to be enqueued on; None where any will do."""
+        """The stream on which the engine must be enqueued; None if any stream can be used."""
 
     def keep_cache(self, folder: Path) -> None:
-        """Keeps kernels that are compiled at first use in `folder`, and takes those there."""
+        """Reads kernels compiled at first use from `folder`, where `save_cache` writes them."""
 
     def save_cache(self) -> None:
-        """Writes the kernels that were compiled since, where the folder can be written."""
+        """Writes the kernels compiled so far; does nothing if the folder cannot be written."""
 
     def prepare(self, shapes: Mapping[str, tuple[int, ...]], stream: driver.Stream) -> DeviceCall:
-        """The engine ready for these shapes, of every input and output.
+        """A call for these shapes.
 
         Args:
-            stream: on which it will be enqueued.
+            shapes: the shape of every input and output.
+            stream: the stream on which the call will be enqueued.
 
         Raises:
-            EngineError: a shape is outside what was built; names the dimension and the range.
+            EngineError: the engine was not built for a shape; names the dimension and the range.
         """
 
     def close(self) -> None:
-        """Gives the weights' memory back; its calls were closed before."""
-
-
-def nbytes(shape: tuple[int, ...], dtype: str) -> int:
-    """The bytes of a tensor."""
-    return math.prod(shape) * numpy_dtype(dtype).itemsize
+        """Releases the weights' memory; all its calls must be closed before."""
 
 
 def aligned(size: int) -> int:
-    """`size` rounded up, so that what follows it is aligned."""
+    """`size` in bytes, rounded up to a multiple of `driver.ALIGNMENT`."""
     return -(-size // driver.ALIGNMENT) * driver.ALIGNMENT
 
 
 class HostBinding:
-    """A device engine over host arrays: copied in, computed, copied out, and waited for.
+    """A `Binding` of a device engine to host arrays, for checking engines.
 
-    For checking an engine, not for generating. Its device memory lives as long as a `run`.
+    Each `run` allocates device memory, copies in, computes, copies out and waits: too slow for
+    generating.
     """
 
     def __init__(
@@ -114,11 +110,11 @@ class HostBinding:
 
     @property
     def buffers(self) -> Mapping[str, Array]:
-        """See `protocol.Binding.buffers`."""
+        """See `Binding.buffers`."""
         return self._buffers
 
     def run(self) -> None:
-        """See `protocol.Binding.run`."""
+        """See `Binding.run`."""
         offsets, size = {}, 0
         for name, buffer in self._buffers.items():
             offsets[name] = size
@@ -135,7 +131,7 @@ class HostBinding:
             if call.memory:
                 memory = driver.DeviceBuffer(call.memory, f"{self._engine.name}'s activations")
                 call.use_memory(stack.enter_context(memory).address, call.memory)
-            # However this ends, nothing may be freed that work still uses.
+            # Even after an error, no memory may be freed that pending work uses.
             stack.callback(stream.wait)
             staged = {
                 name: pinned.array(buffer.shape, buffer.dtype, offsets[name])

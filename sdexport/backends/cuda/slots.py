@@ -1,13 +1,12 @@
-"""The engines bound for one shape of batch on a GPU, and the loop in its three forms.
+"""Workspaces on a GPU: engines bound for one shape, and the denoising loop in three modes.
 
-Tokens, plan and noise go to the device in one copy, the finished latents and the images come back
-in one copy; everything between stays there. The loop runs in one of three forms:
+One copy moves tokens, plan and noise to the device, one copy brings the final latents and the
+images back; all other data stays on the device. The loop runs in one of three modes:
 
 - eager: every evaluation is enqueued by itself;
-- step graph: every evaluation is a graph that was captured before, so that the caller can look at
-  the steps and stop. The device is always one evaluation ahead of what the caller has seen, and is
-  asked, not waited for;
-- whole loop: all evaluations are one graph, and a batch is one launch.
+- step graph: every evaluation is a captured graph, so that the caller can look at each step and
+  stop. The device is one evaluation ahead of the caller, who polls it instead of waiting;
+- whole loop: all evaluations are one graph, so that a batch is one launch.
 """
 
 from __future__ import annotations
@@ -42,19 +41,19 @@ from sdexport.backends.slots import (
 )
 from sdexport.errors import EngineError
 
-AHEAD = 1
-"""Evaluations that are enqueued beyond the one that the caller looks at. With one, its state is
-whole until the next step; with more, it would be overwritten."""
+EVALUATIONS_AHEAD = 1
+"""Evaluations that are enqueued beyond the one that the caller looks at. With more than one, that
+evaluation's state would be overwritten while the caller reads it."""
 
-POLL = 1e-4
-"""Seconds between two questions to the device whether an evaluation is done."""
+POLL_SECONDS = 1e-4
+"""Seconds between two polls of whether an evaluation is done."""
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 
-class Form(StrEnum):
-    """How the loop runs."""
+class LoopMode(StrEnum):
+    """How the denoising loop runs."""
 
     AUTO = "auto"
     EAGER = "eager"
@@ -63,31 +62,31 @@ class Form(StrEnum):
 
 
 class Owner(Protocol):
-    """What a workspace shares with the others of its request; see `device.CudaWorkspaces`."""
+    """The resources that the workspaces of one request share; see `device.CudaWorkspaces`."""
 
     context: driver.Context
     stream: driver.Stream
     copies: driver.Stream
-    form: Form
+    mode: LoopMode
     busy: bool
 
     def activations(self, size: int) -> driver.DeviceBuffer: ...
     def make_loop(self, needed: int, make: Callable[[], Loop], *, keep: CudaWorkspace) -> Loop: ...
     def touch(self, loop: Loop) -> None: ...
-    def settle(self) -> None: ...
+    def wait_idle(self) -> None: ...
     def discard(self, workspace: CudaWorkspace) -> None: ...
 
 
-def _fragile(
+def _discard_on_error(
     method: Callable[Concatenate[CudaWorkspace, P], T],
 ) -> Callable[Concatenate[CudaWorkspace, P], T]:
-    """Gives up the workspace when the method fails: what it holds is freed, what it was is gone."""
+    """Decorates a method so that its workspace is discarded and freed if it raises."""
 
     @wraps(method)
     def guarded(self: CudaWorkspace, *args: P.args, **kwargs: P.kwargs) -> T:
-        if self._given_up:
+        if self._discarded:
             raise EngineError(
-                "this batch was given up when an earlier call for it failed; generate it again"
+                "this batch was discarded because an earlier call for it failed; generate it again"
             )
         try:
             self._context.use()
@@ -100,7 +99,7 @@ def _fragile(
 
 
 class CudaWorkspace:
-    """See `workspace.Workspace`."""
+    """A `Workspace` on a GPU."""
 
     def __init__(self, owner: Owner, engines: Engines, shape: Shape) -> None:
         self._owner = owner
@@ -139,7 +138,7 @@ class CudaWorkspace:
             self._memory = stack.enter_context(
                 driver.DeviceBuffer(self._fixed.size, "embeddings and states")
             )
-            # Side by side, so that both come back in one copy.
+            # In one block, so that one copy brings both back.
             out = [
                 Tensor("state", dtypes["state"], step["state"]),
                 Tensor("image", np.dtype(np.uint8), image["image"]),
@@ -156,30 +155,30 @@ class CudaWorkspace:
             finished=self._output.address("state"),
             text_embeddings=base + self._fixed.offset("text_embeddings"),
         )
-        self._warm = self._given_up = False
-        # What the text encoder takes, and the embeddings that were given in the place of its own.
+        self._warm = self._discarded = False
+        # The text encoder's inputs, and the embeddings that replace its output.
         self._texts: dict[str, NDArray[np.int64]] = {}
         self._given: Floats | None = None
         self._staged: Block | None = None
         self._loop: Loop | None = None
-        self._form = Form.EAGER
+        self._mode = LoopMode.EAGER
         self._watched = True
         self._enqueued = self._done = 0
 
     @property
     def shape(self) -> Shape:
-        """See `workspace.Workspace`; so the others."""
+        """See `Workspace`, also for the other methods."""
         return self._shape
 
     @property
     def bytes(self) -> int:
-        """Of device memory, without the activations, which all workspaces share."""
+        """Bytes of device memory, without the activations, which all workspaces share."""
         loops = sum(loop.bytes for loop in self.loops.values())
         staged = 0 if self._staged is None else self._staged.layout.size
         return self._fixed.size + self._output.layout.size + staged + loops + self._kept
 
     def encode(self, ids: NDArray[np.int64], clip_skip: NDArray[np.int64] | None = None) -> None:
-        # They go to the device together with everything else.
+        # Copied to the device with the other inputs in `begin`.
         shapes = text_shapes(self._engines, self._shape)
         self._texts = {"input_ids": ids.reshape(shapes["input_ids"])}
         if "clip_skip" in shapes:
@@ -187,13 +186,13 @@ class CudaWorkspace:
             self._texts["clip_skip"] = skipped.repeat(shapes["clip_skip"][0] // len(ids))
         self._given = None
 
-    @_fragile
+    @_discard_on_error
     def embeddings(self) -> Floats:
-        """Encodes at once and brings the embeddings back: for those who change them."""
+        """Encodes at once and copies the embeddings to the host, for callers that change them."""
         if self._given is not None:
             return self._given
         assert self._texts, "encode comes first"
-        self._owner.settle()
+        self._owner.wait_idle()
         block, stream = self._staging(), self._stream
         for name, array in self._texts.items():
             block.host(name)[...] = array
@@ -201,21 +200,21 @@ class CudaWorkspace:
         stream.copy_in(block.device.address, block.pinned, block.layout.size)
         self._text.enqueue({name: block.address(name) for name in block.layout.tensors}, stream)
         stream.copy_out(block.pinned, block.device.address, block.layout.size)
-        self._owner.settle()
+        self._owner.wait_idle()
         found: Floats = block.host("last_hidden_state")
         return found.reshape(step_shapes(self._engines, self._shape)["text_embeddings"])
 
     def embed(self, embeddings: Floats) -> None:
-        # A copy of their own, as they may lie in memory that is used for the next texts.
+        # A copy, because the array may be a view of memory that the next prompts overwrite.
         self._given = np.array(embeddings)
 
-    @_fragile
+    @_discard_on_error
     def encode_images(self, pixels: Floats) -> Floats:
-        """Memory for it is taken and given back: it is needed once a request, and is large."""
+        """See `Workspace`; allocates memory for this call only, because it is large."""
         engine = self._engines.vae_encoder
         if engine is None:
             raise EngineError("this bundle has no VAE encoder; build it again with all components")
-        self._owner.settle()
+        self._owner.wait_idle()
         binding = engine.bind(encoder_shapes(self._engines, self._shape))
         binding.buffers["sample"][...] = pixels
         binding.run()
@@ -223,7 +222,7 @@ class CudaWorkspace:
         return found
 
     def _staging(self) -> Block:
-        """Memory for the text encoder's tensors alone, made when it is first needed."""
+        """The memory for the text encoder's tensors, allocated at the first use."""
         if self._staged is None:
             engine, shapes = self._engines.text_encoder, text_shapes(self._engines, self._shape)
             dtypes = {spec.name: spec.dtype for spec in (*engine.inputs, *engine.outputs)}
@@ -233,16 +232,16 @@ class CudaWorkspace:
             self._staged = Block(Layout.of(tensors), "texts and embeddings")
         return self._staged
 
-    @_fragile
-    def begin(self, course: BatchInputs, *, watched: bool = True) -> None:
-        check_inputs(self._engines, course)
+    @_discard_on_error
+    def begin(self, batch: BatchInputs, *, watched: bool = True) -> None:
+        check_inputs(self._engines, batch)
         assert self._texts or self._given is not None, "encode or embed comes first"
-        # What a batch that was given up has left on the stream.
-        self._owner.settle()
-        loop = self._loop = self._loop_for(LoopKey.of(course))
+        # An unfinished batch may have left work on the stream.
+        self._owner.wait_idle()
+        loop = self._loop = self._loop_for(LoopKey.of(batch))
         self._owner.busy = True
         self._watched, self._enqueued, self._done = watched, 0, 0
-        size = loop.write(self._texts if self._given is None else {}, course)
+        size = loop.write(self._texts if self._given is None else {}, batch)
         stream = self._stream
         stream.record(loop.started)
         stream.copy_in(loop.inputs.device.address, loop.inputs.pinned, size)
@@ -257,14 +256,14 @@ class CudaWorkspace:
             begin = staged.layout.offset("last_hidden_state")
             stream.copy_in(self._chain.text_embeddings, staged.pinned, own.nbytes, begin)
         stream.record(loop.encoded)
-        self._form = self._settled_form(loop)
-        if self._form is Form.WHOLE_LOOP and loop.whole is None:
+        self._mode = self._resolve_mode(loop)
+        if self._mode is LoopMode.WHOLE_LOOP and loop.whole is None:
             loop.capture_whole(self._context, stream, self._enqueue)
-        if self._form is Form.STEP_GRAPH and not loop.steps:
+        if self._mode is LoopMode.STEP_GRAPH and not loop.steps:
             loop.capture_steps(self._context, stream, self._enqueue)
 
     def _loop_for(self, key: LoopKey) -> Loop:
-        """The loop, made now where there is none yet; others are given up to make room."""
+        """The loop for `key`; a new one may free others to fit into memory."""
         found = self.loops.get(key)
         if found is None:
             needed = key.layout(self._engines, self._shape).size
@@ -276,50 +275,50 @@ class CudaWorkspace:
         self._owner.touch(found)
         return found
 
-    def _settled_form(self, loop: Loop) -> Form:
-        """The form for this batch; runs an evaluation in vain before the first capture.
+    def _resolve_mode(self, loop: Loop) -> LoopMode:
+        """The loop mode for this batch; runs one evaluation to warm up before the first capture.
 
-        Kernels are chosen, loaded and compiled when an engine is enqueued for the first time, which
-        cannot be captured.
+        The first enqueue of an engine selects, loads and compiles kernels, which cannot be
+        captured.
         """
-        wanted = self._owner.form
-        form = wanted
-        if form is Form.AUTO:
-            form = Form.STEP_GRAPH if self._watched else Form.WHOLE_LOOP
-        if form is Form.EAGER:
-            return form
+        wanted = self._owner.mode
+        mode = wanted
+        if mode is LoopMode.AUTO:
+            mode = LoopMode.STEP_GRAPH if self._watched else LoopMode.WHOLE_LOOP
+        if mode is LoopMode.EAGER:
+            return mode
         if not self._warm:
             self._step.enqueue(loop.addresses[0], self._stream)
             self._stream.wait()
             self._warm = True
         if self._step.can_be_captured(self._stream):
-            return form
-        if wanted is Form.AUTO:
-            return Form.EAGER
+            return mode
+        if wanted is LoopMode.AUTO:
+            return LoopMode.EAGER
         raise EngineError(
-            f"{self._engines.denoise_step.name} cannot be captured into a CUDA graph here, which "
-            f"loop={wanted.value!r} asks for; load the bundle with loop='eager' or 'auto'"
+            f"{self._engines.denoise_step.name} cannot be captured in a CUDA graph here, which "
+            f"loop={wanted.value!r} needs; load the bundle with loop='eager' or 'auto'"
         )
 
     def _enqueue(self, index: int) -> None:
         assert self._loop is not None
         self._step.enqueue(self._loop.addresses[index], self._stream)
 
-    @_fragile
+    @_discard_on_error
     def advance(self) -> int:
         loop = self._loop
         assert loop is not None, "begin comes first"
         total = loop.key.evaluations
-        if self._form is Form.WHOLE_LOOP:
+        if self._mode is LoopMode.WHOLE_LOOP:
             assert loop.whole is not None
             self._stream.launch(loop.whole)
             self._enqueued = total
             self._finish(loop)
             self._done = total
             return total
-        last = total if not self._watched else min(total, self._done + 1 + AHEAD)
+        last = total if not self._watched else min(total, self._done + 1 + EVALUATIONS_AHEAD)
         for index in range(self._enqueued, last):
-            if self._form is Form.STEP_GRAPH:
+            if self._mode is LoopMode.STEP_GRAPH:
                 self._stream.launch(loop.steps[index])
             else:
                 self._enqueue(index)
@@ -330,15 +329,15 @@ class CudaWorkspace:
         else:
             self._done += 1
         if self._done == total:
-            # With the last step's latents comes the image.
+            # The last step's latents are copied together with the image.
             self._finish(loop)
         if self._watched:
             while not loop.evaluated[self._done - 1].done():
-                sleep(POLL)
+                sleep(POLL_SECONDS)
         return self._done
 
     def _finish(self, loop: Loop) -> None:
-        """Enqueues what follows the last evaluation: the decoder, and the one copy to the host."""
+        """Enqueues the decoder and the copy of latents and images to the host."""
         output, stream = self._output, self._stream
         stream.record(loop.looped)
         addresses = {"state": output.address("state"), "image": output.address("image")}
@@ -349,7 +348,7 @@ class CudaWorkspace:
     def latents(self) -> Floats:
         return self.state()[:, 0]
 
-    @_fragile
+    @_discard_on_error
     def state(self) -> Floats:
         loop, done = self._loop, self._done
         assert loop is not None, "begin comes first"
@@ -359,20 +358,20 @@ class CudaWorkspace:
         elif done == loop.key.evaluations:
             self._await_end(loop)
         else:
-            # On a stream of its own: the next evaluation, which reads this state too, goes on.
+            # On a separate stream: the next evaluation, which also reads this state, continues.
             copies = self._owner.copies
             copies.copy_out(self._output.pinned, self._chain.states[(done - 1) & 1], state.nbytes)
             copies.wait()
         return state
 
-    @_fragile
+    @_discard_on_error
     def decode(self) -> NDArray[np.uint8]:
         assert self._loop is not None, "begin comes first"
         self._await_end(self._loop)
         return self._output.host("image")
 
     def _await_end(self, loop: Loop) -> None:
-        """The one wait of a batch, until latents and images are on the host."""
+        """Waits until latents and images are on the host: the only wait of a batch."""
         if self._owner.busy:
             loop.decoded.wait()
             self._owner.busy = False
@@ -383,8 +382,8 @@ class CudaWorkspace:
         assert loop is not None, "begin comes first"
         self._context.use()
         marks = (loop.encoded, *loop.evaluated)
-        # Inside a graph of the whole loop nothing is recorded.
-        each = pairwise(marks) if self._form is not Form.WHOLE_LOOP else ()
+        # Events are not recorded inside a graph of the whole loop.
+        each = pairwise(marks) if self._mode is not LoopMode.WHOLE_LOOP else ()
         return Times(
             text_encoder=loop.encoded.seconds_since(loop.started),
             denoise=loop.looped.seconds_since(loop.encoded),
@@ -393,22 +392,22 @@ class CudaWorkspace:
         )
 
     def close(self) -> None:
-        """Gives everything back; no work may be left on the streams."""
+        """Releases everything; the streams must be idle."""
         loops = list(self.loops.values())
         self.loops.clear()
         staged, self._staged = self._staged, None
-        self._loop, self._given_up = None, True
+        self._loop, self._discarded = None, True
         with self._resources:
             driver.close_all(loops if staged is None else [*loops, staged])
 
 
 def _check_dtypes(engines: Engines) -> None:
-    """Sees that engines which share memory mean the same by it."""
+    """Checks that engines that share a tensor declare the same dtype for it."""
 
     def dtype(engine: Engine, tensor: str) -> str:
         return next(
             (spec.dtype for spec in (*engine.inputs, *engine.outputs) if spec.name == tensor),
-            "nothing",
+            "missing",
         )
 
     text, step, decoder = engines.text_encoder, engines.denoise_step, engines.vae_decoder
@@ -420,11 +419,11 @@ def _check_dtypes(engines: Engines) -> None:
         ours, theirs = dtype(writer, output), dtype(reader, wanted)
         if ours != theirs:
             raise EngineError(
-                f"{writer.name} gives {output} as {ours}, and {reader.name} reads {wanted} as "
+                f"{writer.name} writes {output} as {ours}, but {reader.name} reads {wanted} as "
                 f"{theirs}; build the bundle again with one version of sdexport"
             )
     if dtype(decoder, "image") != "uint8":
         raise EngineError(
-            f"{decoder.name} gives {dtype(decoder, 'image')} for image, and uint8 is needed; build "
+            f"{decoder.name}'s output image must be uint8, got {dtype(decoder, 'image')}; build "
             "the bundle again"
         )

@@ -1,1 +1,1 @@
-"""Buffers and the denoising loop in the memory of the processor."""
+"""Buffers and the denoising loop in host memory."""

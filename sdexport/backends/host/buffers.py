@@ -1,4 +1,4 @@
-"""Checks the shapes and buffers that an engine on the host is bound with."""
+"""Allocates and checks the host buffers of a binding."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ def host_buffers(
     """A buffer for every tensor of the engine `name`: a shared one, or new zeroed memory.
 
     Raises:
-        EngineError: a shape is missing, unknown or does not fit, or a shared buffer does not;
-            names the tensor, the value and what is accepted.
+        EngineError: a shape is missing, unknown or not accepted, or a shared buffer has another
+            shape, dtype or memory layout; names the tensor, the value and what is accepted.
     """
     shared = shared or {}
     known = {spec.name: spec for spec in tensors}
@@ -46,18 +46,20 @@ def host_buffers(
 
 
 def _fitting(name: str, spec: TensorSpec, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """`shape`, which is seen to fit `spec`."""
+    """`shape`; raises EngineError if it does not match `spec`."""
     fits = len(shape) == len(spec.shape) and all(
         length >= 1 and (isinstance(wanted, str) or wanted == length)
         for wanted, length in zip(spec.shape, shape, strict=False)
     )
     if not fits:
-        raise EngineError(f"{name} cannot take {spec.name} with the shape {shape}; it takes {spec}")
+        raise EngineError(
+            f"{name} does not accept {spec.name} with the shape {shape}; it accepts {spec}"
+        )
     return shape
 
 
 def _shared_buffer(name: str, spec: TensorSpec, shape: tuple[int, ...], buffer: Array) -> Array:
-    """`buffer`, which is seen to be usable in place for `spec` in `shape`."""
+    """`buffer`; raises EngineError if the engine cannot use it in place for `spec`."""
     _fitting(name, spec, shape)
     if buffer.shape != shape or buffer.dtype != numpy_dtype(spec.dtype):
         raise EngineError(
@@ -66,7 +68,7 @@ def _shared_buffer(name: str, spec: TensorSpec, shape: tuple[int, ...], buffer: 
         )
     if not (buffer.flags.c_contiguous and buffer.flags.writeable):
         raise EngineError(
-            f"{name} cannot use the shared buffer for {spec.name}: it is not contiguous and "
-            "writable; share an array that owns its order in memory"
+            f"{name} cannot use the shared buffer for {spec.name}: it must be C-contiguous and "
+            "writable; share a copy of it"
         )
     return buffer

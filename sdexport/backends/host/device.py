@@ -1,4 +1,4 @@
-"""What engines need to know of the host: aligned memory, and what the processor can do."""
+"""Aligned host memory, and the processor's cores and instruction sets."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 ALIGNMENT = 64
-"""Bytes of a cache line and of the widest vector register: runtimes read such memory in place."""
+"""In bytes: a cache line, and the widest vector register. Runtimes use aligned memory in place."""
 
 FLAGS_OF_INTEREST = (
     "avx2",
@@ -26,13 +26,13 @@ FLAGS_OF_INTEREST = (
     "asimd",
     "bf16",
 )
-"""The instruction sets that speed depends on, as Linux calls them."""
+"""The instruction sets that speed depends on, by the names that Linux gives them."""
 
 CPUINFO = Path("/proc/cpuinfo")
 
 
 def aligned(shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
-    """A zeroed array, C-contiguous, whose first byte lies on a multiple of `ALIGNMENT`."""
+    """A zeroed C-contiguous array whose address is a multiple of `ALIGNMENT`."""
     kind = np.dtype(dtype)
     size = math.prod(shape) * kind.itemsize
     memory = np.zeros(size + ALIGNMENT, np.uint8)
@@ -41,7 +41,10 @@ def aligned(shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
 
 
 def describe_cpu() -> dict[str, object]:
-    """`model`, `cores` (physical), `threads` (logical, allowed to this process) and `flags`."""
+    """The processor: `model`, physical `cores`, logical `threads` and instruction-set `flags`.
+
+    Only cores and threads that this process may use are counted.
+    """
     processors = list(_processors())
     first: dict[str, str] = processors[0] if processors else {}
     flags = set(first.get("flags", first.get("Features", "")).split())
@@ -54,7 +57,10 @@ def describe_cpu() -> dict[str, object]:
 
 
 def physical_cores() -> int:
-    """Physical cores that this process may use; logical ones where the system does not tell."""
+    """The number of physical cores that this process may use.
+
+    Logical processors are counted if the system does not report physical cores.
+    """
     allowed = _allowed()
     cores = {
         (processor.get("physical id"), processor["core id"])
@@ -65,14 +71,14 @@ def physical_cores() -> int:
 
 
 def _allowed() -> set[int]:
-    """The logical processors that this process may run on."""
+    """The numbers of the logical processors that this process may run on."""
     if hasattr(os, "sched_getaffinity"):
         return set(os.sched_getaffinity(0))
     return set(range(os.cpu_count() or 1))
 
 
 def _processors() -> Iterator[dict[str, str]]:
-    """What Linux says of each logical processor; nothing elsewhere."""
+    """The entries of each logical processor in /proc/cpuinfo; none on other systems."""
     try:
         text = CPUINFO.read_text(encoding="utf-8", errors="replace")
     except OSError:

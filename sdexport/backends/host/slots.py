@@ -1,9 +1,9 @@
-"""The engines over numpy memory, shared between them so that nothing is copied.
+"""Workspaces in host memory: engines bound to shared numpy buffers, so that nothing is copied.
 
-The text encoder writes where the denoise step, or the projection of texts before it, reads. Two
-bindings of the denoise step swap the states that they read and write, and the decoder is bound to
-either. Where the denoise step can do without some inputs, it is bound without them at first, and
-with them when they have an effect.
+The text encoder writes into the buffer that the denoise step, or the text projection before it,
+reads. The denoise step has two bindings with swapped states, and the decoder has one for each
+state. A denoise step with optional inputs is bound without them first, and with them once a batch
+needs them.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from sdexport.backends.host.time_projection import TimeProjection, TimeTable
 from sdexport.backends.session import Array, Binding
 from sdexport.backends.slots import (
-    CLOSED,
+    CLOSED_MESSAGE,
     TEXT_PROJECTION,
     TIME_PROJECTION,
     BatchInputs,
@@ -39,23 +39,23 @@ from sdexport.backends.slots import (
 )
 from sdexport.errors import EngineError, UsageError
 
-KEPT = 4
-"""Workspaces that stay bound; an older one is bound again when its shape comes back."""
+MAX_KEPT = 4
+"""Workspaces that stay bound; the least recently used one is dropped."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Pair:
-    """Two bindings of the denoise step that swap the states; `buffers` are the first one's."""
+class _SwappedBindings:
+    """Two bindings of the denoise step with swapped states; `buffers` are those of the first."""
 
     buffers: Mapping[str, Array]
     run: tuple[Callable[[], None], Callable[[], None]]
 
 
-class _Loop:
-    """What a workspace needs behind the text encoder: denoise step, projections and decoder.
+class _BoundLoop:
+    """Denoise step, projections and decoder, bound for one shape.
 
-    Of evaluation i, the binding i % 2 of the denoise step reads `states[i % 2]` and writes the
-    other one; `decoders[k]` reads `states[k]`, and both write the same `image`.
+    In evaluation i, the binding i % 2 of the denoise step reads `states[i % 2]` and writes the
+    other state. `decoders[k]` reads `states[k]`; both write the same `image`.
     """
 
     def __init__(self, engines: Engines, shape: Shape, embeddings: Floats) -> None:
@@ -69,8 +69,8 @@ class _Loop:
             shared = {n: b for n, b in project.buffers.items() if n.startswith(TEXT_PROJECTION)}
             self.project_texts = project
         self.usual = self._bind(least, shared)
-        # With every input: bound when one of those that are optional has an effect.
-        self._full: _Pair | None = None if step.optional else self.usual
+        # Bound with every input, once an optional one is needed.
+        self._full: _SwappedBindings | None = None if step.optional else self.usual
         self.states = self.usual.buffers["state"], self.usual.buffers["next_state"]
         image = image_shapes(engines, shape)
         decoder = engines.vae_decoder.bind(image, {"state": self.states[0]})
@@ -78,17 +78,19 @@ class _Loop:
         other = engines.vae_decoder.bind(image, {"state": self.states[1], "image": self.image})
         self.decoders = decoder, other
 
-    def _bind(self, shapes: Mapping[str, tuple[int, ...]], shared: Mapping[str, Array]) -> _Pair:
-        """The denoise step over one set of buffers, and over the same with the states swapped."""
+    def _bind(
+        self, shapes: Mapping[str, tuple[int, ...]], shared: Mapping[str, Array]
+    ) -> _SwappedBindings:
+        """The denoise step bound to one set of buffers, and to the same with swapped states."""
         first = self._step.bind(shapes, shared)
         states = first.buffers["state"], first.buffers["next_state"]
         swapped = dict(first.buffers) | {"state": states[1], "next_state": states[0]}
-        return _Pair(first.buffers, (first.run, self._step.bind(shapes, swapped).run))
+        return _SwappedBindings(first.buffers, (first.run, self._step.bind(shapes, swapped).run))
 
-    def step(self, course: BatchInputs) -> _Pair:
-        """The denoise step with the inputs that have an effect on `course`."""
+    def step(self, batch: BatchInputs) -> _SwappedBindings:
+        """The bindings for `batch`: without the optional inputs if they have no effect on it."""
         optional = self._step.optional
-        if optional and has_no_effect(course, optional):
+        if optional and has_no_effect(batch, optional):
             return self.usual
         if self._full is None:
             self._full = self._bind(self._shapes, self.usual.buffers)
@@ -96,10 +98,10 @@ class _Loop:
 
 
 class HostWorkspace:
-    """See `workspace.Workspace`.
+    """A `Workspace` in host memory.
 
-    The text encoder is bound at once, everything else with the first course: images that enter a
-    batch are encoded in workspaces that never generate.
+    The text encoder is bound at once, the other engines with the first batch: some workspaces only
+    encode prompts, for images that join another workspace's batch.
     """
 
     def __init__(self, engines: Engines, shape: Shape, times: TimeProjection | None = None) -> None:
@@ -113,10 +115,10 @@ class HostWorkspace:
         # A view, not a copy: the text encoder's output buffer is contiguous.
         self._embeddings: Floats = hidden.reshape(texts)
         self._projected = False
-        # Bound when the first image comes: most requests bring none.
+        # Bound with the first input image: most requests have none.
         self._vae_encoder: Binding | None = None
-        self._bound: _Loop | None = None
-        # What is written before each evaluation: a buffer, and a table of what goes into it.
+        self._bound: _BoundLoop | None = None
+        # Each buffer that is written before every evaluation, and the table of its rows.
         self._rows: tuple[tuple[Array, Array | TimeTable], ...] = ()
         self._run: tuple[Callable[[], None], ...] = ()
         self._done = 0
@@ -125,13 +127,13 @@ class HostWorkspace:
 
     @property
     def shape(self) -> Shape:
-        """See `workspace.Workspace`; so the others."""
+        """See `Workspace`, also for the other methods."""
         return self._shape
 
     @property
-    def _loop(self) -> _Loop:
+    def _loop(self) -> _BoundLoop:
         if self._bound is None:
-            self._bound = _Loop(self._engines, self._shape, self._embeddings)
+            self._bound = _BoundLoop(self._engines, self._shape, self._embeddings)
         return self._bound
 
     def encode(self, ids: NDArray[np.int64], clip_skip: NDArray[np.int64] | None = None) -> None:
@@ -166,35 +168,35 @@ class HostWorkspace:
         found: Floats = self._vae_encoder.buffers["latent_parameters"].copy()
         return found
 
-    def begin(self, course: BatchInputs, *, watched: bool = True) -> None:
-        check_inputs(self._engines, course)
+    def begin(self, batch: BatchInputs, *, watched: bool = True) -> None:
+        check_inputs(self._engines, batch)
         loop = self._loop
         # Of a batch whose embeddings were given, nothing.
         self._encoded, self._encoding = self._encoding, 0.0
         self._projecting = self._project_texts(loop)
         started = perf_counter()
-        step = loop.step(course)
+        step = loop.step(batch)
         inputs, self._run = step.buffers, step.run
-        for name, array in course.constants.items():
+        for name, array in batch.constants.items():
             if name in inputs:
                 inputs[name][...] = array
         tables: dict[str, Array | TimeTable] = {
-            name: table for name, table in course.tables.items() if name in inputs
+            name: table for name, table in batch.tables.items() if name in inputs
         }
         if self._times is not None:
-            tables[TIME_PROJECTION] = self._times.table(_per_evaluation(course, self._times.inputs))
-        if course.noise is None:
+            tables[TIME_PROJECTION] = self._times.table(_per_evaluation(batch, self._times.inputs))
+        if batch.noise is None:
             inputs["noise"].fill(0)  # Its weights are zero; zero times NaN would be NaN.
         else:
-            tables["noise"] = course.noise
+            tables["noise"] = batch.noise
         self._rows = tuple((inputs[name], table) for name, table in tables.items())
-        loop.states[0][...] = course.state
+        loop.states[0][...] = batch.state
         self._done = 0
         self._evaluations = []
         self._denoise = perf_counter() - started
 
-    def _project_texts(self, loop: _Loop) -> float:
-        """Projects the texts where they are others than before; the seconds that it took."""
+    def _project_texts(self, loop: _BoundLoop) -> float:
+        """Projects the text embeddings if they have changed; returns the seconds that it took."""
         if self._projected or loop.project_texts is None:
             return 0.0
         started = perf_counter()
@@ -216,9 +218,9 @@ class HostWorkspace:
         return self._done
 
     def close(self) -> None:
-        """Nothing can be computed with it after that, by whoever still has it."""
-        self._rows, self._run = (), (_refuse, _refuse)
-        self.encode = self.encode_images = self.begin = self.decode = _refuse  # type: ignore[method-assign]  # the loop has no check to pay for
+        """Makes every later call raise UsageError."""
+        self._rows, self._run = (), (_raise_closed, _raise_closed)
+        self.encode = self.encode_images = self.begin = self.decode = _raise_closed  # type: ignore[method-assign]  # the loop has no check to pay for
 
     def latents(self) -> Floats:
         return self._loop.states[self._done & 1][:, 0]
@@ -238,19 +240,19 @@ class HostWorkspace:
         return Times(texts, self._denoise, self._decoding, tuple(self._evaluations))
 
 
-def _refuse(*_: object, **__: object) -> NoReturn:
-    raise UsageError(CLOSED)
+def _raise_closed(*_: object, **__: object) -> NoReturn:
+    raise UsageError(CLOSED_MESSAGE)
 
 
-def _per_evaluation(course: BatchInputs, names: tuple[str, ...]) -> dict[str, Floats]:
-    """The inputs `names` of a course, (N, B) each, also where they stay the same."""
-    shape = course.evaluations, len(course.state)
-    given = {**course.constants, **course.tables}
+def _per_evaluation(batch: BatchInputs, names: tuple[str, ...]) -> dict[str, Floats]:
+    """The inputs `names` of a batch, (N, B) each; constants are repeated for all evaluations."""
+    shape = batch.evaluations, len(batch.state)
+    given = {**batch.constants, **batch.tables}
     return {name: np.broadcast_to(given[name], shape) for name in names}
 
 
 class HostWorkspaces:
-    """The workspaces used last, at most `KEPT`."""
+    """The most recently used workspaces, at most `MAX_KEPT`."""
 
     def __init__(self, engines: Engines) -> None:
         self._engines = engines
@@ -260,13 +262,13 @@ class HostWorkspaces:
         self._closed = False
 
     def __call__(self, shape: Shape) -> HostWorkspace:
-        """See `workspace.Workspaces`; so the other."""
+        """See `Workspaces`, also for the other methods."""
         if self._closed:
-            _refuse()
+            _raise_closed()
         if shape in self._bound:
             self._bound.move_to_end(shape)
             return self._bound[shape]
-        while len(self._bound) >= KEPT:
+        while len(self._bound) >= MAX_KEPT:
             self._bound.popitem(last=False)
         workspace = self._bound[shape] = HostWorkspace(self._engines, shape, self._times)
         return workspace
@@ -279,7 +281,7 @@ class HostWorkspaces:
 
 
 class HostDevice:
-    """The processor: one request at a time, which has all of its cores."""
+    """The processor; generates one request at a time on all cores."""
 
     requests = 1
 
@@ -289,9 +291,9 @@ class HostDevice:
         self._closed = False
 
     def workspaces(self) -> HostWorkspaces:
-        """See `workspace.Device`; so the other."""
+        """See `Device`, also for the other methods."""
         if self._closed:
-            _refuse()
+            _raise_closed()
         made = HostWorkspaces(self._engines)
         self._made.add(made)
         return made

@@ -1,4 +1,4 @@
-"""Engines on ONNX Runtime's CPU provider: an ONNX file and its weights, run on numpy memory."""
+"""The target onnxruntime-cpu: an ONNX file and its weights, run by ONNX Runtime on numpy arrays."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from sdexport.model.shapes import Precision, TensorSpec
 
 ENGINE_FILE = "engine.onnx"
 SILENT = 4
-"""Severity `fatal`: what goes wrong is raised as well, and is said once."""
+"""Log severity `fatal`: errors are raised as exceptions and need not be logged too."""
 
 DTYPES = {
     "tensor(float)": "float32",
@@ -30,11 +30,11 @@ DTYPES = {
     "tensor(int8)": "int8",
     "tensor(bool)": "bool",
 }
-"""The dtypes of ONNX Runtime's type names."""
+"""The numpy dtype by ONNX Runtime's type name."""
 
 
 def runtime() -> Any:
-    """The library, imported and quiet.
+    """The module `onnxruntime`, with its log switched off.
 
     Raises:
         MissingExtraError: it cannot be imported.
@@ -50,17 +50,17 @@ def runtime() -> Any:
 
 
 def default_precision() -> tuple[Precision, str]:
-    """The only precision there is."""
-    return Precision.FP32, "the only one of onnxruntime-cpu"
+    """fp32, the only supported precision, and the reason."""
+    return Precision.FP32, "the only precision of onnxruntime-cpu"
 
 
 def build(target: str, request: EngineRequest) -> BuiltEngine:
-    """Moves the model, and the weights that lie beside it, into the output folder.
+    """Moves the model and its weights into the output folder.
 
-    The graph is optimised when it is loaded: the result would depend on the machine.
+    The graph is optimised when it is loaded, because the result depends on the machine.
 
     Raises:
-        StorageError: the place cannot be written.
+        StorageError: the output folder cannot be written.
     """
     with storage.explained(request.output):
         for file in request.model.parent.iterdir():
@@ -76,14 +76,14 @@ def load(
     """The engine of the component `name`.
 
     Raises:
-        FolderError: no such file.
-        EngineError: the runtime refuses it; says why.
+        FolderError: the file does not exist.
+        EngineError: the runtime rejects the file; the message says why.
     """
     library = runtime()
     if not reading.exists(path):
         raise FolderError(f"the engine of {name} is missing: {path}; build the bundle again")
     options = library.SessionOptions()
-    # Counted here, because the runtime counts processors that a container may not use.
+    # The runtime would also count processors that this container may not use.
     options.intra_op_num_threads = physical_cores() if threads is None else threads
     options.inter_op_num_threads = 1
     options.graph_optimization_level = library.GraphOptimizationLevel.ORT_ENABLE_ALL
@@ -102,7 +102,7 @@ def load(
 
 
 def specs(values: list[Any]) -> tuple[TensorSpec, ...]:
-    """A session's inputs or outputs as this project describes tensors."""
+    """The tensor specifications of a session's inputs or outputs."""
     return tuple(
         TensorSpec(
             value.name,
@@ -114,7 +114,7 @@ def specs(values: list[Any]) -> tuple[TensorSpec, ...]:
 
 
 class OnnxRuntimeEngine:
-    """One component in a session of its own; its bindings share the session's working memory."""
+    """One component in its own session; its bindings share the session's working memory."""
 
     def __init__(self, name: str, session: Any) -> None:
         self._name = name
@@ -124,41 +124,41 @@ class OnnxRuntimeEngine:
 
     @property
     def name(self) -> str:
-        """The component."""
+        """The component's name."""
         return self._name
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
-        """Its inputs, in the model's order."""
+        """The inputs, in the model's order."""
         return self._inputs
 
     @property
     def outputs(self) -> tuple[TensorSpec, ...]:
-        """Its outputs, in the model's order."""
+        """The outputs, in the model's order."""
         return self._outputs
 
     @property
     def optional(self) -> tuple[str, ...]:
-        """See `protocol.Engine.optional`."""
+        """See `Engine.optional`."""
         return ()
 
     def bind(
         self, shapes: Mapping[str, tuple[int, ...]], shared: Mapping[str, Array] | None = None
     ) -> OnnxRuntimeBinding:
-        """See `protocol.Engine.bind`."""
+        """See `Engine.bind`."""
         buffers = host_buffers(self._name, (*self._inputs, *self._outputs), shapes, shared)
         binding = self._session.io_binding()
         inputs = {spec.name for spec in self._inputs}
         for name, buffer in buffers.items():
-            # By address, so that nothing is copied.
-            place = binding.bind_input if name in inputs else binding.bind_output
-            place(name, "cpu", 0, buffer.dtype.type, buffer.shape, buffer.ctypes.data)
+            # Bound by address, so that nothing is copied.
+            bind = binding.bind_input if name in inputs else binding.bind_output
+            bind(name, "cpu", 0, buffer.dtype.type, buffer.shape, buffer.ctypes.data)
         return OnnxRuntimeBinding(self._name, self._session, binding, buffers)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class OnnxRuntimeBinding:
-    """A session over numpy arrays, which it keeps alive."""
+    """A session bound to numpy arrays; keeps the arrays alive."""
 
     name: str
     session: Any
@@ -166,7 +166,7 @@ class OnnxRuntimeBinding:
     buffers: Mapping[str, Array]
 
     def run(self) -> None:
-        """See `protocol.Binding.run`."""
+        """See `Binding.run`."""
         try:
             self.session.run_with_iobinding(self.binding)
         except Exception as error:  # The library's own classes derive from Exception alone.

@@ -1,11 +1,12 @@
-"""Engines on ONNX Runtime's providers for NVIDIA GPUs, on the same device memory as TensorRT's.
+"""The targets onnxruntime-cuda and onnxruntime-tensorrt: ONNX Runtime on NVIDIA GPUs.
 
-Two targets: `onnxruntime-cuda` is the CUDA provider, `onnxruntime-tensorrt` the TensorRT provider
-with the former for what it does not take. Inputs and outputs are bound by address, and all work is
-enqueued on one stream of ours, so that nothing is copied or waited for between engines. A session
-allocates from an arena of its own while it runs, so its runs cannot be captured: the loop is eager.
+`onnxruntime-cuda` uses the CUDA provider; `onnxruntime-tensorrt` uses the TensorRT provider, with
+the CUDA provider for operators that TensorRT does not support. Inputs and outputs are bound by
+device address, and all work is enqueued on one stream, so that nothing is copied or waited for
+between engines. A session allocates from its own arena while it runs, so that its runs cannot be
+captured in a CUDA graph: the loop is always eager.
 
-onnxruntime-gpu has the import name of onnxruntime, and must not be installed beside it.
+onnxruntime-gpu has the import name `onnxruntime` and must not be installed beside onnxruntime.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from sdexport.artifacts import reading
 from sdexport.artifacts.builder_options import AMPERE, ANYWHERE, BuilderOptions, BuiltFor, number
 from sdexport.backends.build_request import BuiltEngine, EngineRequest
 from sdexport.backends.cuda import driver
-from sdexport.backends.cuda.device import CudaDevice, parse_form
+from sdexport.backends.cuda.device import CudaDevice, parse_loop_mode
 from sdexport.backends.cuda.session import HostBinding
 from sdexport.backends.onnxruntime import cpu
 from sdexport.backends.onnxruntime.cpu import SILENT, runtime
@@ -37,50 +38,50 @@ PROVIDERS = {"onnxruntime-cuda": (CUDA,), "onnxruntime-tensorrt": (TENSORRT, CUD
 """The providers of each target, the preferred one first."""
 
 ASYNCHRONOUS = "disable_synchronize_execution_providers"
-"""The run option under which a run returns when its work is enqueued."""
+"""The run option that makes a run return as soon as its work is enqueued."""
 
 TF32_OVERRIDE = "NVIDIA_TF32_OVERRIDE"
-"""NVIDIA's variable: with 0, its libraries compute float32 in float32, whatever they are told."""
+"""NVIDIA's environment variable; with 0, its libraries never compute float32 in TF32."""
 
 KEPT_BINDINGS = 512
-"""Sets of addresses whose binding is kept: a loop has one for each evaluation."""
+"""The number of bindings that a call keeps: a loop has one for each evaluation."""
 
 
 def default_precision() -> tuple[Precision, str]:
-    """Half precision, which the graph has to be in."""
+    """fp16, and the reason; the graph must be in that precision."""
     return Precision.FP16, "GPUs compute fastest in half precision"
 
 
-def settle(target: str, options: BuilderOptions) -> BuilderOptions:
-    """There is nothing to settle: the graph is optimised when it is loaded."""
+def resolve_options(target: str, options: BuilderOptions) -> BuilderOptions:
+    """`options` unchanged: the graph is optimised when it is loaded."""
     return options
 
 
-def lacks(target: str, capability: str) -> str:
-    """Why the library does not run on GPUs of `capability`; that depends on how it was built."""
+def unsupported_reason(target: str, capability: str) -> str:
+    """Always empty: which GPUs the library supports depends on how it was built."""
     return ""
 
 
 def build(target: str, request: EngineRequest) -> BuiltEngine:
-    """Moves the model into the output folder; see `onnxruntime_cpu.build`."""
+    """Moves the model into the output folder; see `onnxruntime.cpu.build`."""
     return cpu.build(target, request)
 
 
 @functools.cache
 def _stream(gpu: driver.Context) -> driver.Stream:
-    """The one stream of a GPU's sessions: a session is told its stream when it is made."""
+    """The stream that all sessions of a GPU share; a session's stream is set at its creation."""
     gpu.use()
     return driver.Stream()
 
 
 @functools.cache
 def _preload(library: Any) -> str:
-    """Loads the CUDA and cuDNN libraries that pip installed, which would not be found otherwise.
+    """Loads the CUDA and cuDNN libraries that pip installed; the system's loader misses them.
 
-    Versions before 1.21 cannot be asked to.
+    Does nothing before version 1.21, which has no such function.
 
     Returns:
-        What it said of those that it could not load; empty where all is well.
+        What the library printed about the ones that it could not load; empty if all were loaded.
     """
     preload = getattr(library, "preload_dlls", None)
     if preload is None:
@@ -89,27 +90,27 @@ def _preload(library: Any) -> str:
     try:
         with redirect_stdout(said):  # It prints.
             preload()
-    # Whatever it is, a library that is missing keeps the provider from being set up, and is told.
+    # A missing library later makes the provider fail, and this text is part of that message.
     except Exception as error:
         said.write(str(error))
     return " ".join(said.getvalue().split())
 
 
 def _options(provider: str, gpu: driver.Context, stream: driver.Stream) -> dict[str, str]:
-    """The options of a provider; whatever computes float32 in fewer bits is switched off.
+    """The options of a provider: its GPU, its stream, and no TF32 in the CUDA provider.
 
-    That is `use_tf32` of the CUDA provider. The TensorRT provider has no such option, see
-    `_refuse_tf32`; its reduced precisions (`trt_fp16_enable` and the like) are off by default.
+    The TensorRT provider has no option against TF32, see `_refuse_tf32`; its options for lower
+    precision (`trt_fp16_enable` and others) are off by default.
     """
-    place = {"device_id": str(gpu.ordinal), "user_compute_stream": str(int(stream.handle))}
-    return place | {"use_tf32": "0"} if provider == CUDA else place
+    options = {"device_id": str(gpu.ordinal), "user_compute_stream": str(int(stream.handle))}
+    return options | {"use_tf32": "0"} if provider == CUDA else options
 
 
 def _refuse_tf32(target: str, precision: Precision, gpu: driver.Context) -> None:
-    """Raises EngineError where float32 would be computed in TF32 and nothing can be set against it.
+    """Raises EngineError if the TensorRT provider would compute float32 in TF32.
 
-    The variable is NVIDIA's, holds for the whole process and is read when the libraries start; so
-    it is asked for, and not set here.
+    Only NVIDIA's environment variable prevents it. It holds for the whole process and is read when
+    the libraries start, so that it cannot be set here.
     """
     if TENSORRT not in PROVIDERS[target] or precision is not Precision.FP32:
         return
@@ -133,10 +134,10 @@ def load(
     """The engine of the component `name`, its weights on the GPU.
 
     Raises:
-        FolderError: no such file.
-        MissingExtraError: the ONNX Runtime that is installed has no such provider.
-        EngineError: there is no GPU, the runtime refuses the model, or it would compute float32 in
-            fewer bits; says why.
+        FolderError: the file does not exist.
+        MissingExtraError: the installed ONNX Runtime lacks the target's provider.
+        EngineError: there is no GPU, the runtime rejects the model, or it would compute float32 in
+            TF32; the message says which.
     """
     library = runtime()
     if not reading.exists(path):
@@ -159,37 +160,37 @@ def load(
     said = io.StringIO(_preload(library))
     said.seek(0, io.SEEK_END)
     try:
-        with redirect_stdout(said):  # Why a provider cannot be set up is printed.
+        with redirect_stdout(said):  # The reason why a provider fails is printed.
             session = library.InferenceSession(str(path), sess_options=options, providers=chosen)
     except Exception as error:  # The library's own classes derive from Exception alone.
         what = f"ONNX Runtime cannot load {name} from {path}{_bracketed(said)}"
         raise _failure(gpu, what, error) from error
-    # A provider that cannot be set up is left out without a word.
+    # A provider that fails is dropped silently.
     if session.get_providers()[0] != providers[0]:
         raise EngineError(
             f"ONNX Runtime cannot set up {providers[0]} here and would run {name} with "
-            f"{session.get_providers()[0]}{_bracketed(said)}; see that the CUDA, cuDNN and "
-            "TensorRT libraries that its documentation names for this version are installed"
+            f"{session.get_providers()[0]}{_bracketed(said)}; install the CUDA, cuDNN and TensorRT "
+            "libraries that its documentation names for this version"
         )
     return OnnxRuntimeGpuEngine(name, library, session, gpu, stream)
 
 
 def _bracketed(said: io.StringIO) -> str:
-    """What was printed, on one line and in brackets after a blank; empty where nothing was."""
+    """The printed text as ` (…)` on one line; empty if nothing was printed."""
     text = " ".join(said.getvalue().split())
     return f" ({text})" if text else ""
 
 
 def device(engines: Engines, loop: str, cache: Path) -> CudaDevice:
-    """The GPU on which `engines` were loaded; see `cuda_device`."""
-    return CudaDevice(engines, parse_form(loop))
+    """The GPU on which `engines` were loaded; see `cuda.device`."""
+    return CudaDevice(engines, parse_loop_mode(loop))
 
 
 def _failure(gpu: driver.Context, what: str, error: Exception) -> EngineError:
-    """The error for what the runtime said.
+    """The error to raise for an exception of the runtime.
 
     Raises:
-        DeviceLostError: the device is lost; whatever the runtime says, that is the reason.
+        DeviceLostError: the device is lost, which is the actual reason.
     """
     gpu.memory()
     said = " ".join(str(error).split())
@@ -202,7 +203,7 @@ def _failure(gpu: driver.Context, what: str, error: Exception) -> EngineError:
 
 
 class OnnxRuntimeGpuEngine:
-    """One component on the GPU; see `device.DeviceEngine`."""
+    """One component on the GPU; see `cuda.session.DeviceEngine`."""
 
     streams = 1
 
@@ -219,7 +220,7 @@ class OnnxRuntimeGpuEngine:
 
     @property
     def name(self) -> str:
-        """See `device.DeviceEngine`; so the others."""
+        """See `DeviceEngine`, also for the other methods."""
         return self._name
 
     @property
@@ -240,20 +241,20 @@ class OnnxRuntimeGpuEngine:
 
     @property
     def optional(self) -> tuple[str, ...]:
-        """See `protocol.Engine.optional`."""
+        """See `Engine.optional`."""
         return ()
 
     def bind(
         self, shapes: Mapping[str, tuple[int, ...]], shared: Mapping[str, Array] | None = None
     ) -> HostBinding:
-        """See `protocol.Engine.bind`; over host arrays, for checking the engine."""
+        """See `Engine.bind`; a binding to host arrays, for checking the engine."""
         return HostBinding(self, shapes, shared)
 
     def prepare(
         self, shapes: Mapping[str, tuple[int, ...]], stream: driver.Stream
     ) -> OnnxRuntimeGpuCall:
         if stream is not self._stream:
-            raise AssertionError("a session runs on the stream that it was made for")
+            raise AssertionError("a session must run on the stream that it was created with")
         return OnnxRuntimeGpuCall(self._name, self._library, self._session, self, shapes)
 
     def keep_cache(self, folder: Path) -> None:
@@ -267,10 +268,10 @@ class OnnxRuntimeGpuEngine:
 
 
 class OnnxRuntimeGpuCall:
-    """A session over tensors of one set of shapes; see `device.DeviceCall`."""
+    """A session prepared for one set of shapes; see `cuda.session.DeviceCall`."""
 
     memory = kept = 0
-    """The session's arena is its own, and takes nothing more for a call."""
+    """The session allocates from its own arena; a call needs no further memory."""
 
     def __init__(
         self,
@@ -301,8 +302,8 @@ class OnnxRuntimeGpuCall:
         missing = [name for name, *_ in self._tensors if name not in addresses]
         if missing:
             raise EngineError(
-                f"{self._name} has no address for {', '.join(missing)}; every tensor needs one "
-                "before each run"
+                f"{self._name} needs the address of every tensor before each run; missing: "
+                f"{', '.join(missing)}"
             )
         try:
             self._session.run_with_iobinding(self._binding(addresses), self._options)
@@ -310,7 +311,7 @@ class OnnxRuntimeGpuCall:
             raise _failure(self._gpu, f"{self._name} failed in ONNX Runtime", error) from error
 
     def _binding(self, addresses: Mapping[str, int]) -> Any:
-        """The tensors at these addresses, bound once."""
+        """The binding to tensors at these addresses, cached."""
         key = tuple(addresses[name] for name, *_ in self._tensors)
         found = self._bindings.get(key)
         if found is None:
@@ -318,8 +319,8 @@ class OnnxRuntimeGpuCall:
                 self._bindings.clear()
             found = self._bindings[key] = self._session.io_binding()
             for (name, dtype, shape, is_input), address in zip(self._tensors, key, strict=True):
-                place = found.bind_input if is_input else found.bind_output
-                place(name, "cuda", self._gpu.ordinal, dtype, shape, address)
+                bind = found.bind_input if is_input else found.bind_output
+                bind(name, "cuda", self._gpu.ordinal, dtype, shape, address)
         return found
 
     def close(self) -> None:

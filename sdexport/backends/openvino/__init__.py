@@ -1,1 +1,1 @@
-"""OpenVINO on the CPU."""
+"""The target openvino-cpu."""

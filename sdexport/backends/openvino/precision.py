@@ -1,8 +1,7 @@
-"""Marks what OpenVINO must compute in float32 although the engine's precision is bfloat16.
+"""Marks the operators that OpenVINO must compute in float32 in a bfloat16 engine.
 
-Left alone, the plugin rounds everything but a graph's tail: the timestep 981 becomes 980, of which
-sines and cosines are made that are off by up to 0.9, and a sampler's input weights lose all but
-eight bits.
+Unmarked, the plugin rounds everything but the end of a graph: the timestep 981 becomes 980, so that
+its sines and cosines are off by up to 0.9, and a sampler's input weights keep only 8 bits.
 """
 
 from __future__ import annotations
@@ -12,16 +11,16 @@ from typing import Any
 import numpy as np
 
 STEP_PREFIXES = ("step/", "decode/")
-"""Starts the name of the operators that the graph passes add around a model."""
+"""Prefixes of the names of operators that the graph passes add around a model."""
 
-WAVES = ("Sin", "Cos")
+SIN_COS = ("Sin", "Cos")
 SOURCES = ("Parameter", "Constant", "MatMul", "Convolution", "ShapeOf")
-"""Where the search for what a wave is computed from ends."""
+"""Operator types at which the search for the sources of a sine or cosine ends."""
 
-# An attribute that marks an operator cannot be made through OpenVINO's Python interface, but it can
-# be read from a model and given to another operator. The first name is that of 2026, the second
-# that of the releases before; a release ignores the other's.
-MARKED = """<?xml version="1.0"?><net name="marked" version="11"><layers>
+# OpenVINO's Python interface cannot create the marking attribute, but it can read it from a model
+# and copy it to another operator. The first name is used by release 2026, the second by earlier
+# ones; a release ignores the other name.
+MARKED_MODEL = """<?xml version="1.0"?><net name="marked" version="11"><layers>
 <layer id="0" name="x" type="Parameter" version="opset1"><data shape="1" element_type="f32"/>
 <output><port id="0" precision="FP32"><dim>1</dim></port></output></layer>
 <layer id="1" name="marked" type="Sin" version="opset1"><rt_info>{attribute}</rt_info>
@@ -41,8 +40,8 @@ RESHAPES = ("Reshape", "Unsqueeze")
 
 
 def keep_float32(model: Any, core: Any) -> None:
-    """Marks the timestep's way to its waves, and the operators that the passes added, in place."""
-    marks = _marks(core)
+    """Marks, in place, the operators that the graph passes added and the timestep embedding."""
+    marks = _marker_attributes(core)
     operators = model.get_ordered_ops()
     chosen = {
         operator.get_friendly_name(): operator
@@ -50,7 +49,7 @@ def keep_float32(model: Any, core: Any) -> None:
         if operator.get_friendly_name().startswith(STEP_PREFIXES)
     }
     for operator in operators:
-        if operator.get_type_name() in WAVES:
+        if operator.get_type_name() in SIN_COS:
             _add_sources(operator, chosen)
     for operator in chosen.values():
         kept = _as_reshape(operator)
@@ -59,7 +58,7 @@ def keep_float32(model: Any, core: Any) -> None:
 
 
 def _add_sources(operator: Any, chosen: dict[str, Any]) -> None:
-    """Adds `operator`, and what it is computed from up to the next heavy one, to `chosen`."""
+    """Adds `operator` and the operators before it, back to `SOURCES`, to `chosen`."""
     waiting = [operator]
     while waiting:
         current = waiting.pop()
@@ -71,9 +70,9 @@ def _add_sources(operator: Any, chosen: dict[str, Any]) -> None:
 
 
 def _as_reshape(operator: Any) -> Any:
-    """`operator`, or one Reshape in the place of it and of those before it.
+    """`operator`, or one Reshape that replaces it and the reshapes before it.
 
-    The plugin turns Unsqueeze into Reshape and joins neighbours; what it makes bears no mark.
+    The plugin turns Unsqueeze into Reshape and merges neighbours, which loses marks.
     """
     if operator.get_type_name() not in RESHAPES:
         return operator
@@ -95,17 +94,17 @@ def _as_reshape(operator: Any) -> Any:
 
 
 def _keeps_values(operator: Any) -> bool:
-    """Whether the operator's output holds its first input's numbers, in the same order and type."""
+    """Whether the output has the same elements as the first input, in the same order and type."""
     if operator.get_type_name() == "Convert":
         return bool(operator.get_input_element_type(0) == operator.get_output_element_type(0))
     return operator.get_type_name() in RESHAPES
 
 
-def _marks(core: Any) -> dict[str, Any]:
-    """The attributes that mark an operator, as this release of OpenVINO calls them."""
+def _marker_attributes(core: Any) -> dict[str, Any]:
+    """The attributes that mark an operator, by the names of this release of OpenVINO."""
     marks: dict[str, Any] = {}
     for attribute in ATTRIBUTES:
-        model = core.read_model(MARKED.format(attribute=attribute).encode(), b"")
+        model = core.read_model(MARKED_MODEL.format(attribute=attribute).encode(), b"")
         (operator,) = (op for op in model.get_ops() if op.get_type_name() == "Sin")
         marks = {**dict(operator.get_rt_info().items()), **marks}
     return marks

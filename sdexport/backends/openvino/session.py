@@ -1,4 +1,4 @@
-"""Engines on OpenVINO's CPU plugin: OpenVINO IR, run on numpy memory."""
+"""The target openvino-cpu: OpenVINO IR, run by OpenVINO's CPU plugin on numpy arrays."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sdexport.artifacts import reading, storage
 from sdexport.backends import forks
 from sdexport.backends.build_request import BuiltEngine, EngineRequest
 from sdexport.backends.host.buffers import host_buffers
-from sdexport.backends.openvino import plain as openvino_plain
+from sdexport.backends.openvino import optional_inputs
 from sdexport.backends.openvino import precision as openvino_precision
 from sdexport.backends.openvino.compilations import Compilations
 from sdexport.backends.session import Array
@@ -23,21 +23,21 @@ from sdexport.model.shapes import Precision, TensorSpec
 ENGINE_FILE = "engine.xml"
 HINTS = {Precision.FP32: "f32", Precision.BF16: "bf16"}
 FLOAT32_COMPONENTS = ("text_encoder", "text_projection")
-"""Computed in float32 whatever the bundle's precision: in bfloat16 their rounding would pull every
-step the same way, and they are a five-thousandth of an image's work. Not the time projection: with
-it in float32 one of the 256 emoji moved by 0.0066, without it none by more than 0.0016."""
+"""Components that compute in float32 in every bundle: in bfloat16 their rounding would shift all
+steps in the same direction, and they are 0.02 % of an image's work. The time projection is not one
+of them: in float32 it changed one of 256 emoji by 0.0066, in bfloat16 none by more than 0.0016."""
 
 DEVICE = "CPU"
 RESULT_SUFFIX = "/sink_port_0"
-"""What OpenVINO's ONNX reader adds to an output's name to name the node behind it."""
+"""The suffix that OpenVINO's ONNX reader appends to an output's name for its node."""
 
 
 @functools.cache
 def core() -> Any:
-    """The library's core, made once.
+    """OpenVINO's core, one per process.
 
     Raises:
-        MissingExtraError: the library cannot be imported.
+        MissingExtraError: OpenVINO cannot be imported.
     """
     try:
         import openvino
@@ -47,7 +47,7 @@ def core() -> Any:
             f"{install_command('openvino')}"
         ) from error
     made = openvino.Core()
-    forks.never_freed_in_child(made)
+    forks.keep_in_child(made)
     return made
 
 
@@ -57,20 +57,20 @@ def has_bf16() -> bool:
 
 
 def default_precision() -> tuple[Precision, str]:
-    """The fastest precision on this machine, and why."""
+    """The fastest precision on this machine, and the reason."""
     if has_bf16():
         return Precision.BF16, "this processor computes in bfloat16"
     return Precision.FP32, "this processor does not compute in bfloat16"
 
 
 def build(target: str, request: EngineRequest) -> BuiltEngine:
-    """Converts the model into the output folder; weights keep their number format.
+    """Converts the model to OpenVINO IR in the output folder; weights keep their number format.
 
-    The precision is a hint when the engine is loaded, and changes nothing here.
+    The precision is applied when the engine is loaded; it does not change the files.
 
     Raises:
-        EngineError: OpenVINO refuses the graph; says why.
-        StorageError: the place cannot be written.
+        EngineError: OpenVINO rejects the graph; the message says why.
+        StorageError: the output folder cannot be written.
     """
     model_path, output_folder = request.model, request.output
     reader = core()
@@ -88,7 +88,7 @@ def build(target: str, request: EngineRequest) -> BuiltEngine:
         except RuntimeError as error:
             raise EngineError(
                 f"OpenVINO cannot write {output_folder / ENGINE_FILE}: {_first_line(error)}; "
-                "free some space or choose another place"
+                "free some space or choose another folder"
             ) from error
     return BuiltEngine(Path(ENGINE_FILE))
 
@@ -100,7 +100,7 @@ def load(
 
     Raises:
         FolderError: a file is missing.
-        EngineError: OpenVINO refuses it, or the processor has no bfloat16.
+        EngineError: OpenVINO rejects the file, or the processor does not compute in bfloat16.
         UsageError: this process was forked from one in which OpenVINO has run.
     """
     forks.check_start("OpenVINO")
@@ -111,7 +111,7 @@ def load(
         reading.require_file(file)
     if precision is Precision.BF16 and not has_bf16():
         raise EngineError(
-            f"{name} was built for bf16, which this processor does not compute in; "
+            f"{name} was built for bf16, which this processor does not support; "
             "build the bundle again with --precision fp32"
         )
     if name in FLOAT32_COMPONENTS:
@@ -127,7 +127,7 @@ def load(
         model = reader.read_model(path, path.with_suffix(".bin"))
 
         def compile_model(one: Any) -> Any:
-            forks.started("OpenVINO")
+            forks.note_started("OpenVINO")
             if precision is not Precision.FP32:
                 openvino_precision.keep_float32(one, reader)
             return reader.compile_model(one, DEVICE, settings)
@@ -141,14 +141,14 @@ def load(
 
 
 def _first_line(error: BaseException) -> str:
-    """What an exception of OpenVINO says, without the places in its source code."""
+    """The last line of an OpenVINO exception, without locations in its source code."""
     lines = [line.strip() for line in str(error).splitlines()]
     said = [line for line in lines if line and not line.startswith("Exception from src/")]
     return said[-1].rstrip(".;") if said else type(error).__name__
 
 
 def _port_name(port: Any) -> str:
-    """The ONNX name of an input or output; OpenVINO may know several for one tensor."""
+    """The ONNX name of an input or output; OpenVINO can have several names for a tensor."""
     friendly = str(port.get_node().get_friendly_name()).removesuffix(RESULT_SUFFIX)
     return friendly if friendly in port.get_names() else str(port.get_any_name())
 
@@ -168,9 +168,9 @@ def _specs(ports: list[Any]) -> tuple[TensorSpec, ...]:
 
 
 class OpenVinoEngine:
-    """One component, compiled when it is bound; see `openvino_shapes.Compilations`.
+    """One component, compiled when it is bound; see `compilations.Compilations`.
 
-    Bindings of the same shapes share an infer request with its working memory.
+    Bindings of the same shapes share an infer request and its working memory.
     """
 
     def __init__(
@@ -179,10 +179,10 @@ class OpenVinoEngine:
         self._name = name
         self._inputs = _specs(model.inputs)
         self._outputs = _specs(model.outputs)
-        self._optional = openvino_plain.optional_inputs(model)
+        self._optional = optional_inputs.find(model)
 
-        def make(one: Any, plain: bool) -> _Call:
-            names = [spec.name for spec in self._tensors(plain)]
+        def make(one: Any, without_optional: bool) -> _Call:
+            names = [spec.name for spec in self._tensors(without_optional)]
             return _Call(name, compile_model(one), names)
 
         inputs = [spec.name for spec in self._inputs]
@@ -191,68 +191,74 @@ class OpenVinoEngine:
 
     @property
     def name(self) -> str:
-        """The component."""
+        """The component's name."""
         return self._name
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
-        """Its inputs, in the model's order."""
+        """The inputs, in the model's order."""
         return self._inputs
 
     @property
     def outputs(self) -> tuple[TensorSpec, ...]:
-        """Its outputs, in the model's order."""
+        """The outputs, in the model's order."""
         return self._outputs
 
     @property
     def optional(self) -> tuple[str, ...]:
-        """See `protocol.Engine.optional`."""
+        """See `Engine.optional`."""
         return self._optional
 
     def bind(
         self, shapes: Mapping[str, tuple[int, ...]], shared: Mapping[str, Array] | None = None
     ) -> OpenVinoBinding:
-        """See `protocol.Engine.bind`."""
+        """See `Engine.bind`."""
         from openvino import Tensor
 
-        plain = bool(self._optional) and not any(name in shapes for name in self._optional)
-        buffers = host_buffers(self._name, self._tensors(plain), shapes, shared)
+        without_optional = bool(self._optional) and not any(
+            name in shapes for name in self._optional
+        )
+        buffers = host_buffers(self._name, self._tensors(without_optional), shapes, shared)
         tensors = {name: Tensor(buffer, shared_memory=True) for name, buffer in buffers.items()}
         try:
             with self._compiling:
-                call = self._compilations.call(shapes, plain=plain)
+                call = self._compilations.call(shapes, without_optional=without_optional)
         except Exception as error:
-            named = ", ".join(f"{spec.name} {shapes[spec.name]}" for spec in self._tensors(plain))
+            named = ", ".join(
+                f"{spec.name} {shapes[spec.name]}" for spec in self._tensors(without_optional)
+            )
             raise EngineError(
-                f"OpenVINO cannot take {self._name} for {named}: {_first_line(error)}; "
+                f"OpenVINO cannot compile {self._name} for {named}: {_first_line(error)}; "
                 "use a smaller image or a shorter prompt, or build the bundle again"
             ) from error
         return OpenVinoBinding(self, call, buffers, tensors)
 
-    def _tensors(self, plain: bool) -> tuple[TensorSpec, ...]:
-        """Inputs and outputs; with `plain` without those that are optional."""
+    def _tensors(self, without_optional: bool) -> tuple[TensorSpec, ...]:
+        """The inputs and outputs, without the optional ones if `without_optional` is set."""
         tensors = (*self._inputs, *self._outputs)
-        return tuple(one for one in tensors if not (plain and one.name in self._optional))
+        return tuple(
+            one for one in tensors if not (without_optional and one.name in self._optional)
+        )
 
 
 class _Call:
-    """A compiled model with its infer request, which computes for one caller at a time."""
+    """A compiled model with one infer request; serves one caller at a time."""
 
     def __init__(self, name: str, compiled: Any, names: Sequence[str]) -> None:
         self._name = name
         self._ports = dict(zip(names, (*compiled.inputs, *compiled.outputs), strict=True))
         self._request = compiled.create_infer_request()
         self._set: dict[str, Any] = {}
-        # An engine may be in several pipelines, and they in several threads.
-        self._turn = threading.Lock()
+        # Pipelines in several threads can share an engine.
+        self._lock = threading.Lock()
 
     def run(self, tensors: Mapping[str, Any]) -> None:
-        """Computes on `tensors`, one for every input and output.
+        """Computes on `tensors`, one per input and output.
 
         Raises:
             EngineError: OpenVINO failed.
         """
-        with self._turn:
+        with self._lock:
             try:
                 for name, tensor in tensors.items():
                     if self._set.get(name) is not tensor:
@@ -269,7 +275,7 @@ class _Call:
 
 
 class OpenVinoBinding:
-    """An engine over numpy arrays, which it keeps alive."""
+    """An engine bound to numpy arrays; keeps the arrays alive."""
 
     def __init__(
         self,
@@ -286,22 +292,22 @@ class OpenVinoBinding:
 
     @property
     def buffers(self) -> Mapping[str, Array]:
-        """See `protocol.Binding.buffers`."""
+        """See `Binding.buffers`."""
         return self._buffers
 
     def run(self) -> None:
-        """See `protocol.Binding.run`."""
+        """See `Binding.run`."""
         self._call.run(self._tensors)
         if not self._checked:
             self._check()
             self._checked = True
 
     def _check(self) -> None:
-        """Sees that the outputs filled their buffers: OpenVINO shrinks a tensor without a word."""
+        """Checks that the outputs have their buffers' shapes: OpenVINO shrinks tensors silently."""
         for spec in self._engine.outputs:
             shape, written = self._buffers[spec.name].shape, tuple(self._tensors[spec.name].shape)
             if written != shape:
                 raise EngineError(
-                    f"{self._engine.name} failed in OpenVINO: {spec.name} is bound as {shape}, "
-                    f"but comes out as {written}; bind it with that shape"
+                    f"{self._engine.name} failed in OpenVINO: {spec.name} is bound with the shape "
+                    f"{shape}, but the result has the shape {written}; bind it with that shape"
                 )

@@ -1,1 +1,1 @@
-"""TensorRT and TensorRT for RTX: one module serves both, since their Python API is the same."""
+"""The targets tensorrt and tensorrt-rtx, whose libraries have the same Python API."""

@@ -1,7 +1,7 @@
-"""The two libraries behind the targets `tensorrt` and `tensorrt-rtx`: import, words, differences.
+"""Imports TensorRT or TensorRT for RTX, captures its log, and hides the differences between them.
 
-Both have one Python interface under two names, and this is the one place that knows the names.
-Written for TensorRT 10 and 11 and for TensorRT for RTX 1.x; what differs between them is below.
+Both libraries have the same Python API under two module names, which only this module knows. It
+supports TensorRT 10 and 11, and TensorRT for RTX 1.x.
 """
 
 from __future__ import annotations
@@ -23,25 +23,25 @@ TENSORRT = "tensorrt"
 TENSORRT_RTX = "tensorrt-rtx"
 
 MODULES = {TENSORRT: "tensorrt", TENSORRT_RTX: "tensorrt_rtx"}
-"""The name to import, by target."""
+"""The module's import name by target."""
 
 TITLES = {TENSORRT: "TensorRT", TENSORRT_RTX: "TensorRT for RTX"}
-"""What people call them."""
+"""The library's product name by target."""
 
 FAILURES = ("INTERNAL_ERROR", "ERROR")
-"""The severities that mean a failure, as the libraries call them."""
+"""The names of the log severities that mean a failure."""
 
 
 def library(name: str) -> Any:
-    """The Python module of the target `name` (`tensorrt` or `tensorrt-rtx`), imported.
+    """The library's module for the target `name` (`tensorrt` or `tensorrt-rtx`), imported.
 
     Raises:
-        MissingExtraError: it is not installed, or cannot be imported; says which of the two.
-        UsageError: another name.
+        MissingExtraError: it is not installed, or it cannot be imported; the message says which.
+        UsageError: `name` is another name.
     """
     module = MODULES.get(name)
     if module is None:
-        raise UsageError(f"{shown(name)} is no TensorRT; choose one of: {', '.join(MODULES)}")
+        raise UsageError(f"target must be one of: {', '.join(MODULES)}; got {shown(name)}")
     remedy = install_command(name)
     try:
         return importlib.import_module(module)
@@ -51,13 +51,13 @@ def library(name: str) -> Any:
                 f"target {name} needs {module}, which is not installed; {remedy}"
             ) from None
         raise _broken(module, error, remedy) from error
-    # A wheel whose shared libraries did not come along, or do not fit the system.
+    # The wheel's shared libraries are missing, or incompatible with the system.
     except (ImportError, OSError, RuntimeError) as error:
         raise _broken(module, error, remedy) from error
 
 
 def title(name: str) -> str:
-    """What people call the library of the target `name`."""
+    """The product name of the library of the target `name`."""
     return TITLES[name]
 
 
@@ -74,102 +74,105 @@ def version(module: Any) -> tuple[int, ...]:
 
 
 @dataclass(slots=True)
-class Words:
-    """What the library said while it was listened to, as (severity, text), oldest first."""
+class Log:
+    """The library's log messages during a `capture_log`.
 
-    said: list[tuple[str, str]] = field(default_factory=list)
+    Attributes:
+        entries: (severity, text) pairs, oldest first.
+    """
+
+    entries: list[tuple[str, str]] = field(default_factory=list)
 
     @property
-    def failure(self) -> str:
-        """The errors on one line, each once, for a message; empty where there was none.
+    def errors(self) -> str:
+        """The error messages on one line, without duplicates; empty if there are none.
 
-        That there is no GPU, which the library notices on its way out of any error, is left out
-        where it said something else.
+        The library reports after any error that there is no GPU; this is left out unless it is the
+        only error.
         """
-        texts = [" ".join(text.split()) for severity, text in self.said if severity in FAILURES]
+        texts = [" ".join(text.split()) for severity, text in self.entries if severity in FAILURES]
         telling = [text for text in texts if "catchCudaError" not in text]
         return "; ".join(dict.fromkeys(telling or texts))
 
     def find(self, start: str) -> str | None:
-        """The rest of the last message that begins with `start`, None if nobody said so."""
-        for _, text in reversed(self.said):
+        """The last message that begins with `start`, without that prefix; None if there is none."""
+        for _, text in reversed(self.entries):
             if text.startswith(start):
                 return text[len(start) :].strip()
         return None
 
 
 @dataclass(frozen=True, slots=True)
-class _Listener:
-    """Who listens: every thread, or only the one named."""
+class _Capture:
+    """A log that collects the messages of all threads, or of `thread` only."""
 
-    words: Words
+    log: Log
     thread: int | None
 
 
-_listeners: list[_Listener] = []
+_captures: list[_Capture] = []
 _lock = threading.Lock()
 
 
 @contextmanager
-def listening(*, this_thread: bool = False) -> Iterator[Words]:
-    """Collects what the libraries say during the body, of every severity but verbose.
+def capture_log(*, this_thread: bool = False) -> Iterator[Log]:
+    """Collects the libraries' log messages during the body, of every severity but verbose.
 
     Args:
-        this_thread: only what is said from the calling thread. A builder works on threads of its
-            own; at run time one request should not hear of another's failure.
+        this_thread: collect only the calling thread's messages. A builder logs from its own
+            threads; at run time a request must not see the errors of another one.
     """
-    listener = _Listener(Words(), threading.get_ident() if this_thread else None)
+    capture = _Capture(Log(), threading.get_ident() if this_thread else None)
     with _lock:
-        _listeners.append(listener)
+        _captures.append(capture)
     try:
-        yield listener.words
+        yield capture.log
     finally:
         with _lock:
-            _listeners.remove(listener)
+            _captures.remove(capture)
 
 
 @functools.cache
 def logger(module: Any) -> Any:
-    """The one `ILogger` of this process for `module`; prints nothing, see `listening`.
+    """The process's `ILogger` for `module`; it prints nothing, see `capture_log`.
 
-    One, because the library keeps the first that it is given and complains of every other.
+    There is only one, because the library keeps its first logger and warns about every other.
     """
 
-    class Listener(module.ILogger):  # type: ignore[misc]  # The base is known at run time only.
+    class Logger(module.ILogger):  # type: ignore[misc]  # The base is known at run time only.
         def __init__(self) -> None:
             module.ILogger.__init__(self)
 
         def log(self, severity: Any, message: str) -> None:
             name = getattr(severity, "name", str(severity))
-            if name == "VERBOSE":  # A hundred lines a node, which nobody reads here.
+            if name == "VERBOSE":  # Hundreds of lines per node.
                 return
             with _lock:
-                for listener in _listeners:
-                    if listener.thread in (None, threading.get_ident()):
-                        listener.words.said.append((name, message))
+                for capture in _captures:
+                    if capture.thread in (None, threading.get_ident()):
+                        capture.log.entries.append((name, message))
 
-    return Listener()
+    return Logger()
 
 
 def network_flags(module: Any) -> int:
     """The flags of `Builder.create_network` for a strongly typed network.
 
-    TensorRT 10 has to be asked for it; from 11 on there is no other kind, and a flag that is gone
-    must not be asked for.
+    TensorRT 10 needs a flag; from 11 on every network is strongly typed, and the flag is gone.
     """
     flag = getattr(module.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
     return 0 if flag is None else 1 << int(flag)
 
 
 def compiles_at_run_time(module: Any) -> bool:
-    """Whether the library compiles kernels when an engine first runs: TensorRT for RTX does."""
+    """Whether the library compiles kernels at an engine's first run: only TensorRT for RTX does."""
     return hasattr(module, "IRuntimeCache")
 
 
 def device_memory_bytes(engine: Any, profile: int | None = None) -> int:
-    """Bytes of activation memory of a context of `engine`, over all profiles or in one.
+    """Bytes of activation memory that a context of `engine` needs, for one profile or for all.
 
-    The names without `_v2` counted in 32 bits and are gone in 11.
+    The attributes without `_v2` count in 32 bits and are gone in 11.
     """
     name = "device_memory_size" if profile is None else "get_device_memory_size_for_profile"
     value = getattr(engine, f"{name}_v2", None)
@@ -179,21 +182,20 @@ def device_memory_bytes(engine: Any, profile: int | None = None) -> int:
 
 
 def make_runtime(module: Any, *, host_code: bool) -> Any:
-    """A new `IRuntime` of `module` on the GPU that is current in the calling thread.
+    """A new `IRuntime` of `module` on the calling thread's current GPU.
 
     Args:
-        host_code: whether plans may bring code that runs on the host, as those do that run with
-            other versions of the library.
+        host_code: whether plans may contain host code, as version-compatible ones do.
 
     Raises:
-        EngineError: the library cannot start there; says why.
+        EngineError: the library cannot start on the GPU; the message says why.
     """
-    with listening(this_thread=True) as words:
+    with capture_log(this_thread=True) as log:
         try:
             runtime = module.Runtime(logger(module))
-        except Exception as error:  # Of pybind11: the library itself gives none, and logs why.
+        except Exception as error:  # pybind11's; the library itself only logs the reason.
             raise EngineError(
-                f"{module.__name__} cannot start on the GPU: {words.failure or error}; end other "
+                f"{module.__name__} cannot start on the GPU: {log.errors or error}; end other "
                 "programs that use the GPU and start this one again"
             ) from error
     if host_code:

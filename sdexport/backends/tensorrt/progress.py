@@ -1,4 +1,4 @@
-"""Runs a TensorRT build where it can be watched and ended: its progress monitor, and Ctrl-C."""
+"""Runs a TensorRT build with progress reports, and ends it on Ctrl-C."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Any
 
 from sdexport.progress import Progress, stage
 
-POLL_S = 0.1
-"""How often the waiting thread looks up, and so how late it hears of Ctrl-C."""
+POLL_SECONDS = 0.1
+"""Seconds between two reports of progress, and the maximum delay of Ctrl-C."""
 
 
-class _Watch:
-    """Where a build is; written by the library's threads, read by the one that waits."""
+class _BuildState:
+    """The progress of a build; written by the library's threads, read by the waiting thread."""
 
     def __init__(self) -> None:
         self.cancelled = threading.Event()
@@ -40,7 +40,7 @@ class _Watch:
                 self._done += 1
 
     def take(self) -> tuple[int, str]:
-        """Steps of the outermost phase since the last call, and what is being done now."""
+        """Steps of the outermost phase since the last call, and the innermost phase's progress."""
         with self._lock:
             done, self._done = self._done, 0
             if not self._phases:
@@ -49,76 +49,70 @@ class _Watch:
             at, steps = self._phases[name]
             return done, f"{name} {min(at + 1, steps)}/{steps}"
 
-    @property
-    def total(self) -> int | None:
-        """Steps of the outermost phase, None before it has begun."""
-        with self._lock:
-            return self._phases[self._outer][1] if self._outer in self._phases else None
 
-
-def monitor(module: Any, watch: _Watch) -> Any:
-    """The library's `IProgressMonitor` over `watch`; a build ends when the latter is cancelled."""
+def monitor(module: Any, state: _BuildState) -> Any:
+    """An `IProgressMonitor` that writes `state`, and ends the build once it is cancelled."""
 
     class Monitor(module.IProgressMonitor):  # type: ignore[misc]  # known at run time only
         def __init__(self) -> None:
             module.IProgressMonitor.__init__(self)
 
         def phase_start(self, phase: str, parent: str | None, steps: int) -> None:
-            watch.begin(phase, steps)
+            state.begin(phase, steps)
 
         def step_complete(self, phase: str, step: int) -> bool:
-            watch.step(phase, step)
-            return not watch.cancelled.is_set()
+            state.step(phase, step)
+            return not state.cancelled.is_set()
 
         def phase_finish(self, phase: str) -> None:
-            watch.end(phase)
+            state.end(phase)
 
     return Monitor()
 
 
-def run_watched(
+def run_with_progress(
     module: Any, config: Any, progress: Progress, title: str, work: Callable[[], Any]
 ) -> Any:
-    """What `work` gives, which builds with `config`; `progress` hears of it as the stage `title`.
+    """The result of `work`, which builds with `config`; reports to `progress` as stage `title`.
 
-    The build runs on a thread of its own, because a library's call that lasts minutes would hold
-    back Ctrl-C until it returns. `progress` is called from the calling thread alone.
+    The build runs on its own thread, because Python handles Ctrl-C only between calls, and the
+    library's call takes minutes. `progress` is called only from the calling thread.
 
     Raises:
-        KeyboardInterrupt: once the library has ended the build, which it does at its next step.
-        whatever `work` raises.
+        KeyboardInterrupt: on Ctrl-C, after the library has ended the build at its next step.
+        Any exception that `work` raises.
     """
-    watch = _Watch()
+    state = _BuildState()
     outcome: list[Any] = []
     failure: list[BaseException] = []
 
     def run() -> None:
         try:
             outcome.append(work())
-        except BaseException as error:  # It is raised where it is waited for.
+        except BaseException as error:  # Raised again in the waiting thread.
             failure.append(error)
 
-    listener = config.progress_monitor = monitor(module, watch)
+    progress_monitor = config.progress_monitor = monitor(module, state)
     worker = threading.Thread(target=run, name=title, daemon=True)
     with stage(progress, title, None):
         worker.start()
         try:
             while worker.is_alive():
-                worker.join(POLL_S)
-                _tell(progress, watch)
+                worker.join(POLL_SECONDS)
+                _report(progress, state)
         except BaseException:
-            watch.cancelled.set()
+            state.cancelled.set()
             progress.advance(0, "ending the build")
             worker.join()
             raise
-    # Only now may the listener go: the library calls it until the build has ended.
-    del listener
+    # The library calls the monitor until the build has ended.
+    del progress_monitor
     if failure:
         raise failure[0]
     return outcome[0]
 
 
-def _tell(progress: Progress, watch: _Watch) -> None:
-    done, note = watch.take()
+def _report(progress: Progress, state: _BuildState) -> None:
+    done, note = state.take()
     if done or note:
         progress.advance(done, note)

@@ -1,10 +1,9 @@
-"""What a built engine says of itself, held against what was asked for.
+"""Reads a built engine's properties back, and compares them with the requested options.
 
-Where a GPU is that the engine was built for, the engine is deserialised there and asked. Elsewhere
-it cannot be: the library needs a driver for that, and refuses engines for other GPUs. Then two
-things are left, what the builder said while it built, and the description that TensorRT for RTX
-leaves in clear text inside the plan. The latter is not documented; it is read where it is there.
-The record says what was read where, and which options could not be checked.
+If there is a GPU that the engine was built for, the engine is deserialised there and queried. If
+not, only the builder's log and the plan are read: TensorRT for RTX stores a description as plain
+text in the plan. It is undocumented, and is read if present. The manifest records what was read
+from where, and which options could not be checked.
 """
 
 from __future__ import annotations
@@ -16,66 +15,69 @@ from typing import Any
 from sdexport.artifacts.builder_options import BuiltFor
 from sdexport.backends.build_request import EngineRequest
 from sdexport.backends.cuda import driver
-from sdexport.backends.cuda.gpus import Gpu, find_gpus, first_that_runs, listed
+from sdexport.backends.cuda.gpus import Gpu, describe_gpus, find_gpus, first_that_runs
 from sdexport.backends.tensorrt.library import (
     TENSORRT_RTX,
-    Words,
+    Log,
+    capture_log,
     device_memory_bytes,
-    listening,
     make_runtime,
     title,
 )
-from sdexport.backends.tensorrt.refusal import refusal
+from sdexport.backends.tensorrt.refusal import refusal_reason
 from sdexport.errors import EngineError, shown
 
 ACCELERATORS = re.compile(rb"accelerators=\{([a-z0-9 ]{0,200})\}")
 STREAMS = re.compile(rb"stream_capturable=(\d)")
 
 IGNORED = re.compile(r"is unsupported|not supported.*ignor|will be ignored|has no effect")
-"""How the libraries say, as a warning, that they did not do what was asked for."""
+"""Matches the libraries' warnings that an option was ignored."""
 
 
 def read_back(
-    target: str, module: Any, plan: Any, request: EngineRequest, words: Words
+    target: str, module: Any, plan: Any, request: EngineRequest, log: Log
 ) -> dict[str, object]:
-    """Facts about the engine in `plan` (its bytes), for the manifest.
+    """The facts about the serialized engine `plan` for the manifest.
 
     Returns:
-        `activation_bytes`, `weights_bytes` (None where the library did not say), `profiles`,
-        `compute_capabilities`, `read_back` (what was read from the engine or its plan, by option),
-        `read_from` (`the engine`, or `the plan; …` with the reason why it was not loaded) and
-        `not_checked` (the options that could not be read back).
+        `activation_bytes` and `weights_bytes` (None if the library did not report them),
+        `profiles`, `compute_capabilities`, `read_back` (the values read from the engine or its
+        plan, by option), `read_from` (`the engine`, or `the plan; …` with the reason why the engine
+        was not loaded) and `not_checked` (the options that could not be read back).
 
     Raises:
-        EngineError: an option that was asked for did not take; names it and the engine.
+        EngineError: an option did not take effect; names the option and the engine.
     """
-    for severity, text in words.said:
+    for severity, text in log.entries:
         if severity == "WARNING" and IGNORED.search(text):
             raise EngineError(
-                f"{title(target)} did not take an option for {request.name}: {text}; leave it out"
+                f"{title(target)} ignored an option for {request.name}: {text}; omit the option"
             )
     facts: dict[str, object] = {
-        "activation_bytes": _bytes(words.find("Total Activation Memory:")),
-        "weights_bytes": _bytes(words.find("Total Weights Memory:")),
+        "activation_bytes": _bytes(log.find("Total Activation Memory:")),
+        "weights_bytes": _bytes(log.find("Total Weights Memory:")),
         "profiles": len(request.shapes),
         "compute_capabilities": list(request.options.compute_capabilities),
     }
     built = BuiltFor.of(request.options.record())
     gpus, _ = find_gpus()
     gpu = first_that_runs(built, gpus)
-    found = _of_plan(plan) if target == TENSORRT_RTX else {}
+    found = _read_plan(plan) if target == TENSORRT_RTX else {}
     if gpu is not None:
         engine = _load(target, module, plan, request, gpu, built)
         facts["activation_bytes"] = device_memory_bytes(engine)
-        found |= _of_engine(module, engine)
+        found |= _read_engine(module, engine)
         source = "the engine"
     else:
         reason = "no GPU here"
         if gpus:
-            reason = f"built for {', '.join(built.capabilities)}, and here is {listed(gpus)}"
+            reason = (
+                f"built for {', '.join(built.capabilities)}, and this machine has "
+                f"{describe_gpus(gpus)}"
+            )
         source = f"the plan; the engine was not loaded: {reason}"
-    asked = _asked(request)
-    _hold_against(request, asked, found)
+    asked = _requested(request)
+    _check_options(request, asked, found)
     _check_capabilities(request, found)
     unread = sorted(name for name in (*asked, "compute_capabilities") if name not in found)
     return facts | {"read_back": found, "read_from": source, "not_checked": unread}
@@ -84,19 +86,19 @@ def read_back(
 def _load(
     target: str, module: Any, plan: Any, request: EngineRequest, gpu: Gpu, built: BuiltFor
 ) -> Any:
-    """The engine in `plan` on a GPU that it was built for.
+    """The engine in `plan`, loaded on a GPU that it was built for.
 
     Raises:
-        EngineError: the library does not take what it built; says why.
+        EngineError: the library cannot load the engine that it built; the message says why.
     """
     driver.context(gpu.ordinal).use()
-    # The code that a version-compatible plan brings was just built.
+    # The host code in a version-compatible plan was just built here, so it can be trusted.
     runtime = make_runtime(module, host_code=built.version_compatible)
-    with listening(this_thread=True) as words:
+    with capture_log(this_thread=True) as log:
         engine = runtime.deserialize_cuda_engine(plan)
     if engine is None:
         here = f"{gpu.name} of compute capability {gpu.capability}"
-        why = refusal(module, runtime, plan, words, here)
+        why = refusal_reason(module, runtime, plan, log, here)
         raise EngineError(
             f"{title(target)} built the engine of {request.name} and cannot load it here: {why}"
         )
@@ -108,13 +110,13 @@ def _bytes(text: str | None) -> int | None:
     return int(number) if number.isdigit() else None
 
 
-def _of_plan(plan: Any) -> dict[str, object]:
-    """What the plan's own text says, as far as it is there."""
+def _read_plan(plan: Any) -> dict[str, object]:
+    """The properties in the plan's plain text, those that are present."""
     content = memoryview(plan)
     found: dict[str, object] = {}
     lists = {match[1] for match in ACCELERATORS.finditer(content)}
     if lists:
-        # Of every part of the engine: what all of them can run on is what the engine can.
+        # Each part of the engine has a list: the engine runs where all its parts run.
         names = [set(text.decode().split()) for text in lists]
         found["compute_capabilities"] = sorted(set.intersection(*names))
     capturable = {match[1] for match in STREAMS.finditer(content)}
@@ -123,7 +125,7 @@ def _of_plan(plan: Any) -> dict[str, object]:
     return found
 
 
-def _of_engine(module: Any, engine: Any) -> dict[str, object]:
+def _read_engine(module: Any, engine: Any) -> dict[str, object]:
     found: dict[str, object] = {
         "refittable": bool(engine.refittable),
         "hardware_compatibility": engine.hardware_compatibility_level.name.lower(),
@@ -135,8 +137,8 @@ def _of_engine(module: Any, engine: Any) -> dict[str, object]:
     return found
 
 
-def _asked(request: EngineRequest) -> dict[str, object]:
-    """What an engine is asked for and can be asked about, by option."""
+def _requested(request: EngineRequest) -> dict[str, object]:
+    """The requested value of each option that can be read back."""
     return {
         "refittable": request.options.refittable,
         "hardware_compatibility": request.options.hardware_compatibility,
@@ -145,16 +147,15 @@ def _asked(request: EngineRequest) -> dict[str, object]:
     }
 
 
-def _hold_against(
+def _check_options(
     request: EngineRequest, asked: Mapping[str, object], found: Mapping[str, object]
 ) -> None:
-    """Raises EngineError for the first option that the engine does not have."""
+    """Raises EngineError for the first option whose value differs from the requested one."""
     for name, value in asked.items():
         if name in found and found[name] != value:
             raise EngineError(
-                f"the engine of {request.name} was asked for {name} = {shown(value)} and has "
-                f"{shown(found[name])}; leave the option out, or take another version of the "
-                "library"
+                f"the engine of {request.name} was built with {name} = {shown(value)} but has "
+                f"{shown(found[name])}; omit the option, or install another version of the library"
             )
 
 
@@ -163,6 +164,6 @@ def _check_capabilities(request: EngineRequest, found: Mapping[str, object]) -> 
     missing = set(request.options.compute_capabilities) - set(has if isinstance(has, list) else ())
     if isinstance(has, list) and missing:
         raise EngineError(
-            f"the engine of {request.name} was asked for {', '.join(sorted(missing))} and runs on "
-            f"{', '.join(has) or 'nothing'}; build again, or take another version of the library"
+            f"the engine of {request.name} was built for {', '.join(sorted(missing))} but runs on "
+            f"{', '.join(has) or 'nothing'}; build again, or install another version of the library"
         )

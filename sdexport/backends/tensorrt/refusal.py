@@ -1,10 +1,10 @@
-"""Why TensorRT does not take an engine, from its words and diagnostics, and what to do."""
+"""Explains why TensorRT cannot load an engine, from its log and diagnostics."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from sdexport.backends.tensorrt.library import Words
+from sdexport.backends.tensorrt.library import Log
 
 HINTS = (
     ("version_mismatch", "version"),
@@ -20,27 +20,27 @@ HINTS = (
     ("compute", "gpu"),
     ("memory", "memory"),
 )
-"""What the libraries say of an engine that they do not take, and what it means; the first counts.
-TensorRT for RTX names the reason, TensorRT has sentences, of which these words were read."""
+"""Words in diagnostics and log messages, and the kind of failure that they mean; the first match
+counts. TensorRT for RTX names the reason; TensorRT logs sentences."""
 
 
-def refusal(module: Any, runtime: Any, blob: Any, words: Words, here: str) -> str:
-    """Why the library does not take the engine `blob`, and what to do.
+def refusal_reason(module: Any, runtime: Any, blob: Any, log: Log, here: str) -> str:
+    """Why the library cannot load the serialized engine `blob`, and the remedy.
 
     Args:
-        here: the GPU that it was to be loaded on, for the message.
+        log: the library's log of the failed call.
+        here: the GPU, for the message.
     """
-    said = words.failure or "it does not say why"
-    reasons = diagnostics(module, runtime, blob)
+    said = log.errors or "no reason given"
+    reasons = validity_diagnostics(module, runtime, blob)
     hint = " ".join((*reasons, said)).lower()
     remedies = {
-        "version": "it was built by another version than the "
-        f"{module.__name__} {module.__version__} here: build the bundle again",
-        "gpu": f"it was built for other GPUs than this {here}: build the bundle again on this "
-        "machine, or for this compute capability",
+        "version": "it was built by another version than the installed "
+        f"{module.__name__} {module.__version__}: build the bundle again",
+        "gpu": f"it was not built for {here}: build the bundle again on this machine, or for this "
+        "compute capability",
         "driver": "the NVIDIA driver is too old for it: update the driver",
-        "code": "it brings code that runs on the host, and its bundle does not say so: build the "
-        "bundle again",
+        "code": "it contains host code, but its bundle does not say so: build the bundle again",
         "memory": "the GPU's memory is full: end other programs that use the GPU",
         "broken": "it is truncated or altered: build the bundle again",
     }
@@ -49,8 +49,8 @@ def refusal(module: Any, runtime: Any, blob: Any, words: Words, here: str) -> st
     return f"{said}{found}; {remedies[kind]}"
 
 
-def diagnostics(module: Any, runtime: Any, blob: Any) -> list[str]:
-    """The names of what TensorRT for RTX finds wrong with an engine; TensorRT cannot be asked."""
+def validity_diagnostics(module: Any, runtime: Any, blob: Any) -> list[str]:
+    """The names of TensorRT for RTX's diagnostics of an engine; empty for TensorRT."""
     kinds = getattr(module, "EngineInvalidityDiagnostics", None)
     if kinds is None or not hasattr(runtime, "get_engine_validity"):
         return []

@@ -1,9 +1,8 @@
-"""Engines of TensorRT and TensorRT for RTX at run time: loaded, and enqueued on device memory.
+"""Loads and runs engines of TensorRT and TensorRT for RTX on device memory.
 
-Activation memory is the caller's (`USER_MANAGED`), so that engines which never overlap share one
-block. A context serves one set of shapes for its whole life: a captured graph is valid for the
-state of the context that it was captured with, and only the tensors' addresses are given anew for
-every enqueue.
+The caller owns activation memory (`USER_MANAGED`), so that engines that never overlap share one
+block. An execution context serves one set of shapes for its whole life, because a captured graph is
+valid only for the context's state at capture; only the tensors' addresses change between enqueues.
 """
 
 from __future__ import annotations
@@ -18,19 +17,19 @@ from typing import Any
 from sdexport.artifacts import reading, storage
 from sdexport.artifacts.builder_options import ANYWHERE, BuiltFor
 from sdexport.backends.cuda import driver
-from sdexport.backends.cuda.device import CudaDevice, parse_form
+from sdexport.backends.cuda.device import CudaDevice, parse_loop_mode
 from sdexport.backends.cuda.session import HostBinding, aligned
 from sdexport.backends.session import Array
 from sdexport.backends.slots import Engines
 from sdexport.backends.tensorrt.library import (
-    Words,
+    Log,
+    capture_log,
     compiles_at_run_time,
     device_memory_bytes,
     library,
-    listening,
     make_runtime,
 )
-from sdexport.backends.tensorrt.refusal import refusal
+from sdexport.backends.tensorrt.refusal import refusal_reason
 from sdexport.errors import DeviceMemoryError, EngineError, FolderError, StorageError
 from sdexport.model.shapes import Precision, TensorSpec
 
@@ -43,34 +42,33 @@ DTYPES = {
     "UINT8": "uint8",
     "BOOL": "bool",
 }
-"""The dtypes of the library's type names."""
+"""The numpy dtype by the library's type name."""
 
 ENGINE_BYTES = 1 << 36
-"""The longest engine that is read; a manifest has compared its size before."""
+"""The maximum size of an engine file, in bytes."""
 
 CACHE_BYTES = 1 << 30
-"""The longest cache of compiled kernels that is read."""
+"""The maximum size of a cache of compiled kernels, in bytes."""
 
 STREAMS = 8
-"""Requests that are generated at once, at most; each takes memory for activations and buffers."""
+"""The maximum number of concurrent requests; each takes memory for activations and buffers."""
 
 
 _creating = threading.Lock()
-"""Execution contexts are made one after another: what each takes of the device is measured."""
+"""Held while an execution context is created and its device memory is measured."""
 
 
 @functools.cache
 def _runtime(target: str, gpu: driver.Context, host_code: bool) -> Any:
-    """The library's `IRuntime` on a GPU, which has to be the calling thread's.
+    """The library's `IRuntime` on a GPU, which must be the calling thread's current one.
 
     Args:
-        host_code: whether plans may bring code that runs on the host, as those do that run with
-            other versions of the library.
+        host_code: whether plans may contain host code, as version-compatible ones do.
     """
     try:
         return make_runtime(library(target), host_code=host_code)
     except EngineError:
-        gpu.memory()  # A device that is lost says so here.
+        gpu.memory()  # Raises DeviceLostError if the device is lost.
         raise
 
 
@@ -83,43 +81,43 @@ def load(
     built: BuiltFor = ANYWHERE,
     device: int | None = None,
 ) -> TensorRtEngine:
-    """The engine of the component `name`, its weights on the first GPU that it was built for.
+    """The engine of the component `name`, loaded on the first GPU that it was built for.
 
     Raises:
-        FolderError: no such file.
+        FolderError: the file does not exist.
         MissingExtraError: a library is not installed.
-        EngineError: there is no GPU, none that the engine was built for, or the library refuses
-            the engine; says why.
+        EngineError: there is no GPU that the engine was built for, or the library rejects the
+            engine; the message says why.
     """
     if not reading.exists(path):
         raise FolderError(f"the engine of {name} is missing: {path}; build the bundle again")
     if built.stripped:
         raise EngineError(
-            f"the engine of {name} was built without its weights (strip_weights), and nothing puts "
-            "them in here; build the bundle again without that option"
+            f"the engine of {name} was built without its weights (strip_weights), which this "
+            "version cannot refit; build the bundle again without that option"
         )
     module = library(target)
     gpu = driver.context_for(target, name, built, device)
     gpu.use()
     runtime = _runtime(target, gpu, built.version_compatible)
     blob = reading.read_bytes(path, ENGINE_BYTES)
-    with listening(this_thread=True) as words:
+    with capture_log(this_thread=True) as log:
         engine = runtime.deserialize_cuda_engine(blob)
     if engine is None:
-        gpu.memory()  # A device that is lost says so here.
+        gpu.memory()  # Raises DeviceLostError if the device is lost.
         here = f"{gpu.name} of compute capability {gpu.capability}"
-        why = refusal(module, runtime, blob, words, here)
+        why = refusal_reason(module, runtime, blob, log, here)
         raise EngineError(f"{target} cannot load {name} from {path}: {why}")
     return TensorRtEngine(name, module, engine, gpu)
 
 
 def device(engines: Engines, loop: str, cache: Path) -> CudaDevice:
-    """The GPU on which `engines` were loaded; see `cuda_device`."""
-    return CudaDevice(engines, parse_form(loop), cache=cache)
+    """The GPU on which `engines` were loaded; see `cuda.device`."""
+    return CudaDevice(engines, parse_loop_mode(loop), cache=cache)
 
 
 class TensorRtEngine:
-    """One component on the GPU; see `device.DeviceEngine`."""
+    """One component on the GPU; see `cuda.session.DeviceEngine`."""
 
     streams = STREAMS
     stream: driver.Stream | None = None
@@ -138,9 +136,9 @@ class TensorRtEngine:
         on_host = [tensor for tensor in names if engine.get_tensor_location(tensor) == host]
         if on_host:
             raise EngineError(
-                f"{name} reads or writes {', '.join(on_host)} in host memory, as it decides shapes "
-                "there, and every tensor has to be in device memory; it was built from a graph of "
-                "another kind: build the bundle again"
+                f"{name} has shape tensors in host memory ({', '.join(on_host)}), but every tensor "
+                "must be in device memory; build the bundle again from a graph that sdexport "
+                "exported"
             )
         mode = module.TensorIOMode.INPUT
         specs = {tensor: self._spec(tensor) for tensor in names}
@@ -154,72 +152,72 @@ class TensorRtEngine:
         shape = tuple(self._engine.get_tensor_shape(tensor))
         if dtype.name not in DTYPES:
             raise EngineError(
-                f"{self._name} has the tensor {tensor} in {dtype.name}, which cannot be exchanged "
-                f"with the host; it has to be one of: {', '.join(DTYPES.values())}"
+                f"{self._name}'s tensor {tensor} has the type {dtype.name}, which the host cannot "
+                f"read; it must be one of: {', '.join(DTYPES.values())}"
             )
-        # Where the library says -1, the length is given by the shapes that are bound.
+        # -1 is a dynamic dimension.
         lengths = tuple("?" if length < 0 else int(length) for length in shape)
         return TensorSpec(tensor, DTYPES[dtype.name], lengths)
 
     @property
     def name(self) -> str:
-        """The component."""
+        """The component's name."""
         return self._name
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
-        """Its inputs, in the engine's order."""
+        """The inputs, in the engine's order."""
         return self._inputs
 
     @property
     def outputs(self) -> tuple[TensorSpec, ...]:
-        """Its outputs, in the engine's order."""
+        """The outputs, in the engine's order."""
         return self._outputs
 
     @property
     def context(self) -> driver.Context:
-        """The GPU that it was loaded on."""
+        """The context of the GPU that holds the engine."""
         return self._gpu
 
     @property
     def optional(self) -> tuple[str, ...]:
-        """See `protocol.Engine.optional`."""
+        """See `Engine.optional`."""
         return ()
 
     def bind(
         self, shapes: Mapping[str, tuple[int, ...]], shared: Mapping[str, Array] | None = None
     ) -> HostBinding:
-        """See `protocol.Engine.bind`; over host arrays, for checking the engine."""
+        """See `Engine.bind`; a binding to host arrays, for checking the engine."""
         return HostBinding(self, shapes, shared)
 
     def prepare(self, shapes: Mapping[str, tuple[int, ...]], stream: driver.Stream) -> TensorRtCall:
-        """See `device.DeviceEngine.prepare`."""
+        """See `DeviceEngine.prepare`."""
         profile = self._profile(shapes)
-        with _creating, self._lock, listening(this_thread=True) as words:
+        with _creating, self._lock, capture_log(this_thread=True) as log:
             configuration = self._configuration()
             free_before, _ = self._gpu.memory()
             made = self._engine.create_execution_context(configuration)
             try:
                 free_after, _ = self._gpu.memory()
             except EngineError:
-                # The error keeps this frame, and what is in it, for as long as it is kept itself.
+                # The exception keeps this frame and its variables alive.
                 del made
                 raise
         if made is None:
-            raise failure(self._gpu, f"{self._name} cannot make an execution context", words)
+            raise failure(self._gpu, f"{self._name} cannot create an execution context", log)
         kept = max(0, free_before - free_after)
         return TensorRtCall(self, made, configuration, kept, profile, shapes, stream)
 
     @property
     def activation_bytes(self) -> int:
-        """The most activation memory that a context of it needs, over all profiles."""
+        """Bytes of activation memory that a context needs at most, over all profiles."""
         return device_memory_bytes(self._engine)
 
     def _configuration(self) -> Any:
-        """How the library is asked for a context whose activation memory is ours.
+        """The argument of `create_execution_context` for user-managed activation memory.
 
-        A strategy, or for TensorRT for RTX a configuration, which has to live as long as the
-        context.
+        An allocation strategy; for TensorRT for RTX a runtime configuration, which must live as
+        long as the context.
         """
         user = self._module.ExecutionContextAllocationStrategy.USER_MANAGED
         if not compiles_at_run_time(self._module):
@@ -228,17 +226,17 @@ class TensorRtEngine:
         config.set_execution_context_allocation_strategy(user)
         if self._cache is not None:
             config.set_runtime_cache(self._cache)
-        # Graphs are captured here; a kernel that is swapped later would not be in them, so those
-        # for the shapes at hand are compiled at once.
+        # A captured graph does not see kernels that are replaced later, so those specialised for
+        # the bound shapes are compiled at once.
         config.cuda_graph_strategy = self._module.CudaGraphStrategy.DISABLED
         strategies = self._module.DynamicShapesKernelSpecializationStrategy
         config.dynamic_shapes_kernel_specialization_strategy = strategies.EAGER
         return config
 
     def keep_cache(self, folder: Path) -> None:
-        """Keeps the kernels that are compiled at first use in `folder`, and takes those there.
+        """Reads kernels compiled at first use from `folder`, where `save_cache` writes them.
 
-        TensorRT for RTX alone compiles kernels at run time; for TensorRT this does nothing.
+        Does nothing for TensorRT, which compiles no kernels at run time.
         """
         if not compiles_at_run_time(self._module):
             return
@@ -247,21 +245,20 @@ class TensorRtEngine:
         size = 0
         with suppress(FolderError):
             content = reading.read_bytes(path, CACHE_BYTES)
-            # One for another GPU, driver or version is refused, and is written anew.
+            # A cache of another GPU, driver or version is rejected, and later overwritten.
             size = len(content) if cache.deserialize(content) else 0
         self._cache, self._kept, self._bundle = cache, (path, size), _identity(folder.parent)
 
     def save_cache(self) -> None:
-        """Writes the kernels compiled so far, where there are more than are kept already.
+        """Writes the kernels compiled so far if there are new ones.
 
-        A folder that cannot be written costs the next start its time and nothing else, so that is
-        no error.
+        A folder that cannot be written is not an error: only the next start takes longer.
         """
         if self._kept is None:
             return
         path, size = self._kept
         if _identity(path.parent.parent) != self._bundle:
-            return  # Another bundle was built in this one's place: these are not its kernels.
+            return  # The bundle was replaced by another, whose kernels these are not.
         with self._lock:
             content = bytes(self._cache.serialize())
             if len(content) == size:
@@ -274,10 +271,10 @@ class TensorRtEngine:
             self._kept = (path, len(content))
 
     def _profile(self, shapes: Mapping[str, tuple[int, ...]]) -> int:
-        """The profile that has all these input shapes; of several, the one of the least maximum.
+        """The profile that contains all input shapes; of several, the one with the least maximum.
 
         Raises:
-            EngineError: none has; names input, dimension, value and what was built.
+            EngineError: no profile does; names input, dimension, value and the profiles' ranges.
         """
         fitting: list[tuple[int, int]] = []
         misfits: list[str] = []
@@ -302,7 +299,7 @@ class TensorRtEngine:
         return min(fitting)[1]
 
     def close(self) -> None:
-        """See `device.DeviceEngine.close`."""
+        """See `DeviceEngine.close`."""
         self._cache = self._kept = self._engine = None
 
 
@@ -319,20 +316,22 @@ def _misfit(
 
 
 def failure(
-    gpu: driver.Context, what: str, words: Words, stream: driver.Stream | None = None
+    gpu: driver.Context, what: str, log: Log, stream: driver.Stream | None = None
 ) -> EngineError:
-    """The error for what the library did not do, with what it said.
+    """The error to raise for a failed call of the library.
 
     Args:
-        stream: on which it was asked to, where it was a stream.
+        what: what failed, for the message.
+        log: the library's log of the call.
+        stream: the stream of the call, if it has one.
 
     Raises:
-        DeviceLostError: the device is lost; whatever the library says, that is the reason.
+        DeviceLostError: the device is lost, which is the actual reason.
     """
-    # A lost device says so to any question; while a stream captures, only this one may be asked.
+    # Both queries raise DeviceLostError; during a capture only that of the stream is allowed.
     if stream is None or not stream.capturing:
         gpu.memory()
-    said = words.failure or "the library does not say why"
+    said = log.errors or "no reason given"
     if "out of memory" in said.lower().replace("_", " "):
         return DeviceMemoryError(
             f"{what}: {said}: the GPU's memory is full; generate fewer images at once or smaller "
@@ -342,7 +341,7 @@ def failure(
 
 
 class TensorRtCall:
-    """An execution context for one set of shapes; see `device.DeviceCall`."""
+    """An execution context for one set of shapes; see `cuda.session.DeviceCall`."""
 
     def __init__(
         self,
@@ -360,33 +359,33 @@ class TensorRtCall:
         self._configuration = configuration
         self._kept = kept
         self._tensors = tuple(spec.name for spec in (*engine.inputs, *engine.outputs))
-        with listening(this_thread=True) as words:
+        with capture_log(this_thread=True) as log:
             done = made.set_optimization_profile_async(profile, int(stream.handle))
             for spec in engine.inputs:
                 done = done and made.set_input_shape(spec.name, shapes[spec.name])
             open_ = list(made.infer_shapes()) if done else []
         if not done or open_:
             which = f" ({', '.join(open_)})" if open_ else ""
-            what = f"{self._name} does not take its inputs' shapes{which}"
-            raise failure(self._gpu, what, words, stream)
+            what = f"{self._name} does not accept its inputs' shapes{which}"
+            raise failure(self._gpu, what, log, stream)
         for spec in engine.outputs:
             given = tuple(made.get_tensor_shape(spec.name))
             if given != tuple(shapes[spec.name]):
                 raise EngineError(
-                    f"{self._name} gives {spec.name} with the shape {given}, and "
-                    f"{shapes[spec.name]} is needed; it was built by another version of sdexport: "
-                    "build the bundle again"
+                    f"{self._name}'s output {spec.name} must have the shape {shapes[spec.name]}, "
+                    f"got {given}; it was built by another version of sdexport: build the bundle "
+                    "again"
                 )
-        with listening(this_thread=True) as words:
+        with capture_log(this_thread=True) as log:
             self._memory = int(made.update_device_memory_size_for_shapes())
-        # The library says 0 where it could not tell, and of an engine that never needs any.
+        # The library returns 0 on failure, and for an engine that never needs any.
         if not self._memory and engine.activation_bytes:
-            what = f"{self._name} does not tell how much activation memory it needs"
-            raise failure(self._gpu, what, words, stream)
+            what = f"{self._name} does not report how much activation memory it needs"
+            raise failure(self._gpu, what, log, stream)
 
     @property
     def memory(self) -> int:
-        """See `device.DeviceCall`; so the others."""
+        """See `DeviceCall`, also for the other methods."""
         return aligned(self._memory)
 
     @property
@@ -394,39 +393,39 @@ class TensorRtCall:
         return self._kept
 
     def use_memory(self, address: int, size: int) -> None:
-        with listening(this_thread=True) as words:
+        with capture_log(this_thread=True) as log:
             self._context.set_device_memory(address, size)
-        # It gives nothing back: what went wrong is in the log alone.
-        if words.failure:
-            raise failure(self._gpu, f"{self._name} does not take its activation memory", words)
+        # It returns nothing: an error is only in the log.
+        if log.errors:
+            raise failure(self._gpu, f"{self._name} does not accept its activation memory", log)
 
     def can_be_captured(self, stream: driver.Stream) -> bool:
-        asked = getattr(self._context, "is_stream_capturable", None)
-        # TensorRT does not tell; what cannot be captured fails then.
-        return asked is None or bool(asked(int(stream.handle)))
+        capturable = getattr(self._context, "is_stream_capturable", None)
+        # TensorRT has no such query; a capture that is impossible then fails.
+        return capturable is None or bool(capturable(int(stream.handle)))
 
     def enqueue(self, addresses: Mapping[str, int], stream: driver.Stream) -> None:
         missing = [name for name in self._tensors if name not in addresses]
         if missing:
             raise EngineError(
-                f"{self._name} has no address for {', '.join(missing)}; every tensor needs one "
-                "before each run"
+                f"{self._name} needs the address of every tensor before each run; missing: "
+                f"{', '.join(missing)}"
             )
-        with listening(this_thread=True) as words:
+        with capture_log(this_thread=True) as log:
             done = all(
                 self._context.set_tensor_address(name, addresses[name]) for name in self._tensors
             ) and self._context.execute_async_v3(int(stream.handle))
         if not done:
-            raise failure(self._gpu, f"{self._name} cannot be run", words, stream)
+            raise failure(self._gpu, f"{self._name} failed to run", log, stream)
 
     def close(self) -> None:
-        # The configuration goes after the context that was made with it.
+        # The configuration is released after the context that was created with it.
         self._context = None
         self._configuration = None
 
 
 def _identity(folder: Path) -> tuple[int, int] | None:
-    """What tells a folder from another that is put in its place; None where there is none."""
+    """Device and inode of a folder, which differ if it is replaced; None if it does not exist."""
     try:
         status = folder.stat()
     except OSError:

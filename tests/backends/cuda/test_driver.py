@@ -1,4 +1,4 @@
-"""Every status of the CUDA driver is one that ends the process's use of the device, or not."""
+"""Every status of the CUDA driver is classified: the device is lost, or the next call may work."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sdexport.backends.cuda import driver as cuda
 driver = pytest.importorskip("cuda.bindings.driver", reason="cuda-bindings is not installed")
 
 ENDS = re.compile(r"process must be terminated|context cannot be used anymore")
-"""How the driver's documentation says that nothing works any more."""
+"""Matches the documentation of a status after which no call works."""
 
 PASSES = {
     0, 1, 2, 3, 5, 6, 7, 8, 34, 36, 46, 47, 100, 101, 102,
@@ -21,7 +21,7 @@ PASSES = {
     800, 801, 802, 803, 804, 805, 806, 807, 808, 809, 811, 812,
     900, 901, 902, 903, 904, 905, 906, 907, 908, 909, 910, 912, 913, 914, 915, 916, 917, 919, 999,
 }  # fmt: skip
-"""Statuses of a call alone; the next one may work."""
+"""Statuses that concern one call; the next call may work."""
 
 
 def documented() -> dict[int, str]:
@@ -32,7 +32,7 @@ def test_the_documentation_is_there() -> None:
     assert ENDS.search(documented()[700])
 
 
-def test_what_ends_the_process_by_the_documentation_is_lost() -> None:
+def test_statuses_documented_to_end_the_process_are_lost() -> None:
     ending = {number for number, text in documented().items() if ENDS.search(text)}
     assert ending, "the documentation is worded in another way"
     assert ending <= cuda.LOST
@@ -44,6 +44,6 @@ def test_every_status_is_classified() -> None:
     assert not unknown, f"new statuses, to be read about: {sorted(unknown)}"
 
 
-def test_remedies_are_for_what_can_be_remedied() -> None:
+def test_remedies_exist_only_for_statuses_of_one_call() -> None:
     assert not set(cuda.REMEDIES) & cuda.LOST
     assert set(cuda.REMEDIES) <= PASSES

@@ -1,4 +1,4 @@
-"""Memory is aligned and zeroed; the processor is described."""
+"""Host memory is aligned and zeroed; cores are counted and the processor is described."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def test_describes_this_machine() -> None:
     assert 1 <= device.physical_cores() <= len(device._allowed())
 
 
-def test_counts_cores_that_are_allowed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Four threads of two cores, one of which may be used."""
+def test_only_allowed_cores_are_counted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Four threads on two cores, of which the process may use one."""
     blocks = [
         f"processor\t: {thread}\nphysical id\t: 0\ncore id\t: {thread % 2}\n"
         "model name\t: Test\nflags\t: fpu avx512_bf16 sse"
@@ -42,7 +42,7 @@ def test_counts_cores_that_are_allowed(monkeypatch: pytest.MonkeyPatch, tmp_path
     assert device.describe_cpu() == expected
 
 
-def test_elsewhere_logical_processors_count(
+def test_logical_processors_are_counted_on_other_systems(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(device, "CPUINFO", tmp_path / "missing")

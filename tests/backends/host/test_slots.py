@@ -1,4 +1,4 @@
-"""The engines over numpy memory: rows of a batch that go their own ways, inputs that do not fit."""
+"""Workspaces in host memory: images of one batch with different samplers, and invalid inputs."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ def fakes() -> Fakes:
     return Fakes()
 
 
-def course(samplers: list[str], guidance: list[float], seed: int = 0) -> BatchInputs:
-    """A course whose row r follows `samplers[r]` for 4 evaluations, with fresh noise each."""
+def batch_inputs(samplers: list[str], guidance: list[float], seed: int = 0) -> BatchInputs:
+    """A batch of 4 evaluations whose image r is sampled by `samplers[r]`, with random noise."""
     random = np.random.default_rng(seed)
     image = (CHANNELS, 4, 4)
     rows = []
@@ -60,7 +60,7 @@ def finish(workspace: Workspace, given: BatchInputs) -> np.ndarray[Any, Any]:
 def projected(
     workspace: Workspace, embeddings: np.ndarray[Any, Any], given: BatchInputs
 ) -> np.ndarray[Any, Any]:
-    """The latents of a course with these embeddings."""
+    """The latents of a batch with these embeddings."""
     workspace.embed(embeddings)
     workspace.begin(given)
     while workspace.advance() < given.evaluations:
@@ -69,7 +69,7 @@ def projected(
 
 
 def mirrored(given: BatchInputs) -> BatchInputs:
-    """The same course with its images in the other order."""
+    """The same batch with its images in reverse order."""
     assert given.noise is not None
     return BatchInputs(
         given.state[::-1].copy(),
@@ -80,11 +80,10 @@ def mirrored(given: BatchInputs) -> BatchInputs:
 
 
 @pytest.mark.parametrize("target", ["onnxruntime-cpu", "openvino-cpu"])
-def test_texts_are_projected_anew_when_they_change(
+def test_changed_embeddings_are_projected_again(
     target: str, tiny_bundle: Callable[[str], Path]
 ) -> None:
-    """A workspace that generated other texts before generates what a new one generates, with and
-    without guidance, whichever course it went."""
+    """A reused workspace computes the same latents as a new one, with and without guidance."""
     parts = load_parts(open_bundle(tiny_bundle(target), check=False))
     assert parts.text_projection is not None
     workspaces = parts.placed().workspaces()
@@ -94,50 +93,52 @@ def test_texts_are_projected_anew_when_they_change(
         texts = (2, branches, parts.tokens, parts.embedding_dim)
         first, second = random.standard_normal((2, *texts)).astype(np.float32)
         used = workspaces(shape)
-        plan = course(["ddim", "euler-a"], [7.5, 2])
+        plan = batch_inputs(["ddim", "euler-a"], [7.5, 2])
         before = projected(used, first, plan)
         after = projected(used, second, plan)
         fresh = projected(parts.placed().workspaces()(shape), second, plan)
         assert np.abs(before - after).max() > 1e-3
         np.testing.assert_array_equal(after, fresh)
-        # Rows are not mixed up: the same images in the other order, each with its own texts.
+        # Rows are not mixed up: the same images in reverse order, each with its own embeddings.
         swapped = projected(used, second[::-1].copy(), mirrored(plan))
         np.testing.assert_allclose(swapped[::-1], after, rtol=1e-4, atol=1e-4)
         assert np.abs(swapped - after).max() > 1e-2
 
 
-def test_rows_follow_samplers_of_their_own(fakes: Fakes, tokenizer: PromptTokenizer) -> None:
+def test_images_of_a_batch_have_different_samplers(
+    fakes: Fakes, tokenizer: PromptTokenizer
+) -> None:
     workspace = HostDevice(fakes.parts(tokenizer).engines).workspaces()(SHAPE)
-    mixed = finish(workspace, course(["ddim", "euler-a"], [7.5, 2]))
-    ddim = finish(workspace, course(["ddim", "ddim"], [7.5, 7.5]))
-    euler = finish(workspace, course(["euler-a", "euler-a"], [2, 2]))
+    mixed = finish(workspace, batch_inputs(["ddim", "euler-a"], [7.5, 2]))
+    ddim = finish(workspace, batch_inputs(["ddim", "ddim"], [7.5, 7.5]))
+    euler = finish(workspace, batch_inputs(["euler-a", "euler-a"], [2, 2]))
     assert (mixed[0] == ddim[0]).all()
     assert (mixed[1] == euler[1]).all()
     assert not np.allclose(ddim, euler)
 
 
-def test_a_course_without_noise_reads_none(fakes: Fakes, tokenizer: PromptTokenizer) -> None:
+def test_a_batch_without_noise_reads_none(fakes: Fakes, tokenizer: PromptTokenizer) -> None:
     workspace = HostDevice(fakes.parts(tokenizer).engines).workspaces()(SHAPE)
-    given = course(["ddim", "ddim"], [7.5, 2])
+    given = batch_inputs(["ddim", "ddim"], [7.5, 2])
     with_noise = finish(workspace, given)
     workspace = HostDevice(fakes.parts(tokenizer).engines).workspaces()(SHAPE)
     # The fakes' fresh memory is NaN.
     assert (finish(workspace, replace(given, noise=None)) == with_noise).all()
 
 
-def test_inputs_that_do_not_fit_are_named(fakes: Fakes, tokenizer: PromptTokenizer) -> None:
+def test_missing_and_unknown_inputs_are_named(fakes: Fakes, tokenizer: PromptTokenizer) -> None:
     workspace = HostDevice(fakes.parts(tokenizer).engines).workspaces()(SHAPE)
-    given = course(["ddim", "ddim"], [7.5, 2])
+    given = batch_inputs(["ddim", "ddim"], [7.5, 2])
     workspace.encode(np.zeros((4, TOKENS), np.int64))
     lacking = {name: table for name, table in given.tables.items() if name != "guidance"}
-    with pytest.raises(EngineError, match="denoise_step has inputs .*: guidance; .*again"):
+    with pytest.raises(EngineError, match="denoise_step has unknown inputs guidance; .*again"):
         workspace.begin(replace(given, tables=lacking))
     more = dict(given.constants) | {"time_ids": np.ones((2, 6), np.float32)}
     with pytest.raises(EngineError, match="denoise_step has no input time_ids; .*again"):
         workspace.begin(replace(given, constants=more))
 
 
-def test_an_input_that_stays_is_written_once(fakes: Fakes, tokenizer: PromptTokenizer) -> None:
+def test_a_constant_input_is_written_once(fakes: Fakes, tokenizer: PromptTokenizer) -> None:
     step = fakes.denoise_step
     compute, seen = step.compute, []
 
@@ -147,7 +148,7 @@ def test_an_input_that_stays_is_written_once(fakes: Fakes, tokenizer: PromptToke
 
     step.compute = masked
     workspace = HostDevice(fakes.parts(tokenizer).engines).workspaces()(SHAPE)
-    given = course(["ddim", "ddim"], [7.5, 2])
+    given = batch_inputs(["ddim", "ddim"], [7.5, 2])
     wanted = finish(workspace, given)
     tables_ = dict(given.tables)
     constant = tables_.pop("guidance")[0]
@@ -156,23 +157,23 @@ def test_an_input_that_stays_is_written_once(fakes: Fakes, tokenizer: PromptToke
     assert all((guidance == [7.5, 2]).all() for guidance in seen)
 
 
-def test_courses_that_contradict_themselves() -> None:
-    given = course(["ddim", "ddim"], [7.5, 2])
-    with pytest.raises(ValueError, match="do not fit together"):
+def test_a_batch_with_contradicting_lengths_is_rejected() -> None:
+    given = batch_inputs(["ddim", "ddim"], [7.5, 2])
+    with pytest.raises(ValueError, match="lengths must agree, got evaluations .* and batches"):
         replace(given, state=given.state[:1])
-    with pytest.raises(ValueError, match="do not fit together"):
+    with pytest.raises(ValueError, match="lengths must agree, got evaluations .* and batches"):
         replace(given, noise=given.noise[:3] if given.noise is not None else None)
-    with pytest.raises(ValueError, match="at least one"):
+    with pytest.raises(ValueError, match="at least one table and one evaluation"):
         replace(given, tables={}, noise=None)
 
 
-def test_long_texts_are_encoded_in_pieces(fakes: Fakes, tokenizer: PromptTokenizer) -> None:
+def test_long_prompts_are_encoded_in_pieces(fakes: Fakes, tokenizer: PromptTokenizer) -> None:
     engines = fakes.parts(tokenizer).engines
     assert text_shapes(engines, replace(SHAPE, tokens=3 * TOKENS))["input_ids"] == (12, TOKENS)
-    with pytest.raises(ValueError, match="100 tokens"):
+    with pytest.raises(ValueError, match="tokens must be a multiple of .*, got 100"):
         text_shapes(engines, replace(SHAPE, tokens=100))
     workspace = HostDevice(engines).workspaces()(replace(SHAPE, tokens=2 * TOKENS))
-    given = course(["ddim", "ddim"], [7.5, 2])
+    given = batch_inputs(["ddim", "ddim"], [7.5, 2])
     workspace.encode(np.ones((4, 2 * TOKENS), np.int64))
     workspace.begin(given)
     workspace.advance()
@@ -180,10 +181,10 @@ def test_long_texts_are_encoded_in_pieces(fakes: Fakes, tokenizer: PromptTokeniz
     assert inputs["text_embeddings"].shape == (2, 2, 2 * TOKENS, 3)
 
 
-def test_a_course_goes_on_from_a_state(fakes: Fakes, tokenizer: PromptTokenizer) -> None:
-    """Cut in two, with the state and the texts carried over to new memory, it ends the same."""
+def test_a_batch_continues_from_a_state(fakes: Fakes, tokenizer: PromptTokenizer) -> None:
+    """Split in two, with state and embeddings moved to a new workspace, the latents are equal."""
     engines = fakes.parts(tokenizer).engines
-    given = course(["ddim", "euler-a"], [7.5, 2])
+    given = batch_inputs(["ddim", "euler-a"], [7.5, 2])
     workspace = HostDevice(engines).workspaces()(SHAPE)
     whole = finish(workspace, given)
     assert given.noise is not None
@@ -203,7 +204,7 @@ def test_a_course_goes_on_from_a_state(fakes: Fakes, tokenizer: PromptTokenizer)
         assert (other.latents() == whole).all()
 
 
-def test_images_need_their_encoder(fakes: Fakes, tokenizer: PromptTokenizer) -> None:
+def test_encoding_images_needs_the_vae_encoder(fakes: Fakes, tokenizer: PromptTokenizer) -> None:
     pixels = np.zeros((2, 3, 32, 32), np.float32)
     workspace = HostDevice(fakes.parts(tokenizer).engines).workspaces()(SHAPE)
     assert fakes.vae_encoder.bound == []

@@ -1,4 +1,4 @@
-"""Rows for timesteps are computed once, whatever the order in which courses ask for them."""
+"""The time projection computes each row once, in whatever order batches need the rows."""
 
 from __future__ import annotations
 
@@ -8,7 +8,12 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 
-from sdexport.backends.host.time_projection import AT_ONCE, KEPT, TimeProjection, TimeTable
+from sdexport.backends.host.time_projection import (
+    MAX_KEPT,
+    ROWS_PER_CALL,
+    TimeProjection,
+    TimeTable,
+)
 from sdexport.backends.session import Array
 from sdexport.model.shapes import TensorSpec
 
@@ -17,7 +22,7 @@ WIDTH = 3
 
 @dataclass
 class Binding:
-    """Doubles, triples and quadruples the sum of the inputs; counts its calls."""
+    """Computes 2, 3 and 4 times the sum of the inputs; counts its calls."""
 
     buffers: dict[str, Array]
     calls: int = 0
@@ -30,7 +35,7 @@ class Binding:
 
 @dataclass
 class Engine:
-    """As much of an engine as the projection uses."""
+    """A double of `Engine`, as far as the projection uses it."""
 
     names: tuple[str, ...] = ("timestep",)
     name: str = "time_projection"
@@ -54,15 +59,15 @@ class Engine:
 
 
 def whole(table: TimeTable) -> Array:
-    """Every evaluation's rows: (N, B, P)."""
-    return np.stack([table[index] for index in range(len(table.places))])
+    """The rows of all evaluations, (N, B, P)."""
+    return np.stack([table[index] for index in range(len(table.indices))])
 
 
 def wanted(total: Array) -> Array:
     return total[..., None] * np.array([2, 3, 4], np.float32)
 
 
-@pytest.mark.parametrize("evaluations", [1, 50, AT_ONCE, AT_ONCE + 1, 200])
+@pytest.mark.parametrize("evaluations", [1, 50, ROWS_PER_CALL, ROWS_PER_CALL + 1, 200])
 def test_every_evaluation_has_its_row(evaluations: int) -> None:
     engine = Engine()
     projection = TimeProjection(engine)
@@ -70,7 +75,7 @@ def test_every_evaluation_has_its_row(evaluations: int) -> None:
     found = whole(projection.table({"timestep": times}))
     assert found.shape == (evaluations, 2, WIDTH)
     np.testing.assert_array_equal(found, wanted(times))
-    assert engine.bound[0].calls == -(-2 * evaluations // AT_ONCE)
+    assert engine.bound[0].calls == -(-2 * evaluations // ROWS_PER_CALL)
 
 
 def test_the_next_image_computes_nothing() -> None:
@@ -83,20 +88,20 @@ def test_the_next_image_computes_nothing() -> None:
     assert engine.bound[0].calls == 1
 
 
-def test_what_is_kept_is_bounded_and_stays_right() -> None:
+def test_the_cache_is_bounded_and_stays_correct() -> None:
     projection = TimeProjection(Engine())
-    for first in range(0, 4 * KEPT, 100):
+    for first in range(0, 4 * MAX_KEPT, 100):
         times = np.arange(first, first + 100, dtype=np.float32)[:, None]
         found = whole(projection.table({"timestep": times}))
         np.testing.assert_array_equal(found, wanted(times))
-        assert len(projection._rows) <= KEPT
-    many = np.arange(2 * KEPT, dtype=np.float32)[:, None]
+        assert len(projection._rows) <= MAX_KEPT
+    many = np.arange(2 * MAX_KEPT, dtype=np.float32)[:, None]
     np.testing.assert_array_equal(whole(projection.table({"timestep": many})), wanted(many))
-    assert len(projection._rows) <= KEPT
+    assert len(projection._rows) <= MAX_KEPT
 
 
-def test_nothing_is_bound_before_it_is_needed() -> None:
-    """Binding may compile, which belongs to an image's time."""
+def test_the_engine_is_bound_with_the_first_table() -> None:
+    """Binding may compile, which belongs to the time of an image."""
     engine = Engine()
     projection = TimeProjection(engine)
     assert engine.bound == []
@@ -104,7 +109,7 @@ def test_nothing_is_bound_before_it_is_needed() -> None:
     assert len(engine.bound) == 1
 
 
-def test_guidance_belongs_to_the_key() -> None:
+def test_rows_depend_on_embedded_guidance() -> None:
     engine = Engine(("timestep", "embedded_guidance"))
     projection = TimeProjection(engine)
     assert projection.inputs == ("timestep", "embedded_guidance")

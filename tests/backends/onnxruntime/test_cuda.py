@@ -1,6 +1,6 @@
-"""ONNX Runtime's GPU targets where there is no GPU: what is built, and what is said of running it.
+"""ONNX Runtime's GPU targets on a machine without a GPU: building works, running is refused.
 
-How they run is checked over the stand-in, see `tests/standin/inside_onnxruntime.py`.
+`tests/standin/inside_onnxruntime.py` runs them on the stand-in driver.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def test_an_engine_is_the_graph_and_its_weights(build: Build, target: targets.Ta
 
 
 @pytest.mark.parametrize("target", GPU_TARGETS, ids=lambda target: target.name)
-def test_the_package_for_processors_does_not_do(build: Build, target: targets.Target) -> None:
+def test_onnxruntime_without_gpu_support_is_refused(build: Build, target: targets.Target) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
     if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
         pytest.skip("onnxruntime-gpu is installed")
@@ -32,7 +32,5 @@ def test_the_package_for_processors_does_not_do(build: Build, target: targets.Ta
         targets.load_engine(target, "test", path, Precision.FP16)
     runs, why = targets.runs_here(target)
     assert not runs
-    assert (
-        "needs onnxruntime-gpu in the place of onnxruntime: pip uninstall onnxruntime; pip" in why
-    )
+    assert "needs onnxruntime-gpu instead of onnxruntime: pip uninstall onnxruntime; pip" in why
     assert target.name not in targets.choose("auto").reason

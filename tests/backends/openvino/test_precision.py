@@ -1,4 +1,4 @@
-"""Under bfloat16, OpenVINO keeps the state, the update and the timestep's waves in float32."""
+"""In a bfloat16 engine, OpenVINO computes state, update and timestep embedding in float32."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def timestep_unet() -> onnx.ModelProto:
 
 
 def bind(path: Path) -> Binding:
-    """The step at `path` under bfloat16, for three images with two branches, of zeros."""
+    """A bfloat16 binding of the step at `path` for three images with two branches; all zeros."""
     inputs = step_inputs(len(TIMESTEPS), 2, 3, 5, SLOTS)
     shapes = {name: value.shape for name, value in inputs.items()}
     engine = load_engine(OPENVINO_CPU, "denoise_step", path, Precision.BF16, 1)
@@ -87,7 +87,7 @@ def bind(path: Path) -> Binding:
 
 
 def waves_error(binding: Binding) -> float:
-    """How far the sines and cosines are off that the UNet makes of `TIMESTEPS`."""
+    """The maximum error of the sines and cosines that the UNet computes of `TIMESTEPS`."""
     binding.buffers["timestep"][:] = TIMESTEPS
     binding.buffers["update_weights"][:, 0, SLOTS] = 1
     binding.run()
@@ -96,23 +96,21 @@ def waves_error(binding: Binding) -> float:
     return float(np.abs(binding.buffers["next_state"][:, 0, :, 0, 0] - wanted).max())
 
 
-def test_timesteps_reach_the_waves_unrounded(build: Build) -> None:
-    """981 would be 980 in bfloat16; only the waves themselves are rounded, to eight bits."""
+def test_timesteps_are_not_rounded_before_the_sines(build: Build) -> None:
+    """981 would be 980 in bfloat16; only the sines and cosines are rounded, to 8 bits."""
     path = build(OPENVINO_CPU, denoise_step(timestep_unet(), slots=SLOTS))
     assert waves_error(bind(path)) < 2**-8
 
 
-def test_without_the_marks_they_would_be_rounded(
-    build: Build, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Should this fail, OpenVINO has learnt it and the marks may go."""
+def test_unmarked_timesteps_are_rounded(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If this fails, OpenVINO no longer rounds them, and the marks can be removed."""
     monkeypatch.setattr(precision, "keep_float32", lambda model, core: None)
     path = build(OPENVINO_CPU, denoise_step(timestep_unet(), slots=SLOTS))
     assert waves_error(bind(path)) > 0.5
 
 
 def test_the_state_stays_float32(load: Load) -> None:
-    """With the model's part left out, update and mask are exact to float32 under bfloat16."""
+    """Without the UNet's part, update and mask are exact to float32 in a bfloat16 engine."""
     inputs = step_inputs(3, 2, 5, 7, SLOTS)
     inputs["update_weights"][:, :, SLOTS] = 0
     shapes = {name: value.shape for name, value in inputs.items()}
@@ -132,7 +130,7 @@ def test_the_state_stays_float32(load: Load) -> None:
 
 
 def test_input_weights_are_not_rounded(build: Build) -> None:
-    """The sample is rounded once, where it enters the UNet, not its weights before that."""
+    """Only the sample is rounded, at the UNet's input; the input weights before it are not."""
     binding = bind(build(OPENVINO_CPU, denoise_step(timestep_unet(), slots=SLOTS)))
     # 1.0039 and 255/256 are halfway between bfloat16 numbers; their product is 0.99998.
     binding.buffers["state"][:, 0] = 1 + 2**-8
@@ -147,7 +145,7 @@ def test_input_weights_are_not_rounded(build: Build) -> None:
 
 
 def test_rescaling_and_embedded_guidance_are_float32(load: Load) -> None:
-    """Both are exact to float32 where the UNet gives its input's mean and waves of the scale."""
+    """Both are exact to float32, with a UNet of its input's mean and the scale's embedding."""
     inputs = step_inputs(3, 2, 5, 7, SLOTS)
     inputs["mask"][:] = 1
     inputs["update_weights"][:] = 0
@@ -179,7 +177,7 @@ def test_rescaling_and_embedded_guidance_are_float32(load: Load) -> None:
     np.testing.assert_allclose(offset, wanted - 0.5, atol=2**-7)
 
 
-def test_fp32_is_true_float32(load: Load) -> None:
+def test_fp32_computes_in_float32(load: Load) -> None:
     engine = load(OPENVINO_CPU, linear())
     binding = engine.bind({"x": (1, 4), "y": (1, 3)})
     binding.buffers["x"][...] = 1 + 2**-12
@@ -196,7 +194,7 @@ def test_a_processor_without_bf16_is_named(build: Build, monkeypatch: pytest.Mon
 
 
 def test_the_library_sends_no_telemetry(tmp_path: Path) -> None:
-    """Nor does it write to the home, which importing it does otherwise."""
+    """Nor does it write to the home folder, as importing OpenVINO otherwise does."""
     code = (
         "import sys; from sdexport.backends.openvino import session; session.core(); "
         "print('openvino' in sys.modules, sys.modules.get('openvino_telemetry') is not None)"
@@ -213,7 +211,7 @@ def test_the_library_sends_no_telemetry(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_texts_keep_float32(build: Build) -> None:
+def test_text_engines_compute_in_float32(build: Build) -> None:
     path = build(OPENVINO_CPU, linear(), Precision.BF16)
     x = np.random.default_rng(0).standard_normal((64, 4)).astype(np.float32)
     error = {}

@@ -1,4 +1,4 @@
-"""The real builder of TensorRT for RTX, which needs no GPU: engines, options, errors, Ctrl-C."""
+"""Builds with the real TensorRT for RTX, which needs no GPU: engines, options, errors, Ctrl-C."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ from sdexport.backends.tensorrt import config as tensorrt_config
 from sdexport.backends.tensorrt import readback
 from sdexport.backends.tensorrt.library import (
     TENSORRT_RTX,
-    Words,
+    Log,
+    capture_log,
     library,
-    listening,
     logger,
     network_flags,
     version,
@@ -52,12 +52,12 @@ Write = Callable[..., EngineRequest]
 
 @pytest.fixture(autouse=True)
 def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What these tests are about happens on machines without one."""
+    """Hides this machine's GPUs."""
     pretend(monkeypatch)
 
 
 def pretend(monkeypatch: pytest.MonkeyPatch, *found: Gpu) -> None:
-    """Makes it look as if these GPUs were here."""
+    """Makes `find_gpus` return these GPUs."""
     seen = (found, "" if found else "no NVIDIA driver is installed")
     for module in (targets, tensorrt_config, readback):
         monkeypatch.setattr(module, "find_gpus", lambda: seen)
@@ -69,7 +69,7 @@ HOPPER = Gpu("a Hopper card", "sm90", 80 << 30)
 
 
 def layers(count: int = 2) -> onnx.ModelProto:
-    """x times a weight and a softmax, again and again."""
+    """`count` pairs of a MatMul with a weight and a Softmax."""
     nodes, name = [], "x"
     for index in range(count):
         nodes.append(helper.make_node("MatMul", [name, "weight"], [f"m{index}"], f"matmul{index}"))
@@ -85,7 +85,7 @@ def layers(count: int = 2) -> onnx.ModelProto:
 
 @pytest.fixture
 def write(tmp_path: Path) -> Write:
-    """A request for a model that is written, its weights beside it."""
+    """Writes a model and its weights, and returns a request to build it."""
 
     def written(made: onnx.ModelProto | None = None, **changes: Any) -> EngineRequest:
         source, output = tmp_path / "source", tmp_path / "output"
@@ -132,18 +132,18 @@ def test_an_engine_for_several_gpus(write: Write) -> None:
     ("here", "source"),
     [
         ((), "no GPU here"),
-        ((HOPPER,), "built for sm86, sm89, and here is sm90 (a Hopper card)"),
-        ((TURING,), "built for sm86, sm89, and here is sm75 (a Turing card)"),
+        ((HOPPER,), "built for sm86, sm89, and this machine has sm90 (a Hopper card)"),
+        ((TURING,), "built for sm86, sm89, and this machine has sm75 (a Turing card)"),
         (
             (HOPPER, TURING),
-            "built for sm86, sm89, and here is sm90 (a Hopper card), sm75 (a Turing card)",
+            "built for sm86, sm89, and this machine has sm90 (a Hopper card), sm75 (a Turing card)",
         ),
     ],
 )
-def test_a_machine_whose_gpus_do_not_run_it_builds_it(
+def test_a_machine_without_a_suitable_gpu_builds_an_engine(
     write: Write, monkeypatch: pytest.MonkeyPatch, here: tuple[Gpu, ...], source: str
 ) -> None:
-    """What can be read without a device is read, and the rest is said not to be checked."""
+    """What the plan alone shows is read back; the other options are recorded as not checked."""
     pretend(monkeypatch, *here)
     facts = build(write()).facts
     assert facts["read_from"] == f"the plan; the engine was not loaded: {source}"
@@ -160,14 +160,14 @@ def test_a_machine_whose_gpus_do_not_run_it_builds_it(
 
 
 def test_the_gpu_that_runs_it_reads_it_back(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of several, the one that fits is made current before the library is asked."""
+    """Of several GPUs, the suitable one is made current before the engine is loaded."""
     pretend(monkeypatch, HOPPER, dataclasses.replace(ADA, ordinal=1))
     current: list[int] = []
     monkeypatch.setattr(
         driver, "context", lambda ordinal: SimpleNamespace(use=lambda: current.append(ordinal))
     )
     with pytest.raises(EngineError, match="built the engine of denoise_step and cannot load it"):
-        build(write())  # There is no driver here.
+        build(write())  # There is no driver.
     assert current == [1]
 
 
@@ -175,7 +175,7 @@ def test_the_gpu_that_runs_it_reads_it_back(write: Write, monkeypatch: pytest.Mo
 def test_float32_is_not_computed_in_tf32(
     write: Write, monkeypatch: pytest.MonkeyPatch, precision: Precision
 ) -> None:
-    """The library has TF32 on by default."""
+    """The library's default is TF32."""
     module = library(TENSORRT_RTX)
     found: list[bool] = []
 
@@ -192,7 +192,7 @@ def test_float32_is_not_computed_in_tf32(
     assert module.BuilderFlag.TF32 is not None
 
 
-# Of every flag that the library has: whether it may change what float32 computes.
+# The library's flags that do not change float32 arithmetic, and those that do.
 HARMLESS = {
     "DEBUG", "GPU_FALLBACK", "REFIT", "DISABLE_TIMING_CACHE", "EDITABLE_TIMING_CACHE",
     "SAFETY_SCOPE", "DIRECT_IO", "VERSION_COMPATIBLE", "EXCLUDE_LEAN_RUNTIME",
@@ -203,22 +203,22 @@ HARMLESS = {
 LESS_EXACT = {"TF32", "SPARSE_WEIGHTS"}
 
 
-def test_no_flag_that_makes_arithmetic_less_exact_is_on(write: Write) -> None:
+def test_no_flag_for_less_exact_arithmetic_is_set(write: Write) -> None:
     module = library(TENSORRT_RTX)
     flags = module.BuilderFlag.__members__
-    assert set(flags) == HARMLESS | LESS_EXACT, "a new flag has to be looked at"
+    assert set(flags) == HARMLESS | LESS_EXACT, "classify the new flag"
     config = module.Builder(logger(module)).create_builder_config()
     tensorrt_config.apply(TENSORRT_RTX, module, config, write())
     assert [name for name in sorted(LESS_EXACT) if config.get_flag(flags[name])] == []
 
 
 @pytest.mark.parametrize("target", [t for t in targets.TARGETS if t.suffix == ".plan"], ids=str)
-def test_engines_of_earlier_arithmetic_are_built_anew(target: targets.Target) -> None:
+def test_arithmetic_is_part_of_the_fingerprint(target: targets.Target) -> None:
     choice = Choice(target, Precision.FP32, "library 1", ())
     assert choice.settings(None)["arithmetic"] == {"tf32": False}
 
 
-def test_an_input_that_decides_a_shape_is_refused(write: Write) -> None:
+def test_a_shape_tensor_input_is_refused(write: Write) -> None:
     made = model(
         [helper.make_node("Reshape", ["x", "shape"], ["y"], "reshape")],
         [("x", HALF, ["batch", 64]), ("shape", TensorProto.INT64, [2])],
@@ -226,12 +226,14 @@ def test_an_input_that_decides_a_shape_is_refused(write: Write) -> None:
         {},
     )
     shapes = {**SHAPES, "shape": ShapeRange((2,), (2,), (2,))}
-    with pytest.raises(EngineError, match="denoise_step reads its input 'shape' in host memory"):
+    with pytest.raises(
+        EngineError, match="denoise_step's input 'shape' is a shape tensor in host memory"
+    ):
         build(write(made, shapes=(shapes,)))
 
 
-def test_a_capability_more_costs_no_bytes(write: Write, tmp_path: Path) -> None:
-    """Kernels are compiled where the engine runs: the decision for one engine stands on it."""
+def test_further_capabilities_do_not_grow_the_engine(write: Write, tmp_path: Path) -> None:
+    """Kernels are compiled where the engine runs, which is why one engine serves all."""
     request = write()
     sizes = []
     for capabilities in (("sm89",), ("sm75", "sm86", "sm89", "sm120")):
@@ -252,19 +254,19 @@ def test_several_profiles_in_one_engine(write: Write) -> None:
 def test_a_profile_that_the_graph_contradicts(write: Write) -> None:
     shapes = {"x": ShapeRange((1, 32), (2, 32), (4, 32))}
     with pytest.raises(
-        EngineError, match="dimension 1 of input x is fixed at 64 in the ONNX graph and 32"
+        EngineError, match="dimension 1 of input x is fixed at 64 in the ONNX graph, but 32"
     ):
         build(write(shapes=(shapes,)))
 
 
 def test_a_profile_without_an_input(write: Write) -> None:
-    with pytest.raises(EngineError, match="an input 'x' that no profile speaks of; known are: z"):
+    with pytest.raises(EngineError, match="denoise_step has no range for its input 'x', only .*z"):
         build(write(shapes=({"z": SHAPES["x"]},)))
 
 
 def test_a_profile_of_another_rank(write: Write) -> None:
     shapes = {"x": ShapeRange((1,), (2,), (4,))}
-    with pytest.raises(EngineError, match="input x has 2 dimensions, the profile 1"):
+    with pytest.raises(EngineError, match="input x has 2 dimensions, but 1 in the profile"):
         build(write(shapes=(shapes,)))
 
 
@@ -298,11 +300,11 @@ def test_the_parser_names_node_and_operator(write: Write, node: onnx.NodeProto, 
     made.graph.initializer.append(onnx.numpy_helper.from_array(np.ones(1, np.float32), "floats"))
     with pytest.raises(EngineError, match=said) as raised:
         build(write(made))
-    assert "TensorRT for RTX cannot take" in str(raised.value)
+    assert "TensorRT for RTX cannot parse" in str(raised.value)
     assert "cudaError" not in str(raised.value)
 
 
-def test_no_onnx_at_all(write: Write) -> None:
+def test_a_file_that_is_not_onnx(write: Write) -> None:
     request = write()
     request.model.write_bytes(b"no model")
     with pytest.raises(EngineError, match="denoise_step: .*Failed to parse the ONNX model"):
@@ -316,27 +318,29 @@ def test_too_small_a_workspace(write: Write) -> None:
 
 
 def test_activations_beyond_the_workspace(write: Write) -> None:
-    """What is said of a profile whose images do not fit."""
-    words = Words([("ERROR", "Error Code 2: OutOfMemory (Requested size was 4393907374 bytes.)")])
-    said = tensorrt_build._explain(TENSORRT_RTX, write(), words)
+    """The message for a profile whose images do not fit into the workspace."""
+    log = Log([("ERROR", "Error Code 2: OutOfMemory (Requested size was 4393907374 bytes.)")])
+    said = tensorrt_build._failure_message(TENSORRT_RTX, write(), log)
     assert "raise the builder option workspace (it is 1,024 MiB)" in said
-    assert "a smaller largest batch" in said
+    assert "a smaller maximum batch" in said
 
 
-def test_memory_is_looked_at_before(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_is_checked_before_the_build(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "available_bytes", lambda: 100 << 20)
     with pytest.raises(EngineError, match=r"denoise_step takes about 0.6 GB .* 0.1 GB are free"):
         build(write())
 
 
-def test_disk_is_looked_at_before(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_disk_space_is_checked_before_the_build(
+    write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(storage, "free_bytes", lambda path: 1000)
     with pytest.raises(StorageError, match="denoise_step takes about 0.00 GB .* has 0.00 GB free"):
         build(write())
 
 
 class Interrupting(Silent):
-    """A person who presses Ctrl-C once the build has come so far."""
+    """A progress that raises KeyboardInterrupt at its `reports`th report, as Ctrl-C does."""
 
     def __init__(self, reports: int) -> None:
         self.reports = reports
@@ -357,37 +361,37 @@ def test_ctrl_c_ends_the_build(write: Write) -> None:
         build(request)
     assert progress.said[-1] == "ending the build"
     assert list(request.output.iterdir()) == []
-    # The builder's own thread has ended, and the next build works.
+    # The builder's thread has ended, and the next build works.
     assert not [t for t in threading.enumerate() if t.name.startswith("build ")]
     build(dataclasses.replace(request, progress=Silent()))
 
 
-def test_progress_is_heard_from_the_calling_thread(write: Write) -> None:
+def test_progress_is_reported_from_the_calling_thread(write: Write) -> None:
     progress = Interrupting(0)
     build(write(layers(100), progress=progress))
     assert progress.threads == {threading.get_ident()}
     assert any("/" in note for note in progress.said)
 
 
-def test_capabilities_are_asked_for() -> None:
+def test_capabilities_must_be_given_without_a_gpu() -> None:
     with pytest.raises(UsageError, match="--compute-capability, one or several of sm75, .*sm89"):
-        targets.settle(targets.TENSORRT_RTX, BuilderOptions())
+        targets.resolve_options(targets.TENSORRT_RTX, BuilderOptions())
 
 
-def test_the_gpu_here_is_the_usual_capability(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_default_capability_is_that_of_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     pretend(monkeypatch, ADA)
-    settled = targets.settle(targets.TENSORRT_RTX, BuilderOptions())
+    settled = targets.resolve_options(targets.TENSORRT_RTX, BuilderOptions())
     assert settled.compute_capabilities == ("sm89",)
-    assert settled.workspace == tensorrt_config.WORKSPACE
+    assert settled.workspace == tensorrt_config.DEFAULT_WORKSPACE
 
 
 @pytest.mark.parametrize(
     ("capability", "said"),
-    [("sm90", "does not build for sm90, .* it runs through the target tensorrt"), ("sm61", "sm61")],
+    [("sm90", "does not build for sm90, .* build for the target tensorrt"), ("sm61", "sm61")],
 )
-def test_capabilities_the_library_has_not(capability: str, said: str) -> None:
+def test_capabilities_that_the_library_does_not_support(capability: str, said: str) -> None:
     with pytest.raises(UsageError, match=said):
-        targets.settle(
+        targets.resolve_options(
             targets.TENSORRT_RTX, BuilderOptions(compute_capabilities=(capability, "sm89"))
         )
 
@@ -405,109 +409,109 @@ def test_options_of_the_other_library(options: BuilderOptions) -> None:
     with pytest.raises(
         UsageError, match=f"tensorrt-rtx has no builder option {options.given()[0]}"
     ):
-        targets.settle(targets.TENSORRT_RTX, options)
+        targets.resolve_options(targets.TENSORRT_RTX, options)
 
 
-def test_cpu_targets_take_none() -> None:
+def test_cpu_targets_accept_no_builder_options() -> None:
     with pytest.raises(UsageError, match="openvino-cpu has no builder option optimization_level"):
-        targets.settle(targets.OPENVINO_CPU, BuilderOptions(optimization_level=3))
+        targets.resolve_options(targets.OPENVINO_CPU, BuilderOptions(optimization_level=3))
 
 
-def test_what_needs_a_gpu_to_build() -> None:
+def test_a_refittable_engine_needs_a_gpu_to_build() -> None:
     options = BuilderOptions(("sm89",), refittable=True)
     with pytest.raises(UsageError, match="refittable of tensorrt-rtx needs a GPU on the machine"):
-        targets.settle(targets.TENSORRT_RTX, options)
+        targets.resolve_options(targets.TENSORRT_RTX, options)
 
 
 def test_a_refittable_engine_is_for_one_gpu() -> None:
     options = dataclasses.replace(OPTIONS, refittable=True)
-    with pytest.raises(UsageError, match="one compute capability, not for sm86, sm89"):
-        targets.settle(targets.TENSORRT_RTX, options)
+    with pytest.raises(UsageError, match="exactly one compute capability, got sm86, sm89"):
+        targets.resolve_options(targets.TENSORRT_RTX, options)
 
 
 def test_stripped_weights_are_not_served(monkeypatch: pytest.MonkeyPatch) -> None:
     pretend(monkeypatch, ADA)
     options = BuilderOptions(("sm89",), refittable=True, strip_weights=True)
     with pytest.raises(UsageError, match="strip_weights is not served: .* refitted before it runs"):
-        targets.settle(targets.TENSORRT_RTX, options)
+        targets.resolve_options(targets.TENSORRT_RTX, options)
 
 
-def test_a_refittable_engine_without_a_driver_says_what_it_needs(write: Write) -> None:
-    """Past the check before: the library's own words, and the remedy."""
+def test_a_refittable_build_without_a_driver_names_the_remedy(write: Write) -> None:
+    """Without the check in `resolve_options`: the library's error, and the remedy."""
     options = BuilderOptions(("sm89",), refittable=True)
-    with pytest.raises(EngineError, match="CUDA_SUCCESS.*needs a working NVIDIA driver"):
+    with pytest.raises(EngineError, match="CUDA_SUCCESS.*with a working NVIDIA driver"):
         build(write(options=options))
 
 
-def test_tensorrt_builds_where_a_gpu_is() -> None:
+def test_tensorrt_needs_a_gpu_to_build() -> None:
     with pytest.raises(EngineError, match=r"builds on the GPU that it runs on.*tensorrt-rtx"):
-        tensorrt_config.settle("tensorrt", BuilderOptions())
+        tensorrt_config.resolve_options("tensorrt", BuilderOptions())
 
 
-def test_an_option_that_was_not_taken_is_an_error(write: Write) -> None:
-    """The library says so in a warning alone, and builds without it."""
+def test_an_ignored_option_is_an_error(write: Write) -> None:
+    """The library only warns, and builds without the option."""
     options = dataclasses.replace(OPTIONS, hardware_compatibility="ampere_plus")
     with pytest.raises(EngineError, match="hardware_compatibility|HardwareCompatibilityLevel"):
         build(write(options=options))
 
 
-def test_an_engine_runs_where_all_its_parts_do(tmp_path: Path) -> None:
+def test_an_engine_runs_where_all_its_parts_run(tmp_path: Path) -> None:
     options = dataclasses.replace(OPTIONS, compute_capabilities=("sm89",))
     request = EngineRequest("unet", tmp_path, tmp_path, Precision.FP16, (SHAPES,), options)
     plan = b"accelerators={sm86 sm89 }\0accelerators={sm89 }"
-    found = readback.read_back(TENSORRT_RTX, None, plan, request, Words())
+    found = readback.read_back(TENSORRT_RTX, None, plan, request, Log())
     assert found["read_back"] == {"compute_capabilities": ["sm89"]}
 
 
-def test_what_was_not_built_in_is_named(tmp_path: Path) -> None:
+def test_a_capability_that_is_missing_in_the_engine_is_named(tmp_path: Path) -> None:
     request = EngineRequest("vae_decoder", tmp_path, tmp_path, Precision.FP16, (SHAPES,), OPTIONS)
-    with pytest.raises(EngineError, match="vae_decoder was asked for sm86 and runs on sm89"):
-        readback.read_back(TENSORRT_RTX, None, b"accelerators={sm89 }", request, Words())
+    with pytest.raises(EngineError, match="vae_decoder was built for sm86 but runs on sm89"):
+        readback.read_back(TENSORRT_RTX, None, b"accelerators={sm89 }", request, Log())
 
 
-def test_the_library_warns_on_its_own_words(tmp_path: Path) -> None:
+def test_a_warning_of_an_ignored_option_is_an_error(tmp_path: Path) -> None:
     request = EngineRequest("unet", tmp_path, tmp_path, Precision.FP16, (SHAPES,), OPTIONS)
-    words = Words([("WARNING", "setFoo() is unsupported in TensorRT-RTX.")])
-    with pytest.raises(EngineError, match=r"did not take an option for unet: setFoo"):
-        readback.read_back(TENSORRT_RTX, None, b"", request, words)
+    log = Log([("WARNING", "setFoo() is unsupported in TensorRT-RTX.")])
+    with pytest.raises(EngineError, match=r"ignored an option for unet: setFoo"):
+        readback.read_back(TENSORRT_RTX, None, b"", request, log)
 
 
 class TestLibrary:
-    """The module that knows both names."""
+    """The module `tensorrt.library`."""
 
     def test_versions_and_flags(self) -> None:
         module = library(TENSORRT_RTX)
         assert version(module) >= (1, 5)
         assert network_flags(module) in (0, 1)
 
-    def test_one_logger_for_all(self) -> None:
+    def test_there_is_one_logger(self) -> None:
         module = library(TENSORRT_RTX)
         assert logger(module) is logger(module)
 
-    def test_a_library_that_is_not_there(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_library_that_is_not_installed(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(__import__("sys").modules, "tensorrt", None)
         with pytest.raises(MissingExtraError, match=r"pip install .*\[tensorrt\]"):
             library("tensorrt")
 
     def test_another_name(self) -> None:
-        with pytest.raises(UsageError, match="choose one of: tensorrt, tensorrt-rtx"):
+        with pytest.raises(UsageError, match="must be one of: tensorrt, tensorrt-rtx; got 'tenso"):
             library("tensorflow")
 
-    def test_words_go_to_who_listens(self) -> None:
+    def test_a_log_is_captured_by_thread(self) -> None:
         module = library(TENSORRT_RTX)
-        with listening() as words, listening(this_thread=True) as mine:
+        with capture_log() as log, capture_log(this_thread=True) as own:
             runtime = module.Runtime(logger(module))
             assert runtime.deserialize_cuda_engine(b"no engine") is None
             other = threading.Thread(target=lambda: runtime.deserialize_cuda_engine(b"nor this"))
             other.start()
             other.join()
-        assert "readHeader" in words.failure
-        assert len(words.said) == 2 * len(mine.said)
-        with listening() as later:
+        assert "readHeader" in log.errors
+        assert len(log.entries) == 2 * len(own.entries)
+        with capture_log() as later:
             pass
-        assert later.failure == ""
+        assert later.errors == ""
 
 
-def test_gpus_are_asked_for_without_raising() -> None:
+def test_finding_gpus_raises_nothing() -> None:
     found, why = gpus.find_gpus()
     assert bool(found) != bool(why)

@@ -1,6 +1,6 @@
-"""Builder options of `tensorrt` on a double of its few classes: set, read back, held against.
+"""Builder options of `tensorrt`, set and read back on doubles of the library's classes.
 
-The library itself builds on a GPU; its options that TensorRT for RTX has not are checked here.
+The library itself needs a GPU; these tests cover the options that TensorRT for RTX does not have.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from sdexport.backends.cuda import driver
 from sdexport.backends.cuda.gpus import Gpu
 from sdexport.backends.tensorrt import config as tensorrt_config
 from sdexport.backends.tensorrt import library, readback
-from sdexport.backends.tensorrt.library import Words
+from sdexport.backends.tensorrt.library import Log
 from sdexport.errors import EngineError, StorageError
 from sdexport.model.shapes import Precision
 
@@ -40,7 +40,7 @@ class Level(IntEnum):
 
 
 class Config:
-    """An IBuilderConfig; `deaf` names an option that it does not take."""
+    """A double of IBuilderConfig that ignores the option named `deaf`."""
 
     def __init__(self, deaf: str = "") -> None:
         self.deaf = deaf
@@ -62,7 +62,7 @@ class Config:
         return flag in self.flags
 
     def set_memory_pool_limit(self, pool: str, size: int) -> None:
-        # As the libraries do where a limit is no multiple of a page.
+        # The libraries round down to a multiple of a page.
         self.pools[pool] = size if self.deaf != "WORKSPACE" else size // 2
 
     def get_memory_pool_limit(self, pool: str) -> int:
@@ -99,7 +99,7 @@ class Config:
 
 
 class Engine:
-    """An ICudaEngine with these properties."""
+    """A double of ICudaEngine with these properties."""
 
     refittable = True
     num_optimization_profiles = 1
@@ -116,7 +116,7 @@ class Engine:
 
 
 class Runtime:
-    """An IRuntime that loads `engine`; of plans that bring code, only if that is allowed."""
+    """A double of IRuntime that loads `engine`; plans with host code only if they are allowed."""
 
     engine_host_code_allowed = False
 
@@ -128,7 +128,7 @@ class Runtime:
 
 
 def module(engine: Engine | None = None) -> Any:
-    """The library, whose runtime loads `engine` whatever it is given."""
+    """A double of the library, whose runtime loads `engine` from any plan."""
 
     class ILogger:
         pass
@@ -150,7 +150,7 @@ def a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     for one in (targets, tensorrt_config, readback):
         monkeypatch.setattr(one, "find_gpus", lambda: ((GPU,), ""))
     monkeypatch.setattr(driver, "context", lambda ordinal: SimpleNamespace(use=lambda: None))
-    # The logger is kept by module, and a double is none that can be told from another.
+    # The logger is cached by module, and the doubles are not hashable.
     monkeypatch.setattr(library, "logger", lambda module: None)
 
 
@@ -188,12 +188,12 @@ def test_every_option_is_set() -> None:
         ("HARDWARE", "hardware_compatibility"),
     ],
 )
-def test_one_that_is_not_taken_is_named(deaf: str, option: str) -> None:
-    with pytest.raises(EngineError, match=f"did not take {option} = .* for unet: it says"):
+def test_an_ignored_option_is_named(deaf: str, option: str) -> None:
+    with pytest.raises(EngineError, match=f"ignored {option} = .* for unet and uses"):
         tensorrt_config.apply("tensorrt", module(), Config(deaf), request_for(EVERYTHING))
 
 
-def test_a_level_that_this_version_has_not() -> None:
+def test_a_level_that_this_version_does_not_have() -> None:
     old = module()
     old.HardwareCompatibilityLevel = SimpleNamespace(AMPERE_PLUS=Level.AMPERE_PLUS)
     options = BuilderOptions(hardware_compatibility="same_compute_capability")
@@ -201,14 +201,14 @@ def test_a_level_that_this_version_has_not() -> None:
         tensorrt_config.apply("tensorrt", old, Config(), request_for(options))
 
 
-def test_the_gpu_decides_what_is_open() -> None:
-    settled = tensorrt_config.settle("tensorrt", BuilderOptions())
+def test_the_gpu_determines_the_default_options() -> None:
+    settled = tensorrt_config.resolve_options("tensorrt", BuilderOptions())
     assert settled.compute_capabilities == ("sm90",)
-    assert settled.workspace == (80 << 30) - tensorrt_config.SPARE
-    assert tensorrt_config.settle("tensorrt", EVERYTHING).workspace == 1 << 32
+    assert settled.workspace == (80 << 30) - tensorrt_config.RESERVED_BYTES
+    assert tensorrt_config.resolve_options("tensorrt", EVERYTHING).workspace == 1 << 32
 
 
-def test_a_timing_cache_goes_from_build_to_build(tmp_path: Path) -> None:
+def test_a_timing_cache_is_reused_by_the_next_build(tmp_path: Path) -> None:
     path = tmp_path / "caches" / "timing"
     options = BuilderOptions(timing_cache=path)
     for content in (b" and more", b" and more and more"):
@@ -220,12 +220,12 @@ def test_a_timing_cache_goes_from_build_to_build(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("what", ["nonsense", "of another GPU"])
-def test_what_is_no_timing_cache(tmp_path: Path, what: str) -> None:
+def test_a_file_that_is_not_a_timing_cache(tmp_path: Path, what: str) -> None:
     path = tmp_path / "timing"
     path.write_bytes(what.encode())
     config = Config()
     config.cache_fits = what == "nonsense"
-    with pytest.raises(EngineError, match="is no timing cache of this library's version and GPU"):
+    with pytest.raises(EngineError, match="is not a timing cache of this library's version and"):
         tensorrt_config.apply(
             "tensorrt", module(), config, request_for(BuilderOptions(timing_cache=path))
         )
@@ -244,8 +244,8 @@ def test_a_timing_cache_that_cannot_be_written(tmp_path: Path) -> None:
 READ = BuilderOptions(refittable=True, hardware_compatibility="ampere_plus")
 
 
-def test_the_engine_is_asked() -> None:
-    found = readback.read_back("tensorrt", module(Engine()), b"", request_for(READ), Words())
+def test_the_loaded_engine_is_queried() -> None:
+    found = readback.read_back("tensorrt", module(Engine()), b"", request_for(READ), Log())
     assert found["read_from"] == "the engine"
     assert found["activation_bytes"] == 1 << 33
     assert found["read_back"] == {
@@ -259,50 +259,54 @@ def test_the_engine_is_asked() -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"refittable": False}, "refittable = True and has False"),
-        ({"hardware_compatibility_level": Level.NONE}, "'ampere_plus' and has 'none'"),
-        ({"num_optimization_profiles": 2}, "profiles = 1 and has 2"),
-        ({"stripped": 1000}, "strip_weights = False and has True"),
+        ({"refittable": False}, "refittable = True but has False"),
+        ({"hardware_compatibility_level": Level.NONE}, "'ampere_plus' but has 'none'"),
+        ({"num_optimization_profiles": 2}, "profiles = 1 but has 2"),
+        ({"stripped": 1000}, "strip_weights = False but has True"),
     ],
 )
-def test_an_engine_that_is_otherwise_is_refused(changes: dict[str, Any], said: str) -> None:
-    with pytest.raises(EngineError, match=f"the engine of unet was asked for .*{said}"):
-        readback.read_back("tensorrt", module(Engine(**changes)), b"", request_for(READ), Words())
+def test_an_engine_that_differs_from_the_request_is_refused(
+    changes: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(EngineError, match=f"the engine of unet was built with .*{said}"):
+        readback.read_back("tensorrt", module(Engine(**changes)), b"", request_for(READ), Log())
 
 
 def test_an_engine_that_cannot_be_loaded() -> None:
     with pytest.raises(EngineError, match="TensorRT built the engine of unet and cannot load it"):
-        readback.read_back("tensorrt", module(None), b"", request_for(READ), Words())
+        readback.read_back("tensorrt", module(None), b"", request_for(READ), Log())
 
 
-def test_a_library_that_cannot_be_told_to_leave_tf32() -> None:
+def test_a_library_without_a_flag_for_tf32_is_refused() -> None:
     old = module()
     old.BuilderFlag = SimpleNamespace(REFIT=Flag.REFIT)
-    with pytest.raises(EngineError, match="tensorrt 11.4.0.106 has no switch for TF32, so unet"):
+    with pytest.raises(EngineError, match="tensorrt 11.4.0.106 has no flag for TF32, so unet"):
         tensorrt_config.apply("tensorrt", old, Config(), request_for(BuilderOptions()))
 
 
 @pytest.mark.parametrize("here", ["sm75", "sm80", "sm89", "sm90", "sm100", "sm120"])
-def test_hardware_compatibility_counts(monkeypatch: pytest.MonkeyPatch, here: str) -> None:
-    """An engine for Ampere and later is loaded there, one for its own kind is not."""
+def test_hardware_compatibility_allows_other_gpus(
+    monkeypatch: pytest.MonkeyPatch, here: str
+) -> None:
+    """An engine for Ampere and later is loaded on such GPUs, one without that option is not."""
     gpu = Gpu("a card", here, 8 << 30)
     monkeypatch.setattr(readback, "find_gpus", lambda: ((gpu,), ""))
     for level in ("ampere_plus", "none"):
         options = BuilderOptions(("sm90",), hardware_compatibility=level)
         engine = Engine(refittable=False, hardware_compatibility_level=Level[level.upper()])
-        found = readback.read_back("tensorrt", module(engine), b"", request_for(options), Words())
+        found = readback.read_back("tensorrt", module(engine), b"", request_for(options), Log())
         loads = here == "sm90" or (level == "ampere_plus" and here != "sm75")
         assert (found["read_from"] == "the engine") is loads
         assert bool(found["not_checked"]) or loads
 
 
-def test_a_version_compatible_engine_brings_code() -> None:
+def test_a_version_compatible_engine_contains_host_code() -> None:
     options = dataclasses.replace(READ, version_compatible=True)
-    found = readback.read_back("tensorrt", module(Engine()), b"code", request_for(options), Words())
+    found = readback.read_back("tensorrt", module(Engine()), b"code", request_for(options), Log())
     assert found["read_from"] == "the engine"
 
 
-def test_options_are_refused_by_targets_that_have_them_not() -> None:
+def test_an_option_of_another_target_is_refused() -> None:
     capabilities = dataclasses.replace(READ, compute_capabilities=("sm89",))
     with pytest.raises(Exception, match="tensorrt has no builder option compute_capabilities"):
-        targets.settle(targets.TENSORRT, capabilities)
+        targets.resolve_options(targets.TENSORRT, capabilities)

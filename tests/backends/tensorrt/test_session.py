@@ -1,4 +1,4 @@
-"""TensorRT at run time as far as no GPU is needed: what its words mean, and what is refused."""
+"""TensorRT at run time, as far as it needs no GPU: load failures are explained, loops checked."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sdexport.backends.cuda.gpus import find_gpus
 from sdexport.backends.slots import Engines
 from sdexport.backends.tensorrt import refusal as tensorrt_refusal
 from sdexport.backends.tensorrt import session
-from sdexport.backends.tensorrt.library import Words
+from sdexport.backends.tensorrt.library import Log
 from sdexport.errors import EngineError, UsageError
 from sdexport.model.shapes import Precision
 
@@ -38,8 +38,8 @@ def refusal(said: str, diagnostics: int | None = None) -> str:
     if diagnostics is not None:
         module.EngineInvalidityDiagnostics = Kinds
         runtime.get_engine_validity = lambda blob: ("INVALID", diagnostics)
-    words = Words([("ERROR", said)] if said else [])
-    return tensorrt_refusal.refusal(module, runtime, b"engine", words, ADA)
+    log = Log([("ERROR", said)] if said else [])
+    return tensorrt_refusal.refusal_reason(module, runtime, b"engine", log, ADA)
 
 
 @pytest.mark.parametrize(
@@ -49,26 +49,26 @@ def refusal(said: str, diagnostics: int | None = None) -> str:
             "The engine plan file is not compatible with this version of TensorRT, expecting "
             "library version 11.4.0.106 got 10.8.0.40, please rebuild.",
             None,
-            "another version than the tensorrt 11.4.0.106 here: build the bundle again",
+            "another version than the installed tensorrt 11.4.0.106: build the bundle again",
         ),
         (
             "The engine plan file is generated on an incompatible device, expecting compute 8.9 "
             "got compute 8.6, please rebuild.",
             None,
-            "other GPUs than this an RTX 4090 of compute capability sm89",
+            "it was not built for an RTX 4090 of compute capability sm89: build the bundle again",
         ),
         ("Serialization assertion failed. Magic tag does not match", None, "truncated or altered"),
         ("CUDA error 2: out of memory", None, "memory is full: end other programs"),
         ("", 1, "VERSION_MISMATCH"),
-        ("", 2, "(UNSUPPORTED_CC); it was built for other GPUs"),
+        ("", 2, "(UNSUPPORTED_CC); it was not built for an RTX 4090"),
         ("the version of the file cannot be read", 32, "(MALFORMED_ENGINE); it is truncated"),
         ("", 4, "(OLD_CUDA_DRIVER); the NVIDIA driver is too old for it: update the driver"),
         ("", 16, "(INSUFFICIENT_GPU_MEMORY); the GPU's memory is full"),
         ("the plan holds host code, which is not allowed", None, "its bundle does not say so"),
-        ("", None, "it does not say why; it is truncated or altered"),
+        ("", None, "no reason given; it is truncated or altered"),
     ],
 )
-def test_what_the_librarys_words_mean(said: str, diagnostics: int | None, remedy: str) -> None:
+def test_a_load_failure_is_explained(said: str, diagnostics: int | None, remedy: str) -> None:
     assert remedy in refusal(said, diagnostics)
 
 
@@ -81,12 +81,12 @@ def test_what_the_librarys_words_mean(said: str, diagnostics: int | None, remedy
         ((1, 5, 4, 8), "state has 5 dimensions, not 4"),
     ],
 )
-def test_a_shape_outside_is_named(shape: tuple[int, ...], text: str | None) -> None:
+def test_a_shape_outside_the_profile_is_named(shape: tuple[int, ...], text: str | None) -> None:
     assert session._misfit("state", shape, (1, 5, 4, 8, 8), (2, 5, 4, 8, 8)) == text
 
 
 @pytest.mark.skipif(bool(find_gpus()[0]), reason="there is a GPU here")
-def test_without_a_driver_it_is_said_what_to_do(tmp_path: Path) -> None:
+def test_a_missing_driver_is_named_with_a_remedy(tmp_path: Path) -> None:
     pytest.importorskip("cuda.bindings", reason="cuda-bindings is not installed")
     pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed")
     path = tmp_path / "engine.plan"
@@ -95,12 +95,14 @@ def test_without_a_driver_it_is_said_what_to_do(tmp_path: Path) -> None:
         targets.load_engine(targets.TENSORRT_RTX, "vae_decoder", path, Precision.FP16)
 
 
-def test_forms_of_the_loop_are_checked_by_target(tmp_path: Path) -> None:
-    for form in ("auto", "eager", "step-graph", "whole-loop"):
-        targets.check_loop(targets.TENSORRT, form)
-    with pytest.raises(UsageError, match="'graph' is unknown; choose one of: auto, eager, step-"):
+def test_loop_modes_are_checked_by_target(tmp_path: Path) -> None:
+    for mode in ("auto", "eager", "step-graph", "whole-loop"):
+        targets.check_loop(targets.TENSORRT, mode)
+    with pytest.raises(
+        UsageError, match="loop must be one of auto, eager, step-graph, whole-loop; got 'graph'"
+    ):
         targets.check_loop(targets.TENSORRT, "graph")
-    with pytest.raises(UsageError, match="'eager' is for targets on a GPU; openvino-cpu runs"):
+    with pytest.raises(UsageError, match="must be 'auto' for openvino-cpu, got 'eager'; the other"):
         targets.check_loop(targets.OPENVINO_CPU, "eager")
     nothing: Engines = None  # type: ignore[assignment]  # a processor's target does not look at it
     assert targets.make_device(targets.OPENVINO_CPU, nothing, loop="auto", cache=tmp_path) is None

@@ -1,7 +1,7 @@
-"""Cuts out of a denoise step what an image from text alone, without rescaling, can do without.
+"""Removes the inputs for inpainting and guidance rescaling from a denoise step.
 
-These are some twenty operators on small tensors: next to nothing for a large model, and six per
-cent of a small one's step.
+Requests that use neither run without these twenty small operators, which take a negligible part of
+a large model's step and 6 % of a small model's.
 """
 
 from __future__ import annotations
@@ -9,24 +9,25 @@ from __future__ import annotations
 from typing import Any
 
 OPTIONAL = ("guidance_rescale", "mask", "known", "known_weights")
-"""The inputs that go with them: without effect where they are 0, 1, anything and 0."""
+"""The removable inputs; they have no effect at the values 0, 1, any and 0, in this order."""
 
 SHORTCUTS = (("step/out/rescaled", "step/out/guided"),)
-"""Operators of the graph pass (`graph.denoise_step`): the first gives way to the second."""
+"""Pairs of operators of `graph.denoise_step`: the output of the first is replaced by that of the
+second."""
 LAST = "step/out/updated"
-"""The operator whose value becomes the step's output."""
+"""The operator whose output becomes the step's output."""
 
 
-def optional_inputs(model: Any) -> tuple[str, ...]:
-    """The inputs that `without_optional` takes out of `model`; none where it is no such step."""
+def find(model: Any) -> tuple[str, ...]:
+    """The removable inputs of `model`: `OPTIONAL` for a denoise step, none for other models."""
     inputs = {name for port in model.inputs for name in port.get_names()}
     operators = {operator.get_friendly_name() for operator in model.get_ops()}
     needed = {LAST, *(name for pair in SHORTCUTS for name in pair)}
     return OPTIONAL if inputs.issuperset(OPTIONAL) and operators >= needed else ()
 
 
-def without_optional(model: Any) -> Any:
-    """A copy of the denoise step `model` without the inputs `OPTIONAL`; weights are shared."""
+def remove(model: Any) -> Any:
+    """A copy of the denoise step `model` without the inputs `OPTIONAL`; the weights are shared."""
     plain = model.clone()
     operators = {operator.get_friendly_name(): operator for operator in plain.get_ops()}
     for longer, shorter in SHORTCUTS:

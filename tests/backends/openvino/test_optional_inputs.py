@@ -1,4 +1,4 @@
-"""A denoise step without the inputs that an image from text alone can do without."""
+"""A denoise step computes the same with and without its optional inputs where they are neutral."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from sdexport.backends.host.slots import HostWorkspace
-from sdexport.backends.openvino.plain import OPTIONAL
+from sdexport.backends.openvino.optional_inputs import OPTIONAL
 from sdexport.backends.slots import BatchInputs, Shape, has_no_effect
 from sdexport.backends.targets import OPENVINO_CPU
 from sdexport.errors import EngineError
@@ -27,7 +27,7 @@ def openvino_is_here() -> None:
     needs(OPENVINO_CPU)
 
 
-def test_the_same_result_where_they_have_no_effect(load: Load) -> None:
+def test_neutral_inputs_do_not_change_the_result(load: Load) -> None:
     engine = load(OPENVINO_CPU, denoise_step(unet(), slots=SLOTS))
     assert engine.optional == OPTIONAL
     inputs = step_inputs(3, 2, 5, 7, SLOTS)
@@ -47,12 +47,12 @@ def test_the_same_result_where_they_have_no_effect(load: Load) -> None:
     np.testing.assert_allclose(found[1], found[0], rtol=1e-6, atol=1e-5)
 
 
-def test_a_step_without_projections_has_them_too(load: Load) -> None:
-    """That is what bundles hold; where none could be left out, a step would cost 6 % more."""
+def test_a_split_denoise_step_has_the_same_optional_inputs(load: Load) -> None:
+    """Bundles hold split steps; without optional inputs a step would take 6 % longer."""
     assert load(OPENVINO_CPU, core_step(split_unet(unet()), slots=SLOTS)).optional == OPTIONAL
 
 
-def test_they_are_left_out_together(load: Load) -> None:
+def test_optional_inputs_are_bound_all_or_none(load: Load) -> None:
     engine = load(OPENVINO_CPU, denoise_step(unet(), slots=SLOTS))
     shapes = {name: value.shape for name, value in step_inputs(1, 2, 5, 7, SLOTS).items()}
     del shapes["mask"]
@@ -60,12 +60,12 @@ def test_they_are_left_out_together(load: Load) -> None:
         engine.bind(shapes | {"next_state": shapes["state"]})
 
 
-def test_other_engines_have_none(load: Load) -> None:
+def test_other_engines_have_no_optional_inputs(load: Load) -> None:
     assert load(OPENVINO_CPU, linear()).optional == ()
 
 
-def course(**changes: Array) -> BatchInputs:
-    """Two evaluations without effect of the optional inputs, but for `changes`."""
+def batch_inputs(**changes: Array) -> BatchInputs:
+    """Two evaluations with neutral optional inputs, except for `changes`."""
     inputs = step_inputs(1, 2, 4, 4, SLOTS)
     for name, number in NEUTRAL.items():
         inputs[name].fill(number)
@@ -82,21 +82,21 @@ def course(**changes: Array) -> BatchInputs:
 
 
 EFFECTS: dict[str, Callable[[], BatchInputs]] = {
-    "mask": lambda: course(mask=np.full((1, 1, 4, 4), 0.5, np.float32)),
-    "known": lambda: course(known_weights=np.array([[[0, 0]], [[1, 0]]], np.float32)),
-    "rescaled": lambda: course(guidance_rescale=np.array([0.3], np.float32)),
+    "mask": lambda: batch_inputs(mask=np.full((1, 1, 4, 4), 0.5, np.float32)),
+    "known": lambda: batch_inputs(known_weights=np.array([[[0, 0]], [[1, 0]]], np.float32)),
+    "rescaled": lambda: batch_inputs(guidance_rescale=np.array([0.3], np.float32)),
 }
 
 
-def test_what_has_an_effect() -> None:
-    assert has_no_effect(course(), OPTIONAL)
+def test_inputs_that_have_an_effect() -> None:
+    assert has_no_effect(batch_inputs(), OPTIONAL)
     for name, make in EFFECTS.items():
         assert not has_no_effect(make(), OPTIONAL), name
-    assert not has_no_effect(course(), (*OPTIONAL, "something_else"))
+    assert not has_no_effect(batch_inputs(), (*OPTIONAL, "something_else"))
 
 
-def test_a_workspace_takes_them_when_they_have_an_effect(load: Load, tmp_path: Path) -> None:
-    """In turn, over the same buffers: each course as with an engine that always has them all."""
+def test_a_workspace_binds_optional_inputs_when_needed(load: Load, tmp_path: Path) -> None:
+    """Alternating batches give the same states as an engine that is bound with every input."""
     from dataclasses import replace
 
     from tests.pipeline.fakes import Fakes, make_tokenizer
@@ -117,7 +117,7 @@ def test_a_workspace_takes_them_when_they_have_an_effect(load: Load, tmp_path: P
     workspaces = [
         HostWorkspace(replace(engines, denoise_step=one), shape) for one in (step, Whole())
     ]
-    for make in (course, *EFFECTS.values(), course):
+    for make in (batch_inputs, *EFFECTS.values(), batch_inputs):
         states = []
         for workspace in workspaces:
             workspace.embed(np.linspace(0, 1, 2 * TOKENS * DIM, dtype=np.float32).reshape(
