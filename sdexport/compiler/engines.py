@@ -21,9 +21,9 @@ from sdexport.compiler.report import Stopwatch
 from sdexport.compiler.shapes import call_shapes, projected_shapes, shape_ranges
 from sdexport.graph.decode_image import decode_image
 from sdexport.graph.denoise_step import core_step, denoise_step
-from sdexport.graph.flops import count
+from sdexport.graph.flops import graph_cost
 from sdexport.graph.projections import text_projection, time_projection
-from sdexport.graph.proto import load_graph, save_graph, take_weights, weights_files
+from sdexport.graph.proto import extract_weights, load_graph, save_graph, weights_files
 from sdexport.graph.select_hidden_state import select_hidden_state
 from sdexport.graph.select_outputs import select_outputs
 from sdexport.graph.skeleton import Call, shapes_at, skeleton
@@ -124,7 +124,7 @@ def prepare_graphs(
             (work / name).mkdir(parents=True)
             if "text_projection" in made.models and COMPONENT_OF[name] == "unet":
                 # Three engines share the file of the UNet's weights: each takes its own.
-                take_weights(model, source, work / name)
+                extract_weights(model, source, work / name)
             else:
                 place_weights(model, source, work / name, consume=consume)
             save_graph(model, work / name / MODEL_FILE)
@@ -164,7 +164,7 @@ def build_engines(
                 graph = keep_graph(
                     load_graph(work / name / MODEL_FILE), name, dimensions, destination
                 )
-                cost = count(graph, shapes_at(graph, usual_call(profile)))
+                cost = graph_cost(graph, shapes_at(graph, usual_call(profile)))
                 output = destination / name
                 output.mkdir()
                 built = targets.build_engine(

@@ -38,7 +38,7 @@ from sdexport.compiler.report import BuildReport, Stopwatch
 from sdexport.compiler.shapes import call_shapes
 from sdexport.compiler.verify import has_passed, is_stale
 from sdexport.errors import FolderError, MissingExtraError, UsageError
-from sdexport.graph.flops import count
+from sdexport.graph.flops import graph_cost
 from sdexport.graph.proto import load_graph
 from sdexport.graph.skeleton import shapes_at
 from sdexport.keywords import explains_keywords
@@ -284,7 +284,7 @@ def _counted(found: Bundle, engine: str, profile: Profile) -> EngineRecord:
     if profile == found.manifest.profile:
         return record
     graph = load_graph(found.graph_file(engine))
-    return replace(record, flops=count(graph, shapes_at(graph, usual_call(profile))).flops)
+    return replace(record, flops=graph_cost(graph, shapes_at(graph, usual_call(profile))).flops)
 
 
 def _built(
@@ -333,7 +333,7 @@ def _check_half(
         "denoise_step", dimensions, batch=1, branches=2, height=usual[1], width=usual[0]
     )
     multiple = pixel_multiple(dimensions.latent_scale)
-    trial = half_check.choose_trial(usual, count(model, shapes).flops, multiple)
+    trial = half_check.choose_trial(usual, graph_cost(model, shapes).flops, multiple)
     manifest = replace(
         wanted,
         # The graphs are open in every dimension: images are generated one by one.

@@ -30,7 +30,7 @@ from sdexport.backends.onnxruntime.cpu import OnnxRuntimeEngine, runtime
 from sdexport.backends.session import Array, Binding
 from sdexport.errors import EngineError, StorageError
 from sdexport.graph.half_values import LARGEST
-from sdexport.graph.keep_float32 import island_of, keep_float32
+from sdexport.graph.keep_float32 import keep_float32, values_to_keep
 from sdexport.graph.proto import load_graph, save_graph
 from sdexport.graph.widen_half import WATCH, widen_half, widen_weights
 from sdexport.model.shapes import TensorSpec
@@ -295,7 +295,7 @@ class _Trials:
         path = self.folder / name / MODEL_FILE
         sizes = record.sizes()
         model = load_graph(path)
-        kept = island_of(model, sizes, NEAR)
+        kept = values_to_keep(model, sizes, NEAR)
         if kept:
             save_graph(keep_float32(model, kept), path)
         engine = self._load(name, rounded=True)

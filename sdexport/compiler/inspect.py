@@ -401,7 +401,7 @@ def _external_bytes(path: Path, weights: list[onnx.TensorProto]) -> int:
 
 def _cost(model: onnx.ModelProto, inputs: tuple[TensorSpec, ...], name: str, at: At) -> Part:
     """The cost of one call and the size it is for, or why it is not known; nothing else."""
-    from sdexport.graph.flops import count
+    from sdexport.graph.flops import graph_cost
     from sdexport.graph.traffic import traffic
 
     width, height = at.size or USUAL_SIZE
@@ -414,7 +414,7 @@ def _cost(model: onnx.ModelProto, inputs: tuple[TensorSpec, ...], name: str, at:
     latents = (width // PIXELS_A_LATENT, height // PIXELS_A_LATENT)
     shapes = _shapes(inputs, latents, batch)
     try:
-        flops = count(model, shapes).flops
+        flops = graph_cost(model, shapes).flops
         moved = None if at == At() else traffic(model, shapes, width=WIDEST).least
     except Exception as error:  # Any model may be looked at, also ones that are not ours.
         return Part(name, "", 0, note=f"operations were not counted: {error}")

@@ -8,7 +8,7 @@ from sdexport.backends.build_request import ShapeRange
 from sdexport.compiler.dimensions import Dimensions
 from sdexport.graph.proto import dimensions as dimensions_of
 from sdexport.graph.skeleton import Call
-from sdexport.graph.split_unet import PICTURES, ROWS, TEXT_PROJECTION, TIME_PROJECTION, TOKENS
+from sdexport.graph.split_unet import BATCH, ROWS, TEXT_PROJECTION, TIME_PROJECTION, TOKENS
 from sdexport.model.shapes import MOST_PIECES, Profile
 from sdexport.sampling import STATE_SLOTS
 
@@ -67,7 +67,7 @@ def projected_shapes(
     What they are follows from the UNet, and stands in the graph: numbers, and symbols for the rest.
     """
     rows, tokens = call.batch * call.branches, call.pieces * dimensions.tokens
-    lengths = {PICTURES: call.batch, ROWS: rows, TOKENS: tokens}
+    lengths = {BATCH: call.batch, ROWS: rows, TOKENS: tokens}
     return {
         entry.name: tuple(n if isinstance(n, int) else lengths[n] for n in dimensions_of(entry))
         for entry in model.graph.input

@@ -1,4 +1,4 @@
-"""Wraps an exported VAE decoder so that it takes the loop's state and gives finished images."""
+"""Wraps an exported VAE decoder into one from the denoising loop's state to uint8 images."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from onnx import TensorProto
 from sdexport.graph.proto import (
     Builder,
     dimensions,
-    named,
+    find_values,
     opset_of,
-    set_aside,
+    rename_io_and_clashes,
     tensor_type,
     value,
 )
@@ -28,23 +28,23 @@ def decode_image(
     scaling_factor: float,
     shift_factor: float = 0.0,
 ) -> onnx.ModelProto:
-    """The decoder with what diffusers' pipeline does before and after it; opset is kept.
+    """The decoder with the scaling before it and the post-processing after it, as in diffusers.
 
-    Input: state (B, `slots`, C, h, w) float32, whose slot 0 is decoded after division by
-    `scaling_factor` and addition of `shift_factor`. Output: image (B, height, width, 3) uint8,
-    rounded to even as numpy rounds.
+    Input: state (B, `slots`, C, h, w) float32; slot 0 is divided by `scaling_factor`, increased by
+    `shift_factor` and decoded. Output: image (B, height, width, 3) uint8, rounded half to even. The
+    opset is kept.
 
     Raises:
-        FolderError: the model is no VAE decoder.
+        FolderError: the model is not a VAE decoder.
     """
     opset_of(vae_decoder)
     model = onnx.ModelProto()
     model.CopyFrom(vae_decoder)
     graph = model.graph
-    (latent,) = named(graph.input, (VAE_INPUT,), "input")
-    (sample,) = named(graph.output, (VAE_OUTPUT,), "output")
+    (latent,) = find_values(graph.input, (VAE_INPUT,), "input")
+    (sample,) = find_values(graph.output, (VAE_OUTPUT,), "output")
     channels, colours, dtype = dimensions(latent)[1], dimensions(sample)[1], tensor_type(latent)
-    names = set_aside(graph, (INPUT, OUTPUT), PREFIX)
+    names = rename_io_and_clashes(graph, (INPUT, OUTPUT), PREFIX)
 
     head = Builder(PREFIX + "in/")
     start, one = head.integers(0), head.integers(1)
@@ -62,7 +62,7 @@ def decode_image(
     zero, unit = tail.constant(0.0, np.float32), tail.constant(1.0, np.float32)
     pixels = tail.node("Clip", pixels, zero, unit)
     pixels = tail.node("Round", tail.node("Mul", pixels, tail.constant(255.0, np.float32)))
-    # The cast comes last: TensorRT knows uint8 at a graph's ends alone.
+    # The cast is last: TensorRT supports uint8 only as a graph's output.
     pixels = tail.node("Transpose", pixels, perm=[0, 2, 3, 1])
     tail.cast(pixels, TensorProto.UINT8, output=OUTPUT)
 

@@ -1,8 +1,8 @@
-"""Wraps an exported UNet into a whole step of denoising, as one graph.
+"""Wraps an exported UNet into one graph for a whole evaluation: UNet, guidance, sampler update.
 
 With state `S` (K slots of latents), noise `z` and the weights of a sampling plan:
 
-    x  = input_weights · S                                the model's input, once a branch
+    x  = input_weights · S                                the UNet's input, for each branch
     m  = first + guidance · (last − first)                of the UNet's outputs over the branches
     m ← m · (1 + guidance_rescale · (σ(last) / σ(m) − 1))  σ: standard deviation over C, h and w
     S' = update_weights · [S ; m ; z]
@@ -13,11 +13,11 @@ exactly one. The last line keeps a known image where `mask` is 0 (inpainting); w
 it changes nothing.
 
 A UNet that takes its guidance scale as an embedding (Meng et al., 2210.03142; diffusers'
-`time_cond_proj_dim`) gets that embedding from one more input, `embedded_guidance`.
+`time_cond_proj_dim`) has a further input, `embedded_guidance`, from which the graph computes it.
 
 Everything but the UNet is float32. The weighted sums are Mul and ReduceSum instead of MatMul:
-OpenVINO computes a MatMul in bfloat16 under that precision, which would wear away the state, and
-element by element in float32.
+OpenVINO would compute a MatMul in bfloat16, whose rounding errors add up in the state, but computes
+element-wise operators in float32.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ from onnx import TensorProto, numpy_helper
 from sdexport.errors import FolderError
 from sdexport.graph.proto import (
     Builder,
-    copy_of,
+    copy_value,
     dimensions,
-    named,
+    find_values,
     opset_of,
     rename,
-    set_aside,
+    rename_io_and_clashes,
     tensor_type,
     value,
 )
@@ -56,34 +56,34 @@ INPUTS = (
     "known_weights",
 )
 EMBEDDED = "embedded_guidance"
-"""The further input of a step around a guidance-distilled UNet."""
+"""The additional input of the step of a guidance-distilled UNet."""
 OUTPUT = "next_state"
 UNET_INPUTS = ("sample", "timestep", "encoder_hidden_states")
 UNET_CONDITION = "timestep_cond"
-"""The UNet's further input where it is guidance-distilled."""
+"""The additional input of a guidance-distilled UNet."""
 UNET_OUTPUT = "out_sample"
 PREFIX = "step/"
 GUIDED, RESCALED, UPDATED = "step/out/guided", "step/out/rescaled", "step/out/updated"
-"""Values within the step, by which a backend finds what an image from text alone can do without:
-what lies between the first two, and what lies between the last one and the output."""
-LAST = 2**63 - 1
-"""The end of an axis, for Slice."""
+"""Names of values in the step. A backend removes what lies between the first two if guidance is not
+rescaled, and what lies between the last one and the output if nothing is known of the image."""
+AXIS_END = 2**63 - 1
+"""The end of an axis in a Slice."""
 AXES_AS_INPUT = 18
-"""From this opset on ReduceMean takes its axes as an input."""
-TINY = 1e-30
-"""Divisors are at least this, so that an output without any variance is no division by zero."""
+"""The first opset in which ReduceMean takes its axes as an input."""
+MIN_DIVISOR = 1e-30
+"""The minimum divisor, so that an output without variance is not divided by zero."""
 
 
 def denoise_step(unet: onnx.ModelProto, *, slots: int) -> onnx.ModelProto:
-    """The step around `unet`, which is not altered; opset and external weights are kept.
+    """The denoise step of `unet`, which is not modified; opset and external weights are kept.
 
     Inputs, all float32, with B images, K = `slots`, C latent channels of (h, w), and 1 branch
-    (no guidance) or 2 (negative, prompt):
+    (no guidance) or 2 (negative prompt, prompt):
         state (B, K, C, h, w), noise (B, C, h, w), timestep (B,), input_weights (B, K),
         update_weights (B, K, K + 2), guidance (B,), guidance_rescale (B,) from 0 (off) to 1,
         text_embeddings (B, branches, tokens, dim), mask (B, 1, h, w): 1 generates, 0 keeps,
-        known (B, 2, C, h, w): what is kept, as clean latents and noise, known_weights (B, 2)
-    and, where the UNet takes its guidance scale as an embedding,
+        known (B, 2, C, h, w): the kept image's clean latents and noise, known_weights (B, 2)
+    and, if the UNet takes its guidance scale as an embedding,
         embedded_guidance (B,): the guidance scale − 1
     Output: next_state (B, K, C, h, w) float32.
 
@@ -95,23 +95,23 @@ def denoise_step(unet: onnx.ModelProto, *, slots: int) -> onnx.ModelProto:
     model = onnx.ModelProto()
     model.CopyFrom(unet)
     graph = model.graph
-    sample, timestep, embeddings, out = _ends(graph)
-    condition = _condition(graph)
+    sample, timestep, embeddings, out = _unet_values(graph)
+    condition = _guidance_condition(graph)
     channels = dimensions(sample)[1]
     tokens, dim = dimensions(embeddings)[1:]
     inputs = (*INPUTS, EMBEDDED) if condition is not None else INPUTS
-    names = set_aside(graph, (*inputs, OUTPUT), PREFIX)
+    names = rename_io_and_clashes(graph, (*inputs, OUTPUT), PREFIX)
 
     head = Builder(PREFIX + "in/")
     branches = head.sizes("text_embeddings", 1)
     one = head.integers(1)
     image = head.sizes("state", 2, 3, 4)
-    mixed = _mixed(head)
-    # Tile, not Expand: OpenVINO makes a multiplication of the latter, in bfloat16.
+    mixed = _model_input(head)
+    # Tile, not Expand: OpenVINO turns Expand into a multiplication in bfloat16.
     spread = head.node("Tile", mixed, head.lengths(one, branches, head.integers(1, 1, 1)))
     flat = head.node("Reshape", spread, head.lengths(head.integers(-1), image))
     head.cast(flat, tensor_type(sample), output=names[sample.name])
-    # Times one, not Tile: where lengths are known OpenVINO makes another Tile, without its mark.
+    # A product with ones, not Tile: OpenVINO would replace Tile by one without the float32 mark.
     once = numpy_helper.from_array(np.ones(1, np.float32))
     ones = head.node("ConstantOfShape", head.lengths(one, branches), value=once)
     column = head.node("Reshape", "timestep", head.integers(-1, 1))
@@ -122,8 +122,8 @@ def denoise_step(unet: onnx.ModelProto, *, slots: int) -> onnx.ModelProto:
     head.cast(text, tensor_type(embeddings), output=names[embeddings.name])
     if condition is not None:
         width = dimensions(condition)[1]
-        assert isinstance(width, int), "_condition has seen to it"
-        waves = guidance_waves(head, width)
+        assert isinstance(width, int), "_guidance_condition checks it"
+        waves = guidance_embedding(head, width)
         waves = head.node("Tile", waves, head.lengths(one, branches))
         waves = head.node("Reshape", waves, head.integers(-1, width))
         head.cast(waves, tensor_type(condition), output=names[condition.name])
@@ -139,25 +139,25 @@ def denoise_step(unet: onnx.ModelProto, *, slots: int) -> onnx.ModelProto:
 
 
 def core_step(split: SplitUnet, *, slots: int) -> onnx.ModelProto:
-    """The step around the core of a UNet that was split; its other parts' results are inputs.
+    """The denoise step of a split UNet's core, whose inputs include the projections.
 
-    Inputs: those of `denoise_step`, but instead of timestep and text_embeddings time_projection
-    (B, P) and the text graph's outputs, (branches · B, …) each, all float32.
+    Inputs: those of `denoise_step`, with time_projection (B, P) instead of timestep and the text
+    graph's outputs (branches · B, …) instead of text_embeddings, all float32.
     Output: next_state (B, K, C, h, w) float32.
     """
     model = onnx.ModelProto()
     model.CopyFrom(split.core)
     graph = model.graph
     given = (TIME_PROJECTION, *split.texts)
-    kept = [copy_of(entry) for entry in graph.input if entry.name in given]
-    (sample,) = (copy_of(entry) for entry in graph.input if entry.name not in given)
+    kept = [copy_value(entry) for entry in graph.input if entry.name in given]
+    (sample,) = (copy_value(entry) for entry in graph.input if entry.name not in given)
     out = graph.output[0].name
     inputs = tuple(name for name in INPUTS if name not in ("timestep", "text_embeddings"))
-    names = set_aside(graph, (*inputs, OUTPUT), PREFIX)
+    names = rename_io_and_clashes(graph, (*inputs, OUTPUT), PREFIX)
     rename(graph, {names[name]: name for name in given})
 
     head = Builder(PREFIX + "in/")
-    mixed = _mixed(head)
+    mixed = _model_input(head)
     flat = head.node("Reshape", mixed, head.sizes("state", 0, 2, 3, 4))
     head.cast(flat, tensor_type(sample), output=names[sample.name])
 
@@ -170,9 +170,9 @@ def core_step(split: SplitUnet, *, slots: int) -> onnx.ModelProto:
     return model
 
 
-def _mixed(head: Builder) -> str:
-    """The model's input of the state (B, K, C, h, w), (B, 1, C, h, w)."""
-    # Reshape, not Unsqueeze: OpenVINO rewrites the latter, which loses marks of precision.
+def _model_input(head: Builder) -> str:
+    """Computes the UNet's input from the state; its shape is (B, 1, C, h, w)."""
+    # Reshape, not Unsqueeze: OpenVINO rewrites Unsqueeze, which loses the float32 mark.
     weights = head.node("Reshape", "input_weights", head.integers(0, -1, 1, 1, 1))
     weighted = head.node("Mul", "state", weights)
     return head.node("ReduceSum", weighted, head.integers(1), keepdims=1)
@@ -181,24 +181,24 @@ def _mixed(head: Builder) -> str:
 def _add_tail(
     tail: Builder, predicted: str, shape: str, slots: int, branch_axis: int, opset: int
 ) -> None:
-    """Guidance and the sampler's update, from the UNet's output to the step's.
+    """Adds guidance and the sampler's update: from the UNet's output to the step's output.
 
     Args:
-        tail: takes the nodes.
+        tail: the builder to which nodes are added.
         predicted: the UNet's output.
-        shape: with branches and images apart, the branches along `branch_axis`: 5 dimensions.
+        shape: the output's shape with 5 dimensions, the branches along `branch_axis`.
         slots: K of the state.
         branch_axis: 0 or 1.
-        opset: of the graph.
+        opset: the graph's opset.
     """
     predicted = tail.node("Reshape", tail.cast(predicted, TensorProto.FLOAT), shape)
-    guided = _guide(tail, predicted, branch_axis, opset)
+    guided = _apply_guidance(tail, predicted, branch_axis, opset)
     one_slot = tail.lengths(tail.sizes("state", 0), tail.integers(1), tail.sizes("state", 2, 3, 4))
     if branch_axis != 1:
         guided = tail.node("Reshape", guided, one_slot)
     fresh = tail.node("Reshape", "noise", one_slot)
     everything = tail.node("Concat", "state", guided, fresh, axis=1)
-    # (B, 1, K + 2, C·h·w) times (B, K, K + 2, 1), summed over the third axis.
+    # (B, 1, K + 2, C·h·w) · (B, K, K + 2, 1), summed over the third axis.
     everything = tail.node("Reshape", everything, tail.integers(0, 1, slots + 2, -1))
     matrix = tail.node("Reshape", "update_weights", tail.integers(0, slots, slots + 2, 1))
     products = tail.node("Mul", everything, matrix)
@@ -208,7 +208,7 @@ def _add_tail(
 
 
 def _shapes(slots: int, channels: int | str) -> dict[str, tuple[int | str, ...]]:
-    """The shapes of the step's inputs that do not depend on the UNet's other inputs."""
+    """The shapes of the step's inputs that follow from the state, by name."""
     return {
         "state": ("batch", slots, channels, "height", "width"),
         "noise": ("batch", channels, "height", "width"),
@@ -231,7 +231,7 @@ def _join(
     inputs: list[onnx.ValueInfoProto],
     output: onnx.ValueInfoProto,
 ) -> None:
-    """Puts `head` before and `tail` behind the nodes of `graph`, and gives it other ends."""
+    """Adds `head` before and `tail` after the nodes of `graph`, and replaces inputs and outputs."""
     inner = list(graph.node)
     del graph.node[:], graph.input[:], graph.output[:]
     graph.node.extend([*head.nodes, *inner, *tail.nodes])
@@ -241,17 +241,17 @@ def _join(
     graph.name = "denoise_step"
 
 
-def _guide(tail: Builder, predicted: str, branch_axis: int, opset: int) -> str:
-    """The guided output of the UNet's for all branches, which lie along `branch_axis`."""
+def _apply_guidance(tail: Builder, predicted: str, branch_axis: int, opset: int) -> str:
+    """Computes the guided and rescaled output from the branches along `branch_axis`."""
     along = tail.integers(branch_axis)
     images = (1, -1) if branch_axis == 0 else (-1, 1)
     axis, start = tail.integers(1), tail.integers(0)
     first = tail.node("Slice", predicted, start, axis, along)
-    last = tail.node("Slice", predicted, tail.integers(-1), tail.integers(LAST), along)
+    last = tail.node("Slice", predicted, tail.integers(-1), tail.integers(AXIS_END), along)
     scale = tail.node("Reshape", "guidance", tail.integers(*images, 1, 1, 1))
     guided = tail.node("Mul", scale, tail.node("Sub", last, first))
     guided = tail.node("Add", first, guided, output=GUIDED)
-    # Both standard deviations at once; what they are divided by cancels in their ratio.
+    # Both sums of squares at once: the number of elements cancels in the ratio.
     both = tail.node("Concat", last, guided, axis=branch_axis)
     numbers = tail.integers(2, 3, 4)
     if opset < AXES_AS_INPUT:
@@ -262,7 +262,7 @@ def _guide(tail: Builder, predicted: str, branch_axis: int, opset: int) -> str:
     squares = tail.node("ReduceSum", tail.node("Mul", centred, centred), numbers, keepdims=1)
     text = tail.node("Slice", squares, start, axis, along)
     mixed = tail.node("Slice", squares, axis, tail.integers(2), along)
-    mixed = tail.node("Max", mixed, tail.constant(TINY, np.float32))
+    mixed = tail.node("Max", mixed, tail.constant(MIN_DIVISOR, np.float32))
     ratio = tail.node("Sqrt", tail.node("Div", text, mixed))
     unit = tail.constant(1.0, np.float32)
     share = tail.node("Reshape", "guidance_rescale", tail.integers(*images, 1, 1, 1))
@@ -271,13 +271,13 @@ def _guide(tail: Builder, predicted: str, branch_axis: int, opset: int) -> str:
 
 
 def _keep_known(tail: Builder, updated: str, one_slot: str) -> None:
-    """Makes the output of the state (B, K, C, h, w), its first slot known where the mask is 0.
+    """Computes the output state: `updated`, with the known image in slot 0 where the mask is 0.
 
-    `one_slot` is the shape (B, 1, C, h, w), as a list.
+    `one_slot` is the name of the shape (B, 1, C, h, w).
     """
     axis = tail.integers(1)
     sample = tail.node("Gather", updated, tail.constant(0, np.int64), axis=1)
-    history = tail.node("Slice", updated, axis, tail.integers(LAST), axis)
+    history = tail.node("Slice", updated, axis, tail.integers(AXIS_END), axis)
     weights = tail.node("Reshape", "known_weights", tail.integers(-1, 2, 1, 1, 1))
     known = tail.node("ReduceSum", tail.node("Mul", "known", weights), axis, keepdims=0)
     kept = tail.node("Mul", tail.node("Sub", tail.constant(1.0, np.float32), "mask"), known)
@@ -286,11 +286,11 @@ def _keep_known(tail: Builder, updated: str, one_slot: str) -> None:
     tail.node("Concat", sample, history, axis=1, output=OUTPUT)
 
 
-def guidance_waves(head: Builder, width: int) -> str:
+def guidance_embedding(head: Builder, width: int) -> str:
     """The embedding (B, `width`) of the guidance scale: diffusers' `get_guidance_scale_embedding`.
 
-    Sines, then cosines, of the scale in thousandths along `width` // 2 frequencies from 1 to
-    1 / 10000; an odd width ends with a zero.
+    Sines, then cosines, of 1000 times the scale at `width` // 2 frequencies from 1 to 1 / 10000; an
+    odd width ends with a zero.
     """
     half = width // 2
     steepness = np.float32(math.log(10000.0)) / np.float32(half - 1)
@@ -304,34 +304,36 @@ def guidance_waves(head: Builder, width: int) -> str:
     return head.node("Concat", *parts, axis=1)
 
 
-def _ends(graph: onnx.GraphProto) -> list[onnx.ValueInfoProto]:
-    """The UNet's three inputs and its output, copied.
+def _unet_values(graph: onnx.GraphProto) -> list[onnx.ValueInfoProto]:
+    """Copies of the UNet's three inputs and its output.
 
     Raises:
-        FolderError: it has others, or cannot take any batch.
+        FolderError: the UNet has other inputs, another rank, or a fixed batch.
     """
     weights = {tensor.name for tensor in graph.initializer}
     inputs = [entry for entry in graph.input if entry.name not in weights]
-    found = named(inputs, UNET_INPUTS, "input") + named(graph.output, (UNET_OUTPUT,), "output")
+    found = find_values(inputs, UNET_INPUTS, "input") + find_values(
+        graph.output, (UNET_OUTPUT,), "output"
+    )
     taken = (*UNET_INPUTS, UNET_CONDITION)
     others = [entry.name for entry in inputs if entry.name not in taken]
     if others:
         raise FolderError(
-            f"the UNet takes {', '.join(others)} as well; Stable Diffusion 1.x takes "
-            f"{', '.join(UNET_INPUTS)} alone: export such a checkpoint"
+            f"the UNet must have only the inputs {', '.join(UNET_INPUTS)} of Stable Diffusion 1.x, "
+            f"got also {', '.join(others)}: export another checkpoint"
         )
     for entry, rank in zip(found, (4, 1, 3, 4), strict=True):
         shape = dimensions(entry)
         if len(shape) != rank or not isinstance(shape[0], str):
             raise FolderError(
-                f"the UNet's {entry.name} has the shape {list(shape)}; {rank} dimensions, the "
-                "first of them dynamic, are needed: export the checkpoint again"
+                f"the UNet's {entry.name} must have {rank} dimensions, the first of them dynamic, "
+                f"got {list(shape)}: export the checkpoint again"
             )
-    return [copy_of(entry) for entry in found]
+    return [copy_value(entry) for entry in found]
 
 
-def _condition(graph: onnx.GraphProto) -> onnx.ValueInfoProto | None:
-    """The UNet's input for an embedding of the guidance scale, copied; None where it has none.
+def _guidance_condition(graph: onnx.GraphProto) -> onnx.ValueInfoProto | None:
+    """A copy of the UNet's input for the guidance scale's embedding; None if it has none.
 
     Raises:
         FolderError: its width is not fixed.
@@ -341,8 +343,8 @@ def _condition(graph: onnx.GraphProto) -> onnx.ValueInfoProto | None:
             shape = dimensions(entry)
             if len(shape) != 2 or not isinstance(shape[1], int) or shape[1] < 4:
                 raise FolderError(
-                    f"the UNet's {entry.name} has the shape {list(shape)}; a batch and a fixed "
-                    "width of at least 4 are needed: export the checkpoint again"
+                    f"the UNet's {entry.name} must have the dimensions batch and a fixed width of "
+                    f"at least 4, got {list(shape)}: export the checkpoint again"
                 )
-            return copy_of(entry)
+            return copy_value(entry)
     return None

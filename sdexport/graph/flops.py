@@ -1,8 +1,8 @@
-"""Counts what a graph computes and how large its weights are, from shapes alone.
+"""Counts a graph's operations and weights from shapes.
 
-Counted are convolutions and matrix products, two operations a multiply and add, attention's
-included. Element-wise work, normalisations and softmax are not: they are under a hundredth of a
-Stable Diffusion model's operations.
+Convolutions and matrix products are counted, including those of attention, two operations per
+multiply-add. Element-wise operators, normalisations and softmax are not: they are less than 1 % of
+a Stable Diffusion model's operations.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ FLOATS = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What one call of a graph costs.
+    """The cost of one call of a graph.
 
     Attributes:
-        flops: operations of convolutions and matrix products, two a multiply and add.
-        parameters: numbers in the floating-point weights.
-        weight_bytes: size of all weights, also those kept outside the file.
-        nodes: operators in the graph.
+        flops: operations of convolutions and matrix products, two per multiply-add.
+        parameters: number of elements of the floating-point weights.
+        weight_bytes: size of all weights, including external ones.
+        nodes: number of operators in the graph.
     """
 
     flops: int
@@ -40,11 +40,15 @@ class Cost:
     nodes: int
 
 
-def count(model: onnx.ModelProto, shapes: Mapping[str, Shape]) -> Cost:
-    """The cost of `model` for inputs of `shapes` (every input, numbers only).
+def graph_cost(model: onnx.ModelProto, shapes: Mapping[str, Shape]) -> Cost:
+    """The cost of `model` for inputs of `shapes`.
+
+    Args:
+        model: weights may be absent.
+        shapes: the shape of every input, without symbols.
 
     Raises:
-        UsageError: a shape is missing, or does not fit the graph.
+        UsageError: a shape is missing, or contradicts the graph.
     """
     model = without_functions(model)
     inferred = infer_shapes(model, shapes)
@@ -64,18 +68,18 @@ def count(model: onnx.ModelProto, shapes: Mapping[str, Shape]) -> Cost:
 
 
 def _flops(node: onnx.NodeProto, shapes: Mapping[str, Shape]) -> int:
-    """Operations of one node; 0 for those that are not counted."""
+    """The operations of one node; 0 for operators that are not counted."""
 
     def shape(index: int) -> Shape:
         name = node.input[index]
         if name not in shapes:
-            raise UsageError(f"the shape of {name}, which {node.name} reads, cannot be told")
+            raise UsageError(f"the shape of {name}, which {node.name} reads, cannot be inferred")
         return shapes[name]
 
     def output() -> Shape:
         name = node.output[0]
         if name not in shapes:
-            raise UsageError(f"the shape of {name}, which {node.name} writes, cannot be told")
+            raise UsageError(f"the shape of {name}, which {node.name} writes, cannot be inferred")
         return shapes[name]
 
     if node.op_type == "Conv":
@@ -88,18 +92,18 @@ def _flops(node: onnx.NodeProto, shapes: Mapping[str, Shape]) -> int:
         transposed = any(a.name == "transA" and a.i for a in node.attribute)
         return 2 * math.prod(output()) * shape(0)[0 if transposed else 1]
     if node.op_type == "Attention" and node.domain in ("", "ai.onnx"):
-        # Q·K over queries × keys × width, then the same with V; heads split the width.
+        # Q·K: queries × keys × width; then the same with V. Heads split the width.
         query, key, values = shape(0), shape(1), shape(2)
         keys = key[-2]
         scores = math.prod(query[:-1]) * keys
         width = values[-1]
-        if len(query) == 3:  # (batch, length, heads · size): a score a head
+        if len(query) == 3:  # (batch, length, heads · size): one score per head
             return 2 * scores * (query[-1] + width * _query_groups(node))
         return 2 * scores * (query[-1] + width)
     return 0
 
 
 def _query_groups(node: onnx.NodeProto) -> int:
-    """How many query heads share one key and value head of a three-dimensional Attention."""
+    """The number of query heads per key and value head of a three-dimensional Attention."""
     heads = {a.name: int(a.i) for a in node.attribute}
     return max(1, heads.get("q_num_heads", 1) // max(1, heads.get("kv_num_heads", 1)))

@@ -1,4 +1,4 @@
-"""Which values of a graph are in half precision, and which of them a runtime could overflow."""
+"""Finds the half-precision values of a graph, and those of them that can overflow."""
 
 from __future__ import annotations
 
@@ -15,30 +15,30 @@ from sdexport.graph.proto import subgraphs
 LARGEST = 65504.0
 """The largest finite number of IEEE half precision."""
 
-MOVING = frozenset(
+DATA_MOVEMENT = frozenset(
     {
         *("Concat", "DepthToSpace", "Expand", "Flatten", "Gather", "GatherND", "Identity"),
         *("Reshape", "Slice", "SpaceToDepth", "Split", "Squeeze", "Tile", "Transpose"),
         *("Unsqueeze", "Where"),
     }
 )
-"""Operators whose outputs hold numbers of their inputs, so that nothing is rounded anew."""
+"""Operators that only move or select elements of their inputs, so that they round nothing."""
 
-HARMLESS = MOVING | {"Add", "Cast"}
-"""Operators through which an attention mask reaches the softmax that it is made for."""
+MASK_OPERATORS = DATA_MOVEMENT | {"Add", "Cast"}
+"""Operators between an attention mask and its softmax."""
 
 
 def half_values(model: onnx.ModelProto) -> set[str]:
-    """The names of all values of `model` whose element type is float16, weights included.
+    """The names of all float16 values of `model`, including weights.
 
     Raises:
-        FolderError: a graph within a node (If, Loop) or a local function: no component that this
-            project exports has one.
+        FolderError: the model has a subgraph (If, Loop) or a local function, which no component
+            exported by this project has.
     """
     if model.functions or any(list(subgraphs(node)) for node in model.graph.node):
         raise FolderError(
-            "the ONNX model has nested graphs or functions, in which half precision cannot be "
-            "followed; export the checkpoint again with this version"
+            "the ONNX model has subgraphs or local functions, for which half precision cannot be "
+            "checked; export the checkpoint again with this version"
         )
     kinds = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
     inferred = shape_inference.infer_shapes(model).graph
@@ -47,10 +47,12 @@ def half_values(model: onnx.ModelProto) -> set[str]:
     return {name for name, kind in kinds.items() if kind == TensorProto.FLOAT16}
 
 
-def computed(model: onnx.ModelProto, half: set[str]) -> Iterator[tuple[onnx.NodeProto, str]]:
-    """Every half-precision value that a node computes rather than moves, with that node."""
+def computed_half_values(
+    model: onnx.ModelProto, half: set[str]
+) -> Iterator[tuple[onnx.NodeProto, str]]:
+    """The half-precision values that a node computes and not only moves, each with its node."""
     for node in model.graph.node:
-        if node.op_type in MOVING:
+        if node.op_type in DATA_MOVEMENT:
             continue
         for name in node.output:
             if name in half:
@@ -58,7 +60,7 @@ def computed(model: onnx.ModelProto, half: set[str]) -> Iterator[tuple[onnx.Node
 
 
 def consumers(model: onnx.ModelProto) -> dict[str, list[onnx.NodeProto]]:
-    """The nodes that read each value."""
+    """The nodes that read each value, by the value's name."""
     readers: dict[str, list[onnx.NodeProto]] = defaultdict(list)
     for node in model.graph.node:
         for name in set(node.input):
@@ -66,11 +68,11 @@ def consumers(model: onnx.ModelProto) -> dict[str, list[onnx.NodeProto]]:
     return readers
 
 
-def masking(model: onnx.ModelProto) -> set[str]:
-    """Values that a softmax alone reads in the end, through sums and moves.
+def mask_values(model: onnx.ModelProto) -> set[str]:
+    """The values that only reach softmax operators, directly or through sums and moves.
 
-    However far below zero they are, even at minus infinity, their exponential is zero as meant:
-    that is how attention masks work. Upwards they can overflow as any other.
+    Attention masks add large negative values or minus infinity, whose exponential is zero, so that
+    only a positive overflow of these values is an error.
     """
     readers = consumers(model)
     ends = {output.name for output in model.graph.output}
@@ -82,7 +84,7 @@ def masking(model: onnx.ModelProto) -> set[str]:
                 continue
             if all(
                 reader.op_type == "Softmax"
-                or (reader.op_type in HARMLESS and found.issuperset(reader.output))
+                or (reader.op_type in MASK_OPERATORS and found.issuperset(reader.output))
                 for reader in kinds
             ):
                 found.add(name)
@@ -90,7 +92,7 @@ def masking(model: onnx.ModelProto) -> set[str]:
 
 
 def widen_attributes(node: onnx.NodeProto) -> None:
-    """Turns float16 in a node's attributes (Cast's target, a constant) to float32, in place."""
+    """Replaces float16 in a node's attributes (a Cast's type, a constant) by float32, in place."""
     for attribute in node.attribute:
         if attribute.name in ("to", "dtype") and attribute.i == TensorProto.FLOAT16:
             attribute.i = TensorProto.FLOAT

@@ -1,7 +1,7 @@
-"""The engines that a split UNet needs beside its step: of texts once an image, of times before it.
+"""Makes the projection graphs of a split UNet, which run once per image or plan, not per step.
 
     text_projection  text_embeddings (B, branches, tokens, dim) → text_projection_0, …
-    time_projection  timestep (n,) and, where the UNet takes it, embedded_guidance (n,)
+    time_projection  timestep (n,) and, if the UNet takes it, embedded_guidance (n,)
                      → time_projection (n, P)
 
 Inputs and outputs are float32.
@@ -12,14 +12,14 @@ from __future__ import annotations
 import onnx
 from onnx import TensorProto
 
-from sdexport.graph.denoise_step import EMBEDDED, PREFIX, UNET_CONDITION, guidance_waves
+from sdexport.graph.denoise_step import EMBEDDED, PREFIX, UNET_CONDITION, guidance_embedding
 from sdexport.graph.proto import (
     Builder,
-    copy_of,
+    copy_value,
     dimensions,
     rename,
-    set_aside,
-    set_free,
+    rename_clashes,
+    rename_io_and_clashes,
     tensor_type,
     value,
 )
@@ -29,10 +29,10 @@ TEXTS = "text_embeddings"
 
 
 def text_projection(split: SplitUnet) -> onnx.ModelProto:
-    """Keys and values of every attention to texts, the rows of the first branch first."""
+    """The graph of the keys and values of all cross-attentions; rows of the first branch first."""
     model = onnx.ModelProto()
     model.CopyFrom(split.text)
-    set_free(model.graph, (TEXTS,), PREFIX)
+    rename_clashes(model.graph, (TEXTS,), PREFIX)
     (entry,) = model.graph.input
     head = Builder(PREFIX + "in/")
     tokens, dim = dimensions(entry)[1:]
@@ -44,12 +44,12 @@ def text_projection(split: SplitUnet) -> onnx.ModelProto:
 
 
 def time_projection(split: SplitUnet) -> onnx.ModelProto:
-    """What every block adds for a timestep, in one row."""
+    """The graph of the timestep embeddings of all blocks, concatenated in one row."""
     model = onnx.ModelProto()
     model.CopyFrom(split.time)
-    entries = {entry.name: copy_of(entry) for entry in model.graph.input}
-    (output,) = (copy_of(entry) for entry in model.graph.output)
-    names = set_aside(model.graph, ("timestep", EMBEDDED), PREFIX)
+    entries = {entry.name: copy_value(entry) for entry in model.graph.input}
+    (output,) = (copy_value(entry) for entry in model.graph.output)
+    names = rename_io_and_clashes(model.graph, ("timestep", EMBEDDED), PREFIX)
     rename(model.graph, {names[output.name]: output.name})
     head = Builder(PREFIX + "in/")
     head.cast("timestep", tensor_type(entries["timestep"]), output=names["timestep"])
@@ -58,7 +58,7 @@ def time_projection(split: SplitUnet) -> onnx.ModelProto:
     if condition is not None:
         width = dimensions(condition)[1]
         assert isinstance(width, int), "the export gives it a fixed width"
-        waves = guidance_waves(head, width)
+        waves = guidance_embedding(head, width)
         head.cast(waves, tensor_type(condition), output=names[UNET_CONDITION])
         inputs.append(value(EMBEDDED, TensorProto.FLOAT, ("batch",)))
     return _with_head(model, head, inputs, "time_projection")
@@ -67,7 +67,7 @@ def time_projection(split: SplitUnet) -> onnx.ModelProto:
 def _with_head(
     model: onnx.ModelProto, head: Builder, inputs: list[onnx.ValueInfoProto], name: str
 ) -> onnx.ModelProto:
-    """`model` behind the nodes of `head`, with other inputs."""
+    """`model` with the nodes of `head` before its own, and with `inputs`, in place."""
     graph = model.graph
     inner = list(graph.node)
     del graph.node[:], graph.input[:]

@@ -1,6 +1,6 @@
-"""ONNX models as protobuf: reading and writing without their weights, renaming, building nodes.
+"""Helpers for ONNX protobufs: read and write without weights, rename values, build nodes.
 
-Large weights stay in the file beside the model, which no function here opens.
+External weights stay in their files; only `extract_weights` reads them.
 """
 
 from __future__ import annotations
@@ -20,74 +20,74 @@ from sdexport.artifacts import reading, storage
 from sdexport.errors import FolderError, shown
 
 OLDEST_OPSET = 13
-"""From here on ReduceSum takes its axes as an input, which the passes write."""
+"""The minimum opset: from here on ReduceSum takes its axes as an input, as the passes write it."""
 
 WEIGHTS_FILE = "model.onnx.data"
 WEIGHTS_ALIGNMENT = 4096
-"""Weights begin at multiples of a page, so that a runtime may map them."""
-COPIED_AT_ONCE = 1 << 24
+"""Weights begin at multiples of a page, so that a runtime can map them."""
+COPY_CHUNK_BYTES = 1 << 24
 
 HALF_TYPES = frozenset({TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE})
-"""Element types that are cast to float32 where a tensor leaves or enters an engine."""
+"""Element types that are cast to float32 at an engine's inputs and outputs."""
 
 
 def load_graph(path: Path) -> onnx.ModelProto:
-    """The model at `path`, which computes something; external weights stay where they are.
+    """The ONNX model at `path`, which must have nodes; external weights are not read.
 
     Raises:
-        FolderError: as `read_model`, or a graph without nodes.
+        FolderError: as `read_model`, or the graph has no nodes.
     """
     model = read_model(path)
     if not model.graph.node:
-        raise FolderError(f"{path} is damaged: it holds no graph; export it again")
+        raise FolderError(f"{path} is damaged: its graph has no nodes; export it again")
     return model
 
 
 def read_model(path: Path) -> onnx.ModelProto:
-    """Any ONNX model, whoever made it; external weights stay where they are.
+    """The ONNX model at `path`; external weights are not read.
 
     Raises:
-        FolderError: missing, unreadable, or no ONNX model.
+        FolderError: the file is missing, unreadable, or not an ONNX model.
     """
     reading.require_file(path, reading.ONNX_BYTES)
     try:
         model = onnx.load(path, load_external_data=False)
     except Exception as error:  # protobuf's DecodeError, whose module has no types
-        raise FolderError(f"{path} is damaged or no ONNX model; export it again") from error
-    if not _is_text(model):
-        raise FolderError(f"{path} is damaged: text in it is no UTF-8; export it again")
+        raise FolderError(f"{path} is damaged or not an ONNX model; export it again") from error
+    if not _is_utf8(model):
+        raise FolderError(f"{path} is damaged: text in it is not UTF-8; export it again")
     if not model.HasField("graph"):
-        raise FolderError(f"{path} is no ONNX model: it holds no graph; export it again")
+        raise FolderError(f"{path} is not an ONNX model: it has no graph; export it again")
     return model
 
 
-def _is_text(message: Any) -> bool:
-    """Whether the text that is used of a model is UTF-8; protobuf gives other text as bytes."""
+def _is_utf8(message: Any) -> bool:
+    """Whether all strings in a message are UTF-8; protobuf returns other strings as bytes."""
     if isinstance(message, TensorProto):
-        # Not all of its fields: each that is listed is copied, weights as well.
-        return type(message.name) is str and all(map(_is_text, message.external_data))
+        # Not ListFields, which would copy the weights.
+        return type(message.name) is str and all(map(_is_utf8, message.external_data))
     for field, value in message.ListFields():
         one = isinstance(value, str | bytes) or hasattr(value, "ListFields")
         values = (value,) if one else value
         if field.type == field.TYPE_STRING and any(type(text) is bytes for text in values):
             return False
-        if field.type == field.TYPE_MESSAGE and not all(map(_is_text, values)):
+        if field.type == field.TYPE_MESSAGE and not all(map(_is_utf8, values)):
             return False
     return True
 
 
 def save_graph(model: onnx.ModelProto, path: Path) -> None:
-    """Writes the model; references to external weights are kept as they are.
+    """Writes the model to `path`; references to external weights are unchanged.
 
     Raises:
-        StorageError: the place cannot be written.
+        StorageError: the file cannot be written.
     """
     with storage.explained(path):
         path.write_bytes(model.SerializeToString())
 
 
 def without_functions(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The model with its local functions written out where they are called; itself without any."""
+    """The model with its local functions inlined; `model` itself if it has none."""
     if not model.functions:
         return model
     inlined: onnx.ModelProto = inliner.inline_local_functions(model)
@@ -95,10 +95,10 @@ def without_functions(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def weights_files(model: onnx.ModelProto) -> tuple[str, ...]:
-    """The names of the files beside the model that hold its weights.
+    """The names of the files in the model's folder that contain its external weights.
 
     Raises:
-        FolderError: a model that names a file elsewhere: such files are never read.
+        FolderError: the model refers to a file outside its folder.
     """
     names = {
         entry.value
@@ -109,20 +109,25 @@ def weights_files(model: onnx.ModelProto) -> tuple[str, ...]:
     for name in names:
         if Path(name).name != name or name in ("", ".", ".."):
             raise FolderError(
-                f"the ONNX model keeps weights in {shown(name)}; only files beside the model are "
-                "read: export the checkpoint again"
+                f"the ONNX model's weights must be in its own folder, got {shown(name)}: export "
+                "the checkpoint again"
             )
     return tuple(sorted(names))
 
 
-def take_weights(model: onnx.ModelProto, source: Path, destination: Path) -> None:
-    """Writes the weights of `model` that lie in files in `source` to one file in `destination`.
+def extract_weights(model: onnx.ModelProto, source: Path, destination: Path) -> None:
+    """Copies the external weights of `model` from `source` to one file in `destination`.
 
-    Only those that the model has are taken; it refers to the new file from then on.
+    Weights of other models in the same files are not copied. `model` then refers to the new file.
+
+    Args:
+        model: changed in place.
+        source: the folder of the files that the model refers to.
+        destination: the folder of the new file, `WEIGHTS_FILE`.
 
     Raises:
-        FolderError: a file is missing, too short, or lies elsewhere.
-        StorageError: the place cannot be written.
+        FolderError: a file is missing, too short, or outside the folder.
+        StorageError: the new file cannot be written.
     """
     weights_files(model)
     target = destination / WEIGHTS_FILE
@@ -132,13 +137,13 @@ def take_weights(model: onnx.ModelProto, source: Path, destination: Path) -> Non
     with storage.explained(target), target.open("wb") as written, ExitStack() as stack:
         opened: dict[str, BinaryIO] = {}
         for tensor in tensors:
-            place = {entry.key: entry.value for entry in tensor.external_data}
-            name, length = place["location"], int(place.get("length", 0))
+            entries = {entry.key: entry.value for entry in tensor.external_data}
+            name, length = entries["location"], int(entries.get("length", 0))
             if name not in opened:
                 opened[name] = stack.enter_context(reading.open_file(source / name))
             written.write(bytes(-written.tell() % WEIGHTS_ALIGNMENT))
             offset = written.tell()
-            opened[name].seek(int(place.get("offset", 0)))
+            opened[name].seek(int(entries.get("offset", 0)))
             _copy_bytes(opened[name], written, length or element_bytes(tensor), source / name)
             del tensor.external_data[:]
             now = {"location": WEIGHTS_FILE, "offset": offset, "length": written.tell() - offset}
@@ -147,16 +152,16 @@ def take_weights(model: onnx.ModelProto, source: Path, destination: Path) -> Non
 
 
 def element_bytes(tensor: TensorProto) -> int:
-    """The size of a tensor's numbers, wherever they lie."""
+    """The size of a tensor's elements in bytes, also of external ones."""
     width = int(helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize)
     return int(math.prod(tensor.dims)) * width
 
 
 def _copy_bytes(source: BinaryIO, target: BinaryIO, length: int, path: Path) -> None:
-    """Copies `length` bytes from where `source`, which is open at `path`, stands."""
+    """Copies `length` bytes from the current position of `source`, which is the file `path`."""
     left = length
     while left:
-        piece = source.read(min(left, COPIED_AT_ONCE))
+        piece = source.read(min(left, COPY_CHUNK_BYTES))
         if not piece:
             raise FolderError(f"{path} is truncated; export the checkpoint again")
         target.write(piece)
@@ -164,16 +169,16 @@ def _copy_bytes(source: BinaryIO, target: BinaryIO, length: int, path: Path) -> 
 
 
 def opset_of(model: onnx.ModelProto) -> int:
-    """The version of ONNX's own operators that the model uses.
+    """The model's opset: the version of ONNX's standard operators.
 
     Raises:
-        FolderError: older than the passes can extend.
+        FolderError: it is older than `OLDEST_OPSET`.
     """
     version = max((entry.version for entry in model.opset_import if not entry.domain), default=0)
     if version < OLDEST_OPSET:
         raise FolderError(
-            f"the ONNX model uses opset {version}; opset {OLDEST_OPSET} or later is needed: "
-            "export it again"
+            f"the ONNX model's opset must be at least {OLDEST_OPSET}, got {version}: export it "
+            "again"
         )
     return version
 
@@ -184,20 +189,23 @@ def tensor_type(value: onnx.ValueInfoProto) -> int:
 
 
 def dimensions(value: onnx.ValueInfoProto) -> tuple[int | str, ...]:
-    """The dimensions of an input or output: a number where fixed, else its symbol (or `?`)."""
+    """The dimensions of an input or output: a number if fixed, else its symbol or `?`."""
     return tuple(
         dim.dim_value if dim.HasField("dim_value") else dim.dim_param or "?"
         for dim in value.type.tensor_type.shape.dim
     )
 
 
-def named(
+def find_values(
     values: Sequence[onnx.ValueInfoProto], names: Sequence[str], what: str
 ) -> list[onnx.ValueInfoProto]:
-    """Those of `values` that are called `names`, in that order.
+    """The values called `names`, in that order.
+
+    Args:
+        what: `input` or `output`, for the message.
 
     Raises:
-        FolderError: one is not there; the message lists those that are.
+        FolderError: a value is missing; the message lists those that exist.
     """
     found = {value.name: value for value in values}
     missing = [name for name in names if name not in found]
@@ -210,27 +218,27 @@ def named(
 
 
 def subgraphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
-    """The graphs that a node holds in its attributes (If, Loop, Scan)."""
+    """The subgraphs in a node's attributes (If, Loop, Scan)."""
     for attribute in node.attribute:
         if attribute.type == onnx.AttributeProto.GRAPH:
             yield attribute.g
         yield from attribute.graphs
 
 
-def values_of(graph: onnx.GraphProto) -> set[str]:
-    """Every name of a value in `graph` and the graphs in its nodes."""
+def value_names(graph: onnx.GraphProto) -> set[str]:
+    """The names of all values in `graph` and its subgraphs."""
     names = {tensor.name for tensor in graph.initializer}
     names |= {tensor.values.name for tensor in graph.sparse_initializer}
     names |= {value.name for value in (*graph.input, *graph.output, *graph.value_info)}
     for node in graph.node:
         names |= {*node.input, *node.output}
         for inner in subgraphs(node):
-            names |= values_of(inner)
+            names |= value_names(inner)
     return names - {""}
 
 
 def rename(graph: onnx.GraphProto, names: Mapping[str, str]) -> None:
-    """Renames values in `graph` and the graphs in its nodes, in place."""
+    """Renames values in `graph` and its subgraphs, in place."""
     for tensor in graph.initializer:
         tensor.name = names.get(tensor.name, tensor.name)
     for sparse in graph.sparse_initializer:
@@ -244,11 +252,17 @@ def rename(graph: onnx.GraphProto, names: Mapping[str, str]) -> None:
             rename(inner, names)
 
 
-def set_aside(graph: onnx.GraphProto, taken: Collection[str], prefix: str) -> dict[str, str]:
-    """Renames what clashes with `taken` names or those that start with `prefix`, and all I/O.
+def rename_io_and_clashes(
+    graph: onnx.GraphProto, taken: Collection[str], prefix: str
+) -> dict[str, str]:
+    """Renames all inputs and outputs, and every value whose name a wrapper needs, in place.
 
-    Inputs and outputs are always renamed, so that a wrapper may use their names. Shapes noted
-    inside the graph are dropped: their symbols would mean something else in the wrapper.
+    Recorded shapes of inner values are dropped: their symbols would mean something else in the
+    wrapper.
+
+    Args:
+        taken: names that the wrapper needs.
+        prefix: the wrapper's prefix; names that start with it are renamed too.
 
     Returns:
         The new name of every input and output.
@@ -260,17 +274,17 @@ def set_aside(graph: onnx.GraphProto, taken: Collection[str], prefix: str) -> di
     return {name: names[name] for name in ends}
 
 
-def set_free(graph: onnx.GraphProto, taken: Collection[str], prefix: str) -> None:
-    """Renames what clashes with `taken` names or those that start with `prefix`, inside the graph.
+def rename_clashes(graph: onnx.GraphProto, taken: Collection[str], prefix: str) -> None:
+    """Renames every inner value whose name is in `taken` or starts with `prefix`, in place.
 
-    Its inputs and outputs keep their names; none of them may be among those taken.
+    Inputs and outputs keep their names; none of them may be in `taken`.
     """
     rename(graph, _fresh_names(graph, taken, prefix))
 
 
 def _fresh_names(graph: onnx.GraphProto, taken: Collection[str], prefix: str) -> dict[str, str]:
-    """A name that is free for every value called one of `taken` or `prefix` and more."""
-    present = values_of(graph)
+    """An unused name for every value whose name is in `taken` or starts with `prefix`."""
+    present = value_names(graph)
     names: dict[str, str] = {}
     for name in sorted(n for n in present if n in taken or n.startswith(prefix)):
         fresh = f"inner/{name}"
@@ -282,7 +296,7 @@ def _fresh_names(graph: onnx.GraphProto, taken: Collection[str], prefix: str) ->
 
 
 def drop_shapes(graph: onnx.GraphProto) -> None:
-    """Removes the shapes noted for values inside the graph; every runtime infers them anew."""
+    """Removes the recorded shapes of inner values, which every runtime infers again."""
     del graph.value_info[:]
     for node in graph.node:
         for inner in subgraphs(node):
@@ -290,23 +304,23 @@ def drop_shapes(graph: onnx.GraphProto) -> None:
 
 
 def value(name: str, dtype: int, shape: Sequence[int | str]) -> onnx.ValueInfoProto:
-    """An input or output of a graph; a dimension is a number or a symbol."""
+    """A graph's input or output; each dimension is a number or a symbol."""
     return helper.make_tensor_value_info(name, dtype, list(shape))
 
 
-def copy_of(entry: onnx.ValueInfoProto) -> onnx.ValueInfoProto:
-    """The same input or output, to put into another graph."""
+def copy_value(entry: onnx.ValueInfoProto) -> onnx.ValueInfoProto:
+    """A copy of an input or output, for another graph."""
     copy = onnx.ValueInfoProto()
     copy.CopyFrom(entry)
     return copy
 
 
 class Builder:
-    """Nodes and constants under one prefix, in the order in which they are computed.
+    """Builds nodes and constants, in topological order, under one name prefix.
 
     Attributes:
-        prefix: starts the name of everything made here, so that backends can tell it apart.
-        nodes, constants: what was made so far.
+        prefix: the prefix of all names, by which backends recognise these nodes.
+        nodes, constants: those built so far.
     """
 
     def __init__(self, prefix: str) -> None:
@@ -315,32 +329,32 @@ class Builder:
         self.constants: list[TensorProto] = []
 
     def node(self, operator: str, *inputs: str, output: str = "", **attributes: Any) -> str:
-        """Adds a node with one output and gives that output's name."""
+        """Adds a node with one output; returns the output's name."""
         name = f"{self.prefix}{operator}_{len(self.nodes)}"
         output = output or name
         if output.startswith(self.prefix):
-            name = output  # Backends find a node by its name.
+            name = output  # Backends find the node by this name.
         self.nodes.append(helper.make_node(operator, list(inputs), [output], name, **attributes))
         return output
 
     def constant(self, content: ArrayLike, dtype: DTypeLike) -> str:
-        """Adds a constant and gives its name."""
+        """Adds a constant; returns its name."""
         name = f"{self.prefix}constant_{len(self.constants)}"
         self.constants.append(numpy_helper.from_array(np.asarray(content, dtype), name))
         return name
 
     def integers(self, *content: int) -> str:
-        """A constant list of int64, for shapes and axes."""
+        """Adds a constant 1-D int64 tensor, for shapes and axes; returns its name."""
         return self.constant(content, np.int64)
 
     def sizes(self, tensor: str, *axes: int) -> str:
-        """The lengths of `tensor` along `axes`, as a list of int64."""
+        """The lengths of `tensor` along `axes`, as a 1-D int64 tensor."""
         return self.node("Gather", self.node("Shape", tensor), self.integers(*axes), axis=0)
 
     def lengths(self, *parts: str) -> str:
-        """Lists of int64 joined to one, for Reshape and Tile."""
+        """The concatenation of 1-D int64 tensors, for Reshape and Tile."""
         return self.node("Concat", *parts, axis=0)
 
     def cast(self, tensor: str, dtype: int, *, output: str = "") -> str:
-        """`tensor` in another element type."""
+        """`tensor` cast to the element type `dtype`."""
         return self.node("Cast", tensor, output=output, to=dtype)

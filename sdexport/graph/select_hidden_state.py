@@ -1,9 +1,9 @@
-"""Lets a text encoder leave out its last layers, as many for each text as an input says.
+"""Adds an input for CLIP skip to a text encoder: the number of last layers to skip for each prompt.
 
-Users call it CLIP skip. The exported encoder has its hidden states as outputs (`hidden_states.0`:
-of the embeddings, `hidden_states.N`: of the N-th layer); the last of them goes through the final
-normalisation. Here the chosen one does. A choice by Where copies and rounds nothing; every layer is
-computed in any case, because each text has its own choice.
+The exported encoder has its hidden states as outputs (`hidden_states.0` after the embeddings,
+`hidden_states.N` after layer N), of which the last goes through the final normalisation. This pass
+normalises the selected one instead. The selection by Where does not round, and all layers are
+computed, because the prompts of a batch can differ.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto
 
-from sdexport.graph.proto import Builder, set_free, value
+from sdexport.graph.proto import Builder, rename_clashes, value
 
 INPUT = "clip_skip"
 STATES = "hidden_states."
@@ -20,9 +20,9 @@ PREFIX = "text/"
 
 
 def skippable_layers(text_encoder: onnx.ModelProto) -> int:
-    """How many of its layers `select_hidden_state` can leave out; 0 where it has no hidden states.
+    """The number of layers that CLIP skip can skip; 0 if the hidden states are not outputs.
 
-    Another tool's export may lack them.
+    The exports of other tools may lack them.
     """
     outputs = {entry.name for entry in text_encoder.graph.output}
     layers = 0
@@ -33,10 +33,10 @@ def skippable_layers(text_encoder: onnx.ModelProto) -> int:
 
 
 def select_hidden_state(text_encoder: onnx.ModelProto) -> onnx.ModelProto:
-    """The encoder with one more input, `clip_skip` (N,) int64: layers left out for each text.
+    """A copy of the encoder with the input `clip_skip` (N,) int64: layers skipped for each prompt.
 
-    From 0 (none) to all that there are; a larger number is read as 0. Where the encoder has no
-    hidden states as outputs, it is returned as it is. `text_encoder` is not altered.
+    The values are from 0 to `skippable_layers`; a larger value counts as 0. An encoder without
+    hidden states as outputs is copied unchanged.
     """
     layers = skippable_layers(text_encoder)
     model = onnx.ModelProto()
@@ -44,7 +44,7 @@ def select_hidden_state(text_encoder: onnx.ModelProto) -> onnx.ModelProto:
     if layers == 0:
         return model
     graph = model.graph
-    set_free(graph, (INPUT,), PREFIX)
+    rename_clashes(graph, (INPUT,), PREFIX)
     last = f"{STATES}{layers}"
     builder = Builder(PREFIX)
     skipped = builder.node("Reshape", INPUT, builder.integers(-1, 1, 1))
@@ -53,11 +53,11 @@ def select_hidden_state(text_encoder: onnx.ModelProto) -> onnx.ModelProto:
         here = builder.node("Equal", skipped, builder.constant(skip, np.int64))
         chosen = builder.node("Where", here, f"{STATES}{layers - skip}", chosen)
     nodes = list(graph.node)
-    place = next(index for index, node in enumerate(nodes) if last in node.input)
+    position = next(index for index, node in enumerate(nodes) if last in node.input)
     for node in nodes:
         node.input[:] = [chosen if name == last else name for name in node.input]
     del graph.node[:]
-    graph.node.extend([*nodes[:place], *builder.nodes, *nodes[place:]])
+    graph.node.extend([*nodes[:position], *builder.nodes, *nodes[position:]])
     graph.initializer.extend(builder.constants)
     graph.input.append(value(INPUT, TensorProto.INT64, ("batch",)))
     return model

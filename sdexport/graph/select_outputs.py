@@ -1,4 +1,4 @@
-"""Keeps some of a model's outputs, and drops whatever only the others needed."""
+"""Keeps chosen outputs of a model, and removes everything that only the others need."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from onnx import TensorProto
 from sdexport.graph.proto import (
     HALF_TYPES,
     Builder,
-    named,
+    find_values,
     opset_of,
     rename,
     subgraphs,
     tensor_type,
-    values_of,
+    value_names,
 )
 
 PREFIX = "ends/"
@@ -24,31 +24,31 @@ PREFIX = "ends/"
 def select_outputs(
     model: onnx.ModelProto, names: Sequence[str], *, float32_io: bool = True
 ) -> onnx.ModelProto:
-    """`model` with the outputs `names` alone, in that order; `model` is not altered.
+    """A copy of `model` with only the outputs `names`, in that order.
 
     Args:
         model: any ONNX model.
-        names: outputs to keep.
-        float32_io: cast half-precision (and double) inputs and outputs to float32.
+        names: the outputs to keep.
+        float32_io: whether inputs and outputs of `HALF_TYPES` become float32.
 
     Raises:
-        FolderError: no such output; the message lists those there are.
+        FolderError: an output does not exist; the message lists those that do.
     """
     opset_of(model)
     selected = onnx.ModelProto()
     selected.CopyFrom(model)
     graph = selected.graph
-    kept = [entry.SerializeToString() for entry in named(graph.output, names, "output")]
+    kept = [entry.SerializeToString() for entry in find_values(graph.output, names, "output")]
     del graph.output[:]
     graph.output.extend(onnx.ValueInfoProto.FromString(entry) for entry in kept)
-    _drop_dead(graph)
+    _remove_unused(graph)
     if float32_io:
-        _cast_ends(graph)
+        _cast_io(graph)
     return selected
 
 
-def _drop_dead(graph: onnx.GraphProto) -> None:
-    """Removes nodes, weights and noted shapes that no output depends on; inputs stay."""
+def _remove_unused(graph: onnx.GraphProto) -> None:
+    """Removes nodes, weights and recorded shapes that no output depends on; keeps all inputs."""
     needed = {output.name for output in graph.output}
     alive = []
     for node in reversed(graph.node):
@@ -57,7 +57,7 @@ def _drop_dead(graph: onnx.GraphProto) -> None:
         alive.append(node.SerializeToString())
         needed.update(node.input)
         for inner in subgraphs(node):
-            needed |= values_of(inner)
+            needed |= value_names(inner)
     produced = [onnx.NodeProto.FromString(node) for node in reversed(alive)]
     del graph.node[:]
     graph.node.extend(produced)
@@ -67,8 +67,8 @@ def _drop_dead(graph: onnx.GraphProto) -> None:
                 del entries[index]
 
 
-def _cast_ends(graph: onnx.GraphProto) -> None:
-    """Makes half-precision inputs and outputs float32, with casts inside, in place."""
+def _cast_io(graph: onnx.GraphProto) -> None:
+    """Makes inputs and outputs of `HALF_TYPES` float32 by casts inside the graph, in place."""
     head, tail = Builder(PREFIX + "in/"), Builder(PREFIX + "out/")
     weights = {tensor.name for tensor in graph.initializer}
     for entries, builder in ((graph.input, head), (graph.output, tail)):

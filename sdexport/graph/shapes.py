@@ -1,7 +1,7 @@
 """Infers the shape of every value in a graph, node by node, for inputs of known shapes.
 
-ONNX's own inference for whole graphs gives up where a shape is computed by Tile, Div or the like.
-Here such small integer tensors are computed with ONNX's reference implementation on the way.
+ONNX's inference of whole graphs fails if a shape is computed by Tile, Div or similar operators.
+This one computes such small integer tensors with ONNX's reference implementation.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from sdexport.graph.proto import dimensions
 Shape = tuple[int, ...]
 Array = np.ndarray[Any, Any]
 
-SMALL = 4096
-"""Tensors of at most this many elements are computed, when all that they depend on is known."""
+SMALL_TENSOR = 4096
+"""The maximum number of elements of a tensor that is computed (and kept in a skeleton)."""
 
 
 def infer_shapes(model: onnx.ModelProto, shapes: Mapping[str, Shape]) -> dict[str, Shape]:
-    """The shape of every value of `model` whose shape follows from its inputs' `shapes`.
+    """The shape of every value of `model` that can be inferred, by name.
 
     Args:
-        model: without local functions.
-        shapes: of every input, numbers only.
+        model: a model without local functions.
+        shapes: the shape of every input, without symbols.
 
     Raises:
         UsageError: an input's shape is missing or contradicts the graph.
@@ -41,25 +41,25 @@ def infer_shapes(model: onnx.ModelProto, shapes: Mapping[str, Shape]) -> dict[st
 
 @dataclass(frozen=True, slots=True)
 class Tensor:
-    """A value's shape, and what one of its elements takes: `element_bytes`, of a float or not."""
+    """A value's shape, the bytes of an element, and whether the elements are floating-point."""
 
     shape: Shape
     element_bytes: int
     floating: bool
 
     def bytes(self, most: int) -> int:
-        """Its size where a float takes at most `most` bytes."""
+        """Its size in bytes, with at most `most` bytes per floating-point element."""
         width = min(self.element_bytes, most) if self.floating else self.element_bytes
         return math.prod(self.shape) * width
 
 
 def infer_tensors(model: onnx.ModelProto, shapes: Mapping[str, Shape]) -> dict[str, Tensor]:
-    """As `infer_shapes`, with the element types."""
-    return _Walk(model, shapes).tensors()
+    """As `infer_shapes`, with element types."""
+    return _ShapeInference(model, shapes).tensors()
 
 
-class _Walk:
-    """What is known of the values so far, on the way through a graph."""
+class _ShapeInference:
+    """The inference over one graph: known types, and known contents of small tensors."""
 
     def __init__(self, model: onnx.ModelProto, shapes: Mapping[str, Shape]) -> None:
         self._opsets = list(model.opset_import)
@@ -69,35 +69,35 @@ class _Walk:
         self._values: dict[str, Array] = {}
         for tensor in model.graph.initializer:
             self._types[tensor.name] = helper.make_tensor_type_proto(
-                _known(tensor.data_type), list(tensor.dims)
+                _inferable_dtype(tensor.data_type), list(tensor.dims)
             )
             external = tensor.data_location == onnx.TensorProto.EXTERNAL
-            if not external and math.prod(tensor.dims) <= SMALL:
+            if not external and math.prod(tensor.dims) <= SMALL_TENSOR:
                 self._values[tensor.name] = numpy_helper.to_array(tensor)
         for entry in model.graph.input:
             if entry.name not in self._types:
-                dtype = _known(entry.type.tensor_type.elem_type)
-                shape = _fitting(entry, shapes)
+                dtype = _inferable_dtype(entry.type.tensor_type.elem_type)
+                shape = _checked_shape(entry, shapes)
                 self._types[entry.name] = helper.make_tensor_type_proto(dtype, shape)
         for node in model.graph.node:
             self._visit(node)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Everything whose shape is known in numbers."""
+        """All values whose shape is fully known."""
         found = {}
         for name, kind in self._types.items():
             dims = kind.tensor_type.shape.dim
             known = kind.tensor_type.HasField("shape")
             if known and all(dim.HasField("dim_value") for dim in dims):
                 shape = tuple(dim.dim_value for dim in dims)
-                # Where ONNX tells no element type it is a float's, as everywhere else.
+                # A value without an inferred element type is taken as float32.
                 element = kind.tensor_type.elem_type or onnx.TensorProto.FLOAT
                 dtype = helper.tensor_dtype_to_np_dtype(element)
                 found[name] = Tensor(shape, dtype.itemsize, dtype.kind == "f")
         return found
 
     def _visit(self, node: onnx.NodeProto) -> None:
-        """Notes the types of a node's outputs, and their values where they are small and known."""
+        """Records the types of a node's outputs, and their contents if they are small and known."""
         known = [name for name in node.input if name]
         version = self._versions.get(node.domain, 1)
         if not all(name in self._types for name in known) or not defs.has(node.op_type, version):
@@ -113,9 +113,9 @@ class _Walk:
                 ir_version=self._ir_version,
             )
         except (shape_inference.InferenceError, RuntimeError, ValueError) as error:
-            raise UsageError(f"the shapes do not fit the graph at {node.name}: {error}") from error
+            raise UsageError(f"the shapes contradict the graph at {node.name}: {error}") from error
         for kind in types.values():
-            kind.tensor_type.elem_type = _known(kind.tensor_type.elem_type)
+            kind.tensor_type.elem_type = _inferable_dtype(kind.tensor_type.elem_type)
         self._types.update(types)
         if node.op_type == "Shape":
             self._evaluate(node, {node.input[0]: self._stand_in(node.input[0])})
@@ -123,14 +123,14 @@ class _Walk:
             self._evaluate(node, data)
 
     def _stand_in(self, name: str) -> Array | None:
-        """An array of the value's shape that takes no memory, or None where it is not known."""
+        """An array of the value's shape that takes no memory; None if the shape is unknown."""
         dims = self._types[name].tensor_type.shape.dim
         if not all(dim.HasField("dim_value") for dim in dims):
             return None
         return np.broadcast_to(np.float32(0), tuple(dim.dim_value for dim in dims))
 
     def _evaluate(self, node: onnx.NodeProto, data: Mapping[str, Array | None]) -> None:
-        """Computes a node's outputs where every input is known and every output is small."""
+        """Computes a node's outputs if every input is known and every output is small."""
         if any(content is None for content in data.values()):
             return
         for name in node.output:
@@ -138,11 +138,14 @@ class _Walk:
             if kind is None or not kind.tensor_type.HasField("shape"):
                 return
             dims = kind.tensor_type.shape.dim
-            if math.prod(dim.dim_value if dim.HasField("dim_value") else 1 for dim in dims) > SMALL:
+            if (
+                math.prod(dim.dim_value if dim.HasField("dim_value") else 1 for dim in dims)
+                > SMALL_TENSOR
+            ):
                 return
         try:
             results = ReferenceEvaluator(node, opsets=self._versions).run(None, dict(data))
-        except Exception:  # The reference knows less than runtimes do; the value stays unknown.
+        except Exception:  # The reference lacks some operators; the content stays unknown.
             return
         for name, content in zip(node.output, results, strict=True):
             self._values[name] = np.asarray(content)
@@ -150,14 +153,18 @@ class _Walk:
             self._types[name] = helper.make_tensor_type_proto(dtype, self._values[name].shape)
 
 
-def _known(dtype: int) -> int:
-    """`dtype`, or float16 for bfloat16: shapes are the same, and ONNX's Gelu knows only one."""
+def _inferable_dtype(dtype: int) -> int:
+    """`dtype`, or float16 for bfloat16, which ONNX's Gelu does not accept; shapes are the same."""
     half: int = onnx.TensorProto.FLOAT16
     return half if dtype == onnx.TensorProto.BFLOAT16 else dtype
 
 
-def _fitting(entry: onnx.ValueInfoProto, shapes: Mapping[str, Shape]) -> Shape:
-    """The shape given for an input, which is seen to fit it."""
+def _checked_shape(entry: onnx.ValueInfoProto, shapes: Mapping[str, Shape]) -> Shape:
+    """The given shape of an input.
+
+    Raises:
+        UsageError: it is missing, or contradicts the graph.
+    """
     declared = dimensions(entry)
     shape = shapes.get(entry.name)
     if shape is None:
@@ -167,5 +174,7 @@ def _fitting(entry: onnx.ValueInfoProto, shapes: Mapping[str, Shape]) -> Shape:
         for wanted, length in zip(declared, shape, strict=False)
     )
     if not fits:
-        raise UsageError(f"input {entry.name} takes {list(declared)}, not {list(shape)}")
+        raise UsageError(
+            f"input {entry.name} must have the shape {list(declared)}, got {list(shape)}"
+        )
     return shape

@@ -1,8 +1,8 @@
-"""A graph without its weights, whose inputs say how their shapes follow from a call.
+"""Reduces a graph to a skeleton: no weights, and input shapes as terms of a call's parameters.
 
-It is a few hundred kilobytes where the model has gigabytes, and all that costs are counted from: a
-dimension is a number or a term like `batch*branches*pieces` or `height/8`, so that the shapes of
-any call follow from the file alone.
+A skeleton has a few hundred kilobytes where the model has gigabytes, and suffices to count costs.
+Each dimension of an input is a number or a term such as `batch*branches*pieces` or `height/8`, from
+which the shapes of any call follow.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from onnx import TensorProto
 
 from sdexport.errors import FolderError, shown
 from sdexport.graph.proto import dimensions, drop_shapes, subgraphs, without_functions
-from sdexport.graph.shapes import SMALL, Shape
+from sdexport.graph.shapes import SMALL_TENSOR, Shape
 
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """What the shapes of an engine's inputs follow from.
+    """The parameters of a call, which determine the shapes of an engine's inputs.
 
     Attributes:
-        height, width: pixels.
-        batch: images.
+        height, width: in pixels.
+        batch: number of images.
         branches: 2 with guidance, 1 without.
-        pieces: of every prompt, as long as the text encoder's input each.
+        pieces: number of pieces of every prompt, each of the text encoder's length.
     """
 
     height: int
@@ -38,18 +38,20 @@ class Call:
 
 
 TRIAL = Call(height=2**12, width=2**12, batch=1, branches=1, pieces=1)
-"""The call at which dimensions are compared with those of others; every power of two divides it."""
+"""The reference call from which terms are derived; its sides are divisible by powers of two."""
 
 
 def skeleton(
     model: onnx.ModelProto, shapes_of: Callable[[Call], Mapping[str, Shape]]
 ) -> onnx.ModelProto:
-    """`model` without the contents of its weights, names of nodes and notes.
+    """A copy of `model` without its weights' contents, documentation and metadata.
 
     Args:
-        model: not altered; weights may lie elsewhere.
-        shapes_of: the shape of every input for a call. Each dimension is a number, or grows in
-            proportion with some of the call's.
+        model: its external weights are not read.
+        shapes_of: returns the shape of every input for a call. Each dimension must be constant or
+            proportional to parameters of the call.
+
+    Raises `ValueError` if a dimension is not: a defect of `shapes_of`.
     """
     made = onnx.ModelProto()
     made.CopyFrom(without_functions(model))
@@ -69,10 +71,10 @@ def skeleton(
 
 
 def shapes_at(graph: onnx.ModelProto, call: Call) -> dict[str, Shape]:
-    """The shapes of the inputs of a skeleton in a call.
+    """The input shapes of the skeleton `graph` for `call`.
 
     Raises:
-        FolderError: `graph` is no skeleton, or was written by a later version.
+        FolderError: `graph` is not a skeleton, or was written by a later version.
     """
     values = asdict(call)
     stored = {tensor.name for tensor in graph.graph.initializer}
@@ -86,28 +88,25 @@ def shapes_at(graph: onnx.ModelProto, call: Call) -> dict[str, Shape]:
 
 
 def _strip(graph: onnx.GraphProto) -> None:
-    """Removes what costs do not depend on; small constants stay, since shapes may follow of them.
-
-    A tensor whose content is gone is one that lies elsewhere, without saying where.
-    """
+    """Removes what costs do not depend on; keeps small constants, which may determine shapes."""
     drop_shapes(graph)
     del graph.metadata_props[:]
     graph.doc_string = ""
     for tensor in graph.initializer:
-        _empty(tensor)
+        _strip_content(tensor)
     for node in graph.node:
         node.doc_string = ""
         del node.metadata_props[:]
         for attribute in node.attribute:
             if attribute.HasField("t"):
-                _empty(attribute.t)
+                _strip_content(attribute.t)
         for inner in subgraphs(node):
             _strip(inner)
 
 
-def _empty(tensor: TensorProto) -> None:
+def _strip_content(tensor: TensorProto) -> None:
     external = tensor.data_location == TensorProto.EXTERNAL
-    if not external and math.prod(tensor.dims) <= SMALL:
+    if not external and math.prod(tensor.dims) <= SMALL_TENSOR:
         return
     bare = TensorProto(
         name=tensor.name,
@@ -121,7 +120,7 @@ def _empty(tensor: TensorProto) -> None:
 def _terms(
     shapes_of: Callable[[Call], Mapping[str, Shape]],
 ) -> dict[str, tuple[int | str, ...]]:
-    """Every input's dimensions as terms of a call's, found by doubling each of these in turn."""
+    """Every input's dimensions as terms, found by doubling each parameter of the call."""
     base = shapes_of(TRIAL)
     names = tuple(asdict(TRIAL))
     doubled = {
@@ -153,12 +152,13 @@ def _terms(
 
 
 def _value(term: str, values: Mapping[str, int]) -> int:
-    """A term's value, such as 64 for `height/8` of 512."""
+    """The value of a term, such as 64 for `height/8` if height is 512."""
     product, _, divisor = term.partition("/")
     try:
         factors = [values[f] if f in values else int(f) for f in product.split("*")]
         return math.prod(factors) // int(divisor or 1)
     except ValueError:
         raise FolderError(
-            f"a dimension {shown(term)} is no term of {', '.join(values)}; build the bundle again"
+            f"a dimension must be a term of {', '.join(values)}, got {shown(term)}; build the "
+            "bundle again"
         ) from None

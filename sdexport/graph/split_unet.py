@@ -1,16 +1,16 @@
-"""Splits a UNet by what its values depend on, so that nothing is computed twice.
+"""Splits a UNet into three graphs by the inputs that values depend on, to avoid repeated work.
 
-A UNet's `encoder_hidden_states` stay the same in all evaluations of an image, its `timestep` is
-known before the first of them, and under guidance the branches of an image see the same `sample`
-until the first attention to a text. So it is cut into three graphs that compute the same numbers:
+`encoder_hidden_states` is the same in all evaluations of an image, all timesteps are known before
+the first one, and the branches of an image have the same `sample` until the first cross-attention.
+The three graphs compute the same values as the UNet:
 
-    text   encoder_hidden_states → the keys and values of every attention to it: once an image
-    time   timestep → what every block adds for it, in one row: once a sampling plan
-    core   the rest; what comes before the first attention to a text is computed once an image
-           instead of once a branch
+    text   encoder_hidden_states → the keys and values of all cross-attentions; once per image
+    time   timestep → the timestep embeddings of all blocks, in one row; once per sampling plan
+    core   the rest; values before the first cross-attention are computed once per image, not once
+           per branch
 
-Rows are branches times images, the images of the first branch first: a value of the images is
-spread over the rows by repeating it.
+Rows are branches times images, with the images of the first branch first: a per-image value is
+repeated to become a per-row value.
 """
 
 from __future__ import annotations
@@ -32,41 +32,41 @@ from sdexport.graph.proto import (
     subgraphs,
     tensor_type,
     value,
-    values_of,
+    value_names,
 )
 from sdexport.graph.shapes import Shape, infer_shapes
 
 SAMPLE, TEXT = "sample", "encoder_hidden_states"
 TIMES = ("timestep", "timestep_cond")
-"""Inputs that are known before an image's first evaluation."""
+"""The inputs that are known before an image's first evaluation."""
 TIME_PROJECTION = "time_projection"
 TEXT_PROJECTION = "text_projection_"
-"""Starts the names of the text graph's outputs."""
+"""The prefix of the names of the text graph's outputs."""
 PREFIX = "split/"
-ROWS, PICTURES, TOKENS = "rows", "batch", "tokens"
-"""Symbols of dimensions."""
+ROWS, BATCH, TOKENS = "rows", "batch", "tokens"
+"""The symbols of dynamic dimensions."""
 
 TRIAL_ROWS, TRIAL_SIDE, TRIAL_TOKENS = 3, 32, (77, 154)
-"""The lengths with which shapes are inferred, to see which dimension is which."""
+"""The distinct lengths with which shapes are inferred, to recognise each dimension."""
 
 
 SHAPE_OF_A_PART = 15
-"""From this opset on Shape can give a part of a shape."""
+"""The first opset in which Shape can return part of a shape."""
 
 
-class Place(Enum):
-    """Where a value is computed; in the core, whether once an image or once a row."""
+class Scope(Enum):
+    """The graph in which a value is computed; in the core, also whether per image or per row."""
 
-    LENGTHS = "lengths"  # depends on no input's numbers: computed wherever it is used
+    LENGTHS = "lengths"  # depends only on shapes: computed wherever it is used
     TEXT = "text"
     TIME = "time"
-    PICTURE = "image"
+    IMAGE = "image"
     ROW = "row"
 
 
 @dataclass(frozen=True, slots=True)
 class SplitUnet:
-    """The three graphs; external weights are referred to as in the UNet that was split.
+    """The three graphs of a UNet; they refer to the UNet's external weights.
 
     Attributes:
         text: encoder_hidden_states (rows, tokens, dim) → `texts`, (rows, …) each.
@@ -83,32 +83,38 @@ class SplitUnet:
 
 
 class CannotSplitError(Exception):
-    """The graph uses lengths in a way that the split does not know; says which."""
+    """The UNet cannot be split; the message says why."""
 
 
 def split_unet(unet: onnx.ModelProto) -> SplitUnet:
-    """The three graphs of `unet`, which is not altered.
+    """The three graphs of `unet`, which is not modified.
 
     Raises:
-        CannotSplitError: it is built otherwise than a Stable Diffusion UNet.
+        CannotSplitError: its structure is not that of a Stable Diffusion UNet.
     """
-    seen = _Seen(unet)
+    analysis = _UnetAnalysis(unet)
     texts = {
-        name: f"{TEXT_PROJECTION}{index}" for index, name in enumerate(seen.leaving(Place.TEXT))
+        name: f"{TEXT_PROJECTION}{index}"
+        for index, name in enumerate(analysis.values_read_elsewhere(Scope.TEXT))
     }
-    times = seen.leaving(Place.TIME)
+    times = analysis.values_read_elsewhere(Scope.TIME)
     if not texts or not times or TEXT in texts:
-        raise CannotSplitError("no part of it depends on texts or on timesteps alone")
+        raise CannotSplitError("no part of it depends only on texts or only on timesteps")
     return SplitUnet(
-        _text_graph(seen, texts),
-        _time_graph(seen, times),
-        _core_graph(seen, texts, times),
+        _text_graph(analysis, texts),
+        _time_graph(analysis, times),
+        _core_graph(analysis, texts, times),
         tuple(texts.values()),
     )
 
 
-class _Seen:
-    """What is known of a UNet's values: where each is computed, by what, and its shape."""
+class _UnetAnalysis:
+    """The scope and the shape of every value of a UNet.
+
+    Attributes:
+        weights, inputs: by name.
+        scopes: the scope of each value, by name.
+    """
 
     def __init__(self, unet: onnx.ModelProto) -> None:
         self.unet = unet
@@ -116,20 +122,20 @@ class _Seen:
         inputs = [entry for entry in unet.graph.input if entry.name not in self.weights]
         self.inputs = {entry.name: entry for entry in inputs}
         if len(unet.graph.output) != 1:
-            raise CannotSplitError("it has several outputs")
+            raise CannotSplitError("it has more than one output")
         (self.output,) = unet.graph.output
         if opset_of(unet) < SHAPE_OF_A_PART:
             raise CannotSplitError(f"its opset is older than {SHAPE_OF_A_PART}")
         taken = (PREFIX, TEXT_PROJECTION, TIME_PROJECTION)
-        if any(name.startswith(taken) for name in values_of(unet.graph)):
-            raise CannotSplitError(f"it has values that are called {', '.join(taken)}")
-        self.places = self._placed()
-        self._few, self._many = (self._inferred(tokens) for tokens in TRIAL_TOKENS)
-        if self.places[self.output.name] is not Place.ROW:
+        if any(name.startswith(taken) for name in value_names(unet.graph)):
+            raise CannotSplitError(f"names of its values start with one of: {', '.join(taken)}")
+        self.scopes = self._scopes_of_values()
+        self._shapes_short, self._shapes_long = (self._inferred(tokens) for tokens in TRIAL_TOKENS)
+        if self.scopes[self.output.name] is not Scope.ROW:
             raise CannotSplitError("its output does not depend on both sample and text")
 
-    def _placed(self) -> dict[str, Place]:
-        """Where each value is computed, from the inputs whose numbers it depends on."""
+    def _scopes_of_values(self) -> dict[str, Scope]:
+        """The scope of each value, from the inputs whose contents it depends on."""
         kinds = {SAMPLE: "sample", TEXT: "text", **dict.fromkeys(TIMES, "time")}
         needs: dict[str, frozenset[str]] = dict.fromkeys(self.weights, frozenset())
         for name in self.inputs:
@@ -138,23 +144,23 @@ class _Seen:
             needs[name] = frozenset({kinds[name]})
         for node in self.unet.graph.node:
             if any(True for _ in subgraphs(node)):
-                raise CannotSplitError(f"{node.name} holds a graph of its own")
+                raise CannotSplitError(f"{node.name} has a subgraph")
             found: frozenset[str] = frozenset()
             if node.op_type != "Shape":
                 found = found.union(*(needs[name] for name in node.input if name))
             needs.update(dict.fromkeys(node.output, found))
         alone = {
-            frozenset[str](): Place.LENGTHS,
-            frozenset({"text"}): Place.TEXT,
-            frozenset({"time"}): Place.TIME,
+            frozenset[str](): Scope.LENGTHS,
+            frozenset({"text"}): Scope.TEXT,
+            frozenset({"time"}): Scope.TIME,
         }
         return {
-            name: alone.get(found, Place.ROW if "text" in found else Place.PICTURE)
+            name: alone.get(found, Scope.ROW if "text" in found else Scope.IMAGE)
             for name, found in needs.items()
         }
 
     def _inferred(self, tokens: int) -> Mapping[str, Shape]:
-        """The shape of every value for `TRIAL_ROWS` rows and so many tokens."""
+        """The shape of every value for `TRIAL_ROWS` rows and this number of tokens."""
         shapes: dict[str, Shape] = {}
         for name, entry in self.inputs.items():
             free = tokens if name == TEXT else TRIAL_SIDE
@@ -165,219 +171,229 @@ class _Seen:
         except UsageError as error:
             raise CannotSplitError(str(error)) from error
 
-    def leaving(self, place: Place) -> list[str]:
-        """The values of `place` that are read elsewhere, in order."""
+    def values_read_elsewhere(self, scope: Scope) -> list[str]:
+        """The values of `scope` that nodes of other scopes read, in order."""
         found: dict[str, None] = {}
         for node in self.unet.graph.node:
-            where = self.places[node.output[0]]
-            if where not in (place, Place.LENGTHS):
-                found |= dict.fromkeys(n for n in node.input if self.places.get(n) is place)
+            where = self.scopes[node.output[0]]
+            if where not in (scope, Scope.LENGTHS):
+                found |= dict.fromkeys(n for n in node.input if self.scopes.get(n) is scope)
         return list(found)
 
-    def rest(self, name: str) -> tuple[int, ...]:
-        """The dimensions of a value behind the first, which counts rows."""
-        shape = self._few.get(name, ())
+    def trailing_shape(self, name: str) -> tuple[int, ...]:
+        """The dimensions of a value after the first one, which is the number of rows."""
+        shape = self._shapes_short.get(name, ())
         if not shape or shape[0] != TRIAL_ROWS:
-            raise CannotSplitError(f"{name} has the shape {shape}, not a row each")
+            raise CannotSplitError(f"the first dimension of {name} {shape} is not the rows")
         return shape[1:]
 
-    def symbols(self, name: str) -> tuple[int | str, ...]:
-        """The dimensions of a value of the text graph; those that grow with a text are symbols."""
-        pairs = list(zip(self.rest(name), self._many[name][1:], strict=True))
+    def symbolic_shape(self, name: str) -> tuple[int | str, ...]:
+        """The dimensions of a text graph's value; those that depend on tokens are symbols."""
+        pairs = list(zip(self.trailing_shape(name), self._shapes_long[name][1:], strict=True))
         if any(pair != TRIAL_TOKENS for pair in pairs if pair[0] != pair[1]):
-            raise CannotSplitError(f"{name} grows with a text otherwise than its tokens do")
+            raise CannotSplitError(f"a dimension of {name} depends on tokens but is not tokens")
         return (ROWS, *(few if few == many else TOKENS for few, many in pairs))
 
 
-class _Graph:
-    """Nodes of the UNet, copied for one or two places into one graph.
+class _PartBuilder:
+    """Copies the UNet's nodes of one or two scopes into one graph.
 
     Args:
-        seen: the UNet.
-        places: what is computed here; where a value is needed in another of them, it is spread.
-        first: for each place, a value whose first length is that place's number of rows.
-        made: takes the nodes.
+        analysis: the UNet's analysis.
+        scopes: the scopes of the graph; a value that is read in the other scope is repeated.
+        first: for each scope, a value whose first dimension is the scope's number of rows.
+        made: the builder to which nodes are added.
     """
 
     def __init__(
-        self, seen: _Seen, places: tuple[Place, ...], first: Mapping[Place, str], made: Builder
+        self,
+        analysis: _UnetAnalysis,
+        scopes: tuple[Scope, ...],
+        first: Mapping[Scope, str],
+        made: Builder,
     ) -> None:
-        self._seen = seen
-        self._places = places
+        self._analysis = analysis
+        self._scopes = scopes
         self._first = first
-        self._given: dict[tuple[Place, str], str] = {}
+        self._given: dict[tuple[Scope, str], str] = {}
         self.made = made
-        self._spread: dict[str, str] = {}
+        self._repeated: dict[str, str] = {}
 
-    def give(self, given: Mapping[tuple[Place, str], str]) -> None:
-        """What stands for values of other graphs, by the place that reads them and their name."""
+    def substitute(self, given: Mapping[tuple[Scope, str], str]) -> None:
+        """Replaces values of other graphs: the new name, by the reading scope and the old name."""
         self._given.update(given)
 
-    def compute(self, outputs: Mapping[str, Place]) -> None:
-        """Adds the nodes that `outputs` need, each in its place."""
-        nodes = self._seen.unet.graph.node
-        needed = {(place, name) for name, place in outputs.items()}
+    def compute(self, outputs: Mapping[str, Scope]) -> None:
+        """Adds the nodes that compute `outputs`, each in its scope."""
+        nodes = self._analysis.unet.graph.node
+        needed = {(scope, name) for name, scope in outputs.items()}
         for node in reversed(nodes):
-            for place in self._places:
-                if any((place, name) in needed for name in node.output):
-                    needed.update(self._sources(node, place))
+            for scope in self._scopes:
+                if any((scope, name) in needed for name in node.output):
+                    needed.update(self._sources(node, scope))
         for node in nodes:
-            for place in self._places:
-                if any((place, name) in needed for name in node.output):
-                    self._copy(node, place)
+            for scope in self._scopes:
+                if any((scope, name) in needed for name in node.output):
+                    self._copy(node, scope)
 
-    def _sources(self, node: onnx.NodeProto, place: Place) -> set[tuple[Place, str]]:
-        """What a node reads when it is computed in `place`, and where that is computed."""
+    def _sources(self, node: onnx.NodeProto, scope: Scope) -> set[tuple[Scope, str]]:
+        """The values that a node in `scope` reads, each with the scope that computes it."""
         if node.op_type == "Shape":
-            source = self._seen.places[node.input[0]]
-            return {(source, node.input[0])} if source in self._places else set()
+            source = self._analysis.scopes[node.input[0]]
+            return {(source, node.input[0])} if source in self._scopes else set()
         return {
-            (self._home(name, place), name)
+            (self._home(name, scope), name)
             for name in node.input
-            if name and (place, name) not in self._given
+            if name and (scope, name) not in self._given
         }
 
-    def _home(self, name: str, place: Place) -> Place:
-        """Where `name`, which is read in `place`, is computed."""
-        home = self._seen.places.get(name, Place.LENGTHS)
-        return home if home in self._places else place
+    def _home(self, name: str, scope: Scope) -> Scope:
+        """The scope that computes `name` for a node in `scope`."""
+        home = self._analysis.scopes.get(name, Scope.LENGTHS)
+        return home if home in self._scopes else scope
 
-    def _copy(self, node: onnx.NodeProto, place: Place) -> None:
+    def _copy(self, node: onnx.NodeProto, scope: Scope) -> None:
         if node.op_type == "Shape":
-            self._copy_shape(node, place)
+            self._copy_shape(node, scope)
             return
         copy = onnx.NodeProto()
         copy.CopyFrom(node)
-        copy.input[:] = [self.read(name, place) if name else "" for name in node.input]
-        copy.output[:] = [self._name(name, place) for name in node.output]
+        copy.input[:] = [self.read(name, scope) if name else "" for name in node.input]
+        copy.output[:] = [self._name(name, scope) for name in node.output]
         if copy.output[0] != node.output[0]:
             copy.name = copy.output[0]
         self.made.nodes.append(copy)
 
-    def _name(self, name: str, place: Place) -> str:
-        """What a value is called that is computed in `place`: lengths are, in each of them."""
-        if self._seen.places[name] is Place.LENGTHS and place is not self._places[-1]:
-            return f"{PREFIX}{place.value}/{name}"
+    def _name(self, name: str, scope: Scope) -> str:
+        """The name of a value computed in `scope`: lengths are computed in both scopes."""
+        if self._analysis.scopes[name] is Scope.LENGTHS and scope is not self._scopes[-1]:
+            return f"{PREFIX}{scope.value}/{name}"
         return name
 
-    def read(self, name: str, place: Place) -> str:
-        """What a node in `place` reads for the UNet's value `name`."""
-        if (place, name) in self._given:
-            return self._given[place, name]
-        if name in self._seen.weights or name in self._seen.inputs:
-            return name if self._home(name, place) is place else self.spread(name, place)
-        home = self._home(name, place)
-        return self._name(name, place) if home is place else self.spread(name, place)
+    def read(self, name: str, scope: Scope) -> str:
+        """The name that a node in `scope` reads for the UNet's value `name`."""
+        if (scope, name) in self._given:
+            return self._given[scope, name]
+        if name in self._analysis.weights or name in self._analysis.inputs:
+            return name if self._home(name, scope) is scope else self.repeated(name, scope)
+        home = self._home(name, scope)
+        return self._name(name, scope) if home is scope else self.repeated(name, scope)
 
-    def spread(self, name: str, place: Place) -> str:
-        """A value of the images, repeated for the rows."""
-        if name not in self._spread:
-            self._spread[name] = self.tiled(name, len(self._seen.rest(name)))
-        return self._spread[name]
+    def repeated(self, name: str, scope: Scope) -> str:
+        """A per-image value, repeated for all rows."""
+        if name not in self._repeated:
+            self._repeated[name] = self.tiled(name, len(self._analysis.trailing_shape(name)))
+        return self._repeated[name]
 
     def tiled(self, name: str, rest: int) -> str:
-        """A value with an image's row and `rest` further dimensions, repeated for the rows."""
+        """A per-image value with `rest` further dimensions, repeated for all rows."""
         once = (self.made.integers(*[1] * rest),) if rest else ()
         repeats = self.made.lengths(self._branches(), *once)
         return self.made.node("Tile", name, repeats)
 
     def _branches(self) -> str:
-        if PREFIX not in self._spread:
-            rows, images = (self._count(place) for place in (Place.ROW, Place.PICTURE))
-            self._spread[PREFIX] = self.made.node("Div", rows, images)
-        return self._spread[PREFIX]
+        if PREFIX not in self._repeated:
+            rows, images = (self._count(scope) for scope in (Scope.ROW, Scope.IMAGE))
+            self._repeated[PREFIX] = self.made.node("Div", rows, images)
+        return self._repeated[PREFIX]
 
-    def _count(self, place: Place) -> str:
-        """The number of rows in `place`, as a list of one."""
-        return self.made.node("Shape", self._first[place], start=0, end=1)
+    def _count(self, scope: Scope) -> str:
+        """The number of rows in `scope`, as a tensor of one element."""
+        return self.made.node("Shape", self._first[scope], start=0, end=1)
 
-    def _copy_shape(self, node: onnx.NodeProto, place: Place) -> None:
-        """The lengths of a value, its first one as it is in `place`."""
-        source, output = node.input[0], self._name(node.output[0], place)
+    def _copy_shape(self, node: onnx.NodeProto, scope: Scope) -> None:
+        """Copies a Shape node; the first dimension is that of `scope`."""
+        source, output = node.input[0], self._name(node.output[0], scope)
         start = next((a.i for a in node.attribute if a.name == "start"), 0)
         end = next((a.i for a in node.attribute if a.name == "end"), None)
         attributes: dict[str, Any] = {"start": start} | ({} if end is None else {"end": end})
-        home = self._seen.places[source]
-        self._seen.rest(source)
-        if home is place or (home in self._places and start > 0):
+        home = self._analysis.scopes[source]
+        self._analysis.trailing_shape(source)
+        if home is scope or (home in self._scopes and start > 0):
             self.made.node("Shape", source, output=output, **attributes)
         elif (start, end) == (0, 1):
-            self.made.node("Shape", self._first[place], output=output, **attributes)
-        elif start == 0 and home in self._places:
+            self.made.node("Shape", self._first[scope], output=output, **attributes)
+        elif start == 0 and home in self._scopes:
             attributes["start"] = 1
             rest = self.made.node("Shape", source, **attributes)
-            self.made.node("Concat", self._count(place), rest, output=output, axis=0)
+            self.made.node("Concat", self._count(scope), rest, output=output, axis=0)
         else:
-            raise CannotSplitError(f"{node.name} takes lengths of {source} into another part")
+            raise CannotSplitError(f"{node.name} uses the shape of {source} in another part")
 
 
-def _text_graph(seen: _Seen, texts: Mapping[str, str]) -> onnx.ModelProto:
-    graph = _Graph(seen, (Place.TEXT,), {Place.TEXT: TEXT}, Builder(f"{PREFIX}text/"))
-    graph.compute(dict.fromkeys(texts, Place.TEXT))
+def _text_graph(analysis: _UnetAnalysis, texts: Mapping[str, str]) -> onnx.ModelProto:
+    graph = _PartBuilder(analysis, (Scope.TEXT,), {Scope.TEXT: TEXT}, Builder(f"{PREFIX}text/"))
+    graph.compute(dict.fromkeys(texts, Scope.TEXT))
     for name, output in texts.items():
         graph.made.cast(name, TensorProto.FLOAT, output=output)
-    outputs = [value(texts[name], TensorProto.FLOAT, seen.symbols(name)) for name in texts]
-    return _model(seen, graph, [_rows(seen.inputs[TEXT], ROWS)], outputs)
+    outputs = [
+        value(texts[name], TensorProto.FLOAT, analysis.symbolic_shape(name)) for name in texts
+    ]
+    return _model(analysis, graph, [_rows(analysis.inputs[TEXT], ROWS)], outputs)
 
 
-def _time_graph(seen: _Seen, times: list[str]) -> onnx.ModelProto:
-    given = [entry for name, entry in seen.inputs.items() if name in TIMES]
-    first = {Place.TIME: given[0].name}
-    graph = _Graph(seen, (Place.TIME,), first, Builder(f"{PREFIX}time/"))
-    graph.compute(dict.fromkeys(times, Place.TIME))
-    made, widths = graph.made, [math.prod(seen.rest(name)) for name in times]
+def _time_graph(analysis: _UnetAnalysis, times: list[str]) -> onnx.ModelProto:
+    given = [entry for name, entry in analysis.inputs.items() if name in TIMES]
+    first = {Scope.TIME: given[0].name}
+    graph = _PartBuilder(analysis, (Scope.TIME,), first, Builder(f"{PREFIX}time/"))
+    graph.compute(dict.fromkeys(times, Scope.TIME))
+    made, widths = graph.made, [math.prod(analysis.trailing_shape(name)) for name in times]
     rows = [
         made.node("Reshape", name, made.integers(-1, width))
         for name, width in zip(times, widths, strict=True)
     ]
     row = made.node("Concat", *rows, axis=1)
     made.cast(row, TensorProto.FLOAT, output=TIME_PROJECTION)
-    output = value(TIME_PROJECTION, TensorProto.FLOAT, (PICTURES, sum(widths)))
-    return _model(seen, graph, [_rows(entry, PICTURES) for entry in given], [output])
+    output = value(TIME_PROJECTION, TensorProto.FLOAT, (BATCH, sum(widths)))
+    return _model(analysis, graph, [_rows(entry, BATCH) for entry in given], [output])
 
 
-def _core_graph(seen: _Seen, texts: Mapping[str, str], times: list[str]) -> onnx.ModelProto:
-    sample = seen.inputs[SAMPLE]
+def _core_graph(
+    analysis: _UnetAnalysis, texts: Mapping[str, str], times: list[str]
+) -> onnx.ModelProto:
+    sample = analysis.inputs[SAMPLE]
     dtype = tensor_type(sample)
     made = Builder(f"{PREFIX}core/")
-    given = {(Place.ROW, name): made.cast(text, dtype) for name, text in texts.items()}
-    first = {Place.ROW: next(iter(texts.values())), Place.PICTURE: SAMPLE}
-    graph = _Graph(seen, (Place.PICTURE, Place.ROW), first, made)
-    widths = [math.prod(seen.rest(name)) for name in times]
-    rows = {Place.PICTURE: TIME_PROJECTION, Place.ROW: graph.tiled(TIME_PROJECTION, 1)}
-    for place, row in rows.items():
-        pieces = [f"{PREFIX}{place.value}/{name}" for name in times]
+    given = {(Scope.ROW, name): made.cast(text, dtype) for name, text in texts.items()}
+    first = {Scope.ROW: next(iter(texts.values())), Scope.IMAGE: SAMPLE}
+    graph = _PartBuilder(analysis, (Scope.IMAGE, Scope.ROW), first, made)
+    widths = [math.prod(analysis.trailing_shape(name)) for name in times]
+    rows = {Scope.IMAGE: TIME_PROJECTION, Scope.ROW: graph.tiled(TIME_PROJECTION, 1)}
+    for scope, row in rows.items():
+        pieces = [f"{PREFIX}{scope.value}/{name}" for name in times]
         cast = made.cast(row, dtype)
         made.nodes.append(helper.make_node("Split", [cast, made.integers(*widths)], pieces, axis=1))
         for name, piece in zip(times, pieces, strict=True):
-            shape = made.integers(-1, *seen.rest(name))
-            given[place, name] = made.node("Reshape", piece, shape)
-    graph.give(given)
-    graph.compute({seen.output.name: Place.ROW})
-    texts_in = [value(texts[name], TensorProto.FLOAT, seen.symbols(name)) for name in texts]
-    projection = value(TIME_PROJECTION, TensorProto.FLOAT, (PICTURES, sum(widths)))
-    inputs = [_rows(sample, PICTURES), projection, *texts_in]
-    return _model(seen, graph, inputs, [_rows(seen.output, ROWS)])
+            shape = made.integers(-1, *analysis.trailing_shape(name))
+            given[scope, name] = made.node("Reshape", piece, shape)
+    graph.substitute(given)
+    graph.compute({analysis.output.name: Scope.ROW})
+    texts_in = [
+        value(texts[name], TensorProto.FLOAT, analysis.symbolic_shape(name)) for name in texts
+    ]
+    projection = value(TIME_PROJECTION, TensorProto.FLOAT, (BATCH, sum(widths)))
+    inputs = [_rows(sample, BATCH), projection, *texts_in]
+    return _model(analysis, graph, inputs, [_rows(analysis.output, ROWS)])
 
 
 def _rows(entry: onnx.ValueInfoProto, symbol: str) -> onnx.ValueInfoProto:
-    """An input or output with `symbol` as its first dimension."""
+    """A copy of an input or output with `symbol` as its first dimension."""
     return value(entry.name, tensor_type(entry), (symbol, *dimensions(entry)[1:]))
 
 
 def _model(
-    seen: _Seen,
-    graph: _Graph,
+    analysis: _UnetAnalysis,
+    graph: _PartBuilder,
     inputs: list[onnx.ValueInfoProto],
     outputs: list[onnx.ValueInfoProto],
 ) -> onnx.ModelProto:
-    """A model of the nodes in `graph`, with the weights that they read."""
+    """A model of the nodes in `graph` and the weights that they read."""
     model = onnx.ModelProto()
-    model.CopyFrom(seen.unet)
+    model.CopyFrom(analysis.unet)
     for entries in ("node", "initializer", "input", "output", "value_info"):
         model.graph.ClearField(entries)
     used = {name for node in graph.made.nodes for name in node.input}
-    weights = (tensor for name, tensor in seen.weights.items() if name in used)
+    weights = (tensor for name, tensor in analysis.weights.items() if name in used)
     model.graph.node.extend(graph.made.nodes)
     model.graph.initializer.extend([*weights, *graph.made.constants])
     model.graph.input.extend(inputs)

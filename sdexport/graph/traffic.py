@@ -1,23 +1,23 @@
-"""Counts the bytes that one call of a graph moves, from shapes alone.
+"""Counts the bytes that one call of a graph moves, from shapes.
 
-Two counts. The *least* is what no execution can do without: each weight read once, the inputs read,
-the outputs written. The *unfused* one lets every operator read its inputs from memory and write its
-outputs there.
+There are two counts. The *least* count is the minimum of any execution: each weight read once, the
+inputs read, the outputs written. The *unfused* count has every operator read its inputs from memory
+and write its outputs to memory.
 
-The least is the honest bound, and the one that a share of a machine's bandwidth is told by:
+A share of a machine's bandwidth is computed from the least count, because:
 
-* what lies between two operators need not reach memory. It may stay in a cache (the largest tensor
-  of Stable Diffusion 1.5's UNet at 512x512, both branches, is 5 MB in half precision) or in
-  registers, where operators are fused: attention's scores, the largest by far, never exist then;
-* by the other count an engine would come the nearer to the limit the more it moves, and beyond it
-  wherever it keeps in a cache what was counted as moved.
+* values between two operators need not reach memory. They may stay in a cache (the largest tensor
+  of Stable Diffusion 1.5's UNet at 512x512, both branches, has 5 MB in half precision) or in
+  registers if operators are fused: the scores of attention, by far the largest, then never exist;
+* by the unfused count an engine would approach the limit by moving more, and exceed it by keeping
+  in a cache what was counted as moved.
 
-So time that is lost by moving tensors to and fro shows as time away from the limit. The unfused
-count says how much there is to be moved where nothing is fused and nothing fits: far more than the
-least where images are large (a VAE decoder), about as much where the weights outweigh them.
+So time lost by moving tensors appears as distance from the limit. The unfused count says how much
+would be moved without any fusion or cache: far more than the least count for large images (a VAE
+decoder), about as much if the weights are larger than the images.
 
-The least is no bound where a model is so small that its weights stay in the processor's cache from
-one call to the next.
+The least count is not a bound for a model so small that its weights stay in the processor's cache
+between calls.
 """
 
 from __future__ import annotations
@@ -33,42 +33,43 @@ from sdexport.graph.proto import without_functions
 from sdexport.graph.shapes import Shape, Tensor, infer_tensors
 
 VIEWS = frozenset({"Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity", "Shape", "Constant"})
-"""Operators that give another name to what is there, or look at its shape alone."""
+"""Operators that only rename or reshape a value, or read its shape."""
 
 PICKERS = frozenset({"Gather", "Slice"})
-"""Operators that read of their first input no more than they give."""
+"""Operators that read only those elements of their first input that they return."""
 
 
 @dataclass(frozen=True, slots=True)
 class Traffic:
-    """The bytes of one call.
+    """The bytes that one call moves.
 
     Attributes:
-        weights: each read once; of a table that is looked up, the rows that are looked up.
-        ends: inputs and outputs.
-        unfused: what all operators read and write; None where a shape cannot be told.
+        weights: each weight read once; of a lookup table only the rows that are read.
+        io: inputs and outputs.
+        unfused: everything that operators read and write; None if a shape is unknown.
     """
 
     weights: int
-    ends: int
+    io: int
     unfused: int | None
 
     @property
     def least(self) -> int:
-        """What no execution can do without."""
-        return self.weights + self.ends
+        """The minimum of any execution."""
+        return self.weights + self.io
 
 
 def traffic(model: onnx.ModelProto, shapes: Mapping[str, Shape], *, width: int) -> Traffic:
-    """What a call of `model` moves for inputs of `shapes` (every input, numbers only).
+    """The traffic of one call of `model`.
 
     Args:
-        width: bytes of a number in the engine's precision. Where the graph keeps floats wider,
-            the engine is taken to narrow them; what is narrower stays so. Inputs and outputs are
-            counted as the graph declares them.
+        shapes: the shape of every input, without symbols.
+        width: bytes per floating-point number in the engine's precision. Wider numbers of the graph
+            are counted with `width`, narrower ones as they are; inputs and outputs are counted as
+            declared.
 
     Raises:
-        UsageError: a shape is missing, or does not fit the graph.
+        UsageError: a shape is missing, or contradicts the graph.
     """
     model = without_functions(model)
     tensors = infer_tensors(model, shapes)
@@ -77,7 +78,7 @@ def traffic(model: onnx.ModelProto, shapes: Mapping[str, Shape], *, width: int) 
     picked = _picked(graph, tensors)
 
     def read(name: str, most: int) -> int:
-        """Bytes read of a weight or an input over the whole call."""
+        """The bytes that the call reads of a weight or an input."""
         whole = tensors[name]
         if name not in picked:
             return whole.bytes(most)
@@ -88,14 +89,13 @@ def traffic(model: onnx.ModelProto, shapes: Mapping[str, Shape], *, width: int) 
     outputs = [entry.name for entry in graph.output if entry.name in tensors]
     return Traffic(
         weights=sum(read(name, width) for name in stored),
-        ends=sum(read(name, 8) for name in inputs)
-        + sum(tensors[name].bytes(8) for name in outputs),
+        io=sum(read(name, 8) for name in inputs) + sum(tensors[name].bytes(8) for name in outputs),
         unfused=_unfused(graph, tensors, stored, width),
     )
 
 
 def _picked(graph: onnx.GraphProto, tensors: Mapping[str, Tensor]) -> dict[str, int]:
-    """How many elements are read of those values of which only picked parts are ever read."""
+    """The number of elements read, by value, of values of which only parts are ever read."""
     sums: dict[str, int] = defaultdict(int)
     whole = {entry.name for entry in graph.output}
     for node in graph.node:
@@ -110,13 +110,13 @@ def _picked(graph: onnx.GraphProto, tensors: Mapping[str, Tensor]) -> dict[str, 
 def _unfused(
     graph: onnx.GraphProto, tensors: Mapping[str, Tensor], stored: set[str], width: int
 ) -> int | None:
-    """What the operators read and write that are left once constants are computed beforehand."""
+    """The bytes that operators read and write, without those that only compute constants."""
     total = 0
     constant = set(stored)
     for node in graph.node:
         read = {name for name in node.input if name}
         written = {name for name in node.output if name}
-        if read <= constant:  # also a Constant, which reads nothing
+        if read <= constant:  # true for a Constant too, which reads nothing
             constant |= written
             continue
         if node.op_type in VIEWS:

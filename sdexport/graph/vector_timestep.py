@@ -1,8 +1,9 @@
-"""Gives a UNet whose timestep is one number for all rows a timestep for each.
+"""Turns a UNet's scalar timestep into a vector with one timestep per row.
 
-optimum-onnx exports diffusers' UNet with a timestep without dimensions, which its graph makes a
-list of one and expands to the rows. A list of as many as there are rows expands likewise, so what
-makes the list is taken out, and each row has its own timestep, as in this project's exports.
+optimum-onnx exports diffusers' UNet with a scalar timestep, which the graph turns into a tensor of
+one element and expands to the rows. A tensor with one element per row expands in the same way. So
+the pass removes the operators that add the dimension; then each row has its own timestep, as in
+this project's exports.
 """
 
 from __future__ import annotations
@@ -18,18 +19,18 @@ from sdexport.graph.proto import dimensions, drop_shapes, tensor_type, value
 TIMESTEP = "timestep"
 SYMBOL = "steps"
 TO_LIST = ("Unsqueeze", "Reshape")
-"""Operators that make a list of a number; each becomes an Identity."""
+"""Operators that turn the scalar into a tensor of one element; each becomes an Identity."""
 
 
 def vector_timestep(unet: onnx.ModelProto) -> onnx.ModelProto:
-    """`unet` with a timestep (steps,): one for all rows, or one for each.
+    """A UNet with the timestep (steps,): one for all rows, or one for each row.
 
-    Where the number is cast to float32 before anything is computed with it, the input itself
-    becomes float32: half precision and whole numbers would lose the fractions of a timestep. A UNet
-    that takes a list is returned as it is, and one without a timestep too. `unet` is not altered.
+    If the timestep is cast to float32 before it is used, the input becomes float32, because half
+    precision and integers lose the fractions of a timestep. A UNet that already takes a vector, or
+    no timestep, is returned itself. `unet` is not modified.
 
     Raises:
-        FolderError: the graph uses the number in a way that is not known.
+        FolderError: the graph uses the scalar in an unsupported way.
     """
     entry = next((one for one in unet.graph.input if one.name == TIMESTEP), None)
     if entry is None or dimensions(entry):
@@ -48,22 +49,21 @@ def vector_timestep(unet: onnx.ModelProto) -> onnx.ModelProto:
             numbers.update(node.output)
         elif node.op_type != "Expand" or node.input[0] not in numbers:
             raise FolderError(
-                f"the UNet's timestep is one number for all images, and {node.op_type} "
-                f"{node.name} uses it in a way that is not known; make the folder with: "
-                "sdexport export CHECKPOINT ONNX_DIR"
+                f"the UNet's timestep is a scalar, which {node.op_type} {node.name} uses in an "
+                "unsupported way; make the folder with: sdexport export CHECKPOINT ONNX_DIR"
             )
     readers = list(_readers(graph))
     cast = bool(readers) and all(_makes_float32(node) for node in readers)
     kind = TensorProto.FLOAT if cast else tensor_type(entry)
-    place = next(one for one in graph.input if one.name == TIMESTEP)
-    place.CopyFrom(value(TIMESTEP, kind, (SYMBOL,)))
-    # They say that the list is one of a single number.
+    own = next(one for one in graph.input if one.name == TIMESTEP)
+    own.CopyFrom(value(TIMESTEP, kind, (SYMBOL,)))
+    # The recorded shapes are those of one element.
     drop_shapes(graph)
     return model
 
 
 def _readers(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
-    """The nodes that read the timestep, behind operators that take every type."""
+    """The nodes that read the timestep, directly or through Identity and Expand."""
     reached = {TIMESTEP}
     for node in graph.node:
         if node.input and node.input[0] in reached:

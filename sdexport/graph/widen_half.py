@@ -1,10 +1,9 @@
-"""Rewrites a half-precision graph so that a CPU computes it in float32, watched or rounded.
+"""Rewrites a half-precision graph in float32, to measure its values or its rounding on a CPU.
 
-A CPU's runtime does not compute in half precision: ONNX Runtime puts casts around what it has no
-kernel for, and leaves out the rounding between. So what half precision would do is written out:
-float32 everywhere, and where a value is to be rounded, a cast to float16 and back, in which what is
-beyond 65,504 becomes infinite as it would on a GPU. Products are summed in float32, as tensor cores
-do.
+ONNX Runtime does not compute in half precision on a CPU: it inserts casts around operators without
+a kernel, and skips rounding between them. The rewritten graph is float32 everywhere. Rounding is
+explicit: a cast to float16 and back, in which a value beyond 65,504 becomes infinite, as on a GPU.
+Products are summed in float32, as in tensor cores.
 """
 
 from __future__ import annotations
@@ -19,23 +18,27 @@ from onnx import TensorProto, helper, numpy_helper
 
 from sdexport.artifacts import storage
 from sdexport.errors import FolderError
-from sdexport.graph.half_values import computed, half_values, masking, widen_attributes
+from sdexport.graph.half_values import (
+    computed_half_values,
+    half_values,
+    mask_values,
+    widen_attributes,
+)
 from sdexport.graph.proto import Builder, drop_shapes, value, weights_files
 
 WATCH = "watch/largest"
-"""The output of a watched graph: (values,) float32, see `Widened`."""
+"""The output with the largest magnitudes, (values,) float32, in the order of `Widened.watched`."""
 
 PREFIX = "watch/"
 
 
 @dataclass(frozen=True, slots=True)
 class Widened:
-    """A graph in float32 that stands for one in half precision.
+    """A half-precision graph rewritten in float32.
 
     Attributes:
-        model: its weights are those of the half-precision graph, see `widen_weights`.
-        watched: the half-precision values in the order of the output `WATCH`; empty if that output
-            is not there.
+        model: refers to the weights' files that `widen_weights` writes.
+        watched: the half-precision values in the order of the output `WATCH`; empty without it.
     """
 
     model: onnx.ModelProto
@@ -43,34 +46,34 @@ class Widened:
 
 
 def widen_half(model: onnx.ModelProto, *, watch: bool = False, rounded: bool = False) -> Widened:
-    """`model`, which is not altered, with float32 in place of float16.
+    """`model` rewritten in float32; `model` is not modified.
 
     Args:
-        model: whose inputs and outputs are not in half precision.
-        watch: add the output `WATCH`: of every half-precision value that is computed, its largest
-            magnitude (of what only a softmax reads, its largest value) in this run.
-        rounded: round every such value to half precision and back.
+        model: a half-precision model with float32 inputs and outputs.
+        watch: add the output `WATCH`: the largest magnitude of every computed half-precision value
+            in a run; for values that only a softmax reads, the largest value.
+        rounded: round every computed half-precision value to float16 and back.
 
     Raises:
-        FolderError: an input or output in half precision, or nested graphs.
+        FolderError: an input or output is in half precision, or the model has subgraphs.
     """
     half = half_values(model)
     ends = {entry.name for entry in (*model.graph.input, *model.graph.output)}
     if half & ends:
         raise FolderError(
-            f"{', '.join(sorted(half & ends))} of the graph is in half precision; inputs and "
-            "outputs of an engine are float32"
+            f"an engine's inputs and outputs must be float32, but {', '.join(sorted(half & ends))} "
+            "is in half precision; export the checkpoint again with this version"
         )
-    below = masking(model)
+    below = mask_values(model)
     wide = onnx.ModelProto()
     wide.CopyFrom(model)
     graph = wide.graph
     drop_shapes(graph)
-    places = {place.name: place for place in _places(model)}
+    locations = {location.name: location for location in _weight_locations(model)}
     for tensor in graph.initializer:
         if tensor.data_type == TensorProto.FLOAT16:
-            _widen_tensor(tensor, places.get(tensor.name))
-    targets = {name for _, name in computed(model, half)}
+            _widen_tensor(tensor, locations.get(tensor.name))
+    targets = {name for _, name in computed_half_values(model, half)}
     nodes: list[onnx.NodeProto] = []
     extra = Builder(PREFIX)
     watched: list[str] = []
@@ -103,16 +106,19 @@ def widen_half(model: onnx.ModelProto, *, watch: bool = False, rounded: bool = F
     return Widened(wide, tuple(watched))
 
 
-WIDE = ".float32"
-"""Added to the name of a file of weights."""
+FLOAT32_SUFFIX = ".float32"
+"""The suffix that `widen_weights` adds to the name of a file of weights."""
 
 ALIGNED = 64
-"""Bytes; weights that start at a multiple of them can be read in place."""
+"""Bytes; weights at multiples of it can be used in place."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Place:
-    """Where a half-precision weight lies beside its model, and where it goes in float32; bytes."""
+class _WeightLocation:
+    """The file, offset and length of an external half-precision weight, and its float32 offset.
+
+    All in bytes.
+    """
 
     name: str
     file: str
@@ -121,9 +127,9 @@ class _Place:
     wide_offset: int
 
 
-def _places(model: onnx.ModelProto) -> list[_Place]:
-    """Every half-precision weight that is kept in a file, in the model's order."""
-    found: list[_Place] = []
+def _weight_locations(model: onnx.ModelProto) -> list[_WeightLocation]:
+    """The locations of all external half-precision weights, in the model's order."""
+    found: list[_WeightLocation] = []
     ends: dict[str, int] = {}
     for tensor in model.graph.initializer:
         external = tensor.data_location == TensorProto.EXTERNAL
@@ -133,13 +139,15 @@ def _places(model: onnx.ModelProto) -> list[_Place]:
         file, length = entries["location"], 2 * math.prod(tensor.dims)
         start = -(-ends.get(file, 0) // ALIGNED) * ALIGNED
         ends[file] = start + 2 * length
-        found.append(_Place(tensor.name, file, int(entries.get("offset", 0)), length, start))
+        found.append(
+            _WeightLocation(tensor.name, file, int(entries.get("offset", 0)), length, start)
+        )
     return found
 
 
-def _widen_tensor(tensor: TensorProto, place: _Place | None) -> None:
-    """Makes a half-precision weight float32; one in a file is looked for in the new file."""
-    if place is None:
+def _widen_tensor(tensor: TensorProto, location: _WeightLocation | None) -> None:
+    """Makes a half-precision weight float32; an external one then refers to the new file."""
+    if location is None:
         name = tensor.name
         content = numpy_helper.to_array(tensor).astype(np.float32)
         tensor.CopyFrom(numpy_helper.from_array(content, name))
@@ -147,36 +155,36 @@ def _widen_tensor(tensor: TensorProto, place: _Place | None) -> None:
     tensor.data_type = TensorProto.FLOAT
     del tensor.external_data[:]
     for key, text in (
-        ("location", place.file + WIDE),
-        ("offset", str(place.wide_offset)),
-        ("length", str(2 * place.length)),
+        ("location", location.file + FLOAT32_SUFFIX),
+        ("offset", str(location.wide_offset)),
+        ("length", str(2 * location.length)),
     ):
         tensor.external_data.add(key=key, value=text)
 
 
 def widen_weights(model: onnx.ModelProto, folder: Path) -> tuple[Path, ...]:
-    """Writes the files of weights that `widen_half` names beside those of `model` in `folder`.
+    """Writes the float32 weights that `widen_half` refers to into `folder`.
 
-    Beside them, because a runtime reads no weights outside the model's folder, not through links
-    either, and what is not in half precision is read where it is.
+    `folder` must be that of `model`, because a runtime reads weights only from the model's folder
+    and not through links, and weights of other types are read from their own files.
 
     Returns:
-        The files, which the caller removes.
+        The new files, which the caller removes.
 
     Raises:
-        StorageError: the place cannot be written.
+        StorageError: a file cannot be written.
     """
-    places = _places(model)
+    locations = _weight_locations(model)
     written = []
     with storage.explained(folder):
         for name in weights_files(model):
-            path = folder / (name + WIDE)
+            path = folder / (name + FLOAT32_SUFFIX)
             with (folder / name).open("rb") as source, path.open("wb") as file:
-                for place in places:
-                    if place.file == name:
-                        source.seek(place.offset)
-                        file.seek(place.wide_offset)
-                        content = np.frombuffer(source.read(place.length), np.float16)
+                for location in locations:
+                    if location.file == name:
+                        source.seek(location.offset)
+                        file.seek(location.wide_offset)
+                        content = np.frombuffer(source.read(location.length), np.float16)
                         file.write(content.astype(np.float32).data)
             written.append(path)
     return tuple(written)

@@ -256,14 +256,14 @@ def test_weights_elsewhere_are_never_read(tiny_onnx: Path, tmp_path: Path) -> No
             if entry.key == "location":
                 entry.value = "../vae_decoder/model.onnx.data"
     path.write_bytes(model.SerializeToString())
-    with pytest.raises(FolderError, match="only files beside the model are read"):
+    with pytest.raises(FolderError, match="weights must be in its own folder, got"):
         build_folder(folder, tmp_path / "bundle", OPTIONS)
     assert not (tmp_path / "bundle").exists()
 
 
 def test_a_precision_the_target_has_not(tiny_onnx: Path, tmp_path: Path) -> None:
     options = BuildOptions("onnxruntime-cpu", Precision.BF16)
-    with pytest.raises(UsageError, match=r"no precision bf16; choose one of: fp32"):
+    with pytest.raises(UsageError, match=r"not support precision bf16; choose one of: fp32"):
         build_folder(tiny_onnx, tmp_path / "bundle", options)
 
 

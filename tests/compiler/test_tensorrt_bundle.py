@@ -208,7 +208,7 @@ def test_what_no_island_can_mend_is_refused(
 ) -> None:
     folder = own_folder(half_onnx, tmp_path / "onnx")
     planted(folder, "vae_decoder", 20_000)
-    monkeypatch.setattr(half_check, "island_of", lambda model, sizes, limit: ())
+    monkeypatch.setattr(half_check, "values_to_keep", lambda model, sizes, limit: ())
     with pytest.raises(EngineError, match=r"vae_decoder .*half precision.*--precision bf16"):
         build_folder(folder, tmp_path / "bundle", dataclasses.replace(OPTIONS, profile=SQUARE))
     assert not (tmp_path / "bundle").exists()

@@ -1,4 +1,4 @@
-"""Few-node stand-ins for exported components, with plain numpy beside them."""
+"""Small models in the form of exported components, with numpy implementations of them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def model(
     constants: dict[str, Array] | None = None,
     opset: int = 18,
 ) -> onnx.ModelProto:
-    """A model of these nodes, checked."""
+    """A model of these nodes, checked by ONNX."""
     graph = helper.make_graph(
         nodes,
         "test",
@@ -46,7 +46,7 @@ def unet(
 
     With `condition`, the mean over a further input `timestep_cond` of that width is added.
 
-    Its inner names are those that the step's own tensors bear, to provoke clashes.
+    Inner values have the names of the denoise step's tensors, to provoke clashes.
     """
     kind = helper.tensor_dtype_to_np_dtype(dtype)
     nodes = [
@@ -106,7 +106,7 @@ def step_inputs(
     seed: int = 0,
     tokens: int = TOKENS,
 ) -> dict[str, Array]:
-    """Inputs of a denoise step whose rows all differ."""
+    """Inputs of a denoise step; all rows differ."""
     random = np.random.default_rng(seed)
 
     def normal(*shape: int) -> Array:
@@ -128,7 +128,7 @@ def step_inputs(
 
 
 def numpy_step(inputs: dict[str, Array], waves: Array | None = None) -> Array:
-    """The step that `denoise_step` makes of `unet`, image by image, in float64.
+    """The result of the denoise step of `unet`, computed image by image in float64.
 
     `waves` (B,) is added to the UNet's output: the mean of an embedding of the guidance scale.
     """
@@ -154,7 +154,7 @@ def numpy_step(inputs: dict[str, Array], waves: Array | None = None) -> Array:
 
 
 def run(made: onnx.ModelProto, inputs: dict[str, Array]) -> list[Array]:
-    """The outputs of `made` on ONNX Runtime."""
+    """The outputs of `made`, computed by ONNX Runtime."""
     import onnxruntime
 
     onnx.checker.check_model(made, full_check=True)

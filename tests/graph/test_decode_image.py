@@ -1,4 +1,4 @@
-"""The wrapped decoder gives the images that diffusers' post-processing would."""
+"""The wrapped decoder computes the same images as diffusers' post-processing."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.graph.models import CHANNELS, FLOAT, HALF, Array, model, run
 
 
 def decoder(dtype: int = FLOAT) -> onnx.ModelProto:
-    """sample = the first three channels, twice as large by repetition; `image` is a name inside."""
+    """sample = the first three channels, repeated to twice the size; an inner value is `image`."""
     nodes = [
         helper.make_node("Slice", ["latent_sample", "from", "to", "axis"], ["image"]),
         helper.make_node("Resize", ["image", "", "scales"], ["sample"], mode="nearest"),
@@ -34,7 +34,7 @@ def decoder(dtype: int = FLOAT) -> onnx.ModelProto:
 
 
 def numpy_image(state: Array, scaling: float, shift: float) -> Array:
-    """diffusers' decode and post-processing around `decoder`."""
+    """The image by diffusers' scaling and post-processing around `decoder`."""
     latents = state[:, 0, :3] / np.float32(scaling) + np.float32(shift)
     sample = latents.repeat(2, axis=2).repeat(2, axis=3)
     unit = np.clip(sample * np.float32(0.5) + np.float32(0.5), 0, 1).transpose(0, 2, 3, 1)
@@ -62,8 +62,8 @@ def test_half_decoder() -> None:
     assert np.abs(image.astype(int) - wanted.astype(int)).max() <= 1
 
 
-def test_clamps() -> None:
-    """What is too bright or too dark does not wrap around."""
+def test_values_are_clamped() -> None:
+    """Values beyond the range do not wrap around."""
     state = np.zeros((1, 1, CHANNELS, 1, 3), np.float32)
     state[0, 0, :3, 0] = [9, -3, 1]
     (image,) = run(decode_image(decoder(), slots=1, scaling_factor=1.0), {"state": state})
@@ -76,7 +76,7 @@ def test_interface() -> None:
     assert dimensions(graph.output[0]) == ("batch", "image_height", "image_width", 3)
 
 
-def test_what_is_no_decoder_is_refused() -> None:
+def test_a_model_that_is_not_a_decoder_is_refused() -> None:
     made = decoder()
     made.graph.input[0].name = "latents"
     with pytest.raises(FolderError, match="no input latent_sample; it has: latents"):

@@ -1,4 +1,4 @@
-"""The denoise step around a few-node UNet computes what numpy computes."""
+"""The denoise step of a small UNet computes the same as numpy."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_equals_numpy(batch: int, branches: int) -> None:
     ],
 )
 def test_other_types_and_opsets(dtype: int, time_dtype: int, opset: int, tolerance: float) -> None:
-    """A half or integer UNet is wrapped in casts; the step itself is float32 outside."""
+    """A UNet with half or integer inputs is wrapped in casts; the step itself is float32."""
     inputs = step_inputs(2, 2, 3, 9, SLOTS)
     step = denoise_step(unet(dtype, time_dtype, opset), slots=SLOTS)
     assert {entry.type.tensor_type.elem_type for entry in step.graph.input} == {FLOAT}
@@ -45,7 +45,7 @@ def test_other_types_and_opsets(dtype: int, time_dtype: int, opset: int, toleran
 
 
 def test_state_is_float32_around_a_half_unet() -> None:
-    """Without the model's part, a half UNet leaves the state exact."""
+    """Without the UNet's part, the state of a half-precision UNet is exact."""
     inputs = step_inputs(2, 2, 5, 5, SLOTS)
     inputs["update_weights"][:, :, SLOTS] = 0
     (found,) = run(denoise_step(unet(HALF), slots=SLOTS), inputs)
@@ -62,7 +62,7 @@ def test_rows_do_not_depend_on_their_batch() -> None:
 
 
 def plain(inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:  # type: ignore[type-arg]  # of any dtype
-    """`inputs` as generating from text alone has them: nothing rescaled, nothing known."""
+    """`inputs` with the neutral values of text-to-image: no rescaling, nothing known."""
     return inputs | {
         "guidance_rescale": np.zeros_like(inputs["guidance_rescale"]),
         "mask": np.ones_like(inputs["mask"]),
@@ -71,7 +71,7 @@ def plain(inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:  # type: igno
     }
 
 
-def test_without_a_mask_what_is_known_changes_no_bit() -> None:
+def test_without_a_mask_the_known_image_has_no_effect() -> None:
     step = denoise_step(unet(), slots=SLOTS)
     inputs = plain(step_inputs(2, 2, 4, 6, SLOTS))
     (found,) = run(step, inputs)
@@ -80,8 +80,8 @@ def test_without_a_mask_what_is_known_changes_no_bit() -> None:
     np.testing.assert_array_equal(found, again)
 
 
-def test_the_known_is_kept_to_the_bit() -> None:
-    """Where the mask is 0 the sample is what is known; all else is as it is without a mask."""
+def test_the_known_image_is_kept_bit_for_bit() -> None:
+    """Where the mask is 0 the sample equals the known image; elsewhere the mask has no effect."""
     step = denoise_step(unet(), slots=SLOTS)
     inputs = step_inputs(2, 2, 4, 6, SLOTS) | {"known_weights": np.array([[1, 0]] * 2, np.float32)}
     mask = np.zeros_like(inputs["mask"])
@@ -94,8 +94,8 @@ def test_the_known_is_kept_to_the_bit() -> None:
     np.testing.assert_array_equal(found[:, 1:], without[:, 1:])
 
 
-def test_rescaling_is_diffusers() -> None:
-    """Section 3.4 of 2305.08891 as diffusers writes it, of guidance alone; one image a factor."""
+def test_rescaling_equals_diffusers() -> None:
+    """Section 3.4 of 2305.08891 as implemented by diffusers, with one factor per image."""
     torch = pytest.importorskip("torch")
     from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import rescale_noise_cfg
 
@@ -118,7 +118,7 @@ def test_rescaling_is_diffusers() -> None:
         np.testing.assert_allclose(found[row : row + 1, 0], wanted.numpy(), rtol=1e-5, atol=1e-5)
 
 
-def test_an_output_without_variance_is_a_number() -> None:
+def test_an_output_without_variance_gives_no_nan() -> None:
     inputs = plain(step_inputs(1, 2, 4, 6, SLOTS))
     inputs["input_weights"][:] = 0
     (found,) = run(
@@ -139,7 +139,7 @@ def test_any_number_of_tokens(tokens: int) -> None:
 
 @pytest.mark.parametrize("width", [4, 9, 256])
 @pytest.mark.parametrize("branches", [1, 2])
-def test_embedded_guidance_is_diffusers(width: int, branches: int) -> None:
+def test_embedded_guidance_equals_diffusers(width: int, branches: int) -> None:
     torch = pytest.importorskip("torch")
     from diffusers import LatentConsistencyModelPipeline
 
@@ -156,10 +156,10 @@ def test_embedded_guidance_is_diffusers(width: int, branches: int) -> None:
     np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=5e-3)
 
 
-def test_an_embedding_of_open_width_is_refused() -> None:
+def test_an_embedding_of_dynamic_width_is_refused() -> None:
     model = unet(condition=8)
     model.graph.input[-1].type.tensor_type.shape.dim[1].dim_param = "width"
-    with pytest.raises(FolderError, match=r"timestep_cond has the shape \['batch', 'width'\]"):
+    with pytest.raises(FolderError, match=r"timestep_cond must have .* got \['batch', 'width'\]"):
         denoise_step(model, slots=SLOTS)
 
 
@@ -172,7 +172,7 @@ def test_interface() -> None:
     assert shapes["text_embeddings"] == ("batch", "branches", 5, 3)
 
 
-def test_the_unet_is_not_altered() -> None:
+def test_the_unet_is_not_modified() -> None:
     model = unet()
     before = model.SerializeToString()
     denoise_step(model, slots=SLOTS)
@@ -203,14 +203,14 @@ def old(model: onnx.ModelProto) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (sdxl, "takes time_ids as well"),
-        (fixed_batch, r"sample has the shape \[2, 4, 'height', 'width'\]"),
-        (scalar_timestep, r"timestep has the shape \[\]"),
+        (sdxl, "must have only the inputs .*, got also time_ids"),
+        (fixed_batch, r"sample must have 4 dimensions, .* got \[2, 4, 'height', 'width'\]"),
+        (scalar_timestep, r"timestep must have 1 dimensions, .* got \[\]"),
         (other_output, "no output out_sample; it has: prediction"),
-        (old, "opset 11; opset 13 or later"),
+        (old, "opset must be at least 13, got 11"),
     ],
 )
-def test_what_is_no_unet_of_this_kind_is_refused(change, message: str) -> None:  # type: ignore[no-untyped-def]  # one of the functions above
+def test_an_unsupported_unet_is_refused(change, message: str) -> None:  # type: ignore[no-untyped-def]  # one of the functions above
     model = unet()
     change(model)
     with pytest.raises(FolderError, match=message):

@@ -1,4 +1,4 @@
-"""Operations and weights are counted from shapes, with weights elsewhere or absent."""
+"""Operations and weights are counted from shapes, even if weights are external or absent."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from onnx import helper
 
 from sdexport.errors import UsageError
 from sdexport.graph.denoise_step import denoise_step
-from sdexport.graph.flops import count
+from sdexport.graph.flops import graph_cost
 from sdexport.graph.proto import load_graph
 from tests.graph.models import CHANNELS, FLOAT, HALF, model, step_inputs, unet
 
@@ -22,7 +22,7 @@ def zeros(*shape: int, dtype: Any = np.float32) -> np.ndarray[Any, Any]:
 
 
 def one(node: onnx.NodeProto, inputs: dict[str, list[Any]], **kwargs: Any) -> onnx.ModelProto:
-    """A model of a single node; its output's shape is left open."""
+    """A model of one node; its output's shape is not declared."""
     rank = kwargs.pop("rank")
     return model(
         [node],
@@ -37,7 +37,7 @@ def test_convolution() -> None:
     made = one(
         node, {"x": ["n", 4, "h", "w_"]}, constants={"w": zeros(6, 4, 3, 3), "b": zeros(6)}, rank=4
     )
-    cost = count(made, {"x": (2, 4, 8, 10)})
+    cost = graph_cost(made, {"x": (2, 4, 8, 10)})
     assert cost.flops == 2 * (2 * 6 * 4 * 5) * (4 * 9)
     assert (cost.parameters, cost.weight_bytes, cost.nodes) == (6 * 36 + 6, 4 * (6 * 36 + 6), 1)
 
@@ -45,16 +45,16 @@ def test_convolution() -> None:
 def test_grouped_and_transposed_convolution() -> None:
     node = helper.make_node("Conv", ["x", "w"], ["y"], group=4)
     made = one(node, {"x": ["n", 4, "h", "v"]}, constants={"w": zeros(4, 1, 3, 3)}, rank=4)
-    assert count(made, {"x": (1, 4, 5, 5)}).flops == 2 * (4 * 3 * 3) * 9
+    assert graph_cost(made, {"x": (1, 4, 5, 5)}).flops == 2 * (4 * 3 * 3) * 9
     node = helper.make_node("ConvTranspose", ["x", "w"], ["y"], strides=[2, 2])
     made = one(node, {"x": ["n", 4, "h", "v"]}, constants={"w": zeros(4, 3, 2, 2)}, rank=4)
-    assert count(made, {"x": (1, 4, 5, 5)}).flops == 2 * (4 * 5 * 5) * (3 * 4)
+    assert graph_cost(made, {"x": (1, 4, 5, 5)}).flops == 2 * (4 * 5 * 5) * (3 * 4)
 
 
 def test_gemm() -> None:
     node = helper.make_node("Gemm", ["x", "w"], ["y"], transA=1, transB=1)
     made = one(node, {"x": [7, "m"]}, constants={"w": zeros(5, 7)}, rank=2)
-    assert count(made, {"x": (7, 3)}).flops == 2 * 3 * 5 * 7
+    assert graph_cost(made, {"x": (7, 3)}).flops == 2 * 3 * 5 * 7
 
 
 def test_matmul_of_attention() -> None:
@@ -63,14 +63,14 @@ def test_matmul_of_attention() -> None:
         {"q": ["n", 8, "l", 40], "k": ["n", 8, 40, "s"]},
         rank=4,
     )
-    assert count(made, {"q": (2, 8, 64, 40), "k": (2, 8, 40, 77)}).flops == (
+    assert graph_cost(made, {"q": (2, 8, 64, 40), "k": (2, 8, 40, 77)}).flops == (
         2 * 2 * 8 * 64 * 77 * 40
     )
 
 
 @pytest.mark.parametrize("flat", [False, True])
 def test_attention_operator(flat: bool) -> None:
-    """Heads apart or side by side: the same work."""
+    """Both layouts of heads have the same number of operations."""
     heads, size, length, keys = 8, 40, 64, 77
 
     def shape(tokens: int) -> list[int]:
@@ -80,16 +80,16 @@ def test_attention_operator(flat: bool) -> None:
     node = helper.make_node("Attention", ["q", "k", "v"], ["y"], **attributes)
     shapes = {"q": shape(length), "k": shape(keys), "v": shape(keys)}
     made = one(node, dict(shapes), rank=3 if flat else 4, opset=23)
-    found = count(made, {name: tuple(dims) for name, dims in shapes.items()}).flops
+    found = graph_cost(made, {name: tuple(dims) for name, dims in shapes.items()}).flops
     assert found == 2 * 2 * 2 * heads * length * keys * size
 
 
-def test_a_step_counts_both_branches() -> None:
+def test_a_denoise_step_counts_both_branches() -> None:
     step = denoise_step(unet(), slots=5)
     shapes = {name: value.shape for name, value in step_inputs(3, 2, 6, 7, 5).items()}
-    assert count(step, shapes).flops == 2 * (3 * 2 * CHANNELS * 6 * 7) * CHANNELS
-    half = count(denoise_step(unet(HALF), slots=5), shapes)
-    assert half.flops == count(step, shapes).flops
+    assert graph_cost(step, shapes).flops == 2 * (3 * 2 * CHANNELS * 6 * 7) * CHANNELS
+    half = graph_cost(denoise_step(unet(HALF), slots=5), shapes)
+    assert half.flops == graph_cost(step, shapes).flops
 
 
 def test_external_weights_are_not_read(tmp_path: Path) -> None:
@@ -102,13 +102,13 @@ def test_external_weights_are_not_read(tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     onnx.save(made, path, save_as_external_data=True, location="w", size_threshold=0)
     (tmp_path / "w").unlink()
-    cost = count(load_graph(path), {"x": (2, 300)})
+    cost = graph_cost(load_graph(path), {"x": (2, 300)})
     assert (cost.flops, cost.parameters) == (2 * 2 * 300 * 200, 60000)
     assert cost.weight_bytes == 240000
 
 
-def test_shapes_computed_on_the_way() -> None:
-    """A Reshape whose lengths come of the input's own, by a division."""
+def test_shapes_computed_by_the_graph() -> None:
+    """A Reshape whose lengths are computed from the input's shape by a division."""
     nodes = [
         helper.make_node("Shape", ["x"], ["shape"]),
         helper.make_node("Div", ["shape", "two"], ["halved"]),
@@ -118,20 +118,20 @@ def test_shapes_computed_on_the_way() -> None:
     ]
     constants = {"two": np.array([2]), "rest": np.array([-1, 2]), "w": zeros(2, 9)}
     made = model(nodes, [("x", FLOAT, ["n"])], [("y", FLOAT, ["a", "b", 9])], constants)
-    assert count(made, {"x": (24,)}).flops == 2 * (24 // 2) * 2 * 9
+    assert graph_cost(made, {"x": (24,)}).flops == 2 * (24 // 2) * 2 * 9
 
 
-def test_shapes_that_do_not_fit() -> None:
+def test_shapes_that_contradict_the_graph() -> None:
     made = one(helper.make_node("MatMul", ["x", "w"], ["y"]), {"x": ["n", 3]},
                constants={"w": zeros(3, 2)}, rank=2)  # fmt: skip
     with pytest.raises(UsageError, match=r"no shape is given for the input x \['n', 3\]"):
-        count(made, {})
-    with pytest.raises(UsageError, match=r"input x takes \['n', 3\], not \[2, 4\]"):
-        count(made, {"x": (2, 4)})
+        graph_cost(made, {})
+    with pytest.raises(UsageError, match=r"x must have the shape \['n', 3\], got \[2, 4\]"):
+        graph_cost(made, {"x": (2, 4)})
 
 
-def test_bfloat16_is_counted_through_operators_that_onnx_has_without_it() -> None:
-    """Exporters write Gelu in bfloat16 all the same, and runtimes take it."""
+def test_bfloat16_is_counted_through_operators_that_onnx_defines_without_it() -> None:
+    """Exporters write Gelu in bfloat16 nevertheless, and runtimes accept it."""
     kind = onnx.TensorProto.BFLOAT16
     graph = helper.make_graph(
         [
@@ -144,4 +144,4 @@ def test_bfloat16_is_counted_through_operators_that_onnx_has_without_it() -> Non
         [helper.make_tensor("weight", kind, [4, 3], [1.0] * 12)],
     )
     made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)])
-    assert count(made, {"x": (2, 4)}).flops == 2 * 2 * 4 * 3
+    assert graph_cost(made, {"x": (2, 4)}).flops == 2 * 2 * 4 * 3

@@ -1,4 +1,4 @@
-"""Half precision on a CPU: what overflows is seen, what is rounded is rounded, islands mend it."""
+"""Half precision simulated on a CPU: overflows are found, rounding is exact, float32 fixes them."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from sdexport.errors import FolderError
-from sdexport.graph.half_values import LARGEST, half_values, masking
-from sdexport.graph.keep_float32 import island_of, keep_float32
+from sdexport.graph.half_values import LARGEST, half_values, mask_values
+from sdexport.graph.keep_float32 import keep_float32, values_to_keep
 from sdexport.graph.widen_half import WATCH, widen_half, widen_weights
 from tests.graph.models import FLOAT, HALF, model, run
 
@@ -22,7 +22,7 @@ Array = np.ndarray[Any, Any]
 
 
 def bulging(weight: float = 512.0) -> onnx.ModelProto:
-    """y = x · weight / weight in half precision: its middle is large, its ends are not."""
+    """y = x · weight / weight in half precision: the inner value is large, input and output not."""
     return model(
         [
             helper.make_node("Cast", ["x"], ["short"], "shorten", to=HALF),
@@ -38,7 +38,7 @@ def bulging(weight: float = 512.0) -> onnx.ModelProto:
 
 
 def largest(made: onnx.ModelProto, inputs: dict[str, Array]) -> dict[str, float]:
-    """What each watched value reached."""
+    """The largest magnitude of each watched value."""
     wide = widen_half(made, watch=True)
     return dict(zip(wide.watched, run(wide.model, inputs)[-1].tolist(), strict=True))
 
@@ -50,7 +50,7 @@ def rounded(made: onnx.ModelProto, inputs: dict[str, Array]) -> Array:
 X = {"x": np.array([1.0, -200.0, 3.0], np.float32)}
 
 
-def test_a_planted_overflow_is_seen_where_it_is() -> None:
+def test_an_overflow_is_found_at_its_value() -> None:
     sizes = largest(bulging(), X)
     assert sizes == {"short": 200.0, "large": 102400.0, "small": 200.0}
     assert sizes["large"] > LARGEST
@@ -58,14 +58,14 @@ def test_a_planted_overflow_is_seen_where_it_is() -> None:
     assert rounded(bulging(), X).tolist() == [1.0, -np.inf, 3.0]
 
 
-def test_within_the_range_nothing_is_amiss() -> None:
+def test_values_within_the_range_need_no_float32() -> None:
     assert max(largest(bulging(64.0), X).values()) == 12800.0
     assert rounded(bulging(64.0), X).tolist() == X["x"].tolist()
 
 
-def test_an_island_mends_it() -> None:
+def test_float32_nodes_fix_an_overflow() -> None:
     made = bulging()
-    kept = island_of(made, largest(made, X), LARGEST)
+    kept = values_to_keep(made, largest(made, X), LARGEST)
     assert kept == ("large", "moved", "small")
     mended = keep_float32(made, kept)
     onnx.checker.check_model(mended, full_check=True)
@@ -77,7 +77,7 @@ def test_an_island_mends_it() -> None:
     assert run(mended, X)[0].tolist() == X["x"].tolist()
 
 
-def test_an_island_of_everything_is_float32() -> None:
+def test_all_nodes_in_float32_compute_in_float32() -> None:
     made = bulging()
     names = {name for node in made.graph.node for name in node.output}
     mended = keep_float32(made, names)
@@ -86,15 +86,15 @@ def test_an_island_of_everything_is_float32() -> None:
     assert np.allclose(run(mended, x)[0], x["x"], rtol=1e-6)
 
 
-def test_nothing_to_keep_changes_nothing() -> None:
+def test_without_values_to_keep_the_model_is_unchanged() -> None:
     made = bulging(2.0)
-    assert island_of(made, largest(made, X), LARGEST) == ()
+    assert values_to_keep(made, largest(made, X), LARGEST) == ()
     assert keep_float32(made, ()).SerializeToString() == made.SerializeToString()
 
 
 @given(st.lists(st.floats(-60000, 60000, width=32), min_size=1, max_size=8))
-def test_rounded_as_numpy_rounds(numbers: list[float]) -> None:
-    """Each operation in float32, its result to half precision."""
+def test_rounding_equals_numpy(numbers: list[float]) -> None:
+    """Each operation in float32, its result rounded to half precision."""
     x = np.array(numbers, np.float32)
     with np.errstate(over="ignore"):
         short = x.astype(np.float16).astype(np.float32)
@@ -104,13 +104,13 @@ def test_rounded_as_numpy_rounds(numbers: list[float]) -> None:
     assert np.array_equal(found, shrunk, equal_nan=True)
 
 
-def test_infinities_and_what_follows_are_seen() -> None:
+def test_infinities_and_their_consequences_are_found() -> None:
     sizes = largest(bulging(), {"x": np.array([np.inf], np.float32)})
     assert sizes["short"] == np.inf
 
 
 def attention() -> onnx.ModelProto:
-    """softmax(scores + mask) · 2, whose mask is minus infinity in places."""
+    """softmax(scores + mask) · 2, with a mask that contains minus infinity."""
     return model(
         [
             helper.make_node("Cast", ["scores"], ["short"], to=HALF),
@@ -130,24 +130,24 @@ def attention() -> onnx.ModelProto:
     )
 
 
-def test_a_mask_is_no_overflow() -> None:
+def test_a_mask_is_not_an_overflow() -> None:
     made = attention()
-    assert masking(made) == {"masks", "scaled", "masked"}
+    assert mask_values(made) == {"masks", "scaled", "masked"}
     sizes = largest(made, {"scores": np.array([[3.0, 1.0]], np.float32)})
     assert sizes["masked"] == 6.0
-    assert island_of(made, sizes, LARGEST) == ()
+    assert values_to_keep(made, sizes, LARGEST) == ()
     assert rounded(made, {"scores": np.array([[3.0, 1.0]], np.float32)}).tolist() == [[1.0, 0.0]]
 
 
-def test_scores_overflow_upwards_all_the_same() -> None:
+def test_a_positive_overflow_of_scores_is_found() -> None:
     sizes = largest(attention(), {"scores": np.array([[60000.0, 1.0]], np.float32)})
     assert sizes["masked"] == 120000.0
     sizes = largest(attention(), {"scores": np.array([[-60000.0, -60000.0]], np.float32)})
     assert sizes["masked"] == -120000.0
 
 
-def test_weights_in_a_file_at_odd_places(tmp_path: Path) -> None:
-    """A weight of another type between two halves, and all of them where no half number starts."""
+def test_external_weights_at_unaligned_offsets(tmp_path: Path) -> None:
+    """Two half-precision weights with one of another type between them, at odd offsets."""
     made = bulging(3.0)
     first, other = np.arange(7, dtype=np.float16), np.array([5.5], np.float32)
     made.graph.initializer.extend(
@@ -176,15 +176,15 @@ def test_weights_in_a_file_at_odd_places(tmp_path: Path) -> None:
     assert found["other"].tolist() == [5.5]
 
 
-def test_ends_in_half_precision_are_refused() -> None:
+def test_inputs_and_outputs_in_half_precision_are_refused() -> None:
     made = bulging()
     made.graph.output[0].type.tensor_type.elem_type = HALF
     made.graph.node[-1].attribute[0].i = HALF
-    with pytest.raises(FolderError, match="y of the graph is in half precision"):
+    with pytest.raises(FolderError, match="must be float32, but y is in half precision"):
         widen_half(made)
 
 
-def test_nested_graphs_are_refused() -> None:
+def test_subgraphs_are_refused() -> None:
     inner = bulging().graph
     branch = helper.make_graph(
         [helper.make_node("Identity", ["x"], ["z"])],
@@ -196,11 +196,11 @@ def test_nested_graphs_are_refused() -> None:
     made = bulging()
     made.graph.node.append(node)
     assert inner.node
-    with pytest.raises(FolderError, match="nested graphs"):
+    with pytest.raises(FolderError, match="has subgraphs or local functions"):
         half_values(made)
 
 
-def test_the_watch_is_one_small_output() -> None:
+def test_watching_adds_one_small_output() -> None:
     wide = widen_half(bulging(), watch=True)
     assert [output.name for output in wide.model.graph.output] == ["y", WATCH]
     assert wide.watched == ("short", "large", "small")

@@ -1,4 +1,4 @@
-"""ONNX files are read without their weights, and what is none is refused."""
+"""ONNX files are read without their weights, and other files are refused."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from sdexport.graph.denoise_step import denoise_step
 from sdexport.graph.proto import (
     WEIGHTS_ALIGNMENT,
     WEIGHTS_FILE,
+    extract_weights,
     load_graph,
     save_graph,
-    take_weights,
 )
 from tests.graph.models import unet
 
 
 def test_external_weights_stay_where_they_are(tmp_path: Path) -> None:
-    """A pass and a round trip leave the references as they were, without the file being there."""
+    """A pass and a round trip keep the references, although the file does not exist."""
     onnx.save(
         unet(),
         tmp_path / "model.onnx",
@@ -40,7 +40,7 @@ def test_external_weights_stay_where_they_are(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"no model", np.arange(99).tobytes()])
-def test_what_is_no_model(tmp_path: Path, content: bytes) -> None:
+def test_a_file_that_is_not_a_model(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "model.onnx"
     path.write_bytes(content)
     with pytest.raises(FolderError, match="export it again"):
@@ -48,7 +48,7 @@ def test_what_is_no_model(tmp_path: Path, content: bytes) -> None:
 
 
 def text_in(message: Any) -> Iterator[tuple[Any, str, int | None]]:
-    """Every text of a model: the message, its field, and which of several."""
+    """Every string of a model: the message, its field, and the index of repeated ones."""
     for field, value in message.ListFields():
         if field.type == field.TYPE_STRING:
             if isinstance(value, str):
@@ -60,8 +60,8 @@ def text_in(message: Any) -> Iterator[tuple[Any, str, int | None]]:
                 yield from text_in(one)
 
 
-def test_text_that_is_no_utf_8(tmp_path: Path) -> None:
-    """Each text of a model in turn: protobuf gives such a one as bytes and says nothing."""
+def test_strings_that_are_not_utf_8(tmp_path: Path) -> None:
+    """For each string of a model: protobuf returns it as bytes without an error."""
     path, mark = tmp_path / "model.onnx", "\u00e9"
     onnx.save(unet(), path, save_as_external_data=True, location="elsewhere.bin", size_threshold=78)
     places = len(list(text_in(onnx.load(path, load_external_data=False))))
@@ -76,7 +76,7 @@ def test_text_that_is_no_utf_8(tmp_path: Path) -> None:
         spoiled = tmp_path / "spoiled.onnx"
         # As long as before: the lengths around it stay right.
         spoiled.write_bytes(model.SerializeToString().replace(mark.encode(), b"\xff\xfe"))
-        with pytest.raises(FolderError, match="no UTF-8"):
+        with pytest.raises(FolderError, match="not UTF-8"):
             load_graph(spoiled)
         fields.add(field)
     assert fields >= {"name", "op_type", "input", "output", "dim_param", "key", "value", "domain"}
@@ -88,7 +88,7 @@ def test_missing(tmp_path: Path) -> None:
 
 
 def scattered(folder: Path) -> onnx.ModelProto:
-    """A model with two weights at odd places of a file, and one that it does not have."""
+    """A model with two weights at odd offsets of a file that contains a third one."""
     first, second = np.arange(6, dtype=np.float32), np.arange(2000, dtype=np.float16)
     file = folder / "all.bin"
     file.write_bytes(b"xyz" + first.tobytes() + b"!" * 5000 + second.tobytes())
@@ -109,10 +109,10 @@ def scattered(folder: Path) -> onnx.ModelProto:
     return made
 
 
-def test_weights_are_taken_alone_and_aligned(tmp_path: Path) -> None:
+def test_only_own_weights_are_extracted_and_aligned(tmp_path: Path) -> None:
     made = scattered(tmp_path)
     (tmp_path / "own").mkdir()
-    take_weights(made, tmp_path, tmp_path / "own")
+    extract_weights(made, tmp_path, tmp_path / "own")
     save_graph(made, tmp_path / "own" / "model.onnx")
     read = onnx.load(tmp_path / "own" / "model.onnx")
     found = {t.name: onnx.numpy_helper.to_array(t) for t in read.graph.initializer}
@@ -124,22 +124,22 @@ def test_weights_are_taken_alone_and_aligned(tmp_path: Path) -> None:
         assert int(places.get("offset", 0)) % WEIGHTS_ALIGNMENT == 0
 
 
-def test_weights_that_cannot_be_taken(tmp_path: Path) -> None:
+def test_weights_that_cannot_be_extracted(tmp_path: Path) -> None:
     (tmp_path / "own").mkdir()
     elsewhere = scattered(tmp_path)
     elsewhere.graph.initializer[-1].external_data[0].value = "../all.bin"
-    with pytest.raises(FolderError, match="only files beside the model"):
-        take_weights(elsewhere, tmp_path, tmp_path / "own")
+    with pytest.raises(FolderError, match=r"must be in its own folder, got '\.\./all\.bin'"):
+        extract_weights(elsewhere, tmp_path, tmp_path / "own")
     made = scattered(tmp_path)
     (tmp_path / "all.bin").write_bytes(bytes(100))
     with pytest.raises(FolderError, match=r"all\.bin is truncated"):
-        take_weights(made, tmp_path, tmp_path / "own")
+        extract_weights(made, tmp_path, tmp_path / "own")
     made = scattered(tmp_path)
     (tmp_path / "all.bin").unlink()
     with pytest.raises(FolderError, match=r"all\.bin is missing"):
-        take_weights(made, tmp_path, tmp_path / "own")
+        extract_weights(made, tmp_path, tmp_path / "own")
 
 
-def test_a_model_that_holds_its_weights_has_none_to_take(tmp_path: Path) -> None:
-    take_weights(unet(), tmp_path, tmp_path)
+def test_a_model_without_external_weights_writes_no_file(tmp_path: Path) -> None:
+    extract_weights(unet(), tmp_path, tmp_path)
     assert not (tmp_path / WEIGHTS_FILE).exists()

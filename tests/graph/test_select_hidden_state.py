@@ -1,4 +1,4 @@
-"""A text encoder that leaves out its last layers, as many for each text as an input says."""
+"""CLIP skip: a text encoder skips as many last layers for each prompt as the input says."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def wanted(ids: Array, skipped: int) -> Array:
 
 
 @pytest.mark.parametrize("dtype", [FLOAT, HALF])
-def test_each_text_has_its_own_choice(dtype: int) -> None:
+def test_each_prompt_has_its_own_clip_skip(dtype: int) -> None:
     made = select_outputs(select_hidden_state(encoder(dtype)), ("last_hidden_state",))
     ids = np.arange(25).reshape(5, 5)
     skipped = np.array([0, 1, 2, 3, 0])
@@ -71,7 +71,7 @@ def test_each_text_has_its_own_choice(dtype: int) -> None:
         np.testing.assert_allclose(found[row], wanted(ids[row], skip), atol=2e-3 * (dtype == HALF))
 
 
-def test_without_a_skip_no_bit_changes() -> None:
+def test_a_skip_of_zero_changes_nothing() -> None:
     ids = np.arange(10).reshape(2, 5)
     (plain,) = run(select_outputs(encoder(), ("last_hidden_state",)), {"input_ids": ids})
     made = select_outputs(select_hidden_state(encoder()), ("last_hidden_state",))
@@ -90,7 +90,7 @@ def test_interface() -> None:
     assert dimensions(made.graph.input[1]) == ("batch",)
 
 
-def test_an_encoder_without_hidden_states_stays_as_it_is() -> None:
+def test_an_encoder_without_hidden_states_is_unchanged() -> None:
     given = encoder(states=False)
     assert skippable_layers(given) == 0
     assert select_hidden_state(given) == given

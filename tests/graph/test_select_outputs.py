@@ -1,4 +1,4 @@
-"""Outputs that are not wanted go, with all that only they needed."""
+"""Unwanted outputs are removed, with everything that only they need."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.graph.models import FLOAT, HALF, model, run
 
 
 def two_outputs(dtype: int = FLOAT) -> onnx.ModelProto:
-    """hidden = tokens + bias; pooled = the greatest of hidden, times a weight of its own."""
+    """hidden = tokens + bias; pooled = max(hidden) · weight."""
     kind = helper.tensor_dtype_to_np_dtype(dtype)
     nodes = [
         helper.make_node("Cast", ["tokens"], ["floats"], to=dtype),
@@ -37,7 +37,7 @@ def two_outputs(dtype: int = FLOAT) -> onnx.ModelProto:
 TOKENS = np.array([[1, 2, 3], [4, 5, 6]])
 
 
-def test_keeps_what_is_needed_alone() -> None:
+def test_only_needed_nodes_and_weights_are_kept() -> None:
     made = select_outputs(two_outputs(), ["hidden"])
     assert [node.op_type for node in made.graph.node] == ["Cast", "Add"]
     assert [tensor.name for tensor in made.graph.initializer] == ["bias"]
@@ -45,14 +45,14 @@ def test_keeps_what_is_needed_alone() -> None:
     np.testing.assert_array_equal(hidden, TOKENS + np.array([0.5, 1.5, 2.5], np.float32))
 
 
-def test_order_is_the_callers() -> None:
+def test_outputs_have_the_given_order() -> None:
     made = select_outputs(two_outputs(), ["pooled", "hidden"])
     pooled, hidden = run(made, {"tokens": TOKENS})
     assert (pooled.shape, hidden.shape) == ((2,), (2, 3))
 
 
 def test_half_outputs_become_float32() -> None:
-    """Also one that another output is computed from."""
+    """Including an output from which another one is computed."""
     made = select_outputs(two_outputs(HALF), ["hidden", "pooled"])
     hidden, pooled = run(made, {"tokens": TOKENS})
     assert hidden.dtype == pooled.dtype == np.float32
@@ -73,8 +73,8 @@ def test_half_inputs_become_float32() -> None:
     np.testing.assert_array_equal(found, -np.ones(2, np.float32))
 
 
-def test_what_a_branch_captures_is_kept() -> None:
-    """An If's branches read values of the graph around them."""
+def test_values_that_a_subgraph_reads_are_kept() -> None:
+    """The branches of an If read values of the outer graph."""
     branches = {
         f"{name}_branch": helper.make_graph(
             [helper.make_node(operator, ["x", "captured"], ["inside"])],

@@ -1,4 +1,4 @@
-"""A UNet in three graphs computes what it computes in one, and some of it less often."""
+"""The three graphs of a split UNet compute the same as the UNet, with fewer operations."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from sdexport.artifacts.onnx_folder import MODEL_FILE
 from sdexport.graph.denoise_step import EMBEDDED, core_step
-from sdexport.graph.flops import count
+from sdexport.graph.flops import graph_cost
 from sdexport.graph.projections import text_projection, time_projection
 from sdexport.graph.proto import dimensions, load_graph
 from sdexport.graph.split_unet import (
@@ -36,7 +36,7 @@ def session(path: Path) -> Any:
 
 
 def through_three(made: onnx.ModelProto, inputs: dict[str, Array]) -> Array:
-    """The step's output by way of the projections of a UNet that is split."""
+    """The output of the denoise step of a split UNet and its projections."""
     split = split_unet(made)
     given = dict(inputs)
     texts = run(text_projection(split), {"text_embeddings": given.pop("text_embeddings")})
@@ -76,7 +76,7 @@ def test_other_types_and_opsets(dtype: int, time_dtype: int, opset: int, toleran
     np.testing.assert_allclose(found, numpy_step(inputs), atol=tolerance)
 
 
-def test_a_distilled_unet_takes_its_guidance_with_the_times() -> None:
+def test_the_time_projection_of_a_distilled_unet_takes_guidance() -> None:
     """The embedding's mean is added to the output: cosines of 0 are 1, so 0.5 for a scale of 0."""
     made = unet(condition=8)
     # The toy adds it behind the text; a real one adds it to the timestep's embedding.
@@ -89,7 +89,7 @@ def test_a_distilled_unet_takes_its_guidance_with_the_times() -> None:
 
 @pytest.fixture(scope="module")
 def real(tiny_onnx: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """An exported UNet's file, and the folder with the three parts of it beside its weights."""
+    """An exported UNet's file, and a folder with its three graphs and its weights."""
     source = tiny_onnx / "unet" / MODEL_FILE
     split = split_unet(load_graph(source))
     folder = tmp_path_factory.mktemp("split")
@@ -130,8 +130,8 @@ def test_an_exported_unet(
     np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5 * float(np.abs(wanted).max()))
 
 
-def test_an_exported_unet_computes_less(real: tuple[Path, Path]) -> None:
-    """Less in the core than in one piece, by more than what its projections compute."""
+def test_splitting_an_exported_unet_saves_operations(real: tuple[Path, Path]) -> None:
+    """The core saves more operations than the projections add."""
     source, folder = real
     whole = load_graph(source)
     latent = next(dimensions(e)[1] for e in whole.graph.input if e.name == "sample")
@@ -144,15 +144,15 @@ def test_an_exported_unet_computes_less(real: tuple[Path, Path]) -> None:
         for entry in core.graph.input
         if not any(entry.name == tensor.name for tensor in core.graph.initializer)
     }
-    projections = count(text, {"encoder_hidden_states": (2, 77, dim)}).flops
+    projections = graph_cost(text, {"encoder_hidden_states": (2, 77, dim)}).flops
     assert projections > 0
-    assert count(core, own).flops < count(whole, rows).flops - projections
+    assert graph_cost(core, own).flops < graph_cost(whole, rows).flops - projections
     assert all(entry.name != "encoder_hidden_states" for entry in core.graph.input)
     assert {e.name for e in text.graph.output} == {n for n in own if n.startswith(TEXT_PROJECTION)}
 
 
 def changed(**nodes: onnx.NodeProto) -> onnx.ModelProto:
-    """The few-node UNet with the node that makes a value replaced."""
+    """The small UNet with the node of one value replaced."""
     made = unet()
     for index, node in enumerate(made.graph.node):
         if node.output[0] in nodes:
@@ -160,7 +160,7 @@ def changed(**nodes: onnx.NodeProto) -> onnx.ModelProto:
     return made
 
 
-def test_what_it_cannot_split_is_said() -> None:
+def test_the_reason_why_a_unet_cannot_be_split_is_given() -> None:
     extra = unet()
     extra.graph.input.append(helper.make_tensor_value_info("mask", FLOAT, ["batch"]))
     with pytest.raises(CannotSplitError, match="an input mask"):
@@ -170,8 +170,8 @@ def test_what_it_cannot_split_is_said() -> None:
         split_unet(deaf)
 
 
-def test_a_text_that_is_used_as_it_is_leaves_nothing_to_compute_before() -> None:
-    """The sample's own channels weight the tokens: of the text alone nothing is computed."""
+def test_a_unet_without_text_projections_is_not_split() -> None:
+    """The sample's channels weight the tokens: nothing is computed only from the text."""
     made = unet(tokens=CHANNELS)
     place = next(i for i, node in enumerate(made.graph.node) if node.output[0] == "mean")
     made.graph.node[place].CopyFrom(
@@ -186,12 +186,12 @@ def test_a_text_that_is_used_as_it_is_leaves_nothing_to_compute_before() -> None
     for name, values in {"one": [1], "sides": [2, 3]}.items():
         made.graph.initializer.append(numpy_helper.from_array(np.array(values), name))
     onnx.checker.check_model(made, full_check=True)
-    with pytest.raises(CannotSplitError, match="depends on texts or on timesteps alone"):
+    with pytest.raises(CannotSplitError, match="depends only on texts or only on timesteps"):
         split_unet(made)
 
 
-def test_lengths_of_a_text_do_not_leave_it() -> None:
-    """The number of tokens is used next to the sample: such a graph stays in one piece."""
+def test_a_unet_that_uses_the_number_of_tokens_is_not_split() -> None:
+    """The number of tokens is combined with the sample."""
     made = unet(tokens="tokens")
     made.graph.node[-1].CopyFrom(helper.make_node("Mul", ["guided", "long"], ["out_sample"]))
     made.graph.node.insert(0, helper.make_node("Cast", ["length"], ["long"], to=FLOAT))
@@ -199,11 +199,11 @@ def test_lengths_of_a_text_do_not_leave_it() -> None:
         0, helper.make_node("Shape", ["encoder_hidden_states"], ["length"], start=1, end=2)
     )
     onnx.checker.check_model(made)
-    with pytest.raises(CannotSplitError, match="lengths of encoder_hidden_states"):
+    with pytest.raises(CannotSplitError, match="the shape of encoder_hidden_states in another"):
         split_unet(made)
 
 
-def test_a_graph_in_a_node_is_left_alone() -> None:
+def test_a_unet_with_a_subgraph_is_not_split() -> None:
     made = unet()
     branch = helper.make_graph(
         [helper.make_node("Identity", ["guided"], ["same"])],
@@ -215,23 +215,23 @@ def test_a_graph_in_a_node_is_left_alone() -> None:
     made.graph.node[-1].CopyFrom(
         helper.make_node("If", ["yes"], ["out_sample"], then_branch=branch, else_branch=branch)
     )
-    with pytest.raises(CannotSplitError, match="graph of its own"):
+    with pytest.raises(CannotSplitError, match="has a subgraph"):
         split_unet(made)
 
 
-def test_older_opsets_and_more_outputs_stay_in_one_piece() -> None:
+def test_older_opsets_and_several_outputs_are_not_split() -> None:
     old = unet()
     old.opset_import[0].version = 14
     with pytest.raises(CannotSplitError, match="opset is older than 15"):
         split_unet(old)
     two = unet()
     two.graph.output.append(helper.make_tensor_value_info("guided", FLOAT, None))
-    with pytest.raises(CannotSplitError, match="several outputs"):
+    with pytest.raises(CannotSplitError, match="more than one output"):
         split_unet(two)
 
 
-def test_a_value_that_grows_otherwise_than_its_text() -> None:
-    """Tokens and channels in one dimension: no backend could tell its length."""
+def test_a_dimension_that_mixes_tokens_and_channels_is_not_split() -> None:
+    """Its length could not be expressed by the number of tokens."""
     made = unet(tokens="tokens")
     flat = helper.make_node("Reshape", ["encoder_hidden_states", "row"], ["flat"])
     mean = helper.make_node("ReduceMean", ["flat", "last"], ["one"], keepdims=1)
@@ -257,5 +257,5 @@ def test_a_value_that_grows_otherwise_than_its_text() -> None:
     }.items():
         made.graph.initializer.append(onnx.numpy_helper.from_array(content, name))
     onnx.checker.check_model(made)
-    with pytest.raises(CannotSplitError, match="otherwise than its tokens"):
+    with pytest.raises(CannotSplitError, match="depends on tokens but is not tokens"):
         split_unet(made)

@@ -1,4 +1,4 @@
-"""The bytes of a call: weights once, ends, and what operators move that are not fused."""
+"""The bytes of a call: each weight once, inputs and outputs, and those of unfused operators."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from tests.graph.models import FLOAT, HALF, model
 INTEGERS = 7
 
 
-def test_weights_once_and_ends_as_declared() -> None:
-    """A weight that is used twice is read once; the ends keep their format."""
+def test_weights_are_counted_once_and_io_as_declared() -> None:
+    """A weight that is used twice is read once; inputs and outputs keep their format."""
     made = model(
         [
             helper.make_node("MatMul", ["x", "w"], ["between"]),
@@ -26,7 +26,7 @@ def test_weights_once_and_ends_as_declared() -> None:
     )
     full, half = (traffic(made, {"x": (5, 30)}, width=width) for width in (4, 2))
     assert (full.weights, half.weights) == (4 * 900, 2 * 900)
-    assert full.ends == half.ends == 4 * (150 + 150)
+    assert full.io == half.io == 4 * (150 + 150)
     assert full.least == 4 * (900 + 300)
     assert full.unfused == 2 * 4 * (150 + 900 + 150)
     assert half.unfused == 2 * 2 * (150 + 900 + 150)
@@ -42,7 +42,7 @@ def test_narrow_weights_stay_narrow() -> None:
     assert traffic(made, {"x": (1, 8)}, width=4).weights == 2 * 64
 
 
-def test_of_a_table_the_rows_that_are_looked_up() -> None:
+def test_only_the_rows_read_of_a_lookup_table_are_counted() -> None:
     made = model(
         [helper.make_node("Gather", ["table", "ids"], ["y"])],
         [("ids", INTEGERS, ["n"])],
@@ -69,8 +69,8 @@ def test_a_table_that_is_also_multiplied_is_read_whole() -> None:
     assert traffic(made, {"ids": (2,)}, width=4).weights == 4 * 400
 
 
-def test_a_slice_of_an_input_is_what_is_read_of_it() -> None:
-    """As the decoder reads one slot of a step's state."""
+def test_only_the_slice_read_of_an_input_is_counted() -> None:
+    """As the decoder reads one slot of the state."""
     constants = {"start": np.array([0]), "end": np.array([1]), "axis": np.array([1])}
     made = model(
         [helper.make_node("Slice", ["x", "start", "end", "axis"], ["y"])],
@@ -78,7 +78,7 @@ def test_a_slice_of_an_input_is_what_is_read_of_it() -> None:
         [("y", FLOAT, ["n", 1, 9])],
         constants,
     )
-    assert traffic(made, {"x": (2, 5, 9)}, width=2).ends == 2 * 4 * 2 * 9
+    assert traffic(made, {"x": (2, 5, 9)}, width=2).io == 2 * 4 * 2 * 9
 
 
 def test_constants_and_views_move_nothing() -> None:
@@ -95,7 +95,7 @@ def test_constants_and_views_move_nothing() -> None:
     assert traffic(made, {"x": (7, 2, 3)}, width=4).unfused == 4 * (7 * 6 + 24 + 7 * 4)
 
 
-def test_an_unknown_shape_leaves_the_unfused_count_out() -> None:
+def test_an_unknown_shape_makes_the_unfused_count_unknown() -> None:
     made = model(
         [helper.make_node("NonZero", ["x"], ["y"])],
         [("x", FLOAT, ["n"])],

@@ -1,4 +1,4 @@
-"""Ranges, profiles and precisions, and what they say about bad values."""
+"""Ranges, profiles and precisions, and their errors for invalid values."""
 
 from __future__ import annotations
 

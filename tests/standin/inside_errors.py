@@ -35,7 +35,7 @@ def test_an_engine_of_another_version(
     with pytest.raises(
         EngineError,
         match=r"cannot load vae_decoder from .*expecting library version 1.7.1.116 got 1.2.0.54.*"
-        r"VERSION_MISMATCH.*another version than the tensorrt_rtx 1.7.1.116 here.*again",
+        r"VERSION_MISMATCH.*another version than the installed tensorrt_rtx 1.7.1.116.*again",
     ):
         load(plans["vae_decoder"])
 

@@ -188,7 +188,7 @@ def test_images_equal_the_processors(
 def test_a_session_cannot_be_captured(library: None, parts: PipelineParts) -> None:
     with (
         pipeline(parts, "onnxruntime-cuda", LoopMode.WHOLE_LOOP) as pipe,
-        pytest.raises(EngineError, match="cannot be captured into a CUDA graph here.*'eager'"),
+        pytest.raises(EngineError, match="cannot be captured in a CUDA graph here.*'eager'"),
     ):
         generate(pipe)
 
