@@ -31,8 +31,8 @@ from benchmarks.sampler_cases import Case, cases
 from benchmarks.sampler_random import PER_CLASS, cases_of
 from benchmarks.sampler_table import write_table
 from benchmarks.sampler_verdicts import verdict
+from benchmarks.scheduler_trajectory import Trajectory, run_scheduler
 from sdexport.errors import UsageError
-from sdexport.export.trajectory import Trajectory, run_scheduler
 from sdexport.sampling import compile_plan, interpret, samplers
 from sdexport.sampling.registry import scheduler_classes
 

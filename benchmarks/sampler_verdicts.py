@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.sampler_random import RandomCase
+from benchmarks.scheduler_trajectory import Trajectory, run_scheduler
 from sdexport.errors import UsageError
-from sdexport.export.trajectory import Trajectory, run_scheduler
 from sdexport.sampling import compile_plan, find_sampler, interpret
 
 Array = npt.NDArray[Any]

@@ -1,4 +1,4 @@
-"""Checkpoint → ONNX: the only part that uses PyTorch, which is loaded when a function is called."""
+"""Exports checkpoints to ONNX; the only room that uses PyTorch, which its functions import."""
 
 from sdexport.export.checkpoint import Checkpoint, open_checkpoint
 from sdexport.export.export import export_checkpoint

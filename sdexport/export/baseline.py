@@ -1,8 +1,8 @@
-"""The adapter of the baseline: diffusers' own pipeline in PyTorch, eager or compiled.
+"""The benchmark adapter of the baseline: diffusers' pipeline in PyTorch, eager or compiled.
 
-Options: `dtype` (float32, bfloat16, float16), `channels_last`, `compile`. The pipeline runs on the
-GPU where PyTorch has one, else on the processor. Stages are timed around the models' own calls:
-with the clock on a processor, with CUDA events on a GPU, which do not make it wait.
+Options: `dtype` (float32, bfloat16, float16), `channels_last`, `compile`. The pipeline runs on a
+GPU if PyTorch finds one, else on the processor. The calls of the models are timed: with the clock
+on a processor, with CUDA events, which do not wait, on a GPU.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ SHORT = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 STAGES = ("text_encoder", "evaluations", "vae_decoder")
 
 FROZEN = {"freezing": True}
-"""What torch.compile is told on a processor: weights do not change, so that they can be laid out as
-oneDNN's kernels want them. It is off by default, since training needs them to change."""
+"""The options of torch.compile on a processor: constant weights can be stored in the layout of
+oneDNN's kernels. Off by default, because training changes weights."""
 
 
-class Stopwatch:
-    """Seconds of every call of the functions that it was put around, by stage."""
+class StageTimer:
+    """Measures the seconds of every call of the functions that it wraps, by stage."""
 
     def __init__(self, cuda: bool) -> None:
         self._cuda = cuda
         self._marks: dict[str, list[tuple[Any, Any]]] = {stage: [] for stage in STAGES}
 
-    def around(
+    def timed(
         self, stage: str, function: Callable[..., Any], seen: Callable[..., None] | None = None
     ) -> Callable[..., Any]:
-        """`function`, timed; `seen` is shown its arguments."""
+        """`function` with timing; `seen` is called with its positional arguments."""
         marks = self._marks[stage]
 
         @functools.wraps(function)
@@ -60,8 +60,8 @@ class Stopwatch:
         event.record()
         return event
 
-    def taken(self) -> dict[str, list[float]]:
-        """Seconds by stage since this was last asked; the device must have finished."""
+    def take_seconds(self) -> dict[str, list[float]]:
+        """Seconds of each call by stage since the last call of this; the device must be idle."""
         found = {
             stage: [self._between(*pair) for pair in marks] for stage, marks in self._marks.items()
         }
@@ -75,7 +75,7 @@ class Stopwatch:
 
 
 class DiffusersSystem:
-    """diffusers' pipeline, ready to generate one scenario."""
+    """diffusers' pipeline, prepared for one scenario."""
 
     def __init__(self, scenario: dict[str, Any], options: dict[str, Any]) -> None:
         self._scenario = scenario
@@ -93,11 +93,11 @@ class DiffusersSystem:
             self.pipeline.unet.to(memory_format=torch.channels_last)
             self.pipeline.vae.to(memory_format=torch.channels_last)
         self._decoded: list[Any] = []
-        self._watch = Stopwatch(self._cuda)
-        self._put_around()
+        self._timer = StageTimer(self._cuda)
+        self._wrap_models()
 
-    def _put_around(self) -> None:
-        """Compiles the models' calls where that is wanted, and times them."""
+    def _wrap_models(self) -> None:
+        """Compiles the models' calls if requested, and wraps them with timing."""
         unet, vae, text = self.pipeline.unet, self.pipeline.vae, self.pipeline.text_encoder
         forward, decode = unet.forward, vae.decode
         if self._compiled:
@@ -105,15 +105,15 @@ class DiffusersSystem:
                 torch.compile(call, fullgraph=True, options=self._options)
                 for call in (forward, decode)
             )
-        unet.forward = self._watch.around("evaluations", forward)
-        vae.decode = self._watch.around("vae_decoder", decode, self._remember)
-        text.forward = self._watch.around("text_encoder", text.forward)
+        unet.forward = self._timer.timed("evaluations", forward)
+        vae.decode = self._timer.timed("vae_decoder", decode, self._remember)
+        text.forward = self._timer.timed("text_encoder", text.forward)
 
     def _remember(self, latents: Any, *_: Any) -> None:
         self._decoded.append(latents)
 
     def describe(self) -> dict[str, Any]:
-        """Precision, threads, versions, and how the pipeline was set up."""
+        """Precision, device, threads, versions, and the code that sets the pipeline up."""
         names = ("torch", "diffusers", "transformers")
         setup = [
             "StableDiffusionPipeline.from_pretrained(checkpoint, "
@@ -155,7 +155,7 @@ class DiffusersSystem:
                 generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],
             )
             images += [np.asarray(image) for image in generated.images]
-        taken = self._watch.taken()
+        taken = self._timer.take_seconds()
         return {
             "images": np.stack(images),
             "latents": self._latents(),
@@ -166,12 +166,12 @@ class DiffusersSystem:
         }
 
     def _latents(self) -> Any:
-        """What the VAE was given, (n, C, h, w) float32, on the scale of the denoising loop."""
+        """The final latents, (n, C, h, w) float32, on the scale of the denoising loop."""
         decoded = torch.cat(self._decoded).float()
         return (decoded * self.pipeline.vae.config.scaling_factor).cpu().numpy()
 
     def peak_device_bytes(self) -> int | None:
-        """The most that PyTorch had allocated on the GPU."""
+        """Peak bytes that PyTorch allocated on the GPU; None on a processor."""
         return torch.cuda.max_memory_allocated() if self._cuda else None
 
 
@@ -195,10 +195,10 @@ def _load(scenario: dict[str, Any], dtype: Any) -> Any:
 
 
 def _bytes(checkpoint: Path) -> int | None:
-    """The size of the weights' files that are read; None where they cannot be told.
+    """The size of the weights' files that are read; None if it is not known which are read.
 
-    That is for a checkpoint of the hub, one without safetensors, and one that has a variant of its
-    weights (`model.fp16.safetensors`) beside them.
+    It is not known for a hub id, a checkpoint without safetensors, and one with several variants of
+    its weights (`model.fp16.safetensors`).
     """
     if not reading.is_folder(checkpoint):
         return None
@@ -212,5 +212,5 @@ def _bytes(checkpoint: Path) -> int | None:
 
 
 def load(scenario: dict[str, Any], options: dict[str, Any]) -> DiffusersSystem:
-    """diffusers' pipeline in `options["dtype"]`, ready to generate `scenario`."""
+    """diffusers' pipeline in `options["dtype"]`, prepared for `scenario`."""
     return DiffusersSystem(scenario, options)

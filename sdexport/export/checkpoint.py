@@ -1,4 +1,4 @@
-"""Opening a Stable Diffusion checkpoint: what it is made of, checked before anything is loaded."""
+"""Opens a Stable Diffusion checkpoint and checks its structure and files before loading weights."""
 
 from __future__ import annotations
 
@@ -37,39 +37,39 @@ FOLDER_OF = {
     "vae_decoder": "vae",
     "vae_encoder": "vae",
 }
-"""The checkpoint's folder that a component is made of."""
+"""The checkpoint's folder by component."""
 
 MODELS = {
     "text_encoder": ("CLIPTextModel", "model"),
     "unet": ("UNet2DConditionModel", "diffusion_pytorch_model"),
     "vae": ("AutoencoderKL", "diffusion_pytorch_model"),
 }
-"""Folder → the class that it must name, and what its weights' files are called."""
+"""By folder: the class that model_index.json must name, and the stem of the weights' file names."""
 
 TOKENIZERS = ("CLIPTokenizer", "CLIPTokenizerFast")
 LIBRARIES = ("diffusers", "transformers")
 
 AGAIN = "; download the checkpoint again, or correct the file"
 
-FEW_STEPS, USUAL_SAMPLER = 4, "ddim"
-"""With what is tried whether a scheduler's options can be followed."""
+TRIAL_STEPS, TRIAL_SAMPLER = 4, "ddim"
+"""The plan that is compiled to check whether a scheduler's options are supported."""
 
 VAE_PARTS = {
     "vae_decoder": ("decoder.", "post_quant_conv."),
     "vae_encoder": ("encoder.", "quant_conv."),
 }
 WEIGHT_FORMATS = (".safetensors", ".bin", ".ckpt", ".pt", ".pth", ".msgpack", ".h5", ".onnx")
-"""How files of weights end, of which those that were chosen are read and no others."""
+"""The suffixes of files of weights; only the selected files of them are read."""
 
-FOREIGN = ("text_encoder_2", "text_encoder_3", "transformer", "prior", "controlnet", "unet_2")
-"""Parts that Stable Diffusion 1.x does not have."""
+FOREIGN_PARTS = ("text_encoder_2", "text_encoder_3", "transformer", "prior", "controlnet", "unet_2")
+"""Parts that only other kinds of models have."""
 
-LEFT_OUT = {
+NOT_EXPORTED = {
     "safety_checker": "images are not checked",
     "feature_extractor": "it serves the safety checker",
     "image_encoder": "images are not generated from others by IP-Adapter",
 }
-"""Parts that a checkpoint may have and that are not exported → what that means."""
+"""Parts of a checkpoint that are not exported, and what their absence means."""
 
 PIPELINES = (
     "StableDiffusionPipeline",
@@ -78,22 +78,24 @@ PIPELINES = (
     "LatentConsistencyModelPipeline",
     "LatentConsistencyModelImg2ImgPipeline",
 )
-"""diffusers' classes that are known; the parts of another one are used as the first one's are."""
+"""The known pipeline classes of diffusers; others are used as the first one."""
 
 ADAPTER_FILE = "adapter_config.json"
 
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """The sizes that the components share, from the checkpoint's configurations.
+    """Sizes from the checkpoint's configurations that several components share.
 
     Attributes:
-        latent_channels: of a latent; `latent_scale` is the pixels of its side.
-        tokens: of a prompt; `vocabulary` is the number of different ones.
-        embedding_dim: of a token's embedding.
-        text_layers: of the text encoder.
-        guidance_width: of the embedding of the guidance scale that a guidance-distilled UNet
-            takes (diffusers' `time_cond_proj_dim`); 0 for others.
+        latent_channels: channels of the latents.
+        latent_scale: pixels per latent along each side.
+        tokens: length of the text encoder's input.
+        vocabulary: number of token ids.
+        embedding_dim: width of the text encoder's output.
+        text_layers: number of the text encoder's layers.
+        guidance_width: width of the guidance scale's embedding that a guidance-distilled UNet takes
+            (diffusers' `time_cond_proj_dim`); 0 for other UNets.
     """
 
     latent_channels: int
@@ -107,13 +109,13 @@ class Sizes:
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A checkpoint whose structure and files were found to be in order.
+    """An opened checkpoint, whose structure and files have been checked.
 
     Attributes:
-        name: for people: the folder's name or the hub id.
+        name: the folder's name or the hub id, for users.
         path: the diffusers folder on disk.
         weights: by folder: `text_encoder`, `unet`, `vae`.
-        notes: what is left out or ignored, and what was chosen; a line each, for people.
+        notes: lines for users: what is not exported or ignored, and what was selected.
     """
 
     name: str
@@ -124,28 +126,27 @@ class Checkpoint:
 
     @property
     def index(self) -> dict[str, object]:
-        """What model_index.json says."""
+        """The content of model_index.json."""
         return reading.read_json(self.path / INDEX_FILE)
 
     @property
     def scheduler_config(self) -> dict[str, object]:
-        """What scheduler_config.json says, for the class that model_index.json names.
+        """The content of scheduler_config.json, with the class that model_index.json names.
 
-        diffusers makes that class, whichever the file was saved by.
+        diffusers uses that class, whichever class saved the file.
         """
         return _scheduler_config(self.path, self.index)
 
     @property
     def unet_config(self) -> UNetConfig:
-        """What is read of the UNet's config.json."""
+        """The UNet's config.json."""
         return documents.from_json(self.path / "unet" / "config.json", UNetConfig)
 
     def files(self, component: str) -> list[Path]:
-        """Every file that loading `component` may read.
+        """Every file that loading `component` can read.
 
-        All of its folder but other formats and variants of the weights, which are never opened,
-        and hidden files: diffusers and transformers decide what else of it they look at (a
-        configuration of an adapter, for one).
+        All files of its folder except hidden files and weights in other formats and variants:
+        diffusers and transformers may read further ones, such as the configuration of an adapter.
         """
         folder = self.path / FOLDER_OF[component]
         chosen = self.weights[FOLDER_OF[component]].files
@@ -156,7 +157,7 @@ class Checkpoint:
         ]
 
     def digests(self, components: Iterable[str]) -> dict[str, dict[str, str]]:
-        """The SHA-256 of each file of each component, by its path in the checkpoint."""
+        """The SHA-256 of each file by component and path in the checkpoint."""
         found: dict[str, dict[str, str]] = {}
         for name in components:
             same = [other for other in found if FOLDER_OF[other] == FOLDER_OF[name]]
@@ -171,26 +172,26 @@ class Checkpoint:
         return found
 
     def parameters(self, component: str) -> int:
-        """The number of weights of `component`, from its files' headers."""
+        """The number of parameters of `component`, from its files' headers."""
         wanted = VAE_PARTS.get(component, ("",))
         elements = self.weights[FOLDER_OF[component]].elements
         return sum(count for name, count in elements.items() if name.startswith(wanted))
 
 
 def open_checkpoint(checkpoint: Path | str) -> Checkpoint:
-    """The checkpoint at a path or of a hub id; nothing of it is executed, and pickles are refused.
+    """The checkpoint at a path or of a hub id; executes none of its code and rejects pickles.
 
     Raises:
-        CheckpointError: none, incomplete, damaged or of another structure; the message names the
-            part, what is accepted and the remedy.
-        MissingExtraError: a hub id, and diffusers is not installed.
+        CheckpointError: it is missing, incomplete, damaged or of another structure; the message
+            names the part, what is accepted and the remedy.
+        MissingExtraError: `checkpoint` is a hub id and diffusers is not installed.
     """
     path = reading.given_path(checkpoint, "the checkpoint")
     name = str(checkpoint)
     try:
         kind = reading.kind_of(path)
         if kind is reading.Kind.FOLDER:
-            # A name that is not UTF-8 cannot be written down.
+            # The manifest is UTF-8, a folder's name need not be.
             name = os.fsencode(reading.resolved(path).name).decode(errors="replace")
             return _open_folder(path, name)
     except CheckpointError:
@@ -207,7 +208,7 @@ def open_checkpoint(checkpoint: Path | str) -> Checkpoint:
     if kind is not reading.Kind.NOTHING:
         raise CheckpointError(f"{path} is {kind}; accepted is {ACCEPTED}")
     if not HUB_ID.fullmatch(name):
-        raise CheckpointError(f"there is no checkpoint at {name}; accepted is {ACCEPTED}")
+        raise CheckpointError(f"{name} does not exist; accepted is {ACCEPTED}")
     folder = _download(name)
     try:
         return _open_folder(folder, name)
@@ -220,7 +221,7 @@ def open_checkpoint(checkpoint: Path | str) -> Checkpoint:
 
 
 def _download(name: str) -> Path:
-    """The folder in diffusers' cache with the safetensors files of a hub id."""
+    """Downloads the safetensors files of a hub id; returns the folder in diffusers' cache."""
     require_libraries()
     from diffusers import DiffusionPipeline
 
@@ -228,11 +229,11 @@ def _download(name: str) -> Path:
     try:
         folder = DiffusionPipeline.download(name, use_safetensors=True, **unused)
     except Exception as error:  # the hub's client passes on its HTTP library's errors
-        # What follows the first sentence is advice for callers of those libraries.
+        # The text after the first sentence is advice for programmers.
         said = str(error).strip().partition("\n")[0].partition(". ")[0].rstrip(".")
         reason = said or type(error).__name__
         raise CheckpointError(
-            f"there is no folder {name}, and it could not be downloaded from the hub: {reason}; "
+            f"there is no folder {name}, and downloading it from the hub failed: {reason}; "
             f"accepted is {ACCEPTED} with safetensors weights. Check the name and the network"
         ) from error
     return Path(folder)
@@ -243,19 +244,20 @@ def _open_folder(path: Path, name: str) -> Checkpoint:
         str(path).encode()
     except UnicodeEncodeError:
         raise CheckpointError(
-            f"the path of the checkpoint is not UTF-8: {str(path)!a}; safetensors cannot "
-            "read it: rename the folder, or make a link with another name"
+            f"the path of the checkpoint must be UTF-8, which safetensors needs, got "
+            f"{str(path)!a}: rename the folder, or make a link with another name"
         ) from None
     if not reading.is_file(path / INDEX_FILE):
-        raise CheckpointError(f"{path} is no checkpoint: it has no {INDEX_FILE}; accepted is "
-                              f"{ACCEPTED}")  # fmt: skip
+        raise CheckpointError(
+            f"{path} is not a checkpoint: {INDEX_FILE} is missing; accepted is {ACCEPTED}"
+        )
     index = _read(path / INDEX_FILE)
     documents.convert(index, ModelIndex, str(path / INDEX_FILE))
     notes = _check_structure(path, index)
     for part in (*MODELS, "tokenizer", "scheduler"):
         if not reading.is_folder(path / part):
             raise CheckpointError(
-                f"{path} lacks its {part}: there is no folder {part}/; download the checkpoint "
+                f"{path} is incomplete: the folder {part}/ is missing; download the checkpoint "
                 "again"
             )
     configs = {part: _read(path / part / "config.json") for part in MODELS}
@@ -268,11 +270,11 @@ def _open_folder(path: Path, name: str) -> Checkpoint:
     notes += _check_scheduler(path, index)
     if configs["unet"].get("sample_size") is None:
         notes.append(
-            f"unet/config.json: no sample_size; taken are {UNSAID} latents a side, where diffusers "
-            "asks for a size"
+            f"unet/config.json: sample_size is missing; {UNSAID} latents per side are used, where "
+            "diffusers requires a size"
         )
     weights = {part: find_weights(path / part, stem) for part, (_, stem) in MODELS.items()}
-    notes += _left_out(path, index, weights)
+    notes += _not_exported_notes(path, index, weights)
     return Checkpoint(name, path, weights, sizes, tuple(notes))
 
 
@@ -288,44 +290,46 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _check_structure(path: Path, index: Mapping[str, Any]) -> list[str]:
-    """Refuses what has other parts than Stable Diffusion 1.x; what is to be said of the rest."""
+    """Checks that the parts are those of Stable Diffusion; returns notes on ignored entries.
+
+    Raises:
+        CheckpointError: a part is missing, or is of another kind.
+    """
     pipeline = index.get("_class_name")
-    foreign = [name for name in FOREIGN if _class_of(index, name)]
+    foreign = [name for name in FOREIGN_PARTS if _class_of(index, name)]
     if foreign:
         raise CheckpointError(
-            f"{path} is a {pipeline} with {', '.join(foreign)}, which is not the structure of "
-            f"Stable Diffusion 1.x; accepted is {ACCEPTED}"
+            f"{path} is a {pipeline} with {', '.join(foreign)}, which Stable Diffusion 1.x does "
+            f"not have; accepted is {ACCEPTED}"
         )
     for part, (wanted, _) in MODELS.items():
         found = _class_of(index, part)
         if found != wanted:
             raise CheckpointError(
-                f"{path} is a {pipeline} whose {part} is {found or 'missing'} where a {wanted} is "
-                f"needed; accepted is {ACCEPTED}"
+                f"{path} is a {pipeline} whose {part} must be a {wanted}, got {found or 'none'}; "
+                f"accepted is {ACCEPTED}"
             )
     tokenizer = _class_of(index, "tokenizer")
     if tokenizer not in TOKENIZERS:
         raise CheckpointError(
-            f"{path} has a tokenizer {tokenizer}; accepted is {' or '.join(TOKENIZERS)}"
+            f"the tokenizer of {path} must be a {' or '.join(TOKENIZERS)}, got {tokenizer}"
         )
     custom = {name: value[0] for name, value in index.items() if _class_of(index, name)}
     for name, library in custom.items():
         if name in (*MODELS, "tokenizer", "scheduler") and library not in LIBRARIES:
             raise CheckpointError(
-                f"{path} takes its {name} from {shown(library)}, code that this project does not "
-                f"run; accepted is {' or '.join(LIBRARIES)}"
+                f"the {name} of {path} must be a class of {' or '.join(LIBRARIES)}, got one of "
+                f"{shown(library)}: this project does not run a checkpoint's code"
             )
     further = [name for name in custom if name not in READ["index"]]
     if further and pipeline not in PIPELINES:
         raise CheckpointError(
-            f"{path} is a {pipeline} with {', '.join(further)}, which are not parts of Stable "
-            f"Diffusion 1.x; accepted is {ACCEPTED}"
+            f"{path} is a {pipeline} with {', '.join(further)}, which Stable Diffusion 1.x does "
+            f"not have; accepted is {ACCEPTED}"
         )
     notes = check_keys(path / INDEX_FILE, "index", index)
     if pipeline not in PIPELINES:
-        notes.append(
-            f"{INDEX_FILE} names the pipeline {pipeline}; images are those of {PIPELINES[0]}"
-        )
+        notes.append(f"{INDEX_FILE} names the pipeline {pipeline}; it is used as a {PIPELINES[0]}")
     return notes
 
 
@@ -338,14 +342,14 @@ def _check_tokenizer(folder: Path, sizes: Sizes) -> list[str]:
     lacking = [name for name in ("vocab.json", "merges.txt") if not reading.is_file(folder / name)]
     if lacking and not reading.is_file(folder / "tokenizer.json"):
         raise CheckpointError(
-            f"{folder} lacks {' and '.join(lacking)}; accepted is tokenizer.json, or vocab.json "
-            "with merges.txt. Download the checkpoint again"
+            f"{folder} must contain tokenizer.json, or vocab.json with merges.txt; missing: "
+            f"{', '.join(lacking)}. Download the checkpoint again"
         )
     tokenizer = PromptTokenizer.load(folder, sizes.tokens)
     if tokenizer.largest_id >= sizes.vocabulary:
         raise CheckpointError(
-            f"the tokenizer in {folder} has {tokenizer.largest_id + 1} tokens and the text encoder "
-            f"embeddings for {sizes.vocabulary}: tokens were added to the tokenizer alone. "
+            f"the tokenizer in {folder} has {tokenizer.largest_id + 1} tokens, but the text "
+            f"encoder embeddings for {sizes.vocabulary}: tokens were added only to the tokenizer. "
             "Save both with StableDiffusionPipeline.save_pretrained(FOLDER)"
         )
     file = folder / "tokenizer_config.json"
@@ -358,35 +362,44 @@ def _scheduler_config(path: Path, index: Mapping[str, Any]) -> dict[str, object]
 
 
 def _check_scheduler(path: Path, index: Mapping[str, Any]) -> list[str]:
-    """Whether anything can be generated with the scheduler's options, and by which samplers."""
+    """Checks that the scheduler's options are supported; returns a note if only others' are.
+
+    Raises:
+        CheckpointError: neither the scheduler nor `TRIAL_SAMPLER` can use the options.
+    """
     file = path / "scheduler" / "scheduler_config.json"
     if not reading.exists(file):
         raise CheckpointError(
-            f"{path / 'scheduler'} has no scheduler_config.json; download the checkpoint again"
+            f"{path / 'scheduler'} is incomplete: scheduler_config.json is missing; download the "
+            "checkpoint again"
         )
     if _class_of(index, "scheduler") is None:
-        raise CheckpointError(f"{path / INDEX_FILE} names no scheduler; download the checkpoint "
-                              "again")  # fmt: skip
+        raise CheckpointError(
+            f"{path / INDEX_FILE} must name a scheduler; download the checkpoint again"
+        )
     config = pipeline_config(_scheduler_config(path, index))
     try:
-        compile_plan(config, None, FEW_STEPS)
+        compile_plan(config, None, TRIAL_STEPS)
     except UsageError as own:
         try:
-            compile_plan(config, USUAL_SAMPLER, FEW_STEPS)
+            compile_plan(config, TRIAL_SAMPLER, TRIAL_STEPS)
         except UsageError:
             said = str(own).removeprefix(f"{file.name}: ")
             raise CheckpointDocumentError(f"{file}: {said}") from own
         return [
-            f"the checkpoint's own scheduler cannot be used ({own}); generate with another sampler"
+            f"the checkpoint's own scheduler is not supported ({own}); generate with another "
+            "sampler"
         ]
     return []
 
 
-def _left_out(path: Path, index: Mapping[str, Any], weights: Mapping[str, Weights]) -> list[str]:
-    """A line for everything in the folder that is not exported."""
+def _not_exported_notes(
+    path: Path, index: Mapping[str, Any], weights: Mapping[str, Weights]
+) -> list[str]:
+    """Notes on everything in the folder that is not exported, one line each."""
     notes = [
-        f"left out: {name}; {means}"
-        for name, means in LEFT_OUT.items()
+        f"not exported: {name}; {means}"
+        for name, means in NOT_EXPORTED.items()
         if _class_of(index, name) or reading.exists(path / name)
     ]
     for part, found in weights.items():
@@ -398,9 +411,9 @@ def _left_out(path: Path, index: Mapping[str, Any], weights: Mapping[str, Weight
         ]
         if found.variant is not None or others:
             which = ", ".join(file.name for file in found.files)
-            rest = f"; left out: {', '.join(others)}" if others else ""
+            rest = f"; not used: {', '.join(others)}" if others else ""
             notes.append(f"{part}: the weights are {which}{rest}")
-    used = {*MODELS, *LEFT_OUT, "tokenizer", "scheduler"}
+    used = {*MODELS, *NOT_EXPORTED, "tokenizer", "scheduler"}
     further = [
         entry.name
         for entry in reading.entries(path)
@@ -408,14 +421,14 @@ def _left_out(path: Path, index: Mapping[str, Any], weights: Mapping[str, Weight
     ]
     if further:
         notes.append(
-            f"left out, as in diffusers until somebody loads it: {', '.join(further)}. Load it in "
-            "diffusers, fuse it, and save the pipeline, to have it exported"
+            f"not exported: {', '.join(further)}; diffusers does not load it by itself either. To "
+            "export it, load it in diffusers, fuse it, and save the pipeline"
         )
     return notes
 
 
 def _holds_weights(entry: Path) -> bool:
-    """Whether a file, or a folder by the files in it, holds weights or an adapter."""
+    """Whether a file, or a file in a folder, contains weights or an adapter."""
     files = [entry]
     if reading.is_folder(entry) and not entry.name.startswith("."):
         files = reading.entries(entry)
@@ -431,20 +444,20 @@ def _read_sizes(path: Path, configs: Mapping[str, Mapping[str, Any]]) -> Sizes:
     taken, made = unet.in_channels, unet.out_channels
     if taken != vae.latent_channels:
         raise CheckpointError(
-            f"the UNet of {path} takes {taken} channels and a latent has {vae.latent_channels}: "
-            f"an inpainting or instruction model; accepted is {ACCEPTED} that generates from text"
+            f"the UNet of {path} must take {vae.latent_channels} channels, got {taken}: it is an "
+            f"inpainting or instruction model; accepted is {ACCEPTED} that generates from text"
         )
     if made != taken:
         raise CheckpointError(
-            f"the UNet of {path} takes {taken} channels and gives {made} (out_channels): accepted "
-            "are as many of both"
+            f"the UNet of {path} must return as many channels as it takes ({taken}), got "
+            f"out_channels {made}; accepted is {ACCEPTED}"
         )
     for width in unet.embedding_widths:
         if width != text.hidden_size:
             raise CheckpointError(
-                f"the UNet of {path} takes embeddings of {width} numbers and the text encoder "
-                f"gives {text.hidden_size}: these parts do not belong together; download the "
-                "checkpoint again"
+                f"the UNet of {path} takes embeddings of width {width}, but the text encoder "
+                f"returns width {text.hidden_size}: they are parts of different models; "
+                "download the checkpoint again"
             )
     return Sizes(
         latent_channels=vae.latent_channels,

@@ -1,6 +1,6 @@
-"""What each component takes and gives: names, shapes and dtypes, example inputs, diffusers' answer.
+"""Inputs and outputs of each component, example inputs, and diffusers' outputs for them.
 
-A latent's height and width are the unit of all sizes here.
+Heights and widths are in latents.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from sdexport.model.shapes import Precision, TensorSpec
 DTYPE_NAMES = {Precision.FP32: "float32", Precision.FP16: "float16", Precision.BF16: "bfloat16"}
 
 TRACED = {"batch": 2, "height": 9, "width": 13}
-"""At which sizes a component is traced: all different, above 1, and odd through every halving, so
-that no dimension is taken for another, for a constant, or for a multiple of something."""
+"""The sizes with which a component is traced: different, above 1, and odd after every halving, so
+that the exporter confuses no dimension with another one, a constant or a multiple."""
 
 
 def hidden_state(layer: int) -> str:
-    """The name of the hidden states after `layer` layers, as optimum-onnx writes it as well."""
+    """The name of the output with the hidden states after `layer` layers, as in optimum-onnx."""
     return f"hidden_states.{layer}"
 
 
@@ -34,7 +34,7 @@ def signature(component: str, sizes: Sizes, precision: Precision) -> Signature:
     scale, channels = sizes.latent_scale, sizes.latent_channels
     latent = ("batch", channels, "height", "width")
     text = ("batch", sizes.tokens, sizes.embedding_dim)
-    # As many tokens as there are: several texts one after another make a long one.
+    # A dynamic number of tokens: a long prompt is several pieces in sequence.
     context = ("batch", "tokens", sizes.embedding_dim)
     tensors: dict[str, tuple[list[TensorSpec], list[TensorSpec]]] = {
         "text_encoder": (
@@ -75,11 +75,10 @@ def signature(component: str, sizes: Sizes, precision: Precision) -> Signature:
 
 
 def open_dimensions(component: str, sizes: Sizes) -> dict[str, dict[int, Any]]:
-    """The dimensions of each input that stay open, as `torch.export` takes them.
+    """The dynamic dimensions of each input, in the form of `torch.export`'s `dynamic_shapes`.
 
-    The timestep is traced with one element and stated with `steps`: in the graph it is expanded
-    to the batch, which one element and as many as the batch both allow, while torch would have to
-    know which of the two it is.
+    The timestep is traced with one element and declared with `steps`: the graph expands it to the
+    batch, which works for one element and for one per image, but torch would need to know which.
     """
     free = {0: Dim.DYNAMIC}
     spatial = {0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC}
@@ -106,9 +105,12 @@ def random_inputs(
     steps: int = 1,
     texts: int = 1,
 ) -> dict[str, Tensor]:
-    """Inputs of `component` as it meets them, float32 or int64, the same at every call.
+    """Deterministic random inputs of `component` with realistic values, float32 or int64.
 
-    `texts` are the texts that lie one after another in what the UNet attends to.
+    Args:
+        height, width: in latents.
+        steps: number of timesteps, 1 or `batch`.
+        texts: number of pieces in the UNet's text embeddings.
     """
     generator = torch.Generator().manual_seed(batch * 1_000_003 + height * 1009 + width)
 
@@ -118,7 +120,7 @@ def random_inputs(
     latent = (batch, sizes.latent_channels, height, width)
     if component == "text_encoder":
         ids = torch.randint(0, sizes.vocabulary, (batch, sizes.tokens), generator=generator)
-        # A prompt ends with the last of the vocabulary: it is where the pooled output is taken.
+        # A prompt ends with the last token id, at which the pooled output is taken.
         ids[:, sizes.tokens // 2 :] = sizes.vocabulary - 1
         return {"input_ids": ids}
     if component == "unet":
@@ -137,8 +139,10 @@ def random_inputs(
 
 
 @torch.inference_mode()
-def answer(component: str, model: Any, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What `model` gives by its library's own forward pass, by the names of the outputs."""
+def reference_outputs(
+    component: str, model: Any, inputs: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """The outputs of diffusers' or transformers' forward pass of `model`, by output name."""
     if component == "text_encoder":
         output = model(input_ids=inputs["input_ids"], output_hidden_states=True, return_dict=True)
         return {

@@ -1,4 +1,4 @@
-"""Whether an ONNX folder may be written at a place: what stands there, and is there space."""
+"""Checks an export's destination: nothing else is there, and the disk has enough space."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sdexport.errors import FolderError, StorageError
 from sdexport.export.checkpoint import Checkpoint
 from sdexport.model.shapes import COMPONENTS, Precision
 
-OWN = {
+ONNX_FOLDER_ENTRIES = {
     *COMPONENTS,
     "tokenizer",
     "scheduler",
@@ -20,42 +20,42 @@ OWN = {
     INDEX_FILE,
     RECORD_FILE,
 }
-"""What an ONNX folder of this project or another tool holds; whatever else is somebody's work."""
+"""The entries of an ONNX folder of this project or another tool; others are never replaced."""
 
 WEIGHT_BYTES = {Precision.FP32: 4, Precision.FP16: 2, Precision.BF16: 2}
 MARGIN = 1.02
 GRAPH_BYTES = 8_000_000
-"""What a graph and the files beside it take at most, per component."""
+"""The maximum size of a component's graph and small files, in bytes."""
 
 
 def refuse_other_folder(folder: Path) -> None:
-    """Leaves alone what is no ONNX folder.
+    """Checks that `folder` does not exist, is empty, or is an ONNX folder.
 
     Raises:
-        FolderError: a file, or a folder with something else in it.
+        FolderError: it is a file, or a folder with other content.
     """
     kind = reading.kind_of(folder)
     if kind is reading.Kind.FOLDER:
         names = {entry.name for entry in reading.entries(folder)}
-        others = sorted(names - OWN)
+        others = sorted(names - ONNX_FOLDER_ENTRIES)
         models = any(reading.exists(folder / name / MODEL_FILE) for name in COMPONENTS)
         if names and (others or not models):
-            what = f"it holds {others[0]}" if others else "it holds no ONNX model"
+            what = f"it contains {others[0]}" if others else "it contains no ONNX model"
             raise FolderError(
-                f"{folder} is a folder of something else ({what}) and is not replaced; choose "
-                "another place, or empty it first"
+                f"{folder} is not an ONNX folder ({what}) and is not replaced; choose another "
+                "folder, or empty it first"
             )
     elif kind is not reading.Kind.NOTHING:
-        raise FolderError(f"{folder} is {kind}; an ONNX folder is a folder: choose another place")
+        raise FolderError(f"{folder} must be a folder, but it is {kind}; choose another path")
 
 
 def check_space(
     checkpoint: Checkpoint, folder: Path, components: Iterable[str], precision: Precision
 ) -> None:
-    """Whether the export fits on the disk of `folder`.
+    """Checks that the disk of `folder` has enough space for the export.
 
     Raises:
-        StorageError: names what is needed and what is free.
+        StorageError: it has not; the message says what is needed and what is free.
     """
     names = tuple(components)
     weights = sum(checkpoint.parameters(name) for name in names) * WEIGHT_BYTES[precision]
@@ -64,5 +64,5 @@ def check_space(
     if free < needed:
         raise StorageError(
             f"the export to {folder} needs {needed / 1e9:.2f} GB and {free / 1e9:.2f} GB are free; "
-            "free some space, choose another place, or --precision fp16, which needs half"
+            "free some space, choose another folder, or use --precision fp16, which needs half"
         )

@@ -1,4 +1,4 @@
-"""Checkpoint → ONNX folder, written aside and moved into place when all of it is there."""
+"""Exports a checkpoint to an ONNX folder, written aside and moved into place when complete."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from sdexport.artifacts.onnx_folder import (
     TOKENIZER_FILES,
     OnnxFolder,
 )
-from sdexport.export.checkpoint import LEFT_OUT, Checkpoint, open_checkpoint
+from sdexport.export.checkpoint import NOT_EXPORTED, Checkpoint, open_checkpoint
 from sdexport.export.destination import check_space, refuse_other_folder
 from sdexport.export.libraries import require_libraries, versions
 from sdexport.export.report import ComponentReport, ExportReport
@@ -28,8 +28,7 @@ from sdexport.model.shapes import COMPONENTS, Precision, chosen_components
 from sdexport.progress import SILENT, Progress, stage
 
 EXPORT_VERSION = 1
-"""Part of what an export is made from: raise it when this package exports another graph, or writes
-another configuration, than before."""
+"""Part of `made_from`: increase it when the exported graphs or configurations change."""
 
 
 @explains_keywords()
@@ -42,25 +41,25 @@ def export_checkpoint(
     parity: bool = True,
     progress: Progress = SILENT,
 ) -> ExportReport:
-    """Exports a checkpoint's components to ONNX, with batch, height and width open.
+    """Exports a checkpoint's components to ONNX, with dynamic batch, height and width.
 
     Args:
-        checkpoint: a diffusers folder, a hub id, or one that is open.
-        folder: where the ONNX folder goes; an older one there is replaced whole, anything else is
-            left alone.
-        precision: of weights, inputs and outputs; a timestep is float32 in any case.
-        components: of `sdexport.model.shapes.COMPONENTS`; the others are left out.
-        parity: compare each component with PyTorch in float32 and keep the figures.
-        progress: hears of a stage per component.
+        checkpoint: a diffusers folder, a hub id, or an opened checkpoint.
+        folder: the ONNX folder to write; an older ONNX folder is replaced as a whole, anything else
+            is an error.
+        precision: of weights, inputs and outputs; a timestep is always float32.
+        components: names of `sdexport.model.shapes.COMPONENTS` to export.
+        parity: compare each component with PyTorch in float32 and record the result.
+        progress: receives a stage per component.
 
     Raises:
         MissingExtraError: torch, diffusers or another library is not installed.
-        CheckpointError: `checkpoint` is none, or lacks a part.
-        UsageError: an unknown component or precision, or `folder` holds the checkpoint.
-        FolderError: `folder` holds something else.
-        StorageError: the place cannot be written, or has not enough space.
+        CheckpointError: `checkpoint` is missing, incomplete or of another kind.
+        UsageError: an unknown component or precision, or `folder` contains the checkpoint.
+        FolderError: `folder` exists and is not an ONNX folder.
+        StorageError: the folder cannot be written, or the disk has too little space.
         EngineError: a component cannot be exported.
-        ParityError: a component's results are too far from PyTorch's; nothing was replaced.
+        ParityError: a component's results differ too much from PyTorch's; nothing was replaced.
     """
     require_libraries()
     destination = reading.given_path(folder, "the ONNX folder's path")
@@ -114,12 +113,11 @@ def _opset() -> int:
 def made_from(
     checkpoint: Checkpoint, components: Iterable[str], precision: Precision
 ) -> dict[str, dict[str, Any]]:
-    """By component, all that its export follows from, JSON values.
+    """Everything that determines a component's export, by component, as JSON values.
 
-    The versions are among it: torch and onnxscript make the graph, diffusers and transformers fill
-    in what a configuration leaves out, and this project's own code does both. `EXPORT_VERSION` is
-    for its changes between two releases. Of model_index.json nothing is: it is looked at to see
-    which kind of checkpoint this is, and whatever passes gives the same export.
+    It includes versions: torch and onnxscript make the graph, diffusers and transformers complete
+    the configuration, and this project does both (`EXPORT_VERSION` covers its changes between two
+    releases). It excludes model_index.json, which only decides whether a checkpoint is accepted.
     """
     return {
         name: {
@@ -133,7 +131,7 @@ def made_from(
 
 
 def plain_parts(checkpoint: Checkpoint) -> dict[str, bytes]:
-    """The tokenizer and the scheduler's configuration as an export has them: content by path."""
+    """The files of tokenizer and scheduler that an export contains: content by path."""
     files = {name: checkpoint.path / "tokenizer" / name for name in TOKENIZER_FILES}
     parts = {
         f"tokenizer/{name}": reading.read_bytes(file)
@@ -142,17 +140,17 @@ def plain_parts(checkpoint: Checkpoint) -> dict[str, bytes]:
     }
     scheduler = checkpoint.scheduler_config
     scheduler.pop("_name_or_path", None)
-    # Not as other documents: diffusers writes -Infinity where a scheduler clips nothing.
+    # Not strict JSON: diffusers writes -Infinity for a scheduler that clips nothing.
     text = json.dumps(scheduler, indent=2, sort_keys=True) + "\n"
     return parts | {"scheduler/scheduler_config.json": text.encode()}
 
 
 def _write_plain_parts(checkpoint: Checkpoint, folder: Path) -> None:
-    """model_index.json, the tokenizer and the scheduler's configuration."""
+    """Writes model_index.json, the tokenizer and the scheduler's configuration."""
     storage.write_files(folder, plain_parts(checkpoint))
     index = checkpoint.index
     index.pop("_name_or_path", None)
-    for name in LEFT_OUT:
+    for name in NOT_EXPORTED:
         if name in index:
             index[name] = [None, None]
     storage.write_json(folder / INDEX_FILE, index)
@@ -174,11 +172,11 @@ def _export_component(
     output = folder / name
     with stage(progress, f"export {name}", 3 if parity else 2):
         progress.advance(0, "loading the weights")
-        # Loaded in float32: PyTorch's answers come from the same weights that are then rounded.
+        # Loaded in float32 for PyTorch's reference outputs, then rounded.
         model = loading.load_component(
             checkpoint, name, loading.DTYPES[Precision.FP32 if parity else precision]
         )
-        cases = comparing.answers(name, model, checkpoint.sizes) if parity else []
+        cases = comparing.reference_cases(name, model, checkpoint.sizes) if parity else []
         model = loading.cast(model, loading.DTYPES[precision])
         with storage.explained(output):
             output.mkdir()
@@ -203,10 +201,10 @@ def _export_component(
         del model
         gc.collect()
         progress.advance(1, "comparing with PyTorch" if parity else "")
-        figures = None
+        result = None
         if parity:
             threads = comparing.thread_count()
-            figures = comparing.compare(name, output, cases, precision, threads).as_json()
+            result = comparing.compare(name, output, cases, precision, threads).as_json()
             progress.advance(1)
     return ComponentReport(
         inputs=signature.inputs,
@@ -216,5 +214,5 @@ def _export_component(
         nodes=written.nodes,
         seconds=round(time.perf_counter() - start, 3),
         peak_bytes=memory.peak_bytes(),
-        parity=figures,
+        parity=result,
     )

@@ -1,4 +1,4 @@
-"""Whether the libraries that only the export needs are there."""
+"""Checks that the export's libraries are installed, and reads their versions."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from sdexport.errors import MissingExtraError
 
 
 def require_libraries() -> None:
-    """Says what is missing before anything is begun.
+    """Checks that all libraries of the export are installed.
 
     Raises:
-        MissingExtraError: names the libraries and the extra that brings them.
-        FolderError: the current folder was removed; PyTorch ends the process there.
+        MissingExtraError: some are not; the message names them and the command that installs them.
+        FolderError: the current folder was removed, in which PyTorch would end the process.
     """
     reading.resolved(Path())
     missing = extras.missing(extras.EXPORT)
@@ -28,7 +28,7 @@ def require_libraries() -> None:
 
 
 def versions() -> dict[str, str]:
-    """The versions of this project and of the libraries that shape an exported graph."""
+    """The installed versions of this project and of the libraries that an export depends on."""
     names = ("sdexport", "torch", "diffusers", "transformers", "onnx", "onnxscript")
     found = {}
     for name in names:

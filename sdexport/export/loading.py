@@ -1,4 +1,4 @@
-"""A checkpoint's models in PyTorch, one at a time so that memory stays low."""
+"""Loads a checkpoint's models in PyTorch, one at a time to save memory."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ DTYPES = {
     Precision.BF16: torch.bfloat16,
 }
 LONGEST_REASON = 500
-"""Characters of a library's message, which may quote all of a value."""
+"""The maximum number of characters quoted from a library's message."""
 _PRIVATE = ("_name_or_path", "_use_default_values", "transformers_version")
 
 
 def load_component(
     checkpoint: Checkpoint, component: str, dtype: torch.dtype = torch.float32
 ) -> Any:
-    """The diffusers or transformers model that `component` is a part of, for inference.
+    """The diffusers or transformers model that contains `component`, for inference.
 
     Args:
-        checkpoint: an opened one.
-        component: of `sdexport.model.shapes.COMPONENTS`; of the VAE, the other half is left out.
-        dtype: of the weights, whatever they have on disk.
+        checkpoint: an opened checkpoint.
+        component: a name of `sdexport.model.shapes.COMPONENTS`; the other half of a VAE is removed.
+        dtype: the weights' dtype in memory.
 
     Raises:
-        CheckpointError: weights are missing, or do not fit the configuration.
+        CheckpointError: weights are missing, or contradict the configuration.
     """
     model = load_folder(checkpoint, FOLDER_OF[component], dtype)
     if component == "vae_decoder":
@@ -48,7 +48,7 @@ def load_component(
 
 
 def load_folder(checkpoint: Checkpoint, folder: str, dtype: torch.dtype = torch.float32) -> Any:
-    """The whole model in one of the checkpoint's folders; see `load_component`."""
+    """The whole model of one of the checkpoint's folders; see `load_component`."""
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextModel
 
@@ -63,15 +63,15 @@ def load_folder(checkpoint: Checkpoint, folder: str, dtype: torch.dtype = torch.
     with quiet_loading():
         try:
             if folder == "text_encoder":
-                # Attention written out, as transformers' export to ONNX has it as well.
+                # Attention as matrix products, as in transformers' own export to ONNX.
                 common["attn_implementation"] = "eager"
                 loaded: Any = CLIPTextModel.from_pretrained(path, **common)
                 model, info = loaded
             else:
                 model_class = UNet2DConditionModel if folder == "unet" else AutoencoderKL
                 model, info = model_class.from_pretrained(path, torch_dtype=dtype, **common)
-        # Structure and files were found to be in order before: what is left is what only the
-        # libraries know of, and safetensors, diffusers and transformers have no common error.
+        # Structure and files were checked before; safetensors, diffusers and transformers have no
+        # common class of errors for what is left.
         except Exception as error:
             raise CheckpointError(
                 f"{path} cannot be loaded: {_reason(error)}; download the checkpoint again"
@@ -81,13 +81,13 @@ def load_folder(checkpoint: Checkpoint, folder: str, dtype: torch.dtype = torch.
 
 
 def check_models(checkpoint: Checkpoint, components: Iterable[str]) -> None:
-    """Sees before anything is exported whether the models can be made, filled and run.
+    """Checks that the models of `components` can be created and run.
 
-    They are made without memory for their weights (on torch's `meta` device) and run once on
-    shapes, so that a configuration that no library can follow is known in seconds.
+    They are created on torch's `meta` device, without memory for weights, and run once on shapes
+    only, so that an unusable configuration is found within seconds.
 
     Raises:
-        CheckpointError: a configuration cannot be followed, or the weights do not fit it.
+        CheckpointError: a configuration is invalid.
     """
     from sdexport.export import components as tensors
     from sdexport.export.modules import MODULES
@@ -98,12 +98,12 @@ def check_models(checkpoint: Checkpoint, components: Iterable[str]) -> None:
         wanted = tensors.signature(component, checkpoint.sizes, Precision.FP32).outputs
         with quiet_loading(), torch.inference_mode():
             try:
-                model = _made_on_meta(path, folder)
-                # Sizes that are too large for memory are the configuration's fault, too.
+                model = _create_on_meta(path, folder)
+                # A configuration can also name sizes that are too large for memory.
                 inputs = tensors.random_inputs(component, checkpoint.sizes, **tensors.TRACED)
                 results = MODULES[component](model)(*(one.to("meta") for one in inputs.values()))
                 shapes = [tuple(one.shape) for one in _tensors(results)]
-            # As in `load_folder`: a model of other options can fail in every way that code can.
+            # A model with invalid options can raise any exception.
             except Exception as error:
                 raise CheckpointError(
                     f"{path / 'config.json'} describes a model that cannot be run: "
@@ -118,17 +118,17 @@ def check_models(checkpoint: Checkpoint, components: Iterable[str]) -> None:
             tuple(n if isinstance(n, int) else lengths[n] for n in one.shape) for one in wanted
         ]
         if shapes != expected:
-            # Of the first that differs; all are named where their number does.
+            # Names the first output that differs, or all if their number differs.
             pairs = zip(shapes, expected, strict=False)
             given, due = next((pair for pair in pairs if pair[0] != pair[1]), (shapes, expected))
             raise CheckpointError(
-                f"{path / 'config.json'} describes a model that gives {given} where "
-                f"{due} is due: the number of blocks and block_out_channels do not belong "
-                "together; correct it, or download the checkpoint again"
+                f"{path / 'config.json'} describes a model whose output must have the shape {due}, "
+                f"got {given}: the number of blocks contradicts block_out_channels; correct it, or "
+                "download the checkpoint again"
             )
 
 
-def _made_on_meta(path: Path, folder: str) -> Any:
+def _create_on_meta(path: Path, folder: str) -> Any:
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
 
@@ -156,44 +156,44 @@ def cast(model: Any, dtype: torch.dtype) -> Any:
 
 
 def _check_loaded(path: Path, info: Mapping[str, Any]) -> None:
-    """Weights that a file lacks would be random numbers: refused."""
-    for key, meaning in (("missing_keys", "lacks"), ("mismatched_keys", "has in another shape")):
+    """Raises CheckpointError if weights are missing, which would stay random numbers."""
+    for key, meaning in (("missing_keys", "missing"), ("mismatched_keys", "of another shape")):
         names = [str(name[0] if isinstance(name, tuple) else name) for name in info.get(key) or ()]
         if names:
             raise CheckpointError(
-                f"the weights in {path} do not fit config.json: it {meaning} "
+                f"the weights in {path} contradict config.json: {meaning} are "
                 f"{', '.join(sorted(names)[:3])}{' …' if len(names) > 3 else ''} "
                 f"({len(names)} in all); {_remedy(path)}"
             )
 
 
 def _remedy(folder: Path) -> str:
-    """What helps where weights have names that the model does not know.
+    """The remedy for weights with names that the model does not have.
 
-    transformers changed those of text encoders with 5.6; it reads older names, and older versions
-    do not read the newer ones.
+    transformers 5.6 changed the names of text encoders' weights; it also reads the older names, but
+    older versions do not read the newer ones.
     """
     saved = str(reading.read_json(folder / "config.json").get("transformers_version", ""))
     installed = importlib.metadata.version("transformers")
     if _release(saved) > _release(installed):
         return (
-            f"it was saved with transformers {saved} and {installed} is installed, which may not "
-            "know its names: pip install --upgrade transformers"
+            f"it was saved with transformers {saved}, whose names the installed {installed} may "
+            "not read: pip install --upgrade transformers"
         )
     return "download the checkpoint again"
 
 
 def _release(version: str) -> tuple[int, ...]:
-    """Major and minor number of a version; empty where it is none."""
+    """Major and minor number of a version; empty if `version` is not one."""
     found = re.match(r"(\d+)\.(\d+)", version)
     return tuple(map(int, found.groups())) if found else ()
 
 
 def config_of(model: Any) -> dict[str, Any]:
-    """The model's complete configuration, for `config.json`.
+    """The model's complete configuration for `config.json`.
 
-    Options that an old checkpoint leaves out (the VAE's `scaling_factor`) are there with the
-    value that they have.
+    Options that an old checkpoint does not have (the VAE's `scaling_factor`) are included with
+    their default values.
     """
     config = model.config
     values = config.to_dict() if hasattr(config, "to_dict") else dict(config)

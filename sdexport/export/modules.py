@@ -1,16 +1,16 @@
-"""Thin torch modules whose inputs and outputs are exactly those of the exported ONNX models.
+"""Torch modules whose inputs and outputs are those of the exported ONNX models.
 
-They run the checkpoint's own layers. What differs from diffusers' forward passes is only what
-keeps an exported graph from being right for every batch and size, or what makes it slower:
+They run the checkpoint's own layers. They differ from diffusers' forward passes only where those
+would make an exported graph wrong for some batch or size, or slower:
 
-* the UNet hands every skip connection's size to the upsampler, where diffusers decides by the
+* the UNet passes every skip connection's size to the upsampler, where diffusers decides by the
   latents' size (`UNet2DConditionModel.forward`, `forward_upsample_size`), which an export would
-  freeze. Both give the same result: diffusers does the same for sizes that need it, and for the
-  others nearest-neighbour upsampling to that size is upsampling by two;
+  freeze. The result is the same: diffusers does so too for sizes that need it, and for others
+  nearest-neighbour upsampling to that size is upsampling by two;
 * upsampling has no special cases for large batches (`Upsample2D.forward`);
-* GEGLU is two projections instead of one that is cut in two, which costs a copy of the widest
-  activation of a transformer block;
-* attention is written out as two matrix products and a softmax, which every runtime recognises.
+* GEGLU has two projections instead of one that is split, which would copy the widest activation of
+  a transformer block;
+* attention is two matrix products and a softmax, which every runtime recognises.
 """
 
 from __future__ import annotations
@@ -212,7 +212,7 @@ class PlainAttention:
 
 
 def prepare(model: Any) -> Any:
-    """Puts the layers above in place of diffusers' in `model`, and returns it."""
+    """Replaces diffusers' layers in `model` by the ones above, in place; returns `model`."""
     from diffusers.models.activations import GEGLU
     from diffusers.models.attention_processor import Attention
     from diffusers.models.upsampling import Upsample2D
@@ -230,7 +230,7 @@ def prepare(model: Any) -> Any:
 
 
 def _is_plain(upsampler: Any) -> bool:
-    """Whether it interpolates and convolves, as all of Stable Diffusion's do."""
+    """Whether an upsampler only interpolates and convolves, as all of Stable Diffusion's do."""
     return (
         upsampler.interpolate
         and not upsampler.use_conv_transpose
@@ -240,7 +240,7 @@ def _is_plain(upsampler: Any) -> bool:
 
 
 def _attended(block: Any, encoder_hidden_states: Tensor) -> dict[str, Tensor]:
-    """The text's embeddings, for blocks that attend to them."""
+    """The argument with the text embeddings for blocks with cross-attention; else none."""
     if getattr(block, "has_cross_attention", False):
         return {"encoder_hidden_states": encoder_hidden_states}
     return {}

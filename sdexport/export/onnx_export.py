@@ -1,4 +1,4 @@
-"""From a torch module to `model.onnx` with its weights in one `model.onnx.data` beside it."""
+"""Exports a torch module to `model.onnx`, with its weights in `model.onnx.data` beside it."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from sdexport.export.silence import quiet
 from sdexport.model.shapes import TensorSpec
 
 OPSET = 20
-"""The newest that ONNX Runtime, OpenVINO and TensorRT all run in full. From 23 on, attention is one
-operator, which TensorRT for RTX refuses to build for small heads."""
+"""The newest opset that ONNX Runtime, OpenVINO and TensorRT all support. From 23 on, attention is
+one operator, which TensorRT for RTX cannot build for small heads."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,8 +26,7 @@ class Signature:
     """The inputs and outputs of a component's ONNX model.
 
     Attributes:
-        inputs: as exported; every symbol is a dimension that stays open.
-        outputs: likewise.
+        inputs, outputs: in order; a symbol is a dynamic dimension.
     """
 
     inputs: tuple[TensorSpec, ...]
@@ -36,11 +35,12 @@ class Signature:
 
 @dataclass(frozen=True, slots=True)
 class ExportedModel:
-    """What was written.
+    """The size of an exported model.
 
     Attributes:
-        parameters: number of weights; `bytes`: of graph and weights on disk.
-        nodes: of the graph.
+        parameters: number of elements of the weights.
+        bytes: size of graph and weights on disk.
+        nodes: number of the graph's nodes.
     """
 
     parameters: int
@@ -56,19 +56,19 @@ def export_module(
     dims: Mapping[str, Mapping[int, Any]],
     folder: Path,
 ) -> ExportedModel:
-    """Exports `module` into `folder`, which must exist.
+    """Exports `module` into `folder`.
 
     Args:
-        module: in the precision of the export, in evaluation mode.
-        component: for messages.
-        signature: names, dtypes and shapes that the model will state.
-        example: an input of every name to trace with.
-        dims: the dimensions of `example` that stay open, as `torch.export` names them.
-        folder: where `model.onnx` and `model.onnx.data` are written.
+        module: the module in the precision of the export.
+        component: its name, for messages.
+        signature: names, dtypes and shapes that the model declares.
+        example: the inputs to trace with, by name.
+        dims: the dynamic dimensions of `example`, in the form of `torch.export`.
+        folder: an existing folder for `model.onnx` and `model.onnx.data`.
 
     Raises:
         EngineError: torch cannot export the module.
-        StorageError: the place cannot be written.
+        StorageError: the folder cannot be written.
     """
     names = [tensor.name for tensor in signature.inputs]
     with quiet(), torch.inference_mode(False), torch.no_grad():
@@ -87,8 +87,8 @@ def export_module(
         except (torch.onnx.errors.OnnxExporterError, RuntimeError) as error:
             first = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
             raise EngineError(
-                f"torch cannot export {component}: {first}; its configuration may be one that "
-                "Stable Diffusion 1.x does not have"
+                f"torch cannot export {component}: {first}; its configuration may differ from "
+                "those of Stable Diffusion 1.x: export another checkpoint"
             ) from error
         assert program is not None
         model = program.model
@@ -97,7 +97,7 @@ def export_module(
 
 
 def _tidy(model: Any, signature: Signature) -> None:
-    """Folds, merges and drops what can be, and states the shapes by this project's symbols."""
+    """Simplifies the graph, removes metadata, and sets names and shapes of inputs and outputs."""
     import onnx_ir as ir
     from onnx_ir.passes import common
 
@@ -109,7 +109,7 @@ def _tidy(model: Any, signature: Signature) -> None:
         common.RemoveUnusedNodesPass(),
         common.RemoveUnusedFunctionsPass(),
         common.RemoveUnusedOpsetsPass(),
-        # The exporter notes every node's Python stack: file names of the machine it ran on.
+        # The exporter records every node's Python stack, with file names of this machine.
         common.ClearMetadataAndDocStringPass(),
     )(model)
     model.metadata_props.clear()
@@ -131,7 +131,7 @@ def _write(model: Any, folder: Path) -> ExportedModel:
     import onnx_ir as ir
 
     with storage.explained(folder):
-        # Small constants stay in the graph: shape inference needs to see them.
+        # Small constants stay in the graph, because shape inference needs them.
         ir.save(model, folder / MODEL_FILE, external_data=DATA_FILE, size_threshold_bytes=256)
         size = sum((folder / name).stat().st_size for name in (MODEL_FILE, DATA_FILE))
     return ExportedModel(

@@ -1,4 +1,4 @@
-"""Does an exported component give what PyTorch gives? On ONNX Runtime, against float32."""
+"""Compares an exported component, run by ONNX Runtime, with PyTorch in float32."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from sdexport.artifacts.onnx_folder import DATA_FILE, MODEL_FILE
 from sdexport.artifacts.storage import temporary_folder
 from sdexport.errors import EngineError, ParityError
 from sdexport.export.checkpoint import Sizes
-from sdexport.export.components import answer, random_inputs
+from sdexport.export.components import random_inputs, reference_outputs
 from sdexport.model.shapes import Precision
 
 TOLERANCES = {Precision.FP32: 1e-4, Precision.FP16: 2e-2, Precision.BF16: 5e-2}
-"""The largest RMS of the difference, of the RMS of PyTorch's float32 output. bfloat16 keeps 8 bits
-of a weight, float16 11, and through some hundred layers that adds up to a per cent or two."""
+"""The maximum RMS of the difference relative to the RMS of PyTorch's float32 output. bfloat16 keeps
+8 bits of a weight and float16 11, which adds up to 1 or 2 % over some hundred layers."""
 
 COMPARED = {
     Precision.FP32: "float32 on ONNX Runtime's CPU",
     Precision.FP16: "float16 on ONNX Runtime's CPU",
-    # It has no bfloat16 kernels, so what is checked is the graph and its rounded weights.
+    # ONNX Runtime has no bfloat16 kernels, so that only the graph and rounded weights are checked.
     Precision.BF16: "bfloat16 weights in float32 arithmetic on ONNX Runtime's CPU",
 }
 
@@ -35,14 +35,14 @@ CASES: tuple[dict[str, int], ...] = (
     {"batch": 1, "height": 8, "width": 8, "steps": 1},
     {"batch": 3, "height": 7, "width": 10, "steps": 3, "texts": 2},
 )
-"""Two batches, two sizes, one of them odd; a timestep for all and one for each; a text and two."""
+"""Two batches and sizes, one of them odd; one timestep and one per image; one piece and two."""
 
 Array = npt.NDArray[Any]
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """Inputs, and what PyTorch gave for them in float32."""
+    """Inputs of a component, and PyTorch's float32 outputs for them."""
 
     inputs: dict[str, Tensor]
     outputs: dict[str, Array]
@@ -53,9 +53,10 @@ class Parity:
     """The largest difference from PyTorch over all cases and outputs.
 
     Attributes:
-        max_abs: in the output's unit.
-        rel_rms: RMS of the difference, of the RMS of PyTorch's output.
-        tolerance: what was allowed of `rel_rms`; `compared` says what was run.
+        max_abs: the maximum absolute difference.
+        rel_rms: RMS of the difference, relative to the RMS of PyTorch's output.
+        tolerance: the maximum accepted `rel_rms`.
+        compared: number format and runtime that were compared.
     """
 
     max_abs: float
@@ -64,16 +65,18 @@ class Parity:
     compared: str
 
     def as_json(self) -> dict[str, Any]:
-        """The figures as one JSON object."""
+        """The result as one JSON object."""
         return asdict(self)
 
 
-def answers(component: str, model: Any, sizes: Sizes) -> list[Case]:
-    """What diffusers' own `model` in float32 gives, before anything in it is replaced."""
+def reference_cases(component: str, model: Any, sizes: Sizes) -> list[Case]:
+    """The `CASES` with the outputs of diffusers' unmodified `model` in float32."""
     cases = []
     for case in CASES:
         inputs = random_inputs(component, sizes, **case)
-        outputs = {key: value.numpy() for key, value in answer(component, model, inputs).items()}
+        outputs = {
+            key: value.numpy() for key, value in reference_outputs(component, model, inputs).items()
+        }
         cases.append(Case(inputs, outputs))
     return cases
 
@@ -81,16 +84,17 @@ def answers(component: str, model: Any, sizes: Sizes) -> list[Case]:
 def compare(
     component: str, folder: Path, cases: Sequence[Case], precision: Precision, threads: int
 ) -> Parity:
-    """Runs the model in `folder` on every case.
+    """Runs the ONNX model in `folder` on every case and compares the outputs.
 
     Raises:
-        ParityError: out of tolerance, or a result is no number; names the component and figures.
+        ParityError: the difference exceeds the tolerance, or an output is NaN or infinite; names
+            component and difference.
         EngineError: ONNX Runtime cannot load or run the model.
     """
     with ExitStack() as stack:
         path = folder / MODEL_FILE
         if precision is Precision.BF16:
-            path = widen(path, stack.enter_context(temporary_folder()))
+            path = widen_bfloat16(path, stack.enter_context(temporary_folder()))
         session = _session(component, path, threads)
         pairs = [(case, _run(component, session, case.inputs)) for case in cases]
         del session
@@ -99,13 +103,13 @@ def compare(
         for name, theirs in case.outputs.items():
             if not np.isfinite(theirs).all():
                 raise ParityError(
-                    f"{component} gives {name} with NaN or infinity in PyTorch itself; check the "
-                    "checkpoint's weights"
+                    f"the output {name} of {component} has NaN or infinity in PyTorch itself; "
+                    "check the checkpoint's weights"
                 )
             if not np.isfinite(ours[name]).all():
                 raise ParityError(
-                    f"the exported {component} gives {name} with NaN or infinity in {precision}; "
-                    + _remedy(precision)
+                    f"the output {name} of the exported {component} has NaN or infinity in "
+                    f"{precision}; " + _remedy(precision)
                 )
             difference = ours[name].astype(np.float64) - theirs
             scale = max(float(np.sqrt(np.mean(np.square(theirs, dtype=np.float64)))), 1e-12)
@@ -114,8 +118,8 @@ def compare(
     tolerance = TOLERANCES[precision]
     if rel_rms > tolerance:
         raise ParityError(
-            f"the exported {component} differs from PyTorch by a relative RMS of {rel_rms:.3g}, "
-            f"at most {max_abs:.3g}; {tolerance:.2g} is allowed for {precision}. "
+            f"the exported {component} must differ from PyTorch by a relative RMS of at most "
+            f"{tolerance:.2g} in {precision}, got {rel_rms:.3g} (maximum {max_abs:.3g}). "
             + _remedy(precision)
         )
     return Parity(max_abs, rel_rms, tolerance, COMPARED[precision])
@@ -151,8 +155,8 @@ def _run(component: str, session: Any, inputs: Mapping[str, Tensor]) -> dict[str
     return dict(zip(names, results, strict=True))
 
 
-def widen(path: Path, folder: Path) -> Path:
-    """A copy in `folder` of the model at `path` with float32 wherever it has bfloat16."""
+def widen_bfloat16(path: Path, folder: Path) -> Path:
+    """Writes a copy of the model at `path` into `folder` with float32 instead of bfloat16."""
     import onnx_ir as ir
 
     model = ir.load(path)
@@ -178,5 +182,5 @@ def widen(path: Path, folder: Path) -> Path:
 
 
 def thread_count() -> int:
-    """As many as PyTorch uses: what the user has chosen for one holds for the other."""
+    """The number of threads that PyTorch uses, which ONNX Runtime then uses too."""
     return torch.get_num_threads()

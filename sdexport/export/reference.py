@@ -1,4 +1,4 @@
-"""What PyTorch and diffusers give in float32, in numpy: the truth that bundles are held against."""
+"""PyTorch's and diffusers' float32 results as numpy arrays: the reference for bundles."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ Array = npt.NDArray[Any]
 
 
 class ReferenceModels:
-    """A checkpoint's models in PyTorch, float32 on the CPU; each is loaded when first used.
+    """A checkpoint's models in PyTorch, float32 on the CPU; each is loaded at its first use.
 
-    Arrays go in and come out as numpy's; every method may raise `CheckpointError`.
+    Inputs and outputs are numpy arrays. Every method can raise `CheckpointError`.
     """
 
     def __init__(self, checkpoint: Checkpoint | Path | str) -> None:
-        """Opens `checkpoint`: a diffusers folder, a hub id, or one that is open.
+        """Opens `checkpoint`: a diffusers folder, a hub id, or an opened checkpoint.
 
         Raises:
-            CheckpointError: none, or it lacks a part.
+            CheckpointError: it is missing, incomplete or of another kind.
             MissingExtraError: torch or another library is not installed.
         """
         require_libraries()
@@ -37,15 +37,13 @@ class ReferenceModels:
 
     def text_encoder(self, input_ids: Array) -> Array:
         """input_ids (N, 77) int64 → last_hidden_state (N, 77, dim) float32."""
-        return self._answer("text_encoder", "text_encoder", input_ids=input_ids)[
-            "last_hidden_state"
-        ]
+        return self._run("text_encoder", "text_encoder", input_ids=input_ids)["last_hidden_state"]
 
     def hidden_states(self, input_ids: Array) -> list[Array]:
-        """input_ids (N, 77) int64 → (N, 77, dim) float32 of the embeddings and of every layer."""
+        """input_ids (N, 77) int64 → (N, 77, dim) float32 after the embeddings and every layer."""
         from sdexport.export.components import hidden_state
 
-        found = self._answer("text_encoder", "text_encoder", input_ids=input_ids)
+        found = self._run("text_encoder", "text_encoder", input_ids=input_ids)
         return [
             found[hidden_state(layer)] for layer in range(self.checkpoint.sizes.text_layers + 1)
         ]
@@ -59,12 +57,12 @@ class ReferenceModels:
     ) -> Array:
         """sample (B, 4, h, w), timestep (B,) or (1,), embeddings (B, tokens, dim) → (B, 4, h, w).
 
-        A guidance-distilled one takes `embedded_guidance` (B,) as well: the guidance scales - 1.
+        A guidance-distilled UNet also takes `embedded_guidance` (B,): the guidance scales - 1.
         """
         inputs = {"sample": sample, "timestep": timestep, "encoder_hidden_states": embeddings}
         if embedded_guidance is not None:
             inputs["timestep_cond"] = self._guidance_embedding(embedded_guidance)
-        return self._answer("unet", "unet", **inputs)["out_sample"]
+        return self._run("unet", "unet", **inputs)["out_sample"]
 
     def _guidance_embedding(self, scales: Array) -> Array:
         import torch
@@ -76,15 +74,15 @@ class ReferenceModels:
         return embedding
 
     def decode(self, latents: Array) -> Array:
-        """Latents (B, 4, h, w) as the loop leaves them → images (B, H, W, 3) float32, 0 to 1."""
+        """Final latents (B, 4, h, w) of the loop → images (B, H, W, 3) float32, 0 to 1."""
         # Stable Diffusion's pipelines do not apply the VAE's `shift_factor`.
         scaled = latents.astype(np.float32) / self._model("vae").config.scaling_factor
-        sample = self._answer("vae_decoder", "vae", latent_sample=scaled)["sample"]
+        sample = self._run("vae_decoder", "vae", latent_sample=scaled)["sample"]
         return np.clip(sample / 2 + 0.5, 0, 1).transpose(0, 2, 3, 1)
 
     def encode(self, sample: Array) -> Array:
         """Images (B, 3, H, W) from -1 to 1 → latent_parameters (B, 8, h, w)."""
-        return self._answer("vae_encoder", "vae", sample=sample)["latent_parameters"]
+        return self._run("vae_encoder", "vae", sample=sample)["latent_parameters"]
 
     def generate(
         self,
@@ -103,31 +101,32 @@ class ReferenceModels:
         mask_image: Any = None,
         strength: float = 1.0,
     ) -> list[Array]:
-        """The images of diffusers' text-to-image, image-to-image or inpainting pipeline.
+        """Generates images with diffusers' text-to-image, image-to-image or inpainting pipeline.
 
         Args:
-            prompts: one an image.
-            seeds: of each image's own generator on the CPU.
-            num_inference_steps: of the sampler; PNDM makes one evaluation more.
-            guidance_scale: above 1 the negative prompt is evaluated as well.
-            sampler: as `sdexport.sampling` names it; None is the checkpoint's own.
-            height, width: pixels.
-            negative_prompt: one for all or one an image; None is the empty one.
-            guidance_rescale: from 0 (off) to 1; from text alone.
-            clip_skip: layers of the text encoder left out; None is diffusers' default.
-            image: PIL's, to start from, repainted by `strength`; with a
-                `mask_image`, where it is white.
+            prompts: one per image.
+            seeds: one per image, for its own generator on the CPU.
+            num_inference_steps: number of steps; PNDM makes one evaluation more.
+            guidance_scale: above 1 the negative prompt is evaluated too.
+            sampler: a name of `sdexport.sampling`; None is the checkpoint's own sampler.
+            height, width: in pixels.
+            negative_prompt: one for all images or one per image; None is an empty one.
+            guidance_rescale: from 0 (off) to 1; only for text-to-image.
+            clip_skip: number of the text encoder's last layers to skip; None is diffusers' default.
+            image: the PIL image to start from.
+            mask_image: a PIL image; white regions of `image` are repainted.
+            strength: how much `image` is changed, from 0 to 1.
 
         Returns:
             (H, W, 3) uint8 for each prompt.
 
         Raises:
-            UsageError: an unknown sampler.
+            UsageError: the sampler is unknown.
         """
         import torch
 
         if len(seeds) != len(prompts):
-            raise ValueError(f"{len(prompts)} prompts need as many seeds, not {len(seeds)}")
+            raise ValueError(f"{len(prompts)} prompts need {len(prompts)} seeds, got {len(seeds)}")
         pipeline = self._pipeline(sampler, image is not None, mask_image is not None)
         extra: dict[str, Any] = {"guidance_rescale": guidance_rescale}
         if image is not None:
@@ -158,7 +157,7 @@ class ReferenceModels:
 
         config = self.checkpoint.scheduler_config
         with quiet_loading():
-            # Importing them speaks of libraries that are not needed here.
+            # Their import warns about libraries that are not needed here.
             from diffusers import (
                 StableDiffusionImg2ImgPipeline,
                 StableDiffusionInpaintPipeline,
@@ -182,8 +181,8 @@ class ReferenceModels:
         pipeline.set_progress_bar_config(disable=True)
         encoder = pipeline.text_encoder
         if not hasattr(encoder, "text_model"):
-            # For `clip_skip`, diffusers 0.42 looks for the last normalisation a level below where
-            # transformers 5 has it. Not as a submodule, which would contain itself.
+            # For `clip_skip`, diffusers 0.42 expects the final normalisation one level below its
+            # place in transformers 5. Not set as a submodule, which would contain itself.
             encoder.__dict__["text_model"] = encoder
         return pipeline
 
@@ -194,10 +193,10 @@ class ReferenceModels:
             self._models[folder] = load_folder(self.checkpoint, folder)
         return self._models[folder]
 
-    def _answer(self, component: str, folder: str, **inputs: Array) -> dict[str, Array]:
+    def _run(self, component: str, folder: str, **inputs: Array) -> dict[str, Array]:
         import torch
 
-        from sdexport.export.components import answer
+        from sdexport.export.components import reference_outputs
 
         tensors = {
             name: torch.from_numpy(
@@ -207,19 +206,19 @@ class ReferenceModels:
             )
             for name, value in inputs.items()
         }
-        outputs = answer(component, self._model(folder), tensors)
+        outputs = reference_outputs(component, self._model(folder), tensors)
         return {name: value.numpy() for name, value in outputs.items()}
 
 
 def sampler_for(sampler: str | None, config: Mapping[str, Any]) -> Any:
-    """diffusers' scheduler for one of `sdexport.sampling`'s names.
+    """diffusers' scheduler for a sampler of `sdexport.sampling`.
 
     Args:
-        sampler: a name; None is the one that `config` was written by.
+        sampler: the sampler's name; None is the sampler of `config`.
         config: a parsed scheduler_config.json, or a scheduler's `config`.
 
     Raises:
-        UsageError: an unknown sampler, or a scheduler that has none.
+        UsageError: the sampler is unknown, or diffusers has no scheduler for it.
     """
     import diffusers
 
@@ -229,11 +228,10 @@ def sampler_for(sampler: str | None, config: Mapping[str, Any]) -> Any:
     forced: dict[str, Any] = dict(found.forced)
     if found.diffusers is None:
         raise UsageError(
-            f"diffusers has no sampler {found.name}, so there is nothing to compare it with; "
-            "choose another one."
+            f"diffusers has no sampler {found.name} to compare with; choose another sampler"
         )
     if found.name in ("ddim", "ddpm"):
-        # No latent diffusion model is sampled with clipping, and their default is to clip.
+        # These classes clip samples by default, which is wrong for latents.
         forced["clip_sample"] = False
     elif found.name == "pndm":
         forced["skip_prk_steps"] = True

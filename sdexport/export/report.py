@@ -1,4 +1,4 @@
-"""What an export says about itself."""
+"""The report of an export."""
 
 from __future__ import annotations
 
@@ -11,13 +11,16 @@ from sdexport.model.shapes import Precision, TensorSpec
 
 @dataclass(frozen=True, slots=True)
 class ComponentReport:
-    """One exported component.
+    """The report of one exported component.
 
     Attributes:
-        inputs, outputs: as the ONNX model states them.
-        parameters: number of weights; `bytes`: of graph and weights; `nodes`: of the graph.
-        seconds: to load, export and compare it; `peak_bytes`: the process's largest memory then.
-        parity: the figures of the comparison with PyTorch, None if it was left out.
+        inputs, outputs: as declared by the ONNX model.
+        parameters: number of elements of the weights.
+        bytes: size of graph and weights.
+        nodes: number of the graph's nodes.
+        seconds: time to load, export and compare the component.
+        peak_bytes: peak memory of the process in that time.
+        parity: the result of the comparison with PyTorch; None if there was none.
     """
 
     inputs: tuple[TensorSpec, ...]
@@ -43,9 +46,14 @@ class ComponentReport:
 
 @dataclass(frozen=True, slots=True)
 class ExportReport:
-    """A whole export: where it is, what of, in which precision, by which versions.
+    """The report of an export.
 
-    `notes` are lines for people: what was left out or ignored, and what was chosen.
+    Attributes:
+        folder: the ONNX folder.
+        checkpoint: the checkpoint's name.
+        components: the components' reports by name.
+        versions: versions of the libraries by name.
+        notes: lines for users: what is not exported or ignored, and what was selected.
     """
 
     folder: str
@@ -58,7 +66,7 @@ class ExportReport:
 
     @property
     def seconds(self) -> float:
-        """The components' together."""
+        """The sum of the components' seconds."""
         return round(sum(component.seconds for component in self.components.values()), 3)
 
     def as_json(self) -> dict[str, Any]:

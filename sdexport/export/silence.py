@@ -1,4 +1,4 @@
-"""Keeping what the libraries say about themselves away from users, who cannot act on it."""
+"""Suppresses warnings, log lines and progress bars of the export's libraries."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ NOISY = ("torch", "onnxscript", "onnx_ir", "diffusers", "transformers")
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keeps warnings and log lines of torch's exporter from users, who cannot act on them.
+    """Suppresses warnings and log lines of torch's exporter during the body.
 
-    Among them: decompositions that are registered twice, integer divisions that the shape
-    analysis calls unusual, how far the version converter went.
+    Examples: decompositions that are registered twice, integer divisions in shapes, the progress of
+    the version converter. Users cannot act on them.
     """
     named = [
         logging.getLogger(name)
@@ -36,7 +36,7 @@ def quiet() -> Iterator[None]:
 
 @contextmanager
 def quiet_loading() -> Iterator[None]:
-    """Keeps progress bars and log lines of the two libraries from standard error."""
+    """Suppresses progress bars and log lines of diffusers and transformers during the body."""
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
 

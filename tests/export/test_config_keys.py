@@ -201,7 +201,7 @@ def same_as_its_library(part: str, changes: Change) -> None:
             inputs = components.random_inputs(component, sizes, batch=2, height=height, width=width)
             if component == "text_encoder":
                 inputs["input_ids"][:, 40:] = 5
-            wanted = components.answer(component, model, inputs)
+            wanted = components.reference_outputs(component, model, inputs)
             ours = MODULES[component](model_and_sizes(part, changes)[0])(*inputs.values())
             ours = ours if isinstance(ours, tuple) else (ours,)
             for mine, theirs in zip(ours, wanted.values(), strict=True):

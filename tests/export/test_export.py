@@ -369,7 +369,7 @@ class TestWriting:
 
         checkpoint = open_checkpoint(tiny_checkpoint)
         model = load_component(checkpoint, "vae_decoder")
-        cases = parity.answers("vae_decoder", model, checkpoint.sizes)
+        cases = parity.reference_cases("vae_decoder", model, checkpoint.sizes)
         folder = tiny_onnx / "vae_decoder"
         assert parity.compare("vae_decoder", folder, cases, Precision.FP32, 1).rel_rms < 1e-4
         cases[1].outputs["sample"] *= 1.01

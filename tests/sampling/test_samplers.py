@@ -11,8 +11,8 @@ import pytest
 from numpy.typing import NDArray
 
 from benchmarks.sampler_cases import cases
+from benchmarks.scheduler_trajectory import run_scheduler
 from sdexport.export.reference import sampler_for
-from sdexport.export.trajectory import run_scheduler
 from sdexport.sampling import (
     Sampler,
     SamplingPlan,

@@ -1,4 +1,4 @@
-"""What diffusers' schedulers do step by step, with given noise: the truth for sampling plans."""
+"""Runs diffusers' schedulers step by step with given noise: the reference for sampling plans."""
 
 from __future__ import annotations
 
@@ -20,10 +20,11 @@ Array = npt.NDArray[Any]
 class Trajectory:
     """One run of a scheduler.
 
-    samples    after each evaluation
-    timesteps  of each evaluation
-    levels     (evaluations, 2) the weights of clean latents and noise that `add_noise` uses before
-               each evaluation; None where the class has none
+    Attributes:
+        samples: the sample after each evaluation.
+        timesteps: the timestep of each evaluation.
+        levels: (evaluations, 2) the weights of clean latents and noise in `add_noise` before each
+            evaluation; None if the class has no `add_noise`.
     """
 
     samples: tuple[Array, ...]
@@ -43,18 +44,18 @@ def run_scheduler(
     set_timesteps: Mapping[str, Any] | None = None,
     step: Mapping[str, Any] | None = None,
 ) -> Trajectory:
-    """Runs a scheduler class of diffusers as its pipelines do, from `noise[0]`.
+    """Runs a scheduler class of diffusers as its pipelines do, starting from `noise[0]`.
 
     Args:
-        name: of the class.
-        config: what ``from_config`` gets.
-        steps: None where `set_timesteps` says it otherwise.
+        name: the name of the class.
+        config: the argument of `from_config`.
+        steps: the number of steps; None if `set_timesteps` determines it.
         model: (input, timestep) → output, in the dtype of the input.
-        noise: unit noise: the start, then one for each draw; its dtype, float32 or float64, is
-            that of the run. In float64 the schedulers' own tables are float64 as well, which they
-            never are in diffusers.
-        begin: steps left out, as img2img does.
-        image: latents that `add_noise` mixes with `noise[0]` to start from.
+        noise: unit noise: for the initial sample, then for each use of noise. Its dtype, float32 or
+            float64, is that of the run; in float64 the schedulers' tables are float64 too, which
+            they never are in diffusers.
+        begin: the number of steps that are skipped, as by img2img.
+        image: latents that `add_noise` mixes with `noise[0]` for the initial sample.
         set_timesteps, step: further arguments of these methods.
     """
     import torch
@@ -62,13 +63,13 @@ def run_scheduler(
     dtype = torch.float64 if noise[0].dtype == np.float64 else torch.float32
     remaining = iter(noise[1:])
 
-    def generate(shape: Any, *_: Any, **__: Any) -> Any:
+    def next_noise(shape: Any, *_: Any, **__: Any) -> Any:
         fresh = torch.from_numpy(next(remaining)).to(dtype)
         assert tuple(fresh.shape) == tuple(shape)
         return fresh
 
-    with warnings.catch_warnings(), _computing_in(name, dtype, generate) as scheduler_class:
-        # What diffusers and numpy have to say about diffusers' own code.
+    with warnings.catch_warnings(), _computing_in(name, dtype, next_noise) as scheduler_class:
+        # Warnings of diffusers and numpy about diffusers' own code.
         warnings.simplefilter("ignore")
         scheduler = scheduler_class.from_config(dict(config))
         if steps is None:
@@ -80,7 +81,7 @@ def run_scheduler(
             scheduler.set_begin_index(first)
         timesteps = scheduler.timesteps[first:]
         if hasattr(scheduler, "noise_sampler"):
-            scheduler.noise_sampler = _BrownianPath(lambda: generate(noise[0].shape))
+            scheduler.noise_sampler = _BrownianPath(lambda: next_noise(noise[0].shape))
         start = torch.from_numpy(noise[0]).to(dtype)
         levels = []
         if image is None:
@@ -106,7 +107,7 @@ def run_scheduler(
 
 
 def _level(scheduler: Any, timestep: Any, dtype: Any) -> tuple[float, float] | None:
-    """The weights in `add_noise`, or flow matching's `scale_noise`, by asking it for each."""
+    """The weights of clean latents and noise in `add_noise` or flow matching's `scale_noise`."""
     import torch
 
     one, zero = torch.ones(1, 1, 1, 1, dtype=dtype), torch.zeros(1, 1, 1, 1, dtype=dtype)
@@ -123,18 +124,18 @@ def _level(scheduler: Any, timestep: Any, dtype: Any) -> tuple[float, float] | N
 
 
 class _BrownianPath:
-    """A noise sampler over one Brownian path, from independent draws instead of a tree.
+    """A noise sampler over one Brownian path, made of independent noise instead of a tree.
 
-    Each interval begins where the one before ended, or at the same place and reaches further.
+    Each interval begins at the end of the previous one, or at its beginning and is longer.
     """
 
-    def __init__(self, generate: Callable[[], Any]) -> None:
-        self._generate = generate
+    def __init__(self, next_noise: Callable[[], Any]) -> None:
+        self._next_noise = next_noise
         self._last: tuple[float, float, Any] | None = None
 
     def __call__(self, sigma: Any, sigma_next: Any) -> Any:
         start, end = float(sigma), float(sigma_next)
-        fresh = self._generate()
+        fresh = self._next_noise()
         if self._last is not None and math.isclose(self._last[0], start, rel_tol=1e-6):
             share = (start - self._last[1]) / (start - end)
             fresh = math.sqrt(share) * self._last[2] + math.sqrt(1 - share) * fresh
@@ -145,7 +146,7 @@ class _BrownianPath:
 
 
 class _Widened:
-    """A module in which float32 means another precision."""
+    """A module whose attribute `float32` is another type."""
 
     def __init__(self, module: Any, float32: Any) -> None:
         self._module, self.float32 = module, float32
@@ -155,14 +156,14 @@ class _Widened:
 
 
 @contextlib.contextmanager
-def _computing_in(name: str, dtype: Any, generate: Callable[..., Any]) -> Iterator[Any]:
-    """A scheduler class whose module computes in `dtype` and draws noise from `draw`."""
+def _computing_in(name: str, dtype: Any, next_noise: Callable[..., Any]) -> Iterator[Any]:
+    """The scheduler class `name`, whose module computes in `dtype` with noise of `next_noise`."""
     import diffusers
     import torch
 
     scheduler_class = getattr(diffusers, name)
     module = importlib.import_module(scheduler_class.__module__)
-    changed: dict[str, Any] = {"randn_tensor": generate}
+    changed: dict[str, Any] = {"randn_tensor": next_noise}
     if dtype == torch.float64:
         changed |= {"torch": _Widened(torch, torch.float64), "np": _Widened(np, np.float64)}
     before = {key: getattr(module, key) for key in changed if hasattr(module, key)}
