@@ -455,8 +455,8 @@ def _read_sizes(path: Path, configs: Mapping[str, Mapping[str, Any]]) -> Sizes:
     for width in unet.embedding_widths:
         if width != text.hidden_size:
             raise CheckpointError(
-                f"the UNet of {path} takes embeddings of width {width}, but the text encoder "
-                f"returns width {text.hidden_size}: they are parts of different models; "
+                f"the UNet's cross_attention_dim must be the text encoder's hidden_size in {path}, "
+                f"got {width} and {text.hidden_size}: these are parts of different models; "
                 "download the checkpoint again"
             )
     return Sizes(

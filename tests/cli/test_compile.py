@@ -25,7 +25,7 @@ REPORT = {
     "precision": "bf16",
     "reasons": ["it is there", "it is fast"],
     "outcome": "built",
-    "notes": ["left out: safety_checker"],
+    "notes": ["not exported: safety_checker"],
     "reused": False,
     "fingerprint": "0123456789abcdef" * 4,
     "bytes": 12_345_678,

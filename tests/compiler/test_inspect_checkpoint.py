@@ -47,7 +47,7 @@ def test_a_checkpoint(tiny_checkpoint: Path) -> None:
     assert found.about["latents"] == [4, 8]
     assert found.about["tokens"] == 77
     notes: Any = found.about["notes"]
-    assert any(note.startswith("left out: safety_checker") for note in notes)
+    assert any(note.startswith("not exported: safety_checker") for note in notes)
     document = found.as_json()
     assert document["kind"] == "checkpoint"
     assert [one["name"] for one in document["components"]] == ["text_encoder", "unet", "vae"]
@@ -114,7 +114,7 @@ def test_a_header_has_bounds(tiny_checkpoint: Path, tmp_path: Path) -> None:
     file.write_bytes(struct.pack("<Q", 1 << 62) + b"{}")
     found = inspect(copy)
     vae = next(part for part in found.parts if part.name == "vae")
-    assert "is no safetensors file" in vae.note
+    assert "is not a safetensors file" in vae.note
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"a": NaN}', "{" * 2000])

@@ -1,4 +1,4 @@
-"""Opening checkpoints: what is accepted, and what is said about the rest."""
+"""Opening checkpoints: which are accepted, and the messages for all others."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ UNET_WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 
 @pytest.fixture
 def own(tmp_path: Path, tiny_checkpoint: Path) -> Path:
-    """A copy of the tiny checkpoint that a test may damage."""
+    """A copy of the tiny checkpoint, for a test to damage."""
     return copy_checkpoint(tiny_checkpoint, tmp_path / "own")
 
 
@@ -34,7 +34,7 @@ def refused(path: Path | str, *words: str) -> str:
     return message
 
 
-def test_what_is_known_before_anything_is_loaded(tiny_checkpoint: Path) -> None:
+def test_sizes_are_known_before_loading(tiny_checkpoint: Path) -> None:
     checkpoint = open_checkpoint(tiny_checkpoint)
     assert checkpoint.name == "tiny"
     sizes = checkpoint.sizes
@@ -58,17 +58,17 @@ def test_digests_follow_content(tiny_checkpoint: Path, own: Path) -> None:
     assert set(open_checkpoint(own).digests(["unet"])) == {"unet"}
 
 
-def test_no_checkpoint(tmp_path: Path) -> None:
-    refused(tmp_path, "no checkpoint", "model_index.json", "diffusers folder", "hub id")
-    refused(tmp_path / "nothing", "there is no checkpoint at", "hub id")
-    refused("./no/such/folder", "there is no checkpoint at")
+def test_a_path_that_is_not_a_checkpoint(tmp_path: Path) -> None:
+    refused(tmp_path, "not a checkpoint", "model_index.json is missing", "diffusers folder")
+    refused(tmp_path / "nothing", "nothing does not exist", "hub id")
+    refused("./no/such/folder", "./no/such/folder does not exist")
     single = tmp_path / "model.safetensors"
     single.write_bytes(b"")
     refused(single, "is a file", "from_single_file")
 
 
 @pytest.mark.parametrize("part", ["unet", "vae", "text_encoder", "tokenizer", "scheduler"])
-def test_a_part_missing(tiny_checkpoint: Path, tmp_path: Path, part: str) -> None:
+def test_a_missing_part(tiny_checkpoint: Path, tmp_path: Path, part: str) -> None:
     copy = copy_without(tiny_checkpoint, tmp_path / "copy", part)
     refused(copy, str(copy), part, "again")
 
@@ -84,7 +84,7 @@ def test_a_part_missing(tiny_checkpoint: Path, tmp_path: Path, part: str) -> Non
         "text_encoder/model.safetensors",
     ],
 )
-def test_a_file_missing(tiny_checkpoint: Path, tmp_path: Path, file: str) -> None:
+def test_a_missing_file(tiny_checkpoint: Path, tmp_path: Path, file: str) -> None:
     copy = copy_without(tiny_checkpoint, tmp_path / "copy", file)
     refused(copy, Path(file).name, "again")
 
@@ -94,7 +94,7 @@ def test_a_damaged_configuration(own: Path) -> None:
     refused(own, "vae/config.json", "damaged")
 
 
-def test_not_stable_diffusion_1(own: Path) -> None:
+def test_another_kind_of_model(own: Path) -> None:
     edit_json(
         own / "model_index.json",
         {
@@ -106,14 +106,14 @@ def test_not_stable_diffusion_1(own: Path) -> None:
     edit_json(own / "model_index.json", {"text_encoder_2": ..., "unet": ["diffusers", "Other"]})
     refused(own, "Other", "UNet2DConditionModel")
     edit_json(own / "model_index.json", {"unet": ...})
-    refused(own, "unet is missing")
+    refused(own, "unet must be a UNet2DConditionModel, got none")
 
 
 @pytest.mark.parametrize(
     ("part", "changes", "words"),
     [
-        ("unet", {"in_channels": 9}, ("9 channels", "inpainting")),
-        ("unet", {"cross_attention_dim": 768}, ("768", "32", "belong together")),
+        ("unet", {"in_channels": 9}, ("must take 4 channels, got 9", "inpainting")),
+        ("unet", {"cross_attention_dim": 768}, ("768", "32", "parts of different models")),
         ("unet", {"addition_embed_type": "text_time"}, ("addition_embed_type", "text_time")),
     ],
 )
@@ -130,8 +130,8 @@ def test_another_structure(
         (lambda content: content[:-100], ("truncated", "header says")),
         (lambda content: content[:50], ("truncated", "header alone")),
         (lambda content: content + b"more", ("damaged",)),
-        (lambda content: b"", ("no safetensors file", "0 bytes")),
-        (lambda content: b"\0" * 200, ("no safetensors file",)),
+        (lambda content: b"", ("not a safetensors file", "0 bytes")),
+        (lambda content: b"\0" * 200, ("not a safetensors file",)),
         (lambda content: b"version https://git-lfs.github.com/spec/v1\n", ("LFS", "git lfs pull")),
     ],
 )
@@ -148,19 +148,19 @@ def test_pickles_are_refused(own: Path) -> None:
     refused(own, "diffusion_pytorch_model.bin", "pickle", "safetensors", "save_pretrained")
 
 
-def test_tokenizers_of_either_kind(own: Path) -> None:
+def test_both_kinds_of_tokenizer_files(own: Path) -> None:
     from transformers import CLIPTokenizer
 
     tokenizer = CLIPTokenizer.from_pretrained(own / "tokenizer")
     for name in ("vocab.json", "merges.txt"):
         (own / "tokenizer" / name).unlink()
-    refused(own, "vocab.json and merges.txt", "tokenizer.json")
+    refused(own, "missing: vocab.json, merges.txt", "tokenizer.json")
     tokenizer.save_pretrained(own / "tokenizer")
     open_checkpoint(own)
 
 
 class TestLoading:
-    """Weights in every way that they come in."""
+    """Loading weights of every layout."""
 
     def same(self, one: Any, other: Any, tolerance: float = 0.0) -> None:
         import torch
@@ -214,7 +214,7 @@ class TestLoading:
         shard.unlink()
         refused(own, shard.name, "missing")
 
-    def test_weights_that_do_not_fit(self, own: Path) -> None:
+    def test_missing_weights(self, own: Path) -> None:
         from safetensors.numpy import load_file, save_file
 
         from sdexport.export.loading import load_folder
@@ -225,10 +225,10 @@ class TestLoading:
             lost = name or next(key for key in tensors if key.endswith("final_layer_norm.weight"))
             del tensors[lost]
             save_file(tensors, file, {"format": "pt"})
-            with pytest.raises(CheckpointError, match=r"(?s)do not fit.*weight"):
+            with pytest.raises(CheckpointError, match=r"(?s)contradict.*missing are .*weight"):
                 load_folder(open_checkpoint(own), folder)
 
-    def test_a_configuration_of_other_sizes(self, own: Path) -> None:
+    def test_weights_of_other_sizes(self, own: Path) -> None:
         from sdexport.export.loading import load_folder
 
         for folder, changes in (
@@ -236,10 +236,10 @@ class TestLoading:
             ("text_encoder", {"intermediate_size": 128}),
         ):
             edit_json(own / folder / "config.json", changes)
-            with pytest.raises(CheckpointError, match=f"{folder}.*(cannot be loaded|do not fit)"):
+            with pytest.raises(CheckpointError, match=f"{folder}.*(cannot be loaded|contradict)"):
                 load_folder(open_checkpoint(own), folder)
 
-    def test_old_configurations_become_complete(self, own: Path) -> None:
+    def test_old_configurations_are_completed(self, own: Path) -> None:
         from sdexport.export.loading import config_of, load_folder
 
         edit_json(own / "vae" / "config.json", {"scaling_factor": ...})
@@ -272,7 +272,7 @@ class TestHub:
         assert not options.get("trust_remote_code")
         assert options["safety_checker"] is None
 
-    def test_what_the_hub_says(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_an_error_of_the_hub_is_quoted(self, monkeypatch: pytest.MonkeyPatch) -> None:
         from diffusers import DiffusionPipeline
 
         def download(name: str, **options: Any) -> str:

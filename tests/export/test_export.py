@@ -1,4 +1,4 @@
-"""The exported folder: what is in it, what its models compute, and what stops an export."""
+"""The exported folder: its content, the results of its models, and failing exports."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ class TestFolder:
         assert "/" not in model.producer_name + model.doc_string
         assert not any(node.metadata_props or node.doc_string for node in model.graph.node)
 
-    def test_weights_are_there_once(self, tiny_onnx: Path, tiny_checkpoint: Path) -> None:
+    def test_weights_are_stored_once(self, tiny_onnx: Path, tiny_checkpoint: Path) -> None:
         from sdexport.export import open_checkpoint
 
         checkpoint = open_checkpoint(tiny_checkpoint)
@@ -152,7 +152,7 @@ class TestFolder:
 
 
 class TestParity:
-    """The models against diffusers' own forward passes, where a frozen size would show."""
+    """The models compared with diffusers' forward passes, at sizes other than the traced ones."""
 
     def close(self, ours: np.ndarray, theirs: np.ndarray) -> None:
         assert ours.shape == theirs.shape
@@ -202,7 +202,7 @@ class TestParity:
             # With the published ids, the pooled output is the largest token's.
             self.close(pooled, ours[np.arange(batch), ids.argmax(1)])
 
-    def test_openvino_reads_them_too(self, tiny_onnx: Path, reference: ReferenceModels) -> None:
+    def test_openvino_computes_the_same(self, tiny_onnx: Path, reference: ReferenceModels) -> None:
         openvino = pytest.importorskip("openvino")
         sample, text = normal(2, 4, 5, 7), normal(2, 77, 32, seed=1)
         compiled = openvino.Core().compile_model(
@@ -234,7 +234,7 @@ class TestHalf:
         ("precision", "number"),
         [(Precision.FP16, onnx.TensorProto.FLOAT16), (Precision.BF16, onnx.TensorProto.BFLOAT16)],
     )
-    def test_the_others(
+    def test_unet_and_vae(
         self, tiny_checkpoint: Path, tmp_path: Path, precision: Precision, number: int
     ) -> None:
         others = ("unet", "vae_decoder", "vae_encoder")
@@ -264,7 +264,7 @@ def check_half(report: ExportReport, folder: Path, component: str, number: int) 
 
 
 class Stub:
-    """Stands in for torch's export, which takes seconds: writes two files, fails when told to."""
+    """A double of torch's export, which takes seconds: writes two files, or fails on request."""
 
     def __init__(self, failure: BaseException | None = None) -> None:
         self.failure = failure
@@ -290,7 +290,7 @@ def stub(monkeypatch: pytest.MonkeyPatch, failure: BaseException | None = None) 
 
 
 class TestWriting:
-    """Destinations, interruptions, space."""
+    """Destinations, interruptions, disk space."""
 
     @pytest.mark.parametrize("failure", [KeyboardInterrupt(), RuntimeError("no")])
     def test_interrupted(
@@ -333,14 +333,14 @@ class TestWriting:
         record = to_builtins(onnx_folder.OnnxFolder(folder).record)
         assert record["components"]["unet"]["parity"] is None
 
-    def test_another_folder_is_left_alone(self, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    def test_another_folder_is_not_replaced(self, tiny_checkpoint: Path, tmp_path: Path) -> None:
         (tmp_path / "thesis.txt").write_text("years of work")
-        with pytest.raises(FolderError, match=r"something else \(it holds thesis.txt\)"):
+        with pytest.raises(FolderError, match=r"not an ONNX folder \(it contains thesis.txt\)"):
             export_checkpoint(tiny_checkpoint, tmp_path)
         with pytest.raises(FolderError, match="is a file"):
             export_checkpoint(tiny_checkpoint, tmp_path / "thesis.txt")
         own = copy_checkpoint(tiny_checkpoint, tmp_path / "own")
-        with pytest.raises(FolderError, match="something else"):
+        with pytest.raises(FolderError, match="not an ONNX folder"):
             export_checkpoint(own, own)
         assert (own / "unet" / "config.json").is_file()
 
@@ -373,10 +373,12 @@ class TestWriting:
         folder = tiny_onnx / "vae_decoder"
         assert parity.compare("vae_decoder", folder, cases, Precision.FP32, 1).rel_rms < 1e-4
         cases[1].outputs["sample"] *= 1.01
-        with pytest.raises(ParityError, match=r"vae_decoder differs .* 0\.0099.*0\.0001 is"):
+        with pytest.raises(
+            ParityError, match=r"vae_decoder must differ .* 0\.0001 in fp32, got 0\.0099"
+        ):
             parity.compare("vae_decoder", folder, cases, Precision.FP32, 1)
         cases[1].inputs["latent_sample"][0, 0, 0, 0] = float("nan")
-        with pytest.raises(ParityError, match="vae_decoder gives sample with NaN"):
+        with pytest.raises(ParityError, match="sample of the exported vae_decoder has NaN"):
             parity.compare("vae_decoder", folder, cases, Precision.FP32, 1)
         cases[0].outputs["sample"][0] = np.nan
         with pytest.raises(ParityError, match="PyTorch itself"):

@@ -1,4 +1,4 @@
-"""What bundles are held against: diffusers' images, from a seed of each image's own."""
+"""The reference for bundles: diffusers' images, each from its own seed."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ REQUEST: dict[str, Any] = {
 }
 
 
-def test_a_image_is_its_seeds(reference: ReferenceModels, capfd: Any) -> None:
+def test_an_image_depends_only_on_its_seed(reference: ReferenceModels, capfd: Any) -> None:
     both = reference.generate(["a dog", "a cat"], seeds=[5, 9], **REQUEST)
     assert [image.shape for image in both] == [(24, 40, 3)] * 2
     assert {str(image.dtype) for image in both} == {"uint8"}
@@ -39,7 +39,7 @@ def test_a_image_is_its_seeds(reference: ReferenceModels, capfd: Any) -> None:
     assert capfd.readouterr() == ("", "")
 
 
-def test_it_is_diffusers_own_pipeline(reference: ReferenceModels, tiny_checkpoint: Path) -> None:
+def test_images_equal_diffusers_pipeline(reference: ReferenceModels, tiny_checkpoint: Path) -> None:
     import torch
     from diffusers import DDIMScheduler, StableDiffusionPipeline
 
@@ -69,7 +69,7 @@ def test_it_is_diffusers_own_pipeline(reference: ReferenceModels, tiny_checkpoin
     [sampler for sampler in samplers() if sampler.family == "diffusion"],
     ids=lambda sampler: sampler.name,
 )
-def test_every_sampler_has_its_scheduler(sampler: Any) -> None:
+def test_every_sampler_has_a_scheduler(sampler: Any) -> None:
     if not sampler.in_diffusers:
         with pytest.raises(UsageError, match=f"diffusers has no sampler {sampler.name}"):
             sampler_for(sampler.name, SCHEDULER)
@@ -82,7 +82,7 @@ def test_every_sampler_has_its_scheduler(sampler: Any) -> None:
         assert scheduler.config.clip_sample is False
 
 
-def test_no_sampler_is_the_checkpoints_own() -> None:
+def test_the_default_sampler_is_the_checkpoints() -> None:
     scheduler = sampler_for(None, SCHEDULER)
     assert type(scheduler).__name__ == "PNDMScheduler"
     assert scheduler.config.skip_prk_steps is True
@@ -90,6 +90,6 @@ def test_no_sampler_is_the_checkpoints_own() -> None:
         sampler_for("magic", SCHEDULER)
 
 
-def test_a_seed_for_every_prompt(reference: ReferenceModels) -> None:
-    with pytest.raises(ValueError, match="2 prompts need as many seeds, not 1"):
+def test_every_prompt_needs_a_seed(reference: ReferenceModels) -> None:
+    with pytest.raises(ValueError, match="2 prompts need 2 seeds, got 1"):
         reference.generate(["a dog", "a cat"], seeds=[1], **REQUEST)
