@@ -1,4 +1,4 @@
-"""ONNX folder → bundle: building, checking, verifying, inspecting.
+"""Compiles ONNX folders and checkpoints into bundles; verifies and inspects them.
 
 The names of this package are loaded when they are first used: what looks at bundles needs no
 library that builds them.

@@ -1,4 +1,4 @@
-"""Checkpoint → bundle in one call: export, graph, build and the check against PyTorch."""
+"""Compiles a checkpoint into a bundle: export, graph passes, build, comparison with PyTorch."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from sdexport.artifacts.onnx_folder import (
 )
 from sdexport.backends import targets
 from sdexport.compiler import folder as folders
-from sdexport.compiler.estimate import Informed, estimate
-from sdexport.compiler.options import HINTS, BuildOptions, checked_options, decide
-from sdexport.compiler.order import Order, fingerprints_of, sizes_of
+from sdexport.compiler.build_spec import BuildSpec, fingerprints_of, sizes_of
+from sdexport.compiler.estimate import TimedProgress, estimate
+from sdexport.compiler.options import KEYWORD_HINTS, BuildOptions, checked_options, decide
 from sdexport.compiler.report import BuildReport, Stopwatch
 from sdexport.errors import UsageError
 from sdexport.keywords import explains_keywords
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from sdexport.export.checkpoint import Checkpoint
 
 
-@explains_keywords(HINTS)
+@explains_keywords(KEYWORD_HINTS)
 def compile_checkpoint(
     checkpoint: Path | str,
     bundle: Path | str,
@@ -45,26 +45,26 @@ def compile_checkpoint(
     force: bool = False,
     progress: Progress = SILENT,
 ) -> BuildReport:
-    """Makes a bundle of a checkpoint; keeps what is right of one that stands.
+    """Compiles a checkpoint into a bundle; reuses the engines of an existing bundle that match.
 
     Args:
         checkpoint: a diffusers folder or a hub id.
-        bundle: where the bundle goes; an older bundle there is replaced whole once the new one
-            has passed, anything else is left alone.
+        bundle: the bundle's path; an existing bundle is replaced as a whole once the new one has
+            passed the comparison, anything else is an error.
         options: target, precision, profile, default guidance.
-        components: what to export; the VAE encoder may be left out.
-        onnx: keep the ONNX folder here, or take the one that is here and was exported from the same
-            checkpoint by the same versions; None throws it away.
-        verify: compare engines and an image with PyTorch, refuse a bundle that is off, and keep
-            the figures in the manifest. Left out where the target cannot run on this machine, and
-            where the bundle's figures are of what it still holds.
-        force: export and build everything also when the bundle has it.
-        progress: hears of the stages.
+        components: the components to export; only the VAE encoder is optional.
+        onnx: a path to keep the ONNX folder; one that exists there is used if it was exported from
+            the same checkpoint by the same versions. None discards the ONNX folder.
+        verify: compare engines and images with PyTorch, reject a bundle out of tolerance, and
+            record the result in the manifest. Skipped if the target cannot run on this machine, or
+            if the bundle's recorded result is still valid.
+        force: export and build everything, even if the bundle has it.
+        progress: receives the stages.
 
     Raises:
-        UsageError: an option that the target has not, or one of the folders holds another.
-        CheckpointError: `checkpoint` is none, or lacks a component.
-        ParityError: an engine's results are too far from PyTorch's; nothing was replaced.
+        UsageError: the target does not accept an option, or one of the folders contains another.
+        CheckpointError: `checkpoint` is missing, incomplete or of another kind.
+        ParityError: an engine's results differ too much from PyTorch's; nothing was replaced.
         FolderError: the folder at `onnx` was altered after its export; or as `build_folder`.
         MissingExtraError, EngineError, StorageError: as `build_folder`.
     """
@@ -73,23 +73,23 @@ def compile_checkpoint(
     stopwatch = Stopwatch()
     with stopwatch.stage("read the checkpoint"), stage(progress, "reading the checkpoint"):
         asked = prepare(checkpoint, bundle, options, components=components, onnx=onnx)
-    opened, order, kept = asked.opened, asked.order, asked.onnx
+    opened, spec, kept = asked.opened, asked.spec, asked.onnx
     compares = verify and asked.runs_here
     expected = estimate(
         asked.parameters,
-        order.choice,
+        spec.choice,
         export=True,
-        engines=order.fingerprints,
+        engines=spec.fingerprints,
         verify=compares,
     )
-    told = Informed(progress, expected.seconds)
+    told = TimedProgress(progress, expected.seconds)
 
     def export(place: Path) -> OnnxFolder:
         with stopwatch.stage("export"):
             export_checkpoint(
                 opened,
                 place,
-                precision=order.choice.graph_precision,
+                precision=spec.choice.graph_precision,
                 components=asked.components,
                 progress=told,
             )
@@ -100,17 +100,17 @@ def compile_checkpoint(
 
         compare_with(path, opened, progress=told)
 
-    source = folders.Source(export, passing=True)
-    # What of a bundle that stands can be kept is not known yet, and so neither is the time.
+    source = folders.GraphSource(export, temporary=True)
+    # With an existing bundle the time is unknown until its reusable engines are known.
     stands = is_bundle(asked.destination) and not force
     with stage(told, "compiling", seconds=None if stands else expected.total_seconds):
         if kept is not None:
             folder = kept
             if force or not asked.is_exported(folder):
                 export(folder)
-            source = folders.Source(lambda place: open_folder(folder))
-        report = folders.complete(
-            order,
+            source = folders.GraphSource(lambda place: open_folder(folder))
+        report = folders.build_bundle(
+            spec,
             source,
             asked.destination,
             stopwatch,
@@ -122,16 +122,17 @@ def compile_checkpoint(
 
 
 @dataclass(frozen=True, slots=True)
-class Prepared:
-    """A compilation that was asked for, all of it checked, and nothing written yet.
+class PreparedBuild:
+    """The checked arguments of a compilation, before anything is written.
 
     Attributes:
-        destination: where the bundle goes; `onnx`: where the ONNX folder is kept, if it is.
-        sources: by component, what its export follows from.
+        destination: the bundle's path.
+        onnx: the path of the ONNX folder that is kept; None if it is not kept.
+        sources: everything that determines a component's export, by component.
     """
 
     opened: Checkpoint
-    order: Order
+    spec: BuildSpec
     components: tuple[str, ...]
     destination: Path
     onnx: Path | None
@@ -140,21 +141,21 @@ class Prepared:
     @property
     def runs_here(self) -> bool:
         """Whether the engines can run on this machine."""
-        choice = self.order.choice
+        choice = self.spec.choice
         return targets.runs_here(choice.target, BuiltFor.of(choice.builder.record()))[0]
 
     @property
     def parameters(self) -> dict[str, int]:
-        """Numbers of weights by component."""
+        """The number of parameters by component."""
         return {name: self.opened.parameters(name) for name in self.components}
 
     def is_exported(self, folder: Path) -> bool:
-        """Whether the ONNX folder is what an export would write there.
+        """Whether `folder` is the ONNX folder that an export would write.
 
         Raises:
-            FolderError: it was altered after it was exported.
+            FolderError: it was altered after its export.
         """
-        return _is_export_of(folder, self.sources, self.order.plain)
+        return _is_export_of(folder, self.sources, self.spec.plain)
 
 
 def prepare(
@@ -164,8 +165,8 @@ def prepare(
     *,
     components: Iterable[str],
     onnx: Path | str | None,
-) -> Prepared:
-    """Checks what `compile_checkpoint` was asked for, and finds what the bundle is to be.
+) -> PreparedBuild:
+    """Checks the arguments of `compile_checkpoint`, and determines the bundle to build.
 
     Raises:
         UsageError, CheckpointError, FolderError, MissingExtraError: as `compile_checkpoint`.
@@ -180,12 +181,12 @@ def prepare(
     refuse_other_folder(destination)
     choice = decide(options)
     opened = open_checkpoint(checkpoint)
-    _refuse_places(destination, kept, opened.path)
+    _refuse_overlaps(destination, kept, opened.path)
     scale, plain = opened.sizes.latent_scale, plain_parts(opened)
     native = native_size(opened.unet_config.sample, scale)
     profile = profile_for(options.profile, native, scale)
     sources = made_from(opened, components, choice.graph_precision)
-    order = Order(
+    spec = BuildSpec(
         name=opened.name,
         choice=choice,
         profile=profile,
@@ -194,21 +195,21 @@ def prepare(
         fingerprints=fingerprints_of(sources, choice, profile, sizes_of(opened.sizes), plain),
         plain=plain,
     )
-    return Prepared(opened, order, components, destination, kept, sources)
+    return PreparedBuild(opened, spec, components, destination, kept, sources)
 
 
 def _components(asked: Iterable[str]) -> tuple[str, ...]:
-    """The components that were asked for, all that a bundle needs among them."""
+    """The requested components; raises UsageError if one is missing that a bundle needs."""
     names = chosen_components(asked)
     if lacking := [name for name in REQUIRED if name not in names]:
         raise UsageError(
-            f"components must hold {', '.join(REQUIRED)}; {', '.join(lacking)} not given"
+            f"components must include {', '.join(REQUIRED)}; missing: {', '.join(lacking)}"
         )
     return names
 
 
-def _refuse_places(bundle: Path, onnx: Path | None, checkpoint: Path) -> None:
-    """Raises UsageError where one of the folders that are made would replace another."""
+def _refuse_overlaps(bundle: Path, onnx: Path | None, checkpoint: Path) -> None:
+    """Raises UsageError if the bundle or the ONNX folder would replace another of the folders."""
     storage.refuse_replacing(bundle, checkpoint, "the checkpoint")
     if onnx is not None:
         storage.refuse_replacing(onnx, checkpoint, "the checkpoint")
@@ -217,10 +218,10 @@ def _refuse_places(bundle: Path, onnx: Path | None, checkpoint: Path) -> None:
 
 
 def _is_export_of(path: Path, sources: Mapping[str, object], plain: Mapping[str, bytes]) -> bool:
-    """Whether the ONNX folder at `path` is what an export from these sources would write there.
+    """Whether the ONNX folder at `path` is the one that an export from these sources would write.
 
     Raises:
-        FolderError: it was altered after it was exported: somebody's work is not replaced.
+        FolderError: it was altered after its export; it is not replaced.
     """
     if not reading.exists(path / RECORD_FILE):
         return False

@@ -1,4 +1,4 @@
-"""The sizes of a model that a bundle has to know, read from its configurations."""
+"""Reads the model's sizes that a bundle needs from an ONNX folder's configurations."""
 
 from __future__ import annotations
 
@@ -21,12 +21,13 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Dimensions:
-    """The sizes of a model that the pipeline has to know, read from its configurations.
+    """The sizes of a model that the pipeline needs.
 
     Attributes:
-        native_size: (width, height) in pixels of the images that it was trained for.
-        text_layers: of the text encoder, as many as can be left out; 0 where its export has none.
-        embedded_guidance: the UNet takes the guidance scale as an embedding.
+        native_size: (width, height) in pixels of the images that the model was trained for.
+        text_layers: the number of layers that CLIP skip can skip; 0 if the export does not support
+            it.
+        embedded_guidance: whether the UNet takes the guidance scale as an embedding.
     """
 
     latent_channels: int
@@ -40,7 +41,7 @@ class Dimensions:
     embedded_guidance: bool = False
 
     def profile(self, asked: Profile | Ranges | None) -> Profile:
-        """The whole profile of what was asked for; raises UsageError as `profile_for`."""
+        """The complete profile for the requested ranges; raises UsageError as `profile_for`."""
         return profile_for(asked, self.native_size, self.latent_scale)
 
 
@@ -49,7 +50,7 @@ def read_dimensions(folder: OnnxFolder) -> Dimensions:
 
     Raises:
         FolderError: a configuration is missing.
-        DocumentError: it lacks a value, or has one that is not as it must be.
+        DocumentError: a value in a configuration is missing or invalid.
     """
     unet = _read(folder, "unet", UNetConfig, ())
     vae = _read(folder, "vae_decoder", VaeConfig, VaeConfig.__struct_fields__)

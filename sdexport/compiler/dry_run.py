@@ -1,4 +1,4 @@
-"""What `compile_checkpoint` would do, and what that would take; nothing is written."""
+"""Plans a compilation without writing anything: what would be done, and its cost."""
 
 from __future__ import annotations
 
@@ -14,12 +14,18 @@ from sdexport.artifacts import reading, storage
 from sdexport.artifacts.manifest import Stage
 from sdexport.artifacts.onnx_folder import PLAIN
 from sdexport.compiler import folder as folders
-from sdexport.compiler.checkpoint import Prepared, prepare
+from sdexport.compiler.build_spec import (
+    EXPORT,
+    LEFT_OUT,
+    changed_fields,
+    components_of,
+    missing_engines,
+)
+from sdexport.compiler.checkpoint import PreparedBuild, prepare
 from sdexport.compiler.estimate import Estimate, estimate, from_last_build
 from sdexport.compiler.options import BuildOptions
-from sdexport.compiler.order import EXPORT, LEFT_OUT, components_of, difference, missing_engines
 from sdexport.compiler.report import Stopwatch
-from sdexport.compiler.verify import has_passed, is_stale
+from sdexport.compiler.verify import parity_has_passed, parity_is_stale
 from sdexport.errors import UsageError
 from sdexport.model.shapes import COMPONENTS
 from sdexport.progress import SILENT, Progress, stage
@@ -27,19 +33,21 @@ from sdexport.progress import SILENT, Progress, stage
 
 @dataclass(frozen=True, slots=True)
 class CompilePlan:
-    """What a compilation would do.
+    """The actions of a compilation, and their estimated cost.
 
     Attributes:
-        reasons: why this target and precision; `notes`: of the checkpoint.
-        export: components that would be exported; empty where no engine is missing, or the ONNX
-            folder that is kept fits.
-        build: engines that would be built; `reuse`: engines of the bundle that would be kept.
-        update: what else of a bundle that stands would be brought up to date.
-        verify: the bundle would be compared with PyTorch.
-        stands: there is a bundle of which something could be kept.
-        parameters: weights by component.
-        estimate: what that takes.
-        free_memory, free_disk: bytes on this machine now; None where the system does not tell.
+        reasons: why this target and precision were chosen.
+        notes: the checkpoint's notes.
+        export: the components to export; empty if no engine is missing, or the kept ONNX folder can
+            be used.
+        build: the engines to build.
+        reuse: the engines to reuse from the existing bundle.
+        update: other parts of the existing bundle to update.
+        verify: whether the bundle would be compared with PyTorch.
+        stands: whether there is an existing bundle.
+        parameters: number of parameters by component.
+        estimate: time, memory and disk space.
+        free_memory, free_disk: free bytes on this machine; None if unknown.
     """
 
     bundle: Path
@@ -60,7 +68,7 @@ class CompilePlan:
 
     @property
     def outcome(self) -> str:
-        """In a word or two what would become of the bundle, as `BuildReport.outcome` has it."""
+        """What would happen to the bundle, in the words of `BuildReport.outcome`."""
         if not self.stands:
             return "built"
         rebuilt = components_of(self.build)
@@ -90,10 +98,10 @@ def plan_compile(
     force: bool = False,
     progress: Progress = SILENT,
 ) -> CompilePlan:
-    """What `compile_checkpoint` would do with these arguments, which see there.
+    """Plans `compile_checkpoint` with the same arguments.
 
-    Nothing is written or downloaded. The checkpoint's and the bundle's files are read whole, as
-    their digests are compared.
+    Nothing is written or downloaded. All files of checkpoint and bundle are read, because their
+    digests are compared.
 
     Raises:
         UsageError: the checkpoint is not on this machine; or as `compile_checkpoint`.
@@ -101,31 +109,31 @@ def plan_compile(
     """
     if not reading.exists(reading.given_path(checkpoint, "the checkpoint")):
         raise UsageError(
-            f"a dry run downloads nothing, and there is no folder {checkpoint}; give a diffusers "
-            "folder, or compile without --dry-run"
+            f"a dry run needs a checkpoint on disk, but {checkpoint} does not exist; give a "
+            "diffusers folder, or compile without --dry-run"
         )
     with stage(progress, "reading the checkpoint"):
         asked = prepare(checkpoint, bundle, options, components=components, onnx=onnx)
     compares = verify and asked.runs_here
-    found = None if force else folders.standing(asked.destination, Stopwatch(), progress)
+    found = None if force else folders.existing_bundle(asked.destination, Stopwatch(), progress)
     try:
-        missing = missing_engines(found, asked.order)
+        missing = missing_engines(found, asked.spec)
         update: tuple[str, ...] = ()
         stages: tuple[Stage, ...] = ()
         passed = False
         if found is not None:
-            wanted = folders.wanted_of(asked.order, folders.Source(_none), found)
-            changes = difference(found, asked.order, wanted)
-            # The record of an export that is made again differs in any case.
+            wanted = folders.expected_manifest(asked.spec, folders.GraphSource(_none), found)
+            changes = changed_fields(found, asked.spec, wanted)
+            # The record of a repeated export always differs.
             update = tuple(c for c in changes if not missing or c != EXPORT)
-            if not compares and is_stale(found.manifest):
+            if not compares and parity_is_stale(found.manifest):
                 update = (*update, "parity dropped")
-            # The figures stay where engines and copied files do.
+            # The recorded parity stays valid if engines and copied files stay.
             same_files = not missing and not any(
                 one in PLAIN or one.endswith(LEFT_OUT) for one in changes
             )
             old = found.manifest
-            passed = same_files and has_passed(
+            passed = same_files and parity_has_passed(
                 replace(wanted, engines=old.engines, files=old.files, parity=old.parity)
             )
             stages = found.manifest.stages
@@ -137,7 +145,7 @@ def plan_compile(
 
 
 def _plan(
-    asked: Prepared,
+    asked: PreparedBuild,
     missing: tuple[str, ...],
     update: tuple[str, ...],
     stages: tuple[Stage, ...],
@@ -145,22 +153,22 @@ def _plan(
     stands: bool,
     force: bool,
 ) -> CompilePlan:
-    kept, order = asked.onnx, asked.order
-    # A folder that is to be kept is made also where no engine is missing.
+    kept, spec = asked.onnx, asked.spec
+    # A kept ONNX folder is exported even if no engine is missing.
     export = bool(missing) if kept is None else force or not asked.is_exported(kept)
     parameters = asked.parameters
-    taken = estimate(parameters, order.choice, export=export, engines=missing, verify=verify)
+    taken = estimate(parameters, spec.choice, export=export, engines=missing, verify=verify)
     if stages:
         taken = from_last_build(taken, stages)
     return CompilePlan(
         bundle=asked.destination,
-        target=order.choice.target.name,
-        precision=str(order.choice.precision),
-        reasons=order.choice.reasons,
+        target=spec.choice.target.name,
+        precision=str(spec.choice.precision),
+        reasons=spec.choice.reasons,
         notes=asked.opened.notes,
         export=asked.components if export else (),
         build=missing,
-        reuse=tuple(name for name in order.fingerprints if name not in missing),
+        reuse=tuple(name for name in spec.fingerprints if name not in missing),
         update=update,
         verify=verify,
         stands=stands,
@@ -172,4 +180,4 @@ def _plan(
 
 
 def _none(place: Path) -> Any:
-    raise AssertionError(f"a dry run makes no ONNX folder at {place}")
+    raise AssertionError(f"a dry run must not make an ONNX folder, at {place}")

@@ -1,4 +1,4 @@
-"""ONNX folder to engines: the graph passes and the target's builder, one component at a time."""
+"""Makes the engines' graphs of an ONNX folder, and builds them one by one for the target."""
 
 from __future__ import annotations
 
@@ -41,16 +41,16 @@ COMPONENT_OF = {
     "vae_decoder": "vae_decoder",
     "vae_encoder": "vae_encoder",
 }
-"""Which component of the ONNX folder an engine is made of."""
+"""The component of the ONNX folder by engine."""
 
 PROJECTIONS = ("text_projection", "time_projection")
-"""The engines of a UNet that is split; see `graph.split_unet`."""
+"""The additional engines of a split UNet; see `graph.split_unet`."""
 
 
 def _passes(
     dimensions: Dimensions,
 ) -> Mapping[str, Callable[[onnx.ModelProto], onnx.ModelProto]]:
-    """What the graph of an engine is made with, from its component's."""
+    """The graph pass from component to engine, by engine."""
     return {
         "text_encoder": lambda model: select_outputs(
             select_hidden_state(model), ("last_hidden_state",)
@@ -68,14 +68,14 @@ def _passes(
 
 @dataclass(frozen=True, slots=True)
 class Graphs:
-    """The engines' graphs, and why the UNet is in one piece where it was to be split."""
+    """The engines' graphs, and why the UNet was not split although the target needs it."""
 
     models: Mapping[str, onnx.ModelProto]
-    unsplit_because: str = ""
+    unsplit_reason: str = ""
 
 
 def make_graphs(folder: OnnxFolder, dimensions: Dimensions, engines: Collection[str]) -> Graphs:
-    """The graphs of `engines`; the UNet is split where they are to have projections.
+    """The graphs of `engines`; the UNet is split if they include projections.
 
     Raises:
         FolderError: a model is damaged or of another kind.
@@ -105,17 +105,18 @@ def prepare_graphs(
     *,
     consume: bool = False,
 ) -> str:
-    """Writes the graph of every engine to `work/ENGINE/model.onnx`, its weights beside it.
+    """Writes the graph of every engine to `work/ENGINE/model.onnx`, with its weights beside it.
 
-    With `consume`, the folder is a passing one: its weights are moved instead of copied, or removed
-    once they are, which saves their size on disk.
+    Args:
+        consume: whether `folder` is temporary; its weights are then moved instead of copied, which
+            saves disk space.
 
     Returns:
-        Why the UNet was not split although it was to be; empty otherwise.
+        The reason why the UNet could not be split; empty otherwise.
 
     Raises:
         FolderError: a model is damaged or of another kind.
-        StorageError: the place cannot be written.
+        StorageError: `work` cannot be written.
     """
     made = make_graphs(folder, dimensions, engines)
     with storage.explained(work):
@@ -123,16 +124,16 @@ def prepare_graphs(
             source = folder.model(COMPONENT_OF[name]).parent
             (work / name).mkdir(parents=True)
             if "text_projection" in made.models and COMPONENT_OF[name] == "unet":
-                # Three engines share the file of the UNet's weights: each takes its own.
+                # Three engines share the UNet's file of weights: each extracts its own.
                 extract_weights(model, source, work / name)
             else:
-                place_weights(model, source, work / name, consume=consume)
+                transfer_weights(model, source, work / name, consume=consume)
             save_graph(model, work / name / MODEL_FILE)
         if consume and "text_projection" in made.models:
             unet = folder.model("unet")
             for name in weights_files(load_graph(unet)):
                 (unet.parent / name).unlink()
-    return made.unsplit_because
+    return made.unsplit_reason
 
 
 def build_engines(
@@ -145,15 +146,14 @@ def build_engines(
     stopwatch: Stopwatch,
     progress: Progress,
 ) -> dict[str, EngineRecord]:
-    """Builds the graphs that `prepare_graphs` left in `work`, and says what the engines are.
+    """Builds the graphs that `prepare_graphs` wrote to `work`; returns the engines' records.
 
-    Those of `fingerprints` that have no graph there are left out.
-
-    What is in `work` is used up.
+    Engines of `fingerprints` without a graph in `work` are skipped. The content of `work` is
+    consumed.
 
     Raises:
-        EngineError: the target's library refused a graph; names the engine.
-        StorageError: the place cannot be written.
+        EngineError: the target's library rejected a graph; names the engine.
+        StorageError: `destination` cannot be written.
     """
     records: dict[str, EngineRecord] = {}
     wanted = {name: one for name, one in fingerprints.items() if (work / name).is_dir()}
@@ -161,10 +161,10 @@ def build_engines(
         for name, fingerprint in wanted.items():
             progress.advance(0, name)
             with stopwatch.stage(f"build {name}"), storage.explained(destination):
-                graph = keep_graph(
+                graph = write_skeleton(
                     load_graph(work / name / MODEL_FILE), name, dimensions, destination
                 )
-                cost = graph_cost(graph, shapes_at(graph, usual_call(profile)))
+                cost = graph_cost(graph, shapes_at(graph, optimum_call(profile)))
                 output = destination / name
                 output.mkdir()
                 built = targets.build_engine(
@@ -191,15 +191,15 @@ def build_engines(
     return records
 
 
-def usual_call(profile: Profile) -> Call:
-    """The call that a profile expects, with guidance."""
+def optimum_call(profile: Profile) -> Call:
+    """The call at a profile's optimum, with guidance."""
     return Call(profile.height.opt, profile.width.opt, profile.batch.opt)
 
 
-def keep_graph(
+def write_skeleton(
     model: onnx.ModelProto, engine: str, dimensions: Dimensions, bundle: Path
 ) -> onnx.ModelProto:
-    """Writes the graph of `engine` without weights into the folder `bundle`, and gives it."""
+    """Writes the skeleton of an engine's graph into the folder `bundle`, and returns it."""
 
     def shapes_of(call: Call) -> dict[str, tuple[int, ...]]:
         shapes = call_shapes(engine, dimensions, **asdict(call))
@@ -214,11 +214,11 @@ def keep_graph(
     return graph
 
 
-def place_weights(model: onnx.ModelProto, source: Path, work: Path, *, consume: bool) -> None:
-    """Copies, or with `consume` moves, the weights of `model` from the folder `source` to `work`.
+def transfer_weights(model: onnx.ModelProto, source: Path, work: Path, *, consume: bool) -> None:
+    """Copies the files of weights of `model` from `source` to `work`; moves them with `consume`.
 
     Raises:
-        FolderError: a file is missing, or lies elsewhere.
+        FolderError: a file is missing, or outside the folder.
     """
     for name in weights_files(model):
         reading.require_file(source / name)

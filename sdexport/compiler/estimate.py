@@ -1,7 +1,7 @@
-"""What a compilation will take: time by stage, memory, disk; estimates, and what they follow from.
+"""Estimates a compilation's time by stage, memory and disk space.
 
-They follow from the numbers of weights alone, by rates that were measured on one machine; or from
-what the last build of the same bundle took, where there is one.
+Estimates follow from the number of parameters by rates measured on one machine, or from the last
+build of the same bundle if there is one.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from sdexport.model.shapes import Precision
 from sdexport.progress import Detailed, Progress
 
 WIDTHS = {Precision.FP32: 4, Precision.FP16: 2, Precision.BF16: 2}
-"""Bytes of a weight."""
+"""Bytes per parameter."""
 
 MEASURED = (
     "rates measured on 2 cores of an AMD EPYC, with 13 M and with 1,066 M weights; on another "
@@ -30,38 +30,39 @@ BUSY = 1.5
 LAST_BUILD = "the last build of this bundle"
 
 START_S = 4.0
-"""To import PyTorch and diffusers."""
+"""Seconds to import PyTorch and diffusers."""
 
 TRACE_S = {"text_encoder": 2.0, "unet": 9.0, "vae_decoder": 4.0, "vae_encoder": 4.0}
-"""To export a component of any size: its graph is written operation by operation."""
+"""Seconds to trace a component, whatever its size."""
 
 EXPORT_S_PER_GB, BUILD_S_PER_GB, VERIFY_S_PER_GB = 14.0, 3.0, 12.0
-"""Seconds a GB of weights in float32."""
+"""Seconds per GB of weights in float32."""
 
 TYPED_BUILD_S_PER_GB = 7.0
-"""Of the targets that choose kernels for each shape (TensorRT)."""
+"""Seconds per GB for targets that select kernels for each shape (TensorRT)."""
 
 HALF_CHECK_S, HALF_CHECK_S_PER_GB = 4.0, 18.0
 VERIFY_S = 12.0
 
 MEMORY, MEMORY_PER_BYTE = 1.0e9, 4.4
-"""Bytes that are taken whatever the size, and for each byte of weights in float32: the export and
-the comparison hold PyTorch's model, the graph and the engine at once."""
+"""Peak memory in bytes: MEMORY, and MEMORY_PER_BYTE for each byte of weights in float32. Export and
+comparison hold PyTorch's model, the graph and the engine at the same time."""
 
 GRAPH_BYTES = 1 << 20
-"""Of a component's or engine's graph and records."""
+"""Bytes of a component's or engine's graph and records."""
 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """What a compilation will take.
+    """The estimated cost of a compilation.
 
     Attributes:
-        seconds: by the title of the stage, as progress has it.
-        memory_bytes: the process's peak.
-        disk_bytes: the most that is taken while it builds, an older bundle aside.
-        onnx_bytes: of the ONNX folder; `bundle_bytes`: of the bundle that results.
-        basis: what the figures follow from, for people.
+        seconds: by the stage's title in progress reports.
+        memory_bytes: the process's peak memory.
+        disk_bytes: the peak disk space during the build, without an existing bundle.
+        onnx_bytes: the size of the ONNX folder.
+        bundle_bytes: the size of the bundle.
+        basis: the source of the estimates, for users.
     """
 
     seconds: Mapping[str, float]
@@ -73,7 +74,7 @@ class Estimate:
 
     @property
     def total_seconds(self) -> float:
-        """Of all stages."""
+        """The sum of all stages."""
         return sum(self.seconds.values())
 
 
@@ -85,13 +86,14 @@ def estimate(
     engines: Collection[str],
     verify: bool,
 ) -> Estimate:
-    """What a compilation of so many weights takes.
+    """The estimate for a compilation.
 
     Args:
-        parameters: numbers of weights by component, of all that are exported.
-        export: the components are exported.
-        engines: those that are built.
-        verify: the bundle is compared with PyTorch.
+        parameters: number of parameters of each exported component.
+        choice: target, precision and builder options.
+        export: whether the components are exported.
+        engines: the engines to build.
+        verify: whether the bundle is compared with PyTorch.
     """
     weights = sum(parameters.values())
     whole_gb = 4e-9 * weights
@@ -110,7 +112,7 @@ def estimate(
     if verify:
         seconds["comparing with PyTorch"] = VERIFY_S + VERIFY_S_PER_GB * whole_gb
     onnx_bytes = weights * WIDTHS[choice.graph_precision] + GRAPH_BYTES * len(parameters)
-    # The CPU targets keep float32 whatever they compute in.
+    # The CPU targets store float32 in every precision.
     width = WIDTHS[choice.precision] if choice.target.typed else WIDTHS[Precision.FP32]
     bundle_bytes = weights * width + GRAPH_BYTES * len(parameters)
     works = export or engines or verify
@@ -134,10 +136,10 @@ def busy_factor() -> float:
 
 
 def from_last_build(found: Estimate, stages: Collection[Stage]) -> Estimate:
-    """`found` with the export's time and the peak memory that a build's record says.
+    """`found` with the times scaled, and the peak memory taken, from the last build's record.
 
     Args:
-        stages: of the manifest of a bundle that was made of the same checkpoint.
+        stages: the `stages` in the manifest of a bundle of the same checkpoint.
     """
     record = {one.name: one for one in stages}
     exports = [title for title in found.seconds if title.startswith("export ")]
@@ -158,14 +160,14 @@ def from_last_build(found: Estimate, stages: Collection[Stage]) -> Estimate:
     )
 
 
-class Informed:
-    """A progress that tells another how long stages may take, by their titles.
+class TimedProgress:
+    """A progress that adds estimated seconds to the stages that it forwards to another progress.
 
     When a stage has ended, what is left of those around it is told anew: by what the stages so far
     took against what was estimated of them.
 
     Args:
-        seconds: of `Estimate`; a stage that is not in it and holds others takes what they take.
+        seconds: `Estimate.seconds`; a stage that is not in it takes as long as the stages in it.
     """
 
     def __init__(self, progress: Progress, seconds: Mapping[str, float]) -> None:

@@ -1,4 +1,4 @@
-"""ONNX folder → bundle: builds what is not there yet, aside, and moves it into place."""
+"""Builds an ONNX folder into a bundle: builds missing engines aside, and moves it into place."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ from sdexport.artifacts.export_record import ExportRecord
 from sdexport.artifacts.manifest import EngineRecord, HalfCheck, Manifest, Stage
 from sdexport.artifacts.onnx_folder import MODEL_FILE, OnnxFolder, by_component, open_folder
 from sdexport.compiler import half_check
-from sdexport.compiler.dimensions import Dimensions, read_dimensions
-from sdexport.compiler.engines import build_engines, prepare_graphs, usual_call
-from sdexport.compiler.options import HINTS, BuildOptions, Choice, checked_options, decide
-from sdexport.compiler.order import (
+from sdexport.compiler.build_spec import (
     EXPORT,
-    Order,
+    BuildSpec,
+    changed_fields,
     components_of,
-    difference,
     dimensions_in,
     fingerprints_of,
     kept_files,
     missing_engines,
     sizes_of,
 )
+from sdexport.compiler.dimensions import Dimensions, read_dimensions
+from sdexport.compiler.engines import build_engines, optimum_call, prepare_graphs
+from sdexport.compiler.options import KEYWORD_HINTS, BuildOptions, Choice, checked_options, decide
 from sdexport.compiler.report import BuildReport, Stopwatch
 from sdexport.compiler.shapes import call_shapes
-from sdexport.compiler.verify import has_passed, is_stale
+from sdexport.compiler.verify import parity_has_passed, parity_is_stale
 from sdexport.errors import FolderError, MissingExtraError, UsageError
 from sdexport.graph.flops import graph_cost
 from sdexport.graph.proto import load_graph
@@ -49,28 +49,29 @@ from sdexport.pipeline.tokenizer import PromptTokenizer
 from sdexport.progress import SILENT, Progress, stage
 
 HALF = {Precision.FP16: 10, Precision.BF16: 16}
-"""ONNX's numbers for the element types, which `onnx` is not needed to know."""
+"""ONNX's element types by precision, as numbers, so that `onnx` need not be imported."""
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
-    """Where the graphs of a build come from.
+class GraphSource:
+    """The source of a build's graphs.
 
     Attributes:
-        folder: gives the ONNX folder; called only where an engine has to be built, with a place
-            that the folder may be made in.
-        passing: the folder is thrown away afterwards, so its weights may be moved.
-        dimensions, record: of the ONNX folder and its export, where they are known before; None:
-            they follow from the engines, and are those of a bundle that has them all.
+        folder: returns the ONNX folder; called only if an engine must be built, with a path where
+            the folder can be created.
+        temporary: whether the ONNX folder is discarded afterwards, so that its weights can be
+            moved.
+        dimensions, record: the ONNX folder's dimensions and export record; None if they are not
+            known before, and then taken from a bundle that has all engines.
     """
 
     folder: Callable[[Path], OnnxFolder]
-    passing: bool = False
+    temporary: bool = False
     dimensions: Dimensions | None = None
     record: ExportRecord | None = None
 
 
-@explains_keywords(HINTS)
+@explains_keywords(KEYWORD_HINTS)
 def build_folder(
     onnx_dir: Path | str,
     bundle: Path | str,
@@ -79,23 +80,23 @@ def build_folder(
     force: bool = False,
     progress: Progress = SILENT,
 ) -> BuildReport:
-    """Builds the engines of an ONNX folder into a bundle; keeps what is right of one that stands.
+    """Builds an ONNX folder into a bundle; reuses the engines of an existing bundle that match.
 
     Args:
-        onnx_dir: a diffusers-ONNX folder, this project's or optimum-onnx's.
-        bundle: where the bundle goes; an older bundle there is replaced whole, anything else is
-            left alone.
+        onnx_dir: a diffusers-ONNX folder of this project or of optimum-onnx.
+        bundle: the bundle's path; an existing bundle is replaced as a whole, anything else is an
+            error.
         options: target, precision, profile, default guidance.
-        force: build everything also when the bundle has it.
-        progress: hears of the stages.
+        force: build all engines, even if the bundle has them.
+        progress: receives the stages.
 
     Raises:
-        UsageError: an option that the target has not, or `bundle` holds the ONNX folder.
-        FolderError: the ONNX folder is incomplete or was altered after its export, or `bundle` is
-            a folder of something else.
-        MissingExtraError: a library that is needed is not installed.
-        EngineError: the target's library refused a graph.
-        StorageError: the place cannot be written.
+        UsageError: the target does not accept an option, or `bundle` contains the ONNX folder.
+        FolderError: the ONNX folder is incomplete or was altered after its export, or `bundle`
+            exists and is not a bundle.
+        MissingExtraError: a required library is not installed.
+        EngineError: the target's library rejected a graph.
+        StorageError: the bundle cannot be written.
     """
     require_onnx()
     options = checked_options(options)
@@ -110,7 +111,7 @@ def build_folder(
         dimensions, plain = read_dimensions(folder), folder.plain_parts()
         profile = dimensions.profile(options.profile)
         require_precision(folder, choice)
-        order = Order(
+        spec = BuildSpec(
             name=reading.resolved(folder.path).name,
             choice=choice,
             profile=profile,
@@ -119,24 +120,24 @@ def build_folder(
             fingerprints=fingerprints_of(sources, choice, profile, sizes_of(dimensions), plain),
             plain=plain,
         )
-    source = Source(lambda place: folder, dimensions=dimensions, record=folder.about)
-    return complete(order, source, destination, stopwatch, progress, force=force)
+    source = GraphSource(lambda place: folder, dimensions=dimensions, record=folder.about)
+    return build_bundle(spec, source, destination, stopwatch, progress, force=force)
 
 
 def require_onnx() -> None:
-    """Raises MissingExtraError where the graph stage cannot work."""
+    """Raises MissingExtraError if a library of the graph stage is not installed."""
     missing = extras.missing(extras.BUILD)
     if missing:
         raise MissingExtraError(
-            f"building engines needs {' and '.join(missing)}, not installed here; "
+            f"building engines needs {' and '.join(missing)}, which is not installed; "
             f"{extras.install_command('build')}"
         )
 
 
 def require_precision(folder: OnnxFolder, choice: Choice) -> None:
-    """Raises UsageError where a target takes the precision from the graphs and they have another.
+    """Raises UsageError if a typed target's graphs have another precision than the requested one.
 
-    Looked at is what the UNet computes in: half-precision folders of every tool agree in that.
+    The UNet's weights are decisive: half-precision ONNX folders of all tools agree in them.
     """
     if not choice.target.typed:
         return
@@ -144,15 +145,15 @@ def require_precision(folder: OnnxFolder, choice: Choice) -> None:
     found = next((p for p, kind in HALF.items() if kind in kinds), Precision.FP32)
     if found is not choice.precision:
         raise UsageError(
-            f"the graphs in {folder.path} compute in {found}, and target {choice.target.name} "
-            f"takes the precision from them: build with --precision {found}, or export the "
+            f"target {choice.target.name} needs graphs in {choice.precision}, but those in "
+            f"{folder.path} are in {found}: build with --precision {found}, or export the "
             f"checkpoint with --precision {choice.precision}"
         )
 
 
-def complete(
-    order: Order,
-    source: Source,
+def build_bundle(
+    spec: BuildSpec,
+    source: GraphSource,
     destination: Path,
     stopwatch: Stopwatch,
     progress: Progress,
@@ -160,39 +161,38 @@ def complete(
     force: bool,
     verify: Callable[[Path], object] | None = None,
 ) -> BuildReport:
-    """Makes the bundle at `destination` what a build from nothing would make of `order`.
+    """Builds the bundle of `spec` at `destination`, equal to a build from scratch.
 
-    Engines that are there and right are kept, and a bundle that is right is left as it is. Whatever
-    else differs, a new bundle is written aside and takes the old one's place.
+    Matching engines of an existing bundle are reused, and a matching bundle is not touched. If
+    anything differs, a new bundle is written aside and replaces the old one.
 
     Args:
-        verify: compares a bundle with PyTorch and keeps the figures in its manifest; called unless
-            the figures that it has are of the same engines, files and comparison. None: figures
-            that are not are dropped.
+        verify: compares a bundle with PyTorch and records the result in its manifest; called unless
+            the recorded result is still valid. If None, a result that is not is removed.
     """
-    # Also where the bundle is right: what a kill between two renames took away is put back first.
+    # Restores what a process killed between two renames left behind, even if nothing differs.
     storage.sweep(reading.resolved(destination))
-    found = None if force else standing(destination, stopwatch, progress)
-    missing = missing_engines(found, order)
+    found = None if force else existing_bundle(destination, stopwatch, progress)
+    missing = missing_engines(found, spec)
     changes: tuple[str, ...] = ()
     if found is not None and not missing:
-        wanted = wanted_of(order, source, found)
-        changes = difference(found, order, wanted)
-        if verify is None and is_stale(found.manifest):
+        wanted = expected_manifest(spec, source, found)
+        changes = changed_fields(found, spec, wanted)
+        if verify is None and parity_is_stale(found.manifest):
             changes = (*changes, "parity dropped")
         if not changes:
-            if verify is not None and not has_passed(found.manifest):
+            if verify is not None and not parity_has_passed(found.manifest):
                 with stopwatch.stage("verify"):
                     verify(destination)
-            return _finished(destination, order, stopwatch)
+            return _report(destination, spec, stopwatch)
     with storage.folder_aside(destination, check=bundles.refuse_other_folder) as aside:
-        storage.write_files(aside, order.plain)
+        storage.write_files(aside, spec.plain)
         if found is None or missing:
             place = aside / ".onnx"
             folder = source.folder(place)
-            wanted = order.manifest(read_dimensions(folder), folder.about)
-            made = _built(
-                order, wanted, folder, missing, aside, stopwatch, progress, source.passing
+            wanted = spec.manifest(read_dimensions(folder), folder.about)
+            made = _build_missing(
+                spec, wanted, folder, missing, aside, stopwatch, progress, source.temporary
             )
             with storage.explained(place, "remove"):
                 storage.remove_tree(place)
@@ -200,30 +200,30 @@ def complete(
             old = found.manifest
             made = replace(wanted, stages=old.stages, half_check=old.half_check)
         if found is not None:
-            kept = [name for name in order.fingerprints if name in found.manifest.engines]
+            kept = [name for name in spec.fingerprints if name in found.manifest.engines]
             kept = [name for name in kept if name not in missing]
-            _keep(found, kept, aside, cache=not missing)
-            engines = {name: _counted(found, name, order.profile) for name in kept}
+            _copy_kept_files(found, kept, aside, cache=not missing)
+            engines = {name: _updated_record(found, name, spec.profile) for name in kept}
             made = replace(made, engines={**engines, **made.engines})
         written = bundles.write_manifest(aside, made)
         if found is not None:
-            changes = changes or _also_changed(difference(found, order, wanted))
+            changes = changes or _also_changed(changed_fields(found, spec, wanted))
             before = replace(written.manifest, parity=found.manifest.parity)
-            if not is_stale(before):
+            if not parity_is_stale(before):
                 written = bundles.record(written, parity=before.parity)
-        if verify is not None and not has_passed(written.manifest):
+        if verify is not None and not parity_has_passed(written.manifest):
             with stopwatch.stage("verify"):
                 verify(aside)
         if found is not None:
-            found.close()  # What is still read would not be removed when it is replaced.
+            found.close()  # An open bundle would not be removed when it is replaced.
     rebuilt = () if found is None else components_of(missing)
-    return _finished(
-        destination, order, stopwatch, built=found is None, rebuilt=rebuilt, updated=changes
+    return _report(
+        destination, spec, stopwatch, built=found is None, rebuilt=rebuilt, updated=changes
     )
 
 
-def standing(destination: Path, stopwatch: Stopwatch, progress: Progress) -> Bundle | None:
-    """The bundle that stands at `destination`; None where there is none, or a damaged one."""
+def existing_bundle(destination: Path, stopwatch: Stopwatch, progress: Progress) -> Bundle | None:
+    """The bundle at `destination`; None if there is none or it is damaged."""
     if not bundles.is_bundle(destination):
         return None
     title = "check the bundle that is there"
@@ -234,26 +234,28 @@ def standing(destination: Path, stopwatch: Stopwatch, progress: Progress) -> Bun
             return None
 
 
-def wanted_of(order: Order, source: Source, found: Bundle) -> Manifest:
-    """The manifest that a bundle with the engines of `found` is to have."""
+def expected_manifest(spec: BuildSpec, source: GraphSource, found: Bundle) -> Manifest:
+    """The manifest that a build of `spec` with the engines of `found` would have."""
     dimensions, record = source.dimensions, source.record
     if dimensions is None:
-        dimensions = dimensions_in(found.manifest, order.native_size)
+        dimensions = dimensions_in(found.manifest, spec.native_size)
     if record is None:
-        record = replace(found.manifest.export, checkpoint=order.name)
-    return order.manifest(dimensions, record)
+        record = replace(found.manifest.export, checkpoint=spec.name)
+    return spec.manifest(dimensions, record)
 
 
 def _also_changed(changes: tuple[str, ...]) -> tuple[str, ...]:
-    """What differs beside engines that are built again: a new export's record always does."""
+    """`changes` without the export record, which a repeated export always changes."""
     return tuple(name for name in changes if name != EXPORT)
 
 
-def _keep(found: Bundle, engines: Collection[str], destination: Path, *, cache: bool) -> None:
-    """Puts the files of `engines` into the folder of a new bundle, without copying where it can.
+def _copy_kept_files(
+    found: Bundle, engines: Collection[str], destination: Path, *, cache: bool
+) -> None:
+    """Links or copies the files of `engines` into the folder of a new bundle.
 
     Args:
-        cache: of all its engines; then what was compiled for this machine is kept as well.
+        cache: whether to copy the runtime cache too: only if all engines are kept.
     """
 
     def keep(place: Path) -> None:
@@ -269,7 +271,7 @@ def _keep(found: Bundle, engines: Collection[str], destination: Path, *, cache: 
 
 
 def _link(source: Path, destination: Path) -> None:
-    """Another name for a file, or a copy where the system has none or `source` is itself a link."""
+    """Hard-links a file; copies it if the system cannot link it or `source` is a symbolic link."""
     destination.unlink(missing_ok=True)
     if not source.is_symlink():
         with contextlib.suppress(OSError):
@@ -278,41 +280,41 @@ def _link(source: Path, destination: Path) -> None:
     storage.copy_file(source, destination)
 
 
-def _counted(found: Bundle, engine: str, profile: Profile) -> EngineRecord:
-    """The record of an engine that is kept, its cost that of a call which `profile` expects."""
+def _updated_record(found: Bundle, engine: str, profile: Profile) -> EngineRecord:
+    """The record of a kept engine, with the cost of a call at the optimum of `profile`."""
     record = found.manifest.engines[engine]
     if profile == found.manifest.profile:
         return record
     graph = load_graph(found.graph_file(engine))
-    return replace(record, flops=graph_cost(graph, shapes_at(graph, usual_call(profile))).flops)
+    return replace(record, flops=graph_cost(graph, shapes_at(graph, optimum_call(profile))).flops)
 
 
-def _built(
-    order: Order,
+def _build_missing(
+    spec: BuildSpec,
     wanted: Manifest,
     folder: OnnxFolder,
     engines: Collection[str],
     aside: Path,
     stopwatch: Stopwatch,
     progress: Progress,
-    passing: bool,
+    temporary: bool,
 ) -> Manifest:
-    """Builds `engines` into the folder `aside`, and gives the manifest with their records.
+    """Builds `engines` into the folder `aside`; returns the manifest with their records.
 
     Raises:
         EngineError, FolderError, StorageError: as `build_folder`.
     """
-    dimensions, choice = read_dimensions(folder), order.choice
+    dimensions, choice = read_dimensions(folder), spec.choice
     work = aside / ".graphs"
-    fingerprints = {name: order.fingerprints[name] for name in engines}
+    fingerprints = {name: spec.fingerprints[name] for name in engines}
     with stopwatch.stage("prepare the graphs"), stage(progress, "preparing the graphs"):
-        because = prepare_graphs(folder, work, dimensions, engines, consume=passing)
+        because = prepare_graphs(folder, work, dimensions, engines, consume=temporary)
     checked = None
     if choice.checked:
         with stopwatch.stage("check half precision"):
             checked = _check_half(folder, work, dimensions, wanted, progress)
     records = build_engines(
-        work, aside, choice, dimensions, order.profile, fingerprints, stopwatch, progress
+        work, aside, choice, dimensions, spec.profile, fingerprints, stopwatch, progress
     )
     if because:
         step = records["denoise_step"]
@@ -326,7 +328,7 @@ def _built(
 def _check_half(
     folder: OnnxFolder, work: Path, dimensions: Dimensions, wanted: Manifest, progress: Progress
 ) -> HalfCheck:
-    """The record of the half-precision graphs in `work`, in which what overflows is mended."""
+    """Checks the half-precision graphs in `work` and keeps overflows in float32; the record."""
     usual = wanted.default_size
     model = load_graph(work / "denoise_step" / MODEL_FILE)
     shapes = call_shapes(
@@ -336,7 +338,7 @@ def _check_half(
     trial = half_check.choose_trial(usual, graph_cost(model, shapes).flops, multiple)
     manifest = replace(
         wanted,
-        # The graphs are open in every dimension: images are generated one by one.
+        # The graphs are dynamic in every dimension; images are generated one by one.
         profile=Profile(Range(1, 1, 1), *_sides(trial.size)),
         default_size=trial.size,
         default_guidance=half_check.GUIDANCE,
@@ -355,34 +357,34 @@ def _check_half(
 
 
 def _sides(size: tuple[int, int]) -> tuple[Range, Range]:
-    """The ranges of height and width that hold (width, height) `size` alone."""
+    """The ranges of height and width that contain only `size` (width, height)."""
     width, height = size
     return Range(height, height, height), Range(width, width, width)
 
 
-def _unsplit(manifest: Manifest) -> tuple[str, ...]:
-    """Why the UNet is in one piece although the target has projections; nothing where it is not."""
+def _unsplit_reason(manifest: Manifest) -> tuple[str, ...]:
+    """The reason why the UNet was not split although the target needs it; empty if it was."""
     step = manifest.engines.get("denoise_step")
     why = "" if step is None else step.built.unet
-    return () if not why else (f"denoise step {why}; it computes texts and timesteps anew",)
+    return () if not why else (f"denoise step {why}; it repeats the text and time projections",)
 
 
-def _finished(
+def _report(
     path: Path,
-    order: Order,
+    spec: BuildSpec,
     stopwatch: Stopwatch,
     *,
     built: bool = False,
     rebuilt: tuple[str, ...] = (),
     updated: tuple[str, ...] = (),
 ) -> BuildReport:
-    """The report on the bundle that stands at `path`."""
+    """The report of the build of the bundle at `path`."""
     manifest = bundles.open_bundle(path, check=False).manifest
     return BuildReport(
         bundle=path,
         target=manifest.target,
         precision=str(manifest.precision),
-        reasons=(*order.choice.reasons, *_unsplit(manifest)),
+        reasons=(*spec.choice.reasons, *_unsplit_reason(manifest)),
         built=built,
         rebuilt=rebuilt,
         updated=updated,

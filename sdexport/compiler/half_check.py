@@ -1,14 +1,13 @@
-"""Half precision tried without a GPU: real prompts through the graphs, every value watched.
+"""Checks half-precision graphs without a GPU: generates real images and watches every value.
 
-The pipeline generates with the half-precision graphs computed in float32 on the CPU. Every value
-that
-is to be in half precision tells how large it becomes: one beyond 65,504 would be infinite on a GPU.
-Where that happens, or nearly, the nodes around it are kept in float32. Then each graph computes the
-same calls once more with every such value rounded to half precision, which tells what half
-precision costs in accuracy, and whether what was kept is enough.
+The pipeline generates with the half-precision graphs computed in float32 on the CPU. The maximum
+of every half-precision value is measured: beyond 65,504 it would be infinite on a GPU. The nodes
+around values that reach or approach this limit are kept in float32. Then each graph computes the
+same calls with every half-precision value rounded, which measures the accuracy, and shows whether
+enough was kept in float32.
 
-What this does not show is a GPU's own order of summation, and kernels that sum in half precision.
-The record says so: `not run on a device`, until it has been.
+The check does not cover a GPU's order of summation, nor kernels that sum in half precision. The
+record therefore says `not run on a device`.
 """
 
 from __future__ import annotations
@@ -38,30 +37,30 @@ from sdexport.pipeline.pipeline import Pipeline, PipelineParts
 from sdexport.progress import Progress, stage
 
 NOT_RUN = "not run on a device"
-NEAR = LARGEST / 4
-"""From here on a value is kept in float32: other prompts than those tried may double it."""
+KEEP_FLOAT32_FROM = LARGEST / 4
+"""The magnitude from which on a value is kept in float32: other prompts can increase it."""
 
 PROMPTS = ("a red apple", "a photo of an astronaut riding a horse on the moon, highly detailed")
 NEGATIVE_PROMPT = "blurry, low quality"
 GUIDANCE = 7.5
 SAMPLER = "euler"
-"""Of all samplers, the one whose first inputs are the largest before they are scaled."""
+"""The sampler with the largest initial inputs before scaling."""
 
-BUDGET = 4e12
-"""Floating-point operations of the UNet that a check may take in float32, and as many rounded: a
-minute or two on two cores."""
+FLOP_BUDGET = 4e12
+"""The UNet's operations in the float32 run of a check, and again in the rounded run: one or two
+minutes on two cores."""
 
-MOST_STEPS, ENOUGH_STEPS, FEWEST_STEPS = 20, 8, 4
+MAX_STEPS, MIN_FULL_SIZE_STEPS, MIN_STEPS = 20, 8, 4
 WORKING_BYTES = 3 << 29
-"""Memory that the check takes beside the weights: 1.3 GB of 5.6 were measured at 256 × 256."""
+"""Memory that the check takes beside the weights, in bytes: measured 1.3 of 5.6 GB at 256 × 256."""
 
-NAMED = 12
-"""At most so many values of an engine are named in the record, the largest first."""
+MAX_NAMED = 12
+"""The maximum number of an engine's values that the record names, the largest first."""
 
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """What is generated for the check; chosen so that it takes minutes at most.
+    """The images to generate for a check; it takes a few minutes at most.
 
     Attributes:
         size: (width, height) in pixels.
@@ -75,17 +74,20 @@ class Trial:
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What one engine's graph showed.
+    """The result for one engine's graph.
 
     Attributes:
-        watched: how many half-precision values were watched; `calls`: in how many calls.
-        largest: the greatest magnitude, and `at` which value; infinite or NaN as text.
-        beyond: values above 65,504 and what they reached, the largest first, before anything was
-            kept in float32; `near`: those above a quarter of it.
-        kept_float32: how many values are computed in float32 because of them.
-        rms, largest_error: of the half-precision outputs against float32 on the same inputs and
-            weights: relative to the outputs' RMS, and in their unit. The rounding of the weights is
-            not in it; the export's parity has that.
+        watched: the number of half-precision values that were watched.
+        calls: the number of calls.
+        largest: the largest magnitude.
+        at: the value that reached it.
+        beyond: values above 65,504 before any was kept in float32, with their magnitudes, the
+            largest first.
+        near: values above a quarter of 65,504, likewise.
+        kept_float32: the number of values that are kept in float32.
+        rms, largest_error: the difference of the half-precision outputs from float32 on the same
+            inputs and weights: relative to the outputs' RMS, and absolute. The rounding of the
+            weights is part of the export's parity instead.
     """
 
     watched: int
@@ -100,8 +102,8 @@ class Finding:
 
 
 @dataclass(slots=True)
-class _Record:
-    """What a watched engine collects."""
+class _WatchRecord:
+    """The measurements of a watched engine."""
 
     names: tuple[str, ...]
     largest: Array
@@ -113,10 +115,10 @@ class _Record:
 
 @dataclass(frozen=True, slots=True)
 class _Watched:
-    """An engine as the pipeline takes it, whose further output `WATCH` goes into a record."""
+    """An `Engine` that stores its additional output `WATCH` and its calls in a record."""
 
     engine: OnnxRuntimeEngine
-    record: _Record
+    record: _WatchRecord
 
     @property
     def name(self) -> str:
@@ -132,7 +134,7 @@ class _Watched:
 
     @property
     def optional(self) -> tuple[str, ...]:
-        return ()  # Everything is to be watched.
+        return ()  # All inputs are bound, so that all values are watched.
 
     def bind(
         self, shapes: Mapping[str, tuple[int, ...]], shared: Mapping[str, Array] | None = None
@@ -158,51 +160,51 @@ class _WatchedBinding:
         self.inner.run()
         record = self.watched.record
         if record.names:
-            # Not fmax: a value that is no number is what is looked for.
+            # Not fmax, which ignores NaN.
             np.maximum(record.largest, self.inner.buffers[WATCH], out=record.largest)
         outputs = {spec.name: self.inner.buffers[spec.name].copy() for spec in self.watched.outputs}
         record.calls.append((inputs, outputs))
 
 
 def choose_trial(usual: tuple[int, int], flops: int, multiple: int) -> Trial:
-    """As many steps as `BUDGET` allows, at the usual size or, where that is too much, at half.
+    """The trial with as many steps as `FLOP_BUDGET` allows, at the usual size or at half of it.
 
-    A smaller image is a fair trial: what a value becomes depends on what surrounds it, and hardly
-    on how far the image goes on. Graphs are open in their sizes, whatever profiles are built.
+    Values depend on their surroundings and little on the image's extent, so that a smaller image is
+    representative. The graphs are dynamic in their sizes, whatever profiles are built.
 
     Args:
-        usual: (width, height) in pixels.
-        flops: of one guided evaluation at that size.
-        multiple: of pixels that a side of an image has.
+        usual: the bundle's default size, (width, height) in pixels.
+        flops: operations of one guided evaluation at that size.
+        multiple: the number of pixels of which sides must be multiples.
     """
-    steps = int(BUDGET / max(1, flops) / len(PROMPTS))
-    if steps >= ENOUGH_STEPS:
-        return Trial(usual, min(steps, MOST_STEPS))
+    steps = int(FLOP_BUDGET / max(1, flops) / len(PROMPTS))
+    if steps >= MIN_FULL_SIZE_STEPS:
+        return Trial(usual, min(steps, MAX_STEPS))
     width, height = (max(64, side // 2 // multiple * multiple) for side in usual)
-    return Trial((width, height), max(FEWEST_STEPS, min(MOST_STEPS, 4 * steps)))
+    return Trial((width, height), max(MIN_STEPS, min(MAX_STEPS, 4 * steps)))
 
 
 def check_half(
     folder: Path, make_parts: Callable[..., PipelineParts], trial: Trial, progress: Progress
 ) -> dict[str, Any]:
-    """Tries the half-precision graphs in `folder` and keeps in float32 what needs it.
+    """Checks the half-precision graphs in `folder`, and keeps in float32 what would overflow.
 
     Args:
-        folder: with `ENGINE/model.onnx` and weights; graphs are replaced where something is kept.
-        make_parts: `load.parts_of` with everything given but the engines that `folder` has.
-        trial: what to generate.
+        folder: contains `ENGINE/model.onnx` and weights; graphs are rewritten in place if needed.
+        make_parts: `load.parts_of` with all arguments but the engines in `folder`.
+        trial: the images to generate.
 
     Returns:
         The record for the manifest, JSON values.
 
     Raises:
-        EngineError: a graph gives values that are no numbers even so; names engine and value.
-        EngineError, StorageError: no room for the weights in float32, in memory or on the disk,
-            where they are made and thrown away.
+        EngineError: a graph overflows even so (the message names engine and value), or memory is
+            too small for the weights in float32.
+        StorageError: the disk is too small for the weights in float32.
     """
-    _check_room(folder)
+    _check_space(folder)
     with stage(progress, "checking half precision", None), contextlib.ExitStack() as leftovers:
-        trials = _Trials(folder, leftovers)
+        trials = _TrialRun(folder, leftovers)
         progress.advance(0, "generating in float32, every value watched")
         records = trials.generate(make_parts, trial)
         findings = {}
@@ -213,49 +215,49 @@ def check_half(
         "device": NOT_RUN,
         "computed_by": f"onnxruntime {runtime().__version__}, on the CPU",
         "limit": LARGEST,
-        "kept_float32_from": NEAR,
+        "kept_float32_from": KEEP_FLOAT32_FROM,
         "prompts": list(trial.prompts),
         "size": list(trial.size),
         "steps": trial.steps,
         "sampler": SAMPLER,
         "guidance": GUIDANCE,
         "seed": trial.seed,
-        "engines": {name: _plain(asdict(finding)) for name, finding in findings.items()},
+        "engines": {name: _json_value(asdict(finding)) for name, finding in findings.items()},
     }
 
 
-def _check_room(folder: Path) -> None:
-    """Refuses a check that would run out of memory or disk half-way.
+def _check_space(folder: Path) -> None:
+    """Checks that memory and disk space suffice for a check.
 
     Raises:
-        EngineError, StorageError: with what is needed and what there is, in GB.
+        EngineError, StorageError: the message says what is needed and what is free, in GB.
     """
     wide = 2 * storage.size_of(folder)
     needed, available = wide + WORKING_BYTES, memory.available_bytes()
     remedy = "or leave the check out with --no-half-check"
     if available is not None and available < needed:
         raise EngineError(
-            f"trying half precision takes about {needed / 1e9:.1f} GB of memory and "
+            f"checking half precision takes about {needed / 1e9:.1f} GB of memory and "
             f"{available / 1e9:.1f} GB are free; end other programs, {remedy}"
         )
     free = storage.free_bytes(folder)
     if free < wide:
         raise StorageError(
-            f"trying half precision takes {wide / 1e9:.2f} GB beside {folder.parent} for a while "
-            f"and {free / 1e9:.2f} GB are free; free some space, {remedy}"
+            f"checking half precision takes {wide / 1e9:.2f} GB of temporary space beside "
+            f"{folder.parent} and {free / 1e9:.2f} GB are free; free some space, {remedy}"
         )
 
 
-def _plain(value: Any) -> Any:
-    """`value` with infinities and NaN as text: JSON has no word for them."""
+def _json_value(value: Any) -> Any:
+    """`value` with infinities and NaN as strings, which JSON cannot represent otherwise."""
     if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: _json_value(item) for key, item in value.items()}
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 @dataclass(frozen=True, slots=True)
-class _Trials:
-    """The graphs in `folder`; what is written beside them is removed by `leftovers`."""
+class _TrialRun:
+    """The check of the graphs in `folder`; `leftovers` removes temporary files."""
 
     folder: Path
     leftovers: contextlib.ExitStack
@@ -266,8 +268,8 @@ class _Trials:
 
     def generate(
         self, make_parts: Callable[..., PipelineParts], trial: Trial
-    ) -> dict[str, _Record]:
-        """What every engine's values reached while the trial's images were generated."""
+    ) -> dict[str, _WatchRecord]:
+        """Generates the trial's images; returns every engine's measurements."""
         watched = {name: self._load(name) for name in self.engines}
         parts = make_parts(**watched)
         pipeline = Pipeline(parts)
@@ -285,39 +287,41 @@ class _Trials:
             if "vae_encoder" in watched:
                 _encode(watched["vae_encoder"], np.asarray(result.images[0]), parts)
         records = {name: engine.record for name, engine in watched.items()}
-        # Gigabytes of weights go before the next ones come.
+        # Frees gigabytes of weights before the next ones are loaded.
         del watched, parts, pipeline
         gc.collect()
         return records
 
-    def judge(self, name: str, record: _Record) -> Finding:
-        """Keeps in float32 what has to be, and tells what half precision costs then."""
+    def judge(self, name: str, record: _WatchRecord) -> Finding:
+        """Keeps overflowing values in float32, and measures the accuracy of half precision."""
         path = self.folder / name / MODEL_FILE
         sizes = record.sizes()
         model = load_graph(path)
-        kept = values_to_keep(model, sizes, NEAR)
+        kept = values_to_keep(model, sizes, KEEP_FLOAT32_FROM)
         if kept:
             save_graph(keep_float32(model, kept), path)
         engine = self._load(name, rounded=True)
         error = _compare(engine, record)
-        # An output of whole numbers, as images are, cannot tell what went wrong on its way.
-        worst = max(engine.record.sizes().items(), key=lambda item: _order(item[1]), default=None)
+        # An integer output, such as the image, cannot show NaN or infinity of inner values.
+        worst = max(
+            engine.record.sizes().items(), key=lambda item: _nan_as_infinity(item[1]), default=None
+        )
         if worst is not None and not worst[1] <= LARGEST:
             raise EngineError(
-                f"{name} overflows half precision at {worst[0]!r} although {len(kept)} of its "
+                f"{name} overflows half precision at {worst[0]!r}, although {len(kept)} of its "
                 "values are kept in float32; build with --precision bf16 or fp32"
             )
-        # People find a value by the operator that makes it; names of values are the exporter's.
+        # The operator helps users to find a value, whose name is the exporter's.
         makers = {value: node.op_type for node in model.graph.node for value in node.output}
         sizes = {f"{value} ({makers[value]})": size for value, size in sizes.items()}
-        at = max(sizes, key=lambda value: _order(sizes[value]), default="")
+        at = max(sizes, key=lambda value: _nan_as_infinity(sizes[value]), default="")
         return Finding(
             watched=len(sizes),
             calls=len(record.calls),
             largest=sizes.get(at, 0.0),
             at=at,
             beyond=_largest(sizes, LARGEST, math.inf),
-            near=_largest(sizes, NEAR, LARGEST),
+            near=_largest(sizes, KEEP_FLOAT32_FROM, LARGEST),
             kept_float32=len(kept),
             rms=error[0],
             largest_error=error[1],
@@ -334,7 +338,7 @@ class _Trials:
         save_graph(wide.model, path)
         return _Watched(
             OnnxRuntimeEngine(name, _session(name, path)),
-            _Record(wide.watched, np.zeros(len(wide.watched), np.float32)),
+            _WatchRecord(wide.watched, np.zeros(len(wide.watched), np.float32)),
         )
 
 
@@ -342,14 +346,14 @@ def _session(name: str, path: Path) -> Any:
     library = runtime()
     options = library.SessionOptions()
     options.log_severity_level = 4
-    # The graph as it is: what is optimised away is not watched.
+    # Without optimisations, which would remove values that are watched.
     options.graph_optimization_level = library.GraphOptimizationLevel.ORT_DISABLE_ALL
-    # In the graph's own order, in which a value is watched as soon as it is there. In the usual one
-    # the watching comes last, and every value of the graph has to be kept until then.
+    # In the graph's order, so that a value is measured as soon as it is computed. By default the
+    # measurements come last, and all values stay in memory until then.
     options.execution_order = library.ExecutionOrder.PRIORITY_BASED
     options.enable_mem_pattern = False
     options.enable_cpu_mem_arena = False
-    # A second copy of the weights that saves a little time in many calls.
+    # Prepacking would hold a second copy of the weights.
     options.add_session_config_entry("session.disable_prepacking", "1")
     try:
         return library.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
@@ -361,7 +365,7 @@ def _session(name: str, path: Path) -> Any:
 
 
 def _encode(engine: _Watched, image: Array, parts: PipelineParts) -> None:
-    """Runs the VAE encoder on an image (height, width, 3) of the range 0 to 255."""
+    """Runs the VAE encoder on an image (height, width, 3) with values from 0 to 255."""
     sample = (image.transpose(2, 0, 1)[None] / 127.5 - 1).astype(np.float32)
     height, width = (side // parts.latent_scale for side in sample.shape[2:])
     (output,) = engine.outputs
@@ -374,11 +378,11 @@ def _encode(engine: _Watched, image: Array, parts: PipelineParts) -> None:
     binding.run()
 
 
-def _compare(engine: _Watched, record: _Record) -> tuple[float, float]:
-    """The worst relative RMS and the largest difference over the calls of a record.
+def _compare(engine: _Watched, record: _WatchRecord) -> tuple[float, float]:
+    """The maximum relative RMS and the maximum difference over the calls of a record.
 
     Raises:
-        EngineError: an output is no number in half precision, and is one in float32.
+        EngineError: an output is NaN or infinite in half precision but not in float32.
     """
     worst = largest = 0.0
     bound: dict[tuple[Any, ...], Binding] = {}
@@ -394,8 +398,9 @@ def _compare(engine: _Watched, record: _Record) -> tuple[float, float]:
             ours = binding.buffers[name].astype(np.float64)
             if np.isfinite(theirs).all() and not np.isfinite(ours).all():
                 raise EngineError(
-                    f"{engine.name} gives {name} with NaN or infinity in half precision, though "
-                    "what overflowed is kept in float32; build with --precision bf16 or fp32"
+                    f"the output {name} of {engine.name} has NaN or infinity in half precision, "
+                    "although overflowing values are kept in float32; build with --precision bf16 "
+                    "or fp32"
                 )
             difference = ours - theirs
             scale = max(float(np.sqrt(np.mean(np.square(theirs, dtype=np.float64)))), 1e-12)
@@ -406,12 +411,12 @@ def _compare(engine: _Watched, record: _Record) -> tuple[float, float]:
     return worst, largest
 
 
-def _order(size: float) -> float:
+def _nan_as_infinity(size: float) -> float:
     return math.inf if math.isnan(size) else size
 
 
 def _largest(sizes: Mapping[str, float], above: float, below: float) -> dict[str, float]:
-    """The values of a range, the largest first, at most `NAMED`."""
-    found = {name: size for name, size in sizes.items() if above < _order(size) <= below}
-    ordered = sorted(found, key=lambda name: _order(found[name]), reverse=True)
-    return {name: found[name] for name in ordered[:NAMED]}
+    """The values above `above` and at most `below`, the largest first, at most `MAX_NAMED`."""
+    found = {name: size for name, size in sizes.items() if above < _nan_as_infinity(size) <= below}
+    ordered = sorted(found, key=lambda name: _nan_as_infinity(found[name]), reverse=True)
+    return {name: found[name] for name in ordered[:MAX_NAMED]}

@@ -1,4 +1,4 @@
-"""What can be chosen about a build, and what of it changes an engine's bytes."""
+"""The options of a build, and the settings that determine an engine's bytes."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ from sdexport.model.shapes import Precision, Profile, Ranges
 from sdexport.sampling import STATE_SLOTS
 
 CHECK_VERSION = 1
-"""Part of the fingerprint of engines whose half precision was checked: raise it when the check
-would keep other values in float32 than before."""
+"""Part of the fingerprint of engines whose half precision was checked: increase it when the check
+keeps other values in float32."""
 
 DEFAULT_GUIDANCE = 7.5
-"""What Stable Diffusion 1.x pipelines use where nobody says otherwise."""
+"""The default guidance scale of Stable Diffusion 1.x pipelines."""
 
 
 @explains_fields
 @dataclass(frozen=True, slots=True)
 class BuildOptions:
-    """What the caller of a build wants.
+    """The options of a build.
 
     Attributes:
-        target: a target's name, or `auto`.
-        precision: None chooses what is fastest on this machine's target.
-        profile: sizes and batches to serve; of what it leaves open, the model's own size, half and
-            double, and one to four images.
-        guidance: the bundle's default guidance scale, at least 0.
-        builder: how the target's library builds; the CPU targets take none of it.
-        half_check: run half-precision graphs on the CPU over real prompts before they are built.
+        target: a target's name, or `auto` for the fastest that runs on this machine.
+        precision: None selects the target's fastest precision on this machine.
+        profile: the sizes and batches to serve; by default half to double the model's native size,
+            and 1 to 4 images.
+        guidance: the bundle's default guidance scale, from 0 to below 1000.
+        builder: options of the target's library; the CPU targets accept none.
+        half_check: whether half-precision graphs are checked on the CPU before they are built.
     """
 
     target: str = "auto"
@@ -48,7 +48,7 @@ class BuildOptions:
     def __post_init__(self) -> None:
         precisions = ", ".join(f"Precision.{one.name}" for one in Precision)
         for name, value, kind, wanted in (
-            ("target", self.target, str, "a text"),
+            ("target", self.target, str, "a string"),
             ("precision", self.precision, Precision | None, f"{precisions} or None"),
             ("profile", self.profile, Profile | Ranges | None, "a Profile or None"),
             ("builder", self.builder, BuilderOptions, "a BuilderOptions"),
@@ -63,7 +63,7 @@ class BuildOptions:
             )
 
 
-HINTS = {
+KEYWORD_HINTS = {
     **{
         one.name: f"give it as options=BuildOptions(builder=BuilderOptions({one.name}=…))"
         for one in fields(BuilderOptions)
@@ -73,11 +73,11 @@ HINTS = {
         ("batch", "height", "width"), "give it as options=BuildOptions(profile=Profile(…))"
     ),
 }
-"""What to do with the options of a build that are given to the call itself."""
+"""The remedy for each build option that is passed as a keyword of the call itself."""
 
 
 def checked_options(options: BuildOptions | None) -> BuildOptions:
-    """The options that a caller gave, or the usual ones for None; raises UsageError for others."""
+    """`options`, or the defaults if None; raises UsageError if it is of another type."""
     if options is not None and not isinstance(options, BuildOptions):
         raise UsageError(f"options must be BuildOptions, got {shown(options)}")
     return BuildOptions() if options is None else options
@@ -85,13 +85,13 @@ def checked_options(options: BuildOptions | None) -> BuildOptions:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """The options with everything open decided, and why.
+    """The options of a build with all defaults resolved.
 
     Attributes:
-        library: name and version of the target's library, as the manifest keeps it.
-        reasons: one sentence a choice, for people.
-        builder: the builder options, all that was open decided.
-        checked: half precision is checked before it is built, and what overflows kept in float32.
+        library: name and version of the target's library, as in the manifest.
+        reasons: the reason of each choice, one sentence each, for users.
+        builder: the builder options with all defaults resolved.
+        checked: whether half precision is checked before the build.
     """
 
     target: targets.Target
@@ -103,23 +103,22 @@ class Choice:
 
     @property
     def graph_precision(self) -> Precision:
-        """Of the ONNX graphs: the engine's where they are what types it, else float32.
+        """The ONNX graphs' precision: the engine's for typed targets, else float32.
 
-        bfloat16 of OpenVINO is a matter of how it runs a float32 graph.
+        OpenVINO applies bfloat16 when it runs a float32 graph.
         """
         return self.precision if self.target.typed else Precision.FP32
 
     def settings(self, profile: Profile | None) -> dict[str, object]:
-        """Everything but the model's content that changes an engine's bytes.
+        """Everything but the model's content that determines an engine's bytes.
 
-        This project's version is among it, and that of onnx, which writes the graphs: what an
-        engine was made by is never another than the manifest's `built_with`. `GRAPH_VERSION` is
-        for changes between two releases.
+        It includes the versions of this project and of onnx, which writes the graphs, so that the
+        manifest's `built_with` holds for every engine. `GRAPH_VERSION` covers changes between two
+        releases.
 
         Args:
-            profile: the shapes to serve. It counts where they are built in; the engines of the
-                CPU targets keep batch, height and width open, so there a profile only says what is
-                let through.
+            profile: the shapes to serve. Only typed targets build them into engines; the engines of
+                CPU targets are dynamic, and a profile only limits requests.
         """
         value: dict[str, object] = {
             "target": self.target.name,
@@ -138,15 +137,15 @@ class Choice:
 
 
 def built_with() -> dict[str, str]:
-    """The versions of this project and of the library that writes its graphs."""
+    """The versions of this project and of onnx, which writes the graphs."""
     return {"sdexport": __version__, "onnx": importlib.metadata.version("onnx")}
 
 
 def decide(options: BuildOptions) -> Choice:
-    """Chooses target and precision where the options leave them open.
+    """Resolves the defaults of target, precision and builder options.
 
     Raises:
-        UsageError: unknown target, or a precision or builder option that the target has not.
+        UsageError: the target is unknown, or does not support the precision or a builder option.
         MissingExtraError: the target's library, or that of the half-precision check, is not
             installed.
         EngineError: the target builds on a GPU, and there is none.
@@ -160,7 +159,7 @@ def decide(options: BuildOptions) -> Choice:
         reasons.append(f"precision {precision}: {why}")
     if precision not in target.precisions:
         raise UsageError(
-            f"target {target.name} has no precision {precision}; "
+            f"target {target.name} does not support precision {precision}; "
             f"choose one of: {', '.join(target.precisions)}"
         )
     library = f"{target.library} {targets.library_version(target)}"
@@ -168,8 +167,7 @@ def decide(options: BuildOptions) -> Choice:
     checked = target.typed and precision is Precision.FP16 and options.half_check
     if checked and extras.missing(("onnxruntime",)):
         raise MissingExtraError(
-            "the half-precision check runs the graphs on the CPU with ONNX Runtime, which is not "
-            f"installed; {extras.install_command('onnxruntime')}, or leave the check out with "
-            "--no-half-check"
+            "the half-precision check needs ONNX Runtime, which is not installed; "
+            f"{extras.install_command('onnxruntime')}, or skip the check with --no-half-check"
         )
     return Choice(target, precision, library, tuple(reasons), builder, checked)

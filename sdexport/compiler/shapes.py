@@ -1,4 +1,4 @@
-"""The shapes of engines' inputs: in one call, and over a profile."""
+"""The shapes of the engines' inputs, for one call and for a profile."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from sdexport.compiler.dimensions import Dimensions
 from sdexport.graph.proto import dimensions as dimensions_of
 from sdexport.graph.skeleton import Call
 from sdexport.graph.split_unet import BATCH, ROWS, TEXT_PROJECTION, TIME_PROJECTION, TOKENS
-from sdexport.model.shapes import MOST_PIECES, Profile
+from sdexport.model.shapes import MAX_PIECES, Profile
 from sdexport.sampling import STATE_SLOTS
 
 
@@ -23,9 +23,11 @@ def call_shapes(
     width: int,
     pieces: int = 1,
 ) -> dict[str, tuple[int, ...]]:
-    """The inputs' shapes of one call of `engine`; height and width in pixels.
+    """The input shapes of one call of `engine`.
 
-    `pieces` are those of every prompt, at most `spec.MOST_PIECES`.
+    Args:
+        height, width: in pixels.
+        pieces: number of pieces of every prompt, at most `MAX_PIECES`.
     """
     h, w = height // dimensions.latent_scale, width // dimensions.latent_scale
     texts, channels = batch * branches * pieces, dimensions.latent_channels
@@ -62,9 +64,9 @@ def call_shapes(
 def projected_shapes(
     model: onnx.ModelProto, dimensions: Dimensions, call: Call
 ) -> dict[str, tuple[int, ...]]:
-    """The shapes of the inputs of a step that are other engines' outputs.
+    """The shapes of the denoise step's inputs that projections compute.
 
-    What they are follows from the UNet, and stands in the graph: numbers, and symbols for the rest.
+    They follow from the dimensions in the graph: numbers, and symbols for dynamic ones.
     """
     rows, tokens = call.batch * call.branches, call.pieces * dimensions.tokens
     lengths = {BATCH: call.batch, ROWS: rows, TOKENS: tokens}
@@ -78,9 +80,10 @@ def projected_shapes(
 def shape_ranges(
     engine: str, dimensions: Dimensions, profile: Profile
 ) -> tuple[dict[str, ShapeRange], ...]:
-    """The ranges of the inputs of `engine`, one set for every profile: with and without guidance.
+    """The shape ranges of the inputs of `engine`, one mapping per profile.
 
-    The usual call is the guided one with prompts of one piece; the largest has `MOST_PIECES`.
+    The minimum is without guidance; the optimum has guidance and prompts of one piece; the maximum
+    has guidance and prompts of `MAX_PIECES` pieces.
     """
 
     def at(which: str, branches: int, one: Profile, pieces: int = 1) -> dict[str, tuple[int, ...]]:
@@ -97,6 +100,6 @@ def shape_ranges(
 
     sets = []
     for one in profile.all:
-        least, usual, most = at("min", 1, one), at("opt", 2, one), at("max", 2, one, MOST_PIECES)
+        least, usual, most = at("min", 1, one), at("opt", 2, one), at("max", 2, one, MAX_PIECES)
         sets.append({name: ShapeRange(least[name], usual[name], most[name]) for name in least})
     return tuple(sets)

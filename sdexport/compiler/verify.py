@@ -1,9 +1,7 @@
-"""Does a bundle generate what PyTorch generates? Each engine and whole images, against the
-checkpoint.
+"""Verifies a bundle against its checkpoint in PyTorch: each engine, and whole images.
 
-The engines' results are compared with the checkpoint's own modules in float32 on the same inputs,
-and whole images with diffusers' pipeline for the same prompts and seeds. The figures are kept in
-the bundle's manifest.
+Engines are compared with the checkpoint's modules in float32 on the same inputs, images with
+diffusers' pipeline for the same prompts and seeds. The result is recorded in the bundle's manifest.
 """
 
 from __future__ import annotations
@@ -43,32 +41,32 @@ PROMPTS = ("a red apple", "a photo of an astronaut riding a horse")
 NEGATIVE_PROMPT = "blurry"
 GUIDANCE = 3.0
 STEPS = 10
-# DDIM: it does not amplify an evaluation's rounding, as PNDM does with few steps, so what is seen
-# is the engines' difference and not the sampler's.
+# Unlike PNDM with few steps, DDIM does not amplify rounding errors, so that the difference is the
+# engines' and not the sampler's.
 SAMPLER = "ddim"
 SEED = 1000
-LARGEST_SIDE = 256
-"""Images are compared at most at this many pixels a side where the profile allows: PyTorch in
-float32 needs minutes at the full size of a large model."""
+MAX_SIDE = 256
+"""The maximum side of compared images in pixels, if the profile allows it: PyTorch in float32 takes
+minutes at the full size of a large model."""
 
 
 VERIFICATION_VERSION = 1
-"""Part of what figures were measured on: raise it when something else is compared than before."""
+"""Part of `measured_on`: increase it when the comparison changes."""
 
 MANIFEST_BYTES = 1 << 18
-"""Of a manifest with figures, generously: room for it is asked for before anything is compared."""
+"""The maximum size of a manifest, in bytes; the space is checked before the comparison."""
 
 
 @dataclass(frozen=True, slots=True)
 class Tolerance:
-    """How far a bundle may be from PyTorch in float32.
+    """The maximum accepted differences of a bundle from PyTorch in float32.
 
     Attributes:
-        precision: of the bundle.
-        engine: relative RMS of an engine's output.
-        image_rms: RMS of an image's difference, of the range 0 to 1.
-        image_largest: the largest difference of a pixel, of 255; None where rounding in half
-            precision makes single pixels meaningless.
+        precision: the bundle's precision.
+        engine: RMS of an engine's difference, relative to the RMS of the reference.
+        image_rms: RMS of an image's difference, in the range 0 to 1.
+        image_largest: the maximum difference of a pixel, in the range 0 to 255; None if rounding in
+            half precision makes single pixels meaningless.
     """
 
     precision: Precision
@@ -92,8 +90,8 @@ class VerifyReport:
     """All comparisons of one bundle.
 
     Attributes:
-        size: (width, height) in pixels of what was compared.
-        seconds: how long it took.
+        size: (width, height) in pixels of the compared images.
+        seconds: the time of the verification.
     """
 
     target: str
@@ -126,11 +124,11 @@ class VerifyReport:
 
 
 def measured_on(manifest: Manifest) -> str:
-    """One hash for all that figures of parity follow from, but for the checkpoint.
+    """A digest of everything that determines a bundle's parity, except the checkpoint.
 
-    The bundle's files, which hold engines, tokenizer and scheduler; the call that is compared, and
-    with what; this project's version, whose code generates the images. The checkpoint itself stands
-    behind the engines' fingerprints and the copied files.
+    It covers the bundle's files (engines, tokenizer, scheduler), the compared call and constants,
+    and this project's version. The checkpoint is covered by the engines' fingerprints and the
+    copied files.
     """
     return reading.digest_of(
         {
@@ -139,7 +137,7 @@ def measured_on(manifest: Manifest) -> str:
                 for name, file in manifest.files.items()
                 if not name.startswith(f"{GRAPHS}/")
             },
-            "call": _call_of(manifest),
+            "call": _compared_call(manifest),
             "constants": [PROMPTS, NEGATIVE_PROMPT, GUIDANCE, STEPS, SAMPLER, SEED],
             "tolerance": asdict(TOLERANCES[manifest.precision]),
             "versions": [VERIFICATION_VERSION, __version__],
@@ -147,33 +145,31 @@ def measured_on(manifest: Manifest) -> str:
     )
 
 
-def is_stale(manifest: Manifest) -> bool:
-    """Whether a manifest has figures of parity that were measured on something else."""
+def parity_is_stale(manifest: Manifest) -> bool:
+    """Whether a manifest has a parity that was measured on something else."""
     return manifest.parity is not None and manifest.parity.measured_on != measured_on(manifest)
 
 
-def has_passed(manifest: Manifest) -> bool:
-    """Whether a manifest has figures of parity that hold for it and are within tolerance."""
-    return manifest.parity is not None and manifest.parity.ok and not is_stale(manifest)
+def parity_has_passed(manifest: Manifest) -> bool:
+    """Whether a manifest has a valid parity within tolerance."""
+    return manifest.parity is not None and manifest.parity.ok and not parity_is_stale(manifest)
 
 
-def _call_of(manifest: Manifest) -> tuple[int, int, int]:
-    """Width and height in pixels, and the batch, of what is compared."""
+def _compared_call(manifest: Manifest) -> tuple[int, int, int]:
+    """Width and height in pixels, and the batch, of the compared images."""
     profile, multiple = manifest.profile, pixel_multiple(manifest.latent_scale)
     width, height = (
-        max(limits.min, min(limits.opt, LARGEST_SIDE) // multiple * multiple)
+        max(limits.min, min(limits.opt, MAX_SIDE) // multiple * multiple)
         for limits in (profile.width, profile.height)
     )
     return width, height, min(max(2, profile.batch.min), profile.batch.max)
 
 
 def refuse_other_checkpoint(bundle: Bundle, checkpoint: Checkpoint) -> None:
-    """Refuses a checkpoint that the bundle was not built from, where that is known.
+    """Raises UsageError if the bundle was not built from `checkpoint`; names the parts that differ.
 
-    It is not known of bundles from another tool's ONNX folder, or of an older version.
-
-    Raises:
-        UsageError: names the parts that differ.
+    Bundles from another tool's ONNX folder, or of an older version, do not record their checkpoint
+    and are not checked.
     """
     from sdexport.export.export import plain_parts
 
@@ -193,9 +189,9 @@ def refuse_other_checkpoint(bundle: Bundle, checkpoint: Checkpoint) -> None:
     )
     if differing:
         raise UsageError(
-            f"{bundle.path} was not built from {checkpoint.name} as it is now: "
-            f"{', '.join(differing)} differ; give the checkpoint that it was built from, or bring "
-            f"the bundle up to date with: sdexport compile {checkpoint.path} {bundle.path}"
+            f"{bundle.path} must have been built from {checkpoint.name}, but "
+            f"{', '.join(differing)} differ; give the checkpoint that it was built from, or update "
+            f"the bundle with: sdexport compile {checkpoint.path} {bundle.path}"
         )
 
 
@@ -207,13 +203,18 @@ def verify(
     threads: int | None = None,
     progress: Progress = SILENT,
 ) -> VerifyReport:
-    """Compares a bundle with its checkpoint in PyTorch and keeps the figures in the manifest.
+    """Compares a bundle with its checkpoint in PyTorch, and records the result in the manifest.
+
+    Args:
+        bundle: the bundle's path.
+        checkpoint: a diffusers folder, a hub id, or an opened checkpoint.
+        threads: number of the engines' processor threads; None lets the runtime choose.
+        progress: receives one stage.
 
     Raises:
-        UsageError: `threads` is no number of threads, or the bundle was built from another
-            checkpoint; see `refuse_other_checkpoint`.
-        ParityError: a comparison is out of tolerance, or a result is no number; the message names
-            the engine and the figures. They are kept in the manifest all the same.
+        UsageError: `threads` is invalid, or the bundle was built from another checkpoint.
+        ParityError: a comparison is out of tolerance, or a result is NaN or infinite; the message
+            names the engine and the difference. A result out of tolerance is recorded too.
         FolderError, CheckpointError, MissingExtraError: as `open_bundle` and the export.
         StorageError: the manifest cannot be written.
     """
@@ -228,7 +229,7 @@ def verify(
     reference = ReferenceModels(checkpoint)
     refuse_other_checkpoint(opened, reference.checkpoint)
     parts = load_parts(opened, threads=threads)
-    width, height, batch = _call_of(manifest)
+    width, height, batch = _compared_call(manifest)
     comparisons: list[Comparison] = []
     stages = 5 if parts.vae_encoder is not None else 4
     with stage(progress, "comparing with PyTorch", stages):
@@ -241,7 +242,7 @@ def verify(
             inputs["clip_skip"] = np.zeros(len(tokens), np.int64)
         ours = _call(parts.text_encoder, inputs, _text_shape(parts))
         theirs = reference.text_encoder(tokens)
-        comparisons.append(_engine("text_encoder", ours, theirs, tolerance))
+        comparisons.append(_compare_engine("text_encoder", ours, theirs, tolerance))
         progress.advance(1, "denoise_step")
         comparisons.append(_denoise_step(parts, reference, theirs, (h, w), batch, tolerance))
         progress.advance(1, "vae_decoder")
@@ -262,17 +263,17 @@ def verify(
         seconds=round(time.perf_counter() - start, 3),
     )
     bundles.record(opened, parity=report.kept(measured_on(manifest)))
-    _refuse(report, tolerance)
+    _raise_failed(report, tolerance)
     return report
 
 
 def prompts_for(tokenizer: PromptTokenizer) -> tuple[str, ...]:
-    """`PROMPTS`, with the tokens that the checkpoint's tokenizer has learned besides CLIP's."""
+    """`PROMPTS`, extended by the tokens that the tokenizer has beside CLIP's."""
     learned = " ".join(tokenizer.learned)
     return tuple(f"{prompt} {learned}".rstrip() for prompt in PROMPTS)
 
 
-def _refuse(report: VerifyReport, tolerance: Tolerance) -> None:
+def _raise_failed(report: VerifyReport, tolerance: Tolerance) -> None:
     for comparison in report.comparisons:
         if comparison.ok:
             continue
@@ -280,16 +281,16 @@ def _refuse(report: VerifyReport, tolerance: Tolerance) -> None:
         if comparison.what == "images" and tolerance.image_largest is not None:
             limit += f" and {tolerance.image_largest} of 255"
         raise ParityError(
-            f"{comparison.what} differs from PyTorch by RMS {comparison.rms:.3g}, at most "
-            f"{comparison.largest:.3g}; allowed is {limit} for {report.precision}. "
-            f"{_remedy(report.precision)}check that bundle and checkpoint belong together"
+            f"{comparison.what} must differ from PyTorch by at most {limit} in {report.precision}, "
+            f"got RMS {comparison.rms:.3g} and maximum {comparison.largest:.3g}. "
+            f"{_remedy(report.precision)}check that the bundle was built from this checkpoint"
         )
 
 
 def _call(
     engine: Engine, inputs: Mapping[str, Array], output: tuple[str, tuple[int, ...]]
 ) -> Array:
-    """One call of `engine`; `output` is the wanted output's name and shape."""
+    """The output of one call of `engine`; `output` is its name and shape."""
     name, shape = output
     binding = engine.bind({key: value.shape for key, value in inputs.items()} | {name: shape})
     for key, value in inputs.items():
@@ -302,26 +303,25 @@ def _text_shape(parts: PipelineParts) -> tuple[str, tuple[int, ...]]:
     return "last_hidden_state", (2, parts.tokens, parts.embedding_dim)
 
 
-def _engine(what: str, ours: Array, theirs: Array, tolerance: Tolerance) -> Comparison:
+def _compare_engine(what: str, ours: Array, theirs: Array, tolerance: Tolerance) -> Comparison:
     difference = ours.astype(np.float64) - theirs.astype(np.float64)
     scale = float(np.sqrt(np.mean(np.square(theirs, dtype=np.float64))))
     rms = float(np.sqrt(np.mean(np.square(difference)))) / max(scale, 1e-12)
-    _refuse_no_numbers(what, rms, tolerance.precision)
+    _check_finite(what, rms, tolerance.precision)
     return Comparison(
         what, rms, float(np.abs(difference).max()), tolerance.engine, rms <= tolerance.engine
     )
 
 
-def _refuse_no_numbers(what: str, rms: float, precision: str) -> None:
+def _check_finite(what: str, rms: float, precision: str) -> None:
     if not np.isfinite(rms):
         raise ParityError(
-            f"{what} gives values that are no numbers (NaN or infinity); "
-            f"{_remedy(precision)}check the checkpoint's weights"
+            f"{what} contains NaN or infinity; {_remedy(precision)}check the checkpoint's weights"
         )
 
 
 def _remedy(precision: str) -> str:
-    """What may help where a bundle is not in float32 already."""
+    """The start of the remedy for a bundle that is not in float32; else empty."""
     return "" if precision == Precision.FP32 else "build with --precision fp32, or "
 
 
@@ -333,10 +333,10 @@ def _denoise_step(
     batch: int,
     tolerance: Tolerance,
 ) -> Comparison:
-    """The guided model output of one step that hands it through: slot 0 becomes the output.
+    """Compares the guided model output of one step, whose update copies the output to slot 0.
 
-    The step is called for as many images as the images are generated with, all the same: for
-    another shape, some engines would be compiled and held a second time.
+    The step runs with the batch of `_images`, repeating one image: for another shape some targets
+    would compile the engine a second time.
     """
     shape = (1, parts.latent_channels, *latent_size)
     sample = TorchNoise(SEED).randn(shape)
@@ -376,19 +376,21 @@ def _denoise_step(
         reference.unet(sample, timestep, embeddings[branch : branch + 1], embedded)
         for branch in (0, 1)
     )
-    return _engine("denoise_step", ours, unguided + GUIDANCE * (guided - unguided), tolerance)
+    return _compare_engine(
+        "denoise_step", ours, unguided + GUIDANCE * (guided - unguided), tolerance
+    )
 
 
 def _vae_decoder(
     parts: PipelineParts, reference: Any, latent_size: tuple[int, int], tolerance: Tolerance
 ) -> Comparison:
-    """The image of random latents, of the range 0 to 1."""
+    """Compares the image of random latents, in the range 0 to 1."""
     latents = TorchNoise(SEED + 1).randn((1, parts.latent_channels, *latent_size))
     state = np.zeros((1, STATE_SLOTS, *latents.shape[1:]), np.float32)
     state[:, 0] = latents
     theirs = reference.decode(latents)
     ours = _call(parts.vae_decoder, {"state": state}, ("image", theirs.shape))
-    return _engine("vae_decoder", ours / 255, np.round(theirs * 255) / 255, tolerance)
+    return _compare_engine("vae_decoder", ours / 255, np.round(theirs * 255) / 255, tolerance)
 
 
 def _vae_encoder(
@@ -398,12 +400,12 @@ def _vae_encoder(
     latent_scale: int,
     tolerance: Tolerance,
 ) -> Comparison:
-    """Means and log variances of a random smooth image's latents."""
+    """Compares the means and log variances of a random smooth image's latents."""
     coarse = TorchNoise(SEED + 2).randn((1, 3, *latent_size))
     pixels = np.tanh(coarse.repeat(latent_scale, axis=2).repeat(latent_scale, axis=3))
     theirs = reference.encode(pixels)
     ours = _call(engine, {"sample": pixels}, ("latent_parameters", theirs.shape))
-    return _engine("vae_encoder", ours, theirs, tolerance)
+    return _compare_engine("vae_encoder", ours, theirs, tolerance)
 
 
 def _images(
@@ -439,11 +441,11 @@ def _images(
     difference = ours - np.stack(theirs).astype(np.float64)
     rms = float(np.sqrt(np.mean(np.square(difference / 255), axis=(1, 2, 3))).max())
     largest = float(np.abs(difference).max())
-    _refuse_no_numbers("images", rms, tolerance.precision)
+    _check_finite("images", rms, tolerance.precision)
     if ours.max() == 0 and np.stack(theirs).max() > 0:
         raise ParityError(
             "the images are black where PyTorch's are not; "
-            f"{_remedy(tolerance.precision)}check that bundle and checkpoint belong together"
+            f"{_remedy(tolerance.precision)}check that the bundle was built from this checkpoint"
         )
     ok = rms <= tolerance.image_rms and (
         tolerance.image_largest is None or largest <= tolerance.image_largest

@@ -270,8 +270,8 @@ def _open_folder(path: Path, name: str) -> Checkpoint:
     notes += _check_scheduler(path, index)
     if configs["unet"].get("sample_size") is None:
         notes.append(
-            f"unet/config.json: sample_size is missing; {UNSAID} latents per side are used, where "
-            "diffusers requires a size"
+            f"unet/config.json: sample_size is missing; {DEFAULT_SAMPLE_SIZE} latents per side are "
+            "used, where diffusers requires a size"
         )
     weights = {part: find_weights(path / part, stem) for part, (_, stem) in MODELS.items()}
     notes += _not_exported_notes(path, index, weights)

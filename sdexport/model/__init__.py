@@ -1,1 +1,1 @@
-"""What a model is: its components, precisions, sizes and shape profiles."""
+"""Describes models: components, precisions, native size and shape profiles."""

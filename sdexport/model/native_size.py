@@ -1,8 +1,4 @@
-"""The size that a model was trained for, and the profile that is built around it.
-
-Every kind of source comes here with what its UNet's configuration says: a diffusers folder, a
-download from the hub, an ONNX folder, a recipe that names one of them.
-"""
+"""A model's native image size from its UNet's configuration, and the default profile around it."""
 
 from __future__ import annotations
 
@@ -13,16 +9,16 @@ BATCH = Range(1, 1, 4)
 
 
 def pixel_multiple(latent_scale: int) -> int:
-    """What heights and widths are multiples of, in pixels: whole latents, and diffusers' 8."""
+    """The number of pixels of which heights and widths must be multiples: at least diffusers' 8."""
     return max(PIXEL_MULTIPLE, latent_scale)
 
 
 def native_size(sample: tuple[int, int], latent_scale: int) -> tuple[int, int]:
-    """(width, height) in pixels of a model's own images, rounded down to what can be generated.
+    """The model's native image size, (width, height) in pixels, rounded down to `pixel_multiple`.
 
     Args:
         sample: (height, width) in latents that the UNet was trained for.
-        latent_scale: pixels a side of a latent.
+        latent_scale: pixels per latent along each side.
     """
     height, width = sample
     multiple = pixel_multiple(latent_scale)
@@ -35,17 +31,17 @@ def native_size(sample: tuple[int, int], latent_scale: int) -> tuple[int, int]:
 def profile_for(
     asked: Profile | Ranges | None, native: tuple[int, int], latent_scale: int
 ) -> Profile:
-    """The whole profile of what was asked for.
+    """The complete profile for the requested ranges.
 
-    What was left open is one to four images of half, the whole and double the model's own size.
+    The defaults are 1 to 4 images, and half to double the native size.
 
     Args:
-        asked: all of it, some of its ranges, or nothing.
-        native: (width, height) in pixels.
-        latent_scale: pixels a side of a latent.
+        asked: a whole profile, some of its ranges, or None for the defaults.
+        native: the native size, (width, height) in pixels.
+        latent_scale: pixels per latent along each side.
 
     Raises:
-        UsageError: a height or width that is no whole number of latents.
+        UsageError: a height or width is not a multiple of `pixel_multiple`.
     """
     if not isinstance(asked, Profile):
         asked = _completed(Ranges() if asked is None else asked, native, latent_scale)
@@ -55,14 +51,14 @@ def profile_for(
             for value in (limits.min, limits.opt, limits.max):
                 if value % multiple:
                     raise UsageError(
-                        f"{name} {value} in the profile must be a multiple of {multiple} pixels, "
-                        f"of which this model's latents have {latent_scale} a side"
+                        f"{name} in the profile must be a multiple of {multiple} pixels (this "
+                        f"model has {latent_scale} pixels per latent), got {value}"
                     )
     return asked
 
 
 def _completed(asked: Ranges, native: tuple[int, int], latent_scale: int) -> Profile:
-    width, height = (_around(side, pixel_multiple(latent_scale)) for side in native)
+    width, height = (_range_around(side, pixel_multiple(latent_scale)) for side in native)
     return Profile(
         batch=asked.batch or BATCH,
         height=asked.height or height,
@@ -71,5 +67,5 @@ def _completed(asked: Ranges, native: tuple[int, int], latent_scale: int) -> Pro
     )
 
 
-def _around(side: int, multiple: int) -> Range:
+def _range_around(side: int, multiple: int) -> Range:
     return Range(max(multiple, side // 2 // multiple * multiple), side, side * 2)

@@ -1,6 +1,6 @@
-"""The values that every stage speaks in: components, precisions, tensors, shape profiles.
+"""Components, precisions, tensor specifications and shape profiles, shared by all stages.
 
-Shapes are in pixels outside and in latents inside; a `Profile` is in pixels.
+A `Profile` is in pixels; tensors of latents are in latents.
 """
 
 from __future__ import annotations
@@ -15,26 +15,25 @@ from sdexport.errors import UsageError, did_you_mean, shown
 from sdexport.keywords import explains_fields
 
 COMPONENTS = ("text_encoder", "unet", "vae_decoder", "vae_encoder")
-"""The components of a Stable Diffusion 1.x checkpoint, in the order in which they are exported."""
+"""The components of a Stable Diffusion checkpoint, in the order of their export."""
 
 PIXEL_MULTIPLE = 8
-"""Height and width are multiples of this many pixels: one latent of the f8 autoencoder."""
+"""Heights and widths must be multiples of this many pixels: one latent of an f8 VAE."""
 
 
-MOST_PIECES = 8
-"""Pieces of a prompt, each as long as the text encoder's own texts, that the engines serve at most:
-600 tokens of Stable Diffusion's."""
+MAX_PIECES = 8
+"""The maximum number of pieces of a prompt, each of the text encoder's length: 600 tokens."""
 
 
 def chosen_components(asked: Iterable[str]) -> tuple[str, ...]:
-    """The components that were asked for, in the order of `COMPONENTS`.
+    """The requested components, in the order of `COMPONENTS`.
 
     Raises:
-        UsageError: none was, or one that there is not; the message lists them.
+        UsageError: a name is unknown, or there is none; the message lists the known ones.
     """
     try:
         names = (asked,) if isinstance(asked, str) else tuple(asked)
-    except TypeError:  # An array without dimensions, too, is of a type that can be iterated over.
+    except TypeError:  # A 0-d array is iterable by its type, but raises.
         raise UsageError(f"components must be a list of names, got {shown(asked)}") from None
     for name in names:
         if not isinstance(name, str) or name not in COMPONENTS:
@@ -43,7 +42,7 @@ def chosen_components(asked: Iterable[str]) -> tuple[str, ...]:
                 f"unknown component {shown(name)}{guess} choose from: {', '.join(COMPONENTS)}"
             )
     if not names:
-        raise UsageError(f"no component was asked for; choose from: {', '.join(COMPONENTS)}")
+        raise UsageError(f"components must not be empty; choose from: {', '.join(COMPONENTS)}")
     return tuple(name for name in COMPONENTS if name in names)
 
 
@@ -59,7 +58,7 @@ class Precision(StrEnum):
         """The precision named `text`.
 
         Raises:
-            UsageError: `text` names none; the message lists those known.
+            UsageError: no precision has that name; the message lists the known ones.
         """
         name = text.lower() if isinstance(text, str) else None
         found = next((one for one in cls if one == name), None)
@@ -88,7 +87,7 @@ Dimension = Literal["batch", "height", "width"]
 @explains_fields
 @dataclass(frozen=True, slots=True)
 class Range:
-    """The least, the expected and the largest value of a dimension, each inclusive."""
+    """Minimum, optimum and maximum of a dimension, all inclusive."""
 
     min: int
     opt: int
@@ -97,19 +96,19 @@ class Range:
     def __post_init__(self) -> None:
         for value in (self.min, self.opt, self.max):
             if isinstance(value, bool) or not isinstance(value, int):
-                raise UsageError(f"a range needs three whole numbers, got {shown(value)}")
+                raise UsageError(f"a range must be three whole numbers, got {shown(value)}")
         if not 1 <= self.min <= self.opt <= self.max:
             raise UsageError(
-                "a range needs 1 <= MIN <= OPT <= MAX, got "
+                "a range must satisfy 1 <= MIN <= OPT <= MAX, got "
                 f"{shown(self.min)}:{shown(self.opt)}:{shown(self.max)}"
             )
 
     @classmethod
     def parse(cls, text: str) -> Range:
-        """`"2"` or `"1:2:4"` (or `"1:4"`, whose expected value is the least).
+        """Parses `"2"`, `"1:4"` (the optimum is the minimum) or `"1:2:4"`.
 
         Raises:
-            UsageError: not one, two or three whole numbers, or out of order.
+            UsageError: `text` is not one, two or three whole numbers in ascending order.
         """
         try:
             numbers = [int(part) for part in text.split(":")]
@@ -121,7 +120,7 @@ class Range:
             return cls(numbers[0], numbers[0], numbers[1])
         if len(numbers) == 3:
             return cls(*numbers)
-        raise UsageError(f"{shown(text)} is no range; write one number, MIN:MAX or MIN:OPT:MAX")
+        raise UsageError(f"a range must be N, MIN:MAX or MIN:OPT:MAX, got {shown(text)}")
 
     def __contains__(self, value: int) -> bool:
         return self.min <= value <= self.max
@@ -133,11 +132,12 @@ class Range:
 @explains_fields
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """The shapes that an engine serves: images a call, and their height and width in pixels.
+    """The shapes that a bundle serves.
 
     Attributes:
-        others: further profiles of the same engines, each for a size of its own; a shape is served
-            where one of them has it.
+        batch: number of images per call.
+        height, width: in pixels.
+        others: further profiles of the same engines; a shape is served if any of them contains it.
     """
 
     batch: Range = dataclasses.field(default_factory=lambda: Range(1, 1, 4))
@@ -155,19 +155,21 @@ class Profile:
             said = shown(self.others)
             raise UsageError(f"a profile's others must be a tuple of Profiles, got {said}")
         if any(other.others for other in self.others):
-            raise UsageError("a profile that is one of several has no others of its own")
+            raise UsageError(
+                "a profile in another profile's `others` must not have `others` itself"
+            )
         _check_sides(self.height, self.width)
 
     @property
     def all(self) -> tuple[Profile, ...]:
-        """Every profile on its own, this one first."""
+        """All profiles without `others`, this one first."""
         return (dataclasses.replace(self, others=()), *self.others)
 
     def serving(self, *, height: int, width: int) -> Profile:
-        """The profile for images of this size; of several, the one of the largest batch.
+        """The profile for images of this size; of several, the one with the largest batch.
 
         Raises:
-            UsageError: no profile has the size; names the dimension and the ranges that were built.
+            UsageError: no profile contains the size; names the dimension and the profiles' ranges.
         """
         _check_multiples(height, width)
         sizes = [one for one in self.all if height in one.height and width in one.width]
@@ -177,15 +179,15 @@ class Profile:
             self.check(batch=self.batch.min, height=height, width=width)
         built = ", ".join(f"{one.width}x{one.height}" for one in self.all)
         raise UsageError(
-            f"{width}x{height} pixels (width x height) are in none of this bundle's profiles, "
-            f"which are {built}; choose a size in one of them, or build with a further profile"
+            f"the size must be in one of this bundle's profiles, {built} (width x height in "
+            f"pixels), got {width}x{height}; choose another size, or build with a further profile"
         )
 
     def check(self, *, batch: int, height: int, width: int) -> None:
-        """Says whether a request fits.
+        """Checks that the profile serves a request.
 
         Raises:
-            UsageError: names the dimension, its value and the range that was built.
+            UsageError: it does not; names the dimension, its value and the profile's range.
         """
         if self.others:
             found = self.serving(height=height, width=width)
@@ -202,7 +204,7 @@ class Profile:
                 )
 
     def as_json(self) -> dict[str, Any]:
-        """`{"batch": [min, opt, max], …}`, and `others` where there are any."""
+        """`{"batch": [min, opt, max], …}`, with `others` if there are any."""
         value: dict[str, Any] = {
             name: [limits.min, limits.opt, limits.max]
             for name, limits in (
@@ -229,10 +231,12 @@ class Profile:
 @explains_fields
 @dataclass(frozen=True, slots=True)
 class Ranges:
-    """The ranges of a profile that somebody asked for; None leaves one to the build.
+    """The requested ranges of a profile; None stands for the build's default.
 
     Attributes:
-        others: of further profiles of the same engines.
+        batch: number of images per call.
+        height, width: in pixels.
+        others: ranges of further profiles of the same engines.
     """
 
     batch: Range | None = None
@@ -252,21 +256,22 @@ class Ranges:
 
 
 def _check_sides(height: Range | None, width: Range | None) -> None:
-    """Raises UsageError where a range of a profile is not of multiples of `PIXEL_MULTIPLE`."""
+    """Raises UsageError if a range contains a number that is not a multiple of `PIXEL_MULTIPLE`."""
     for name, limits in (("height", height), ("width", width)):
         for value in () if limits is None else (limits.min, limits.opt, limits.max):
             if value % PIXEL_MULTIPLE:
                 raise UsageError(
-                    f"{name} {value} in the profile is no multiple of {PIXEL_MULTIPLE} pixels"
+                    f"{name} in the profile must be a multiple of {PIXEL_MULTIPLE} pixels, got "
+                    f"{value}"
                 )
 
 
 def _check_multiples(height: int, width: int) -> None:
-    """Raises UsageError where a side is no whole number of latents."""
+    """Raises UsageError if a side is not a multiple of `PIXEL_MULTIPLE`."""
     for name, value in (("height", height), ("width", width)):
         if value % PIXEL_MULTIPLE:
             raise UsageError(
-                f"{name} {value} is no multiple of {PIXEL_MULTIPLE} pixels; "
+                f"{name} must be a multiple of {PIXEL_MULTIPLE} pixels, got {value}; "
                 f"the nearest are {value // PIXEL_MULTIPLE * PIXEL_MULTIPLE} and "
                 f"{(value // PIXEL_MULTIPLE + 1) * PIXEL_MULTIPLE}"
             )

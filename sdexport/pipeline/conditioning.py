@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from sdexport.backends.slots import Floats, Workspace
 from sdexport.errors import UsageError
-from sdexport.model.shapes import MOST_PIECES
+from sdexport.model.shapes import MAX_PIECES
 from sdexport.pipeline.parts import PipelineParts
 from sdexport.pipeline.prompts import (
     PLAIN,
@@ -87,7 +87,7 @@ class Texts:
                 shown = prompt.dropped
                 shown = shown if len(shown) <= SHOWN else shown[:SHOWN] + "…"
                 plain = self._request.prompt_syntax == PLAIN
-                length = tokens if plain else MOST_PIECES * (tokens - 2)
+                length = tokens if plain else MAX_PIECES * (tokens - 2)
                 remedy = "; the prompt syntax 'long' generates all of it" if plain else ""
                 said.append(
                     f"a prompt is longer than {length} tokens; this part of it has no effect: "

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sdexport.errors import UsageError, shown
-from sdexport.model.shapes import MOST_PIECES
+from sdexport.model.shapes import MAX_PIECES
 from sdexport.pipeline.tokenizer import PromptTokenizer
 
 PLAIN, LONG, WEIGHTS = "plain", "long", "weights"
@@ -203,8 +203,8 @@ class _Filling:
 
     @property
     def is_full(self) -> bool:
-        """Whether there is no place for another token within `MOST_PIECES`."""
-        left = MOST_PIECES - len(self.pieces)
+        """Whether there is no place for another token within `MAX_PIECES`."""
+        left = MAX_PIECES - len(self.pieces)
         return left < 1 or (left == 1 and len(self.current) == self.room)
 
     def close(self) -> None:
@@ -237,18 +237,18 @@ def _pieces(tokenizer: PromptTokenizer, fragments: Iterable[Fragment]) -> Prompt
             dropped.append(fragment.text or "")
         elif fragment.text is None:
             # More pieces than are generated are not counted: what follows is dropped all the same.
-            if len(filling.pieces) <= MOST_PIECES:
+            if len(filling.pieces) <= MAX_PIECES:
                 filling.close()
         elif not fragment.text.isspace():
             text = tokenizer.expanded(fragment.text)
-            for token, offset in tokenizer.pieces(text, MOST_PIECES * filling.room + 1):
+            for token, offset in tokenizer.pieces(text, MAX_PIECES * filling.room + 1):
                 if filling.is_full:
                     dropped.append(text[offset:])
                     break
                 filling.add(token, fragment.weight)
     if filling.current or not filling.pieces:
         filling.close()
-    pieces = filling.pieces[:MOST_PIECES]
+    pieces = filling.pieces[:MAX_PIECES]
     weights = np.ones((len(pieces), tokenizer.length), np.float32)
     for row, piece in zip(weights, pieces, strict=True):
         row[1 : 1 + len(piece)] = [weight for _, weight in piece]

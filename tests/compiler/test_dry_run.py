@@ -69,5 +69,5 @@ def test_nothing_is_downloaded(tmp_path: Path) -> None:
 
 def test_what_compiling_refuses_a_dry_run_refuses(tiny_checkpoint: Path, tmp_path: Path) -> None:
     (tmp_path / "mine.txt").touch()
-    with pytest.raises(FolderError, match="folder of something else"):
+    with pytest.raises(FolderError, match="is not a bundle .* is not replaced"):
         plan_compile(tiny_checkpoint, tmp_path, OPTIONS)

@@ -13,7 +13,7 @@ from sdexport.compiler.estimate import (
     LAST_BUILD,
     MEASURED,
     Estimate,
-    Informed,
+    TimedProgress,
     estimate,
     from_last_build,
 )
@@ -119,7 +119,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 def work(progress: Heard, clock: list[float]) -> None:
     """Exports that take twice what was estimated."""
-    told = Informed(progress, {"export unet": 30.0, "export vae": 10.0, "other": 5.0})
+    told = TimedProgress(progress, {"export unet": 30.0, "export vae": 10.0, "other": 5.0})
     with stage(told, "compiling"):
         with stage(told, "exporting", 2):
             with stage(told, "export unet"):

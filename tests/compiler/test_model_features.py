@@ -145,7 +145,7 @@ def test_the_half_check_generates_as_the_bundle_will(
     if not real:
         monkeypatch.setattr(build_engines.targets, "build_engine", pretend)
     # A short trial: what is looked at is what it generates with.
-    for name in ("MOST_STEPS", "ENOUGH_STEPS", "FEWEST_STEPS"):
+    for name in ("MAX_STEPS", "MIN_FULL_SIZE_STEPS", "MIN_STEPS"):
         monkeypatch.setattr(half_check, name, 3)
     tried: list[PipelineParts] = []
 

@@ -24,7 +24,7 @@ from sdexport.backends.targets import Target
 from sdexport.backends.tensorrt import refusal, session
 from sdexport.backends.tensorrt.library import capture_log, library, logger
 from sdexport.compiler.dimensions import read_dimensions
-from sdexport.compiler.engines import make_graphs, place_weights
+from sdexport.compiler.engines import make_graphs, transfer_weights
 from sdexport.errors import EngineError
 from sdexport.export import export_checkpoint
 from sdexport.graph.proto import save_graph
@@ -218,7 +218,7 @@ def test_an_engine_is_refitted_with_its_own_weights(
     graph = made.models["vae_decoder"]
     (tmp_path / "graph").mkdir()
     save_graph(graph, tmp_path / "graph" / "model.onnx")
-    place_weights(graph, source.parent, tmp_path / "graph", consume=False)
+    transfer_weights(graph, source.parent, tmp_path / "graph", consume=False)
 
     module = library(target.name)
     refitter = module.Refitter(engine._engine, logger(module))

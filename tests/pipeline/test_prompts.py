@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sdexport.errors import UsageError
-from sdexport.model.shapes import MOST_PIECES
+from sdexport.model.shapes import MAX_PIECES
 from sdexport.pipeline.pipeline import Pipeline
 from sdexport.pipeline.prompts import (
     COMMA_REACH,
@@ -161,13 +161,13 @@ def test_brackets_of_a_plain_prompt_are_text(tokenizer: PromptTokenizer) -> None
 
 @pytest.mark.parametrize("syntax", ["long", "weights"])
 def test_what_is_dropped_in_the_end_is_named(tokenizer: PromptTokenizer, syntax: str) -> None:
-    room = 75 * MOST_PIECES
+    room = 75 * MAX_PIECES
     assert read_prompt(tokenizer, "apple " * room, syntax).dropped == ""
     prompt = read_prompt(tokenizer, "apple " * room + "red cat", syntax)
-    assert prompt.ids.shape == (MOST_PIECES, 77)
+    assert prompt.ids.shape == (MAX_PIECES, 77)
     assert prompt.dropped == "red cat"
-    broken = read_prompt(tokenizer, "a BREAK " * MOST_PIECES + "(red:1.2) cat", "weights")
-    assert broken.ids.shape == (MOST_PIECES, 77)
+    broken = read_prompt(tokenizer, "a BREAK " * MAX_PIECES + "(red:1.2) cat", "weights")
+    assert broken.ids.shape == (MAX_PIECES, 77)
     assert broken.dropped == "red cat"
 
 

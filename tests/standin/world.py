@@ -28,7 +28,7 @@ from sdexport.backends.cuda.device import MAX_KEPT_BYTES, CudaDevice
 from sdexport.backends.cuda.gpus import find_gpus
 from sdexport.backends.cuda.slots import LoopMode
 from sdexport.backends.tensorrt import session
-from sdexport.model.shapes import MOST_PIECES, Precision
+from sdexport.model.shapes import MAX_PIECES, Precision
 from sdexport.pipeline.load import load_parts
 from sdexport.pipeline.parts import PipelineParts
 from sdexport.pipeline.pipeline import Pipeline
@@ -128,7 +128,7 @@ def profiles(parts: PipelineParts, sizes: tuple[tuple[int, int, int], ...]) -> d
         batch, height, width = (sizes[axis][place] for axis in range(3))
         scale = parts.latent_scale
         branches = (1, 2, 2)[place]
-        tokens = (1, 1, MOST_PIECES)[place] * parts.tokens
+        tokens = (1, 1, MAX_PIECES)[place] * parts.tokens
         shape = Shape(batch, branches, height // scale, width // scale, tokens)
         found.append(
             {

@@ -1,8 +1,8 @@
-"""What a build is to make, and what of it stands already.
+"""The specification of the bundle to build, and its comparison with an existing bundle.
 
-A bundle follows from its engines' fingerprints, from the files that it copies, and from its
-manifest. All three are known before anything is built, so that a bundle that stands is compared
-with what a build from nothing would make: as a whole, and not by a list of what may change.
+A bundle is determined by its engines' fingerprints, the files that it copies, and its manifest. All
+three are known before anything is built, so that an existing bundle is compared as a whole with the
+result of a build from scratch, and not by a list of what may change.
 """
 
 from __future__ import annotations
@@ -23,28 +23,31 @@ from sdexport.compiler.options import Choice, built_with
 from sdexport.model.shapes import Profile
 
 SIZES = ("latent_channels", "latent_scale", "tokens", "embedding_dim")
-"""The dimensions of a model that shape the inputs of engines of other components as well."""
+"""The model's dimensions on which the input shapes of other components' engines depend too."""
 
-OF_THE_BUILD = ("engines", "files", "stages", "parity", "half_check")
-"""The fields of a manifest that say how a build went, or are compared by other means."""
+NOT_COMPARED = ("engines", "files", "stages", "parity", "half_check")
+"""The manifest's fields that record a build's course, or are compared by other means."""
 
 LEFT_OUT = "left out"
-"""What is said of an engine that is to go."""
+"""The note on an engine that is removed."""
 
 EXPORT = "export record"
-NAMES = {"default_guidance": "guidance", "default_size": "default size", "export": EXPORT}
-"""What fields of a manifest are called where people are told that they changed."""
+FIELD_TITLES = {"default_guidance": "guidance", "default_size": "default size", "export": EXPORT}
+"""The titles of manifest fields in reports of changes."""
 
 
 @dataclass(frozen=True, slots=True)
-class Order:
-    """The bundle that a build is to make.
+class BuildSpec:
+    """The specification of a bundle.
 
     Attributes:
-        name: the checkpoint's name, for people.
+        name: the checkpoint's name, for users.
+        choice: target, precision and builder options.
+        profile: the shapes to serve.
+        guidance: the default guidance scale.
         native_size: (width, height) in pixels of the images that the model was trained for.
-        fingerprints: of every engine that can be built.
-        plain: what the bundle copies, content by path: tokenizer and scheduler.
+        fingerprints: the fingerprint of each engine that can be built.
+        plain: the files of tokenizer and scheduler that are copied: content by path.
     """
 
     name: str
@@ -56,7 +59,7 @@ class Order:
     plain: Mapping[str, bytes] = field(repr=False)
 
     def manifest(self, dimensions: Dimensions, export: ExportRecord) -> Manifest:
-        """The manifest but for what the build tells: engines, stages, the half-precision check."""
+        """The manifest without the build's results: engines, stages, the half-precision check."""
         (width, height), profile = self.native_size, self.profile
         shared = {one.name for one in fields(Dimensions)} & set(Manifest.__struct_fields__)
         model: dict[str, Any] = {name: getattr(dimensions, name) for name in shared}
@@ -87,15 +90,15 @@ def fingerprints_of(
     sizes: Mapping[str, int],
     plain: Mapping[str, bytes],
 ) -> dict[str, str]:
-    """The fingerprint of every engine that can be built.
+    """The fingerprint of each engine that can be built.
 
     Args:
-        sources: by component, what stands for its content: digests and how it was exported.
+        sources: everything that determines a component's graph, by component: digests and export.
         choice: target, precision and builder options.
         profile: the shapes to serve.
         sizes: `SIZES` of the model.
-        plain: what the bundle copies. The half-precision check generates with all of the model, so
-            which values it keeps in float32, in any engine, follows from every part.
+        plain: the files that the bundle copies. The half-precision check uses the whole model, so
+            that they can change which values it keeps in float32.
     """
     settings = choice.settings(profile) | {"sizes": dict(sizes)}
     if choice.checked:
@@ -108,54 +111,54 @@ def fingerprints_of(
 
 
 def sizes_of(holder: object) -> dict[str, int]:
-    """`SIZES` of whatever has them: a checkpoint's sizes, an ONNX folder's dimensions."""
+    """`SIZES` of a checkpoint's `Sizes` or an ONNX folder's `Dimensions`."""
     return {name: getattr(holder, name) for name in SIZES}
 
 
 def components_of(engines: Iterable[str]) -> tuple[str, ...]:
-    """The components that `engines` are made of."""
+    """The components from which `engines` are built."""
     return tuple(dict.fromkeys(COMPONENT_OF[name] for name in engines))
 
 
-def missing_engines(found: Bundle | None, order: Order) -> tuple[str, ...]:
-    """The engines of `order` that are not in the bundle as they are wanted."""
+def missing_engines(found: Bundle | None, spec: BuildSpec) -> tuple[str, ...]:
+    """The engines of `spec` that the bundle lacks or has with another fingerprint."""
     if found is None:
-        return tuple(order.fingerprints)
+        return tuple(spec.fingerprints)
     there, files = found.manifest.engines, found.manifest.files
     right = {
         name
-        for name, fingerprint in order.fingerprints.items()
+        for name, fingerprint in spec.fingerprints.items()
         if name in there
         and there[name].fingerprint == fingerprint
         and bundles.graph_name(name) in files
     }
-    missing = [name for name in order.fingerprints if name not in right]
+    missing = [name for name in spec.fingerprints if name not in right]
     if "denoise_step" in right and set(PROJECTIONS).isdisjoint(there):
-        # The UNet cannot be split, and building it again would not help.
+        # The UNet could not be split, and building it again would not change that.
         missing = [name for name in missing if name not in PROJECTIONS]
     return tuple(missing)
 
 
-def difference(found: Bundle, order: Order, wanted: Manifest) -> tuple[str, ...]:
-    """Where `found` is not what a build from nothing would make, but for engines to be built.
+def changed_fields(found: Bundle, spec: BuildSpec, wanted: Manifest) -> tuple[str, ...]:
+    """The differences of `found` from a build from scratch, except engines to be built.
 
-    `scheduler` and `tokenizer`, engines that are to go, and the fields of the manifest, of which
-    every one counts that is not `OF_THE_BUILD`.
+    They are `scheduler` and `tokenizer`, engines to remove, and fields of the manifest that are not
+    in `NOT_COMPARED`.
     """
     there = found.manifest
     return (
-        *_plain_changes(found, order.plain),
-        *(f"{name} {LEFT_OUT}" for name in there.engines if name not in order.fingerprints),
+        *_plain_changes(found, spec.plain),
+        *(f"{name} {LEFT_OUT}" for name in there.engines if name not in spec.fingerprints),
         *(
-            NAMES.get(name, name)
+            FIELD_TITLES.get(name, name)
             for name in Manifest.__struct_fields__
-            if name not in OF_THE_BUILD and getattr(there, name) != getattr(wanted, name)
+            if name not in NOT_COMPARED and getattr(there, name) != getattr(wanted, name)
         ),
     )
 
 
 def _plain_changes(found: Bundle, plain: Mapping[str, bytes]) -> Iterable[str]:
-    """The folders of copied files that are not as they are wanted."""
+    """The folders of copied files that differ."""
     wanted = digests_of(plain)
     there = {
         name: record.sha256
@@ -172,7 +175,7 @@ def _below(digests: Mapping[str, str], folder: str) -> dict[str, str]:
 
 
 def dimensions_in(manifest: Manifest, native_size: tuple[int, int]) -> Dimensions:
-    """The dimensions of the model of a bundle; what a manifest does not say is given."""
+    """The dimensions of a bundle's model; the manifest does not contain `native_size`."""
     names = {one.name for one in fields(Dimensions)} - {"native_size"}
     model: dict[str, Any] = {name: getattr(manifest, name) for name in names}
     return Dimensions(**model, native_size=native_size)
