@@ -15,7 +15,7 @@ from sdexport.artifacts import documents
 from sdexport.artifacts.documents import Length
 from sdexport.errors import UsageError, shown
 
-UNSAID = 64
+DEFAULT_SAMPLE_SIZE = 64
 """Latents a side where a configuration says nothing; diffusers then asks its caller for a size."""
 
 OUTDATED, CORRECTED = (0, 9), 64
@@ -66,7 +66,7 @@ class UNetConfig(Struct, frozen=True):
         """(height, width) in latents, as `StableDiffusionPipeline` corrects it when it loads it."""
         value = self.sample_size
         if value is None:
-            return UNSAID, UNSAID
+            return DEFAULT_SAMPLE_SIZE, DEFAULT_SAMPLE_SIZE
         if isinstance(value, tuple):
             height, width = value
             return height, width

@@ -10,7 +10,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from sdexport.artifacts import documents, reading
-from sdexport.artifacts.model_configs import UNSAID, ModelIndex, TextConfig, UNetConfig, VaeConfig
+from sdexport.artifacts.model_configs import (
+    DEFAULT_SAMPLE_SIZE,
+    ModelIndex,
+    TextConfig,
+    UNetConfig,
+    VaeConfig,
+)
 from sdexport.artifacts.onnx_folder import INDEX_FILE
 from sdexport.errors import (
     CheckpointDocumentError,

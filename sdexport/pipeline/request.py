@@ -19,7 +19,7 @@ from sdexport.backends.slots import Floats
 from sdexport.errors import UsageError, shown
 from sdexport.keywords import explains_keywords
 from sdexport.model.native_size import pixel_multiple
-from sdexport.model.shapes import MOST_PIECES, PIXEL_MULTIPLE, Profile
+from sdexport.model.shapes import MAX_PIECES, PIXEL_MULTIPLE, Profile
 from sdexport.pipeline.arrays import embeddings_of, latents_of
 from sdexport.pipeline.checks import (
     index_of,
@@ -341,7 +341,7 @@ def _prompts(prompt: str | Sequence[str] | None) -> tuple[str, ...]:
 
 
 def _embeddings(value: object, name: str, limits: Limits, prompts: int | None) -> Floats:
-    return embeddings_of(value, name, prompts, limits.tokens, limits.embedding_dim, MOST_PIECES)
+    return embeddings_of(value, name, prompts, limits.tokens, limits.embedding_dim, MAX_PIECES)
 
 
 def _negative_embeds(

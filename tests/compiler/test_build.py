@@ -311,7 +311,9 @@ class TestCompile:
         save_file({name: value * 2 for name, value in tensors.items()}, weights)
         copy = Path(shutil.copytree(compiled, tmp_path / "bundle"))
         before = bundles.open_bundle(copy).manifest.parity
-        with pytest.raises(UsageError, match="must have been built from other.*, but vae_decoder, vae_enc"):
+        with pytest.raises(
+            UsageError, match="must have been built from other.*, but vae_decoder, vae_enc"
+        ):
             sdexport.verify(copy, other)
         assert bundles.open_bundle(copy).manifest.parity == before
         report = compile_checkpoint(other, copy, OPTIONS, verify=False)

@@ -63,7 +63,9 @@ def test_a_bundle_of_something_else_is_made_anew(
 
 
 def test_nothing_is_downloaded(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="a dry run needs a checkpoint on disk, but some/model does not exist"):
+    with pytest.raises(
+        UsageError, match="a dry run needs a checkpoint on disk, but some/model does not exist"
+    ):
         plan_compile("some/model", tmp_path / "b", OPTIONS)
 
 

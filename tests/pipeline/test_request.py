@@ -88,7 +88,10 @@ class _Hostile:
         ({"sampler": "nope"}, "sampler 'nope' is not known; `sdexport samplers` lists all"),
         ({"sampler": 3}, "sampler must be a name .* got 3"),
         ({"noise": "cuda"}, "noise must be one of torch-cpu, torch-cuda, got 'cuda'"),
-        ({"width": 516, "height": 512}, "width must be a multiple of 8 pixels, got 516.*512 and 520"),
+        (
+            {"width": 516, "height": 512},
+            "width must be a multiple of 8 pixels, got 516.*512 and 520",
+        ),
         ({"width": 512, "height": 260}, "height must be a multiple of 8 pixels, got 260"),
         ({"width": 1032, "height": 512}, "width 1032 is outside .* 256 to 1024"),
         ({"width": 512, "height": 776}, "height 776 is outside .* 256 to 768"),
