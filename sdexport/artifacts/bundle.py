@@ -156,16 +156,16 @@ def is_bundle(path: Path) -> bool:
 
 
 def refuse_other_folder(destination: Path) -> None:
-    """Raises FolderError where `destination` holds something that is not a bundle."""
+    """Raises FolderError if `destination` exists and is neither empty nor a bundle."""
     kind = reading.kind_of(destination)
     is_folder = kind is reading.Kind.FOLDER
     if is_folder and not is_bundle(destination) and reading.entries(destination):
         raise FolderError(
-            f"{destination} is a folder of something else (it has no {MANIFEST_FILE}) and "
-            "is not replaced; choose another place, or empty it first"
+            f"{destination} is not a bundle ({MANIFEST_FILE} is missing) and is not replaced; "
+            "choose another folder, or empty it first"
         )
     if not is_folder and kind is not reading.Kind.NOTHING:
-        raise FolderError(f"{destination} is {kind}; a bundle is a folder: choose another place")
+        raise FolderError(f"{destination} must be a folder, but it is {kind}; choose another path")
 
 
 def write_manifest(path: Path, manifest: Manifest) -> Bundle:
