@@ -60,7 +60,7 @@ MADE = {("compile", "bundle"), ("export", "onnx_dir"), ("build", "bundle")}
 
 NO_PATH = {"prompt", "negative_prompt", "sampler", "noise", "fit", "guidance_interval", "target"}
 NO_PATH |= {"prompt_syntax", "size", "precision", "component", "compute_capability"}
-NO_PATH |= {"batch", "height", "width"}
+NO_PATH |= {"batch", "height", "width", "timesteps", "sigmas"}
 """Parameters that take text which is no path."""
 
 
