@@ -44,16 +44,18 @@ check: $(INSTALLED)       ## Lint, types, import rules, drift of the generated d
 	$(BIN)/python scripts/cli_docs.py --check
 	$(BIN)/python scripts/api_docs.py --check
 	$(BIN)/python scripts/results_page.py --check
+	$(BIN)/python scripts/results_schema.py --check
 	$(BIN)/python -m pytest -q tests/test_import_rules.py
 
 format: $(INSTALLED)      ## Put the code into shape
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-docs: $(INSTALLED)        ## Generate docs/cli.md, docs/api.md, and the page over results
+docs: $(INSTALLED)        ## Generate docs/cli.md, docs/api.md, the page over results, and the JSON Schema of results
 	$(BIN)/python scripts/cli_docs.py
 	$(BIN)/python scripts/api_docs.py
 	$(BIN)/python scripts/results_page.py
+	$(BIN)/python scripts/results_schema.py
 
 clean:           ## Remove what was built, the environment included
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis quickstart.png

@@ -9,7 +9,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from sdexport.bench.results_page import find, page
+from sdexport.bench.report.runs_page import find, page
 
 RESULTS = Path(__file__).parent.parent / "benchmarks" / "results"
 

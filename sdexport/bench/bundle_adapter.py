@@ -1,4 +1,4 @@
-"""The adapter of this project's bundles, which runs a scenario through `sdexport.load`."""
+"""The adapter of this project's bundles: runs a scenario through `sdexport.load`."""
 
 from __future__ import annotations
 
@@ -23,11 +23,10 @@ LIBRARIES = {
     "openvino": ("openvino",),
     "tensorrt": ("tensorrt", "tensorrt-rtx"),
 }
-"""What a target's name begins with → the distributions that may run it."""
-
+"""The distributions that may run a target, by the first part of the target's name."""
 
 TIMES_ARE_KEPT = (
-    "what the model adds for each timestep is computed once and kept for the next images"
+    "the model's projection of each timestep is computed once and kept for later generations"
 )
 
 
@@ -49,7 +48,7 @@ class BundleSystem:
         return {
             "precision": str(self._manifest.precision),
             "device": "cpu" if target.endswith("-cpu") else "cuda",
-            # What the CPU's runtimes take where nothing is said.
+            # The default of the CPU's runtimes.
             "threads": physical_cores() if threads is None else threads,
             "versions": {"sdexport": __version__, "numpy": np.__version__} | _library(target),
             "setup": [
@@ -82,7 +81,7 @@ class BundleSystem:
             "images": np.stack(images),
             "latents": np.concatenate(latents),
             "text_encoder": text,
-            # A device that runs the whole loop as one piece tells no evaluation's time.
+            # A device that runs the whole loop as one piece does not tell single evaluations.
             "evaluations": evaluations or None,
             "denoise": denoise,
             "vae_decoder": decoder,
@@ -90,7 +89,7 @@ class BundleSystem:
         }
 
     def _generate(self, request: Request, latents: list[NDArray[np.float32]]) -> tuple[Result, int]:
-        """What `Pipeline.generate` does, which does not show the latents that it decoded.
+        """`Pipeline.generate`, and the latents that it decoded, which are added to `latents`.
 
         Returns:
             The result, and how often the model was evaluated.
@@ -107,7 +106,7 @@ class BundleSystem:
         return result, calls
 
     def close(self) -> None:
-        """Gives the engines back."""
+        """Releases the engines."""
         self.pipeline.close()
 
 

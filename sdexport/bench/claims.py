@@ -1,59 +1,61 @@
-"""Which systems a speed-up may be claimed for, and why not for the others."""
+"""The systems that a speed-up is claimed for, and the reason where none is claimed."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from sdexport.bench import statistics
-from sdexport.bench.report_text import NONE, clean
+from sdexport.bench.report.text import NONE, clean
+from sdexport.bench.results import Gpu, Results, SystemResult
+from sdexport.bench.statistics import Interval
 
-System = Mapping[str, Any]
-Results = Mapping[str, Any]
-
-SAME_PICTURE = ("same", "close")
-
-
-def title(system: System) -> str:
-    """What the system is called in the report."""
-    return clean(system.get("title") or system["name"])
+GOOD_VERDICTS = ("same", "close")
 
 
-def works(system: System) -> bool:
-    """Whether the system generated all that it was asked for."""
-    return system["status"] == "ok" and bool(system.get("rounds")) and bool(system.get("summary"))
+def title(system: SystemResult) -> str:
+    """The system's title in the report."""
+    return clean(system.title or system.name)
 
 
-def baseline(results: Results) -> System | None:
-    """The system that the others are compared with; None where it is not there."""
-    found = (one for one in results["systems"] if one["name"] == results.get("baseline"))
-    return next(found, None)
+def works(system: SystemResult) -> bool:
+    """Whether the system generated everything that was asked for."""
+    return system.status == "ok" and bool(system.rounds) and system.summary is not None
 
 
-def is_baseline(results: Results, system: System) -> bool:
-    """Whether this is the system that the others are compared with."""
-    return bool(system["name"] == results.get("baseline"))
+def baseline(results: Results) -> SystemResult | None:
+    """The system that the others are compared with; None where it is missing."""
+    return next((one for one in results.systems if one.name == results.baseline), None)
 
 
-def verdict(system: System) -> str:
-    """same, close, different or unknown."""
-    return str((system.get("fidelity") or {}).get("verdict") or "unknown")
+def is_baseline(results: Results, system: SystemResult) -> bool:
+    """Whether the others are compared with this system."""
+    return system.name == results.baseline
 
 
-def working(results: Results) -> list[System]:
-    """The systems with figures, the baseline first and then the fastest first."""
-    found = [one for one in results["systems"] if works(one)]
-    return sorted(
-        found,
-        key=lambda one: (not is_baseline(results, one), one["summary"]["total"]["p50"]),
-    )
+def verdict(system: SystemResult) -> str:
+    """The verdict on its images, `unknown` where they were not compared."""
+    return "unknown" if system.fidelity is None else system.fidelity.verdict
 
 
-def problem(results: Results, system: System) -> str | None:
-    """Why nothing is claimed for a system; None where its ratio counts.
+def verdict_or_baseline(results: Results, system: SystemResult) -> str:
+    """The verdict, or `baseline`."""
+    return "baseline" if is_baseline(results, system) else verdict(system)
 
-    The reasons, the gravest first: it does not work; it generates something else, or nobody
-    looked; it evaluates the model less often than the baseline, which images need not show.
+
+def p50(system: SystemResult) -> float:
+    """Seconds of the median turn; infinite without a turn."""
+    return float("inf") if system.summary is None else system.summary.total.p50
+
+
+def working(results: Results) -> list[SystemResult]:
+    """The systems with times: the baseline first, then by median time."""
+    found = [one for one in results.systems if works(one)]
+    return sorted(found, key=lambda one: (not is_baseline(results, one), p50(one)))
+
+
+def problem(results: Results, system: SystemResult) -> str | None:
+    """The reason why no speed-up is claimed for a system; None where its ratio counts.
+
+    The gravest reason first: the system does not work; its images differ, or were not compared; it
+    evaluates the model less often than the baseline, which images need not show.
     """
     if not works(system):
         return _reason(system)
@@ -64,96 +66,99 @@ def problem(results: Results, system: System) -> str | None:
         return "there is no baseline to compare with"
     if not works(first):
         return f"the baseline did not finish: it {_reason(first)}"
-    image = system.get("fidelity") or {}
-    why = clean(image.get("why") or "")
+    why = "" if system.fidelity is None else clean(system.fidelity.why)
     if verdict(system) == "different":
         return "generates a different image" + (f": {why}" if why else "")
-    if verdict(system) not in SAME_PICTURE:
+    if verdict(system) not in GOOD_VERDICTS:
         return "its image was not compared" + (f": {why}" if why else "")
-    if system.get("model_calls") is None:
+    if system.model_calls is None:
         return "it does not tell how often it evaluates the model"
     if evaluates_less(system, first):
         return (
-            f"evaluates the model {evaluations_of(system):g} times for an image where the "
-            f"baseline does {evaluations_of(first):g} times"
+            f"evaluates the model {evaluations_of(system):g} times for an image, the baseline "
+            f"{evaluations_of(first):g} times"
         )
-    if not system.get("ratio"):
-        return "too few of its turns lie beside the baseline's for a ratio"
+    if system.ratio is None:
+        return "too few of its turns lie between turns of the baseline for a ratio"
     return None
 
 
-def _reason(system: System) -> str:
-    """How a system that does not work came to its end, with the reason."""
-    said = system["status"] if system["status"] != "ok" else "was not reached"
-    why = clean(system.get("why") or "")
-    return f"{said}: {why}" if why else said
+def _reason(system: SystemResult) -> str:
+    """How a system without times ended, with the reason."""
+    status = system.status if system.status != "ok" else "was not reached"
+    why = clean(system.why)
+    return f"{status}: {why}" if why else status
 
 
-def ended(system: System) -> str:
-    """How a system without figures ended; one that is well was not reached."""
-    return "not reached" if system["status"] == "ok" else clean(system["status"])
+def ended(system: SystemResult) -> str:
+    """How a system without times ended: its status, or `not reached`."""
+    return "not reached" if system.status == "ok" else system.status
 
 
-def evaluations_of(system: System) -> float:
-    """How often the model is evaluated for one batch of images; 0 where that is not told."""
-    return (system.get("model_calls") or 0) / (system.get("batches") or 1)
+def evaluations_of(system: SystemResult) -> float:
+    """Evaluations of the model for one batch of images; 0 where not told."""
+    return (system.model_calls or 0) / (system.batches or 1)
 
 
-def evaluates_less(system: System, baseline: System) -> bool:
+def evaluates_less(system: SystemResult, baseline: SystemResult) -> bool:
     """Whether a system evaluates the model less often for an image than the baseline."""
     return evaluations_of(system) < evaluations_of(baseline)
 
 
-def ratio(results: Results, system: System) -> str:
-    """How many times faster than the baseline, with its interval; a dash where none is claimed."""
+def claimed_ratio(results: Results, system: SystemResult) -> Interval | None:
+    """The ratio to the baseline; None where no speed-up is claimed, and of the baseline."""
+    counts = problem(results, system) is None and not is_baseline(results, system)
+    return system.ratio if counts else None
+
+
+def ratio(results: Results, system: SystemResult) -> str:
+    """The speed-up over the baseline with its interval, in words."""
     if is_baseline(results, system):
         return "1 (baseline)"
-    found = system.get("ratio")
-    if not found or problem(results, system) is not None:
+    found = claimed_ratio(results, system)
+    if found is None:
         return "none claimed"
-    text = f"{found['median']:.2f}× ({found['low']:.2f} to {found['high']:.2f})"
-    return text + ("" if direction(found) else ", no difference shown")
+    text = f"{found.median:.2f}× ({found.low:.2f} to {found.high:.2f})"
+    return text + ("" if statistics.direction(found) else ", no difference shown")
 
 
-def direction(ratio: Mapping[str, float]) -> int:
-    """Whether a ratio, as results hold it, shows a difference: 1 faster, -1 slower, 0 none."""
-    return statistics.direction(ratio["median"], ratio["low"], ratio["high"])
-
-
-def ratio_cells(results: Results, system: System) -> tuple[str, str]:
-    """The ratio and its interval for a table's two columns; dashes where none is claimed."""
+def ratio_cells(results: Results, system: SystemResult) -> tuple[str, str]:
+    """The speed-up and its interval for a table's two columns; dashes where none is claimed."""
     if is_baseline(results, system):
         return "1", NONE
-    found = system.get("ratio")
-    if not found or problem(results, system) is not None:
+    found = claimed_ratio(results, system)
+    if found is None:
         return NONE, NONE
-    middle = f"{found['median']:.2f}"
-    if not direction(found):
+    middle = f"{found.median:.2f}"
+    if not statistics.direction(found):
         middle += " (none shown)"
-    return middle, f"{found['low']:.2f} to {found['high']:.2f}"
+    return middle, f"{found.low:.2f} to {found.high:.2f}"
 
 
 def used_gpu(results: Results) -> bool:
-    """Whether any system ran on a GPU."""
-    return any(one.get("device") == "cuda" and works(one) for one in results["systems"])
+    """Whether a system ran on a GPU."""
+    return any(one.device == "cuda" and works(one) for one in results.systems)
 
 
 def gpu_sentence(results: Results) -> str:
-    """What is to be said about GPUs, so that nobody takes one figure for the other."""
-    there = (results.get("machine") or {}).get("gpus") or []
+    """Which GPU the times are of, or that none is of a GPU."""
+    gpus = results.machine.gpus
     if used_gpu(results):
-        return f"GPU: {', '.join(gpu_name(one) for one in there) or 'one whose name is unknown'}."
-    if there:
-        names = ", ".join(gpu_name(one) for one in there)
-        return f"No GPU was used, though there is one ({names}): every figure is the processor's."
-    return "No GPU was used: this machine has none, and every figure is the processor's."
+        return f"GPU: {', '.join(gpu_name(one) for one in gpus) or 'its name is unknown'}."
+    if gpus:
+        names = ", ".join(gpu_name(one) for one in gpus)
+        return (
+            f"No GPU was used, although the machine has one ({names}): all times are the "
+            "processor's."
+        )
+    return "No GPU was used: this machine has none, and all times are the processor's."
 
 
-def gpu_name(gpu: Mapping[str, Any]) -> str:
-    """A GPU as results.json has it: its name, capability and memory."""
-    said = [clean(gpu.get("name", "GPU"))]
-    if gpu.get("capability"):
-        said.append(clean(gpu["capability"]))
-    if gpu.get("bytes"):
-        said.append(f"{gpu['bytes'] / 2**30:,.0f} GiB")
-    return ", ".join(said)
+def gpu_name(gpu: Gpu) -> str:
+    """A GPU's name, capability and memory."""
+    parts = [clean(gpu.name)]
+    if gpu.capability:
+        parts.append(clean(gpu.capability))
+    if gpu.bytes:
+        parts.append(f"{gpu.bytes / 2**30:,.0f} GiB")
+    return ", ".join(parts)

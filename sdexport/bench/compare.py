@@ -1,10 +1,10 @@
-"""Two runs of one scenario: what became slower beyond the noise, generated something else, or grew.
+"""Compares two runs of one scenario: speed, images and memory of every system in both.
 
 A system is judged by its ratio to the baseline of its own run, which another load or clock of the
-machine does not change. Where the baseline is of other versions, or a run has no ratio, its own
-times are judged. On another machine neither says anything, nor does the speed of what generates
-something else. A difference counts when it is larger than both intervals together (the root of the
-sum of their squares) and than `figures.LEAST`.
+machine does not change. Where the baseline has other versions, or a run has no ratio, its own times
+are judged. Speed is not compared between machines, nor of a system whose images are different. A
+difference counts when it is larger than both intervals together (the root of the sum of their
+squares) and than `statistics.LEAST`.
 """
 
 from __future__ import annotations
@@ -15,13 +15,15 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sdexport.bench import claims, quality, results, statistics
+from sdexport.bench import claims, quality, results_file, statistics
+from sdexport.bench.results import Machine, Results, SystemResult
 from sdexport.bench.statistics import LEAST
 from sdexport.errors import UsageError
 
 GROWTH = 0.05
 GROWTH_BYTES = 32 << 20
-"""Peak memory grew if by more than this share and this many bytes; less is the allocator's."""
+"""Peak memory grew if by more than this share and more than this many bytes; less is noise of the
+allocator."""
 
 SAME_SCENARIO = (
     *("prompts", "negative_prompt", "seeds", "width", "height", "batch", "steps", "sampler"),
@@ -29,7 +31,11 @@ SAME_SCENARIO = (
 )
 SAME_MACHINE = ("processor", "cores", "gpus")
 SAME_MEMORY = 0.05
-"""A kernel of another version leaves so much more or less of the same memory."""
+"""The share by which the memory of one machine may differ between kernel versions."""
+
+STAGES = ("total", "text_encoder", "evaluation", "vae_decoder", "rest")
+
+Systems = Mapping[str, SystemResult]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,12 +43,15 @@ class Change:
     """One system in both runs.
 
     Attributes:
-        speed: new speed by old, 1 is unchanged, with `low` and `high`; None where not told.
+        name: of the system.
+        verdict: `slower`, `faster` or `unchanged`; `unknown` where speed cannot be compared.
         measured_by: `ratio` (to the baseline) or `time` (its own).
-        verdict: `slower`, `faster` or `unchanged`; `unknown` where there is nothing to compare.
+        speed: the new speed over the old one; None where it cannot be compared.
+        low: lower bound of its interval.
+        high: upper bound of its interval.
         stages: p50 of the old and the new run in seconds, by stage.
-        worse: what became worse, one sentence each; empty if nothing did.
-        notes: what else changed.
+        worse: what became worse, one sentence each.
+        notes: other changes.
     """
 
     name: str
@@ -61,7 +70,7 @@ class Comparison:
     """Two runs.
 
     Attributes:
-        changes: of every system that both runs have.
+        changes: of every system in both runs.
         cautions: what makes the comparison less certain, one sentence each.
     """
 
@@ -79,39 +88,36 @@ class Comparison:
 
 
 def compare(old: Path, new: Path, *, least: float = LEAST) -> Comparison:
-    """The results in `new` against those in `old`; each a folder of a report, or its file.
+    """The results in `new` against those in `old`; each a report's folder or its results.json.
 
     Args:
         least: the smallest change of speed that counts, as a share.
 
     Raises:
         FolderError: no results.
-        UsageError: the two are of different scenarios, or have no system in common.
+        UsageError: the runs have different scenarios, or no system in common.
     """
     if not 0 <= least < 1:
-        raise UsageError(f"least {least:g} is not possible; a share from 0 to 1 is")
-    before, after = results.read(old), results.read(new)
+        raise UsageError(f"least must be from 0 to below 1, got {least:g}")
+    before, after = results_file.read(old), results_file.read(new)
+    scenarios = before.scenario, after.scenario
     differing = [
-        name
+        f"{name}: {pair[0]!r} and {pair[1]!r}"
         for name in SAME_SCENARIO
-        if before["scenario"].get(name) != after["scenario"].get(name)
+        if (pair := tuple(_plain(getattr(one, name)) for one in scenarios))[0] != pair[1]
     ]
     if differing:
-        shown = "; ".join(
-            f"{name}: {before['scenario'].get(name)!r} and {after['scenario'].get(name)!r}"
-            for name in differing
-        )
         raise UsageError(
-            f"the two runs generated different scenarios ({shown}): measure the same again"
+            f"the two runs must have the same scenario, got {'; '.join(differing)}; measure again"
         )
-    olds = {one["name"]: one for one in before["systems"]}
-    news = {one["name"]: one for one in after["systems"]}
+    olds = {one.name: one for one in before.systems}
+    news = {one.name: one for one in after.systems}
     both = [name for name in olds if name in news]
     if not both:
         raise UsageError(
             f"the two runs have no system in common: {', '.join(olds)} and {', '.join(news)}"
         )
-    moved = _moved(before["machine"], after["machine"])
+    moved = _differing(before.machine, after.machine)
     basis = _basis(before, after, moved, olds, news)
     return Comparison(
         tuple(_change((before, after), olds[name], news[name], basis, least) for name in both),
@@ -119,63 +125,59 @@ def compare(old: Path, new: Path, *, least: float = LEAST) -> Comparison:
     )
 
 
-def _moved(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
-    """In what the machines of two runs differ."""
-    found = [name for name in SAME_MACHINE if before.get(name) != after.get(name)]
-    one, other = before.get("memory_bytes"), after.get("memory_bytes")
+def _plain(value: object) -> object:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _differing(before: Machine, after: Machine) -> list[str]:
+    """The fields in which the machines of two runs differ."""
+    found = [name for name in SAME_MACHINE if getattr(before, name) != getattr(after, name)]
+    one, other = before.memory_bytes, after.memory_bytes
     if one and other and abs(one / other - 1) > SAME_MEMORY:
         found.append("memory_bytes")
     return found
 
 
 def _basis(
-    before: Mapping[str, Any],
-    after: Mapping[str, Any],
-    moved: list[str],
-    olds: Mapping[str, Any],
-    news: Mapping[str, Any],
+    before: Results, after: Results, moved: list[str], olds: Systems, news: Systems
 ) -> str | None:
-    """By what speeds are compared: `ratio`, `time`, or None where nothing can be told."""
+    """What speeds are compared by: `ratio`, `time`, or None where they cannot be compared."""
     if moved:
         return None
-    same = before["baseline"] == after["baseline"] and (
-        _versions(olds, before["baseline"]) == _versions(news, after["baseline"])
+    same = before.baseline == after.baseline and (
+        _versions(olds, before.baseline) == _versions(news, after.baseline)
     )
     return "ratio" if same else "time"
 
 
 def _cautions(
-    before: Mapping[str, Any],
-    after: Mapping[str, Any],
-    moved: list[str],
-    olds: Mapping[str, Any],
-    news: Mapping[str, Any],
+    before: Results, after: Results, moved: list[str], olds: Systems, news: Systems
 ) -> list[str]:
     said = []
     if moved:
         said.append(
-            f"the machines differ ({', '.join(moved)}), so nothing is said of speed: even a ratio "
-            "to the baseline is the machine's own"
+            f"the machines differ ({', '.join(moved)}), so speeds are not compared: a ratio to the "
+            "baseline depends on the machine too"
         )
-    if before["baseline"] != after["baseline"]:
+    if before.baseline != after.baseline:
         said.append(
-            f"the baselines differ: {before['baseline']} and {after['baseline']}, so systems are "
-            "judged by their own times"
+            f"the baselines differ: {before.baseline} and {after.baseline}, so systems are judged "
+            "by their own times"
         )
     for run, when in ((before, "old"), (after, "new")):
-        if not run.get("complete", True):
+        if not run.complete:
             said.append(f"the {when} run was cut short")
     for names, others, when in ((olds, news, "old"), (news, olds, "new")):
         only = [name for name in names if name not in others]
         if only:
             said.append(f"only the {when} run has {', '.join(only)}")
-    settings = [run["machine"].get("thread_settings") for run in (before, after)]
+    settings = [run.machine.thread_settings for run in (before, after)]
     if settings[0] != settings[1]:
         said.append(f"the thread settings differ: {settings[0]} and {settings[1]}")
-    own = [_versions(systems, before["baseline"]) for systems in (olds, news)]
+    own = [_versions(systems, before.baseline) for systems in (olds, news)]
     if own[0] and own[1] and own[0] != own[1]:
         said.append(
-            "the baseline is of other versions, so systems are judged by their own times: "
+            "the baseline has other versions, so systems are judged by their own times: "
             + ", ".join(
                 f"{name} {own[0].get(name)} and {own[1].get(name)}"
                 for name in sorted(own[0] | own[1])
@@ -185,46 +187,47 @@ def _cautions(
     return said
 
 
-def _versions(systems: Mapping[str, Any], name: str) -> dict[str, str]:
-    found: dict[str, str] = systems.get(name, {}).get("versions", {})
-    return found
+def _versions(systems: Systems, name: str) -> dict[str, str]:
+    return systems[name].versions if name in systems else {}
 
 
 def _change(
-    runs: tuple[Mapping[str, Any], Mapping[str, Any]],
-    old: Mapping[str, Any],
-    new: Mapping[str, Any],
+    runs: tuple[Results, Results],
+    old: SystemResult,
+    new: SystemResult,
     basis: str | None,
     least: float,
 ) -> Change:
-    """What became of one system; `runs` are the whole results of both."""
+    """The change of one system between `runs`, the old and the new results."""
     worse: list[str] = []
     notes: list[str] = []
-    baseline = runs[1]["baseline"] == runs[0]["baseline"] == new["name"]
-    if old["status"] == "ok" and new["status"] != "ok":
-        worse.append(f"{new['status']}: {new['why']}")
+    baseline = runs[1].baseline == runs[0].baseline == new.name
+    if old.status == "ok" and new.status != "ok":
+        worse.append(f"{new.status}: {new.why}")
     _compare_images(old, new, worse)
     _compare_memory(old, new, worse)
     calls = claims.evaluations_of(old), claims.evaluations_of(new)
     if 0 < calls[1] < calls[0]:
-        worse.append(f"it evaluates the model {calls[1]:g} times an image, before {calls[0]:g}")
-    if old.get("bytes") != new.get("bytes"):
-        notes.append(f"its files are of {new.get('bytes')} bytes, before {old.get('bytes')}")
+        worse.append(
+            f"it evaluates the model {calls[1]:g} times for an image, before {calls[0]:g} times"
+        )
+    if old.bytes != new.bytes:
+        notes.append(f"its files have {_bytes(new.bytes)}, before {_bytes(old.bytes)}")
     speed = _speed(old, new, basis)
     stages = _stages(old, new)
     for run, one, when in ((runs[0], old, "before"), (runs[1], new, "now")):
         problem = claims.problem(run, one)
-        if problem is not None and claims.works(one) and one.get("ratio") is not None:
-            notes.append(f"nothing is said of its speed, since {when} it: {problem}")
+        if problem is not None and claims.works(one) and one.ratio is not None:
+            notes.append(f"its speed is not compared; {when}: {problem}")
             speed = None
     if speed is None:
-        return Change(new["name"], stages=stages, worse=tuple(worse), notes=tuple(notes))
+        return Change(new.name, stages=stages, worse=tuple(worse), notes=tuple(notes))
     how, change, half = speed
     alone = _speed_by_time(old, new) if how == "ratio" else None
     if alone is not None and -alone[1] > max(alone[2], -math.log1p(-least)):
         notes.append(
-            f"its own time rose by {math.expm1(-alone[1]):.1%}; the baseline's is taken out of "
-            "the verdict"
+            f"its own time rose by {math.expm1(-alone[1]):.1%}; the verdict is relative to the "
+            "baseline's"
         )
     verdict = "unchanged"
     if abs(change) > max(half, -math.log1p(-least)):
@@ -234,10 +237,10 @@ def _change(
             f"slower by {math.expm1(-change):.1%} (by {_percent(-change - half)} to "
             f"{_percent(-change + half)}), by its {how}"
         )
-        # The baseline has nothing to be held against: it tells of the machine and its libraries.
+        # The baseline is compared with nothing: its speed tells of the machine and its libraries.
         (notes if baseline else worse).append(said)
     return Change(
-        new["name"],
+        new.name,
         verdict,
         how,
         math.exp(change),
@@ -249,42 +252,44 @@ def _change(
     )
 
 
+def _bytes(count: int | None) -> str:
+    return "an unknown size" if count is None else f"{count:,} bytes"
+
+
 def _percent(log: float) -> str:
     return f"{math.expm1(log):.1%}"
 
 
 def _speed(
-    old: Mapping[str, Any], new: Mapping[str, Any], basis: str | None
+    old: SystemResult, new: SystemResult, basis: str | None
 ) -> tuple[str, float, float] | None:
-    """How it was measured, the logarithm of new speed by old, and half of its interval."""
-    if basis == "ratio" and old["ratio"] is not None and new["ratio"] is not None:
-        return "ratio", *statistics.difference(new["ratio"], old["ratio"])
+    """How it was measured, the logarithm of the new speed over the old, half of its interval."""
+    if basis == "ratio" and old.ratio is not None and new.ratio is not None:
+        return "ratio", *statistics.difference(new.ratio, old.ratio)
     return None if basis is None else _speed_by_time(old, new)
 
 
-def _speed_by_time(
-    old: Mapping[str, Any], new: Mapping[str, Any]
-) -> tuple[str, float, float] | None:
+def _speed_by_time(old: SystemResult, new: SystemResult) -> tuple[str, float, float] | None:
     """`_speed` by the system's own times."""
-    times = [
-        statistics.median_interval([turn["total"] for turn in run["rounds"]]) for run in (old, new)
-    ]
+    times = [statistics.median_interval([turn.total for turn in run.rounds]) for run in (old, new)]
     if times[0] is None or times[1] is None:
         return None
-    return "time", *statistics.difference(times[0].as_json(), times[1].as_json())
+    return "time", *statistics.difference(times[0], times[1])
 
 
-def _compare_images(old: Mapping[str, Any], new: Mapping[str, Any], worse: list[str]) -> None:
-    if old["fidelity"] is None or new["fidelity"] is None:
+def _compare_images(old: SystemResult, new: SystemResult, worse: list[str]) -> None:
+    if old.fidelity is None or new.fidelity is None:
         return
-    before, after = old["fidelity"]["verdict"], new["fidelity"]["verdict"]
+    before, after = old.fidelity.verdict, new.fidelity.verdict
     if quality.UNKNOWN not in (before, after) and quality.worse(after, before):
-        worse.append(f"its images are {after}, before {before}: {new['fidelity']['why']}")
+        worse.append(f"its images are {after}, before {before}: {new.fidelity.why}")
 
 
-def _compare_memory(old: Mapping[str, Any], new: Mapping[str, Any], worse: list[str]) -> None:
-    for where in ("host", "device"):
-        before, after = old[f"peak_{where}_bytes"], new[f"peak_{where}_bytes"]
+def _compare_memory(old: SystemResult, new: SystemResult, worse: list[str]) -> None:
+    for where, before, after in (
+        ("host", old.peak_host_bytes, new.peak_host_bytes),
+        ("device", old.peak_device_bytes, new.peak_device_bytes),
+    ):
         if before is None or after is None:
             continue
         if after > before * (1 + GROWTH) and after - before > GROWTH_BYTES:
@@ -293,12 +298,13 @@ def _compare_memory(old: Mapping[str, Any], new: Mapping[str, Any], worse: list[
             )
 
 
-def _stages(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
-    """p50 in seconds before and after of every stage that both runs tell of."""
-    if old["summary"] is None or new["summary"] is None:
+def _stages(old: SystemResult, new: SystemResult) -> dict[str, tuple[float, float]]:
+    """p50 in seconds before and after, of every stage that both runs tell."""
+    if old.summary is None or new.summary is None:
         return {}
-    return {
-        stage: (old["summary"][stage]["p50"], new["summary"][stage]["p50"])
-        for stage in ("total", *results.STAGES)
-        if old["summary"].get(stage) is not None and new["summary"].get(stage) is not None
-    }
+    found = {}
+    for stage in STAGES:
+        before, after = getattr(old.summary, stage), getattr(new.summary, stage)
+        if before is not None and after is not None:
+            found[stage] = (before.p50, after.p50)
+    return found

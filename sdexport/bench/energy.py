@@ -1,6 +1,6 @@
-"""Energy that the machine counted: Intel's and AMD's packages by powercap, NVIDIA GPUs by NVML.
+"""The machine's energy counters: Intel and AMD packages by powercap, NVIDIA GPUs by NVML.
 
-https://docs.kernel.org/power/powercap/powercap.html; most systems let only root read it.
+https://docs.kernel.org/power/powercap/powercap.html; on most systems only root can read it.
 https://docs.nvidia.com/deploy/nvml-api: nvmlDeviceGetTotalEnergyConsumption.
 """
 
@@ -13,16 +13,20 @@ from pathlib import Path
 
 POWERCAP = Path("/sys/class/powercap")
 PACKAGE = re.compile(r"intel-rapl:\d+")
-"""A whole package; its parts have a second number."""
+"""The folder of a whole package; the folders of its parts have a second number."""
 
 NVML = "libnvidia-ml.so.1"
 
 Counter = tuple[Callable[[], int], int | None]
-"""Reads microjoules so far, and where the count begins again (None: never)."""
+"""Reads microjoules so far; and the value at which the count wraps around (None: never)."""
 
 
 class EnergyMeter:
-    """Joules between two readings, over every counter that can be read; `sources` names them."""
+    """Joules between two readings, summed over all readable counters.
+
+    Attributes:
+        sources: the counters' names.
+    """
 
     def __init__(self) -> None:
         self.sources: list[str] = []
@@ -32,7 +36,7 @@ class EnergyMeter:
             self._counters.append(counter)
 
     def read(self) -> list[int] | None:
-        """The counters now; None where the machine does not tell."""
+        """The counters now, in microjoules; None if none can be read."""
         try:
             return [read() for read, _ in self._counters] or None
         except (OSError, ValueError):
@@ -40,7 +44,7 @@ class EnergyMeter:
             return None
 
     def between(self, before: list[int] | None, after: list[int] | None) -> float | None:
-        """Joules between two readings; None where one is missing."""
+        """Joules between two readings; None if one is missing."""
         if before is None or after is None:
             return None
         total = 0
@@ -95,7 +99,7 @@ def _gpus() -> list[tuple[str, Counter]]:
 
         try:
             read()
-        except ValueError:  # older than Volta
+        except ValueError:  # Older than Volta.
             continue
         found.append((f"GPU {index} (NVML)", (read, None)))
     return found

@@ -1,12 +1,13 @@
-"""What results say of the machine and the software that measured."""
+"""The machine and the software that measured, as results hold them."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from typing import Any
 
+from sdexport.artifacts import documents
 from sdexport.backends.doctor import diagnose
+from sdexport.bench.results import Gpu, Load, Machine
 
 THREAD_SETTINGS = (
     "OMP_NUM_THREADS",
@@ -29,39 +30,43 @@ THREAD_SETTINGS = (
 
 
 BUSY = 0.5
-"""Load average by core from which a machine counts as busy before a run."""
+"""The load average per core above which a machine counts as busy before a run."""
 
 
-def is_busy(machine: Mapping[str, Any]) -> bool:
-    """Whether a machine was busy before a run, as far as its facts tell."""
-    load, cores = machine.get("load_before"), machine.get("cores")
+def is_busy(machine: Machine) -> bool:
+    """Whether a machine was busy before a run; False where its load is not known."""
+    load, cores = machine.load_before, machine.cores
     return bool(load and cores and load[0] > BUSY * cores)
 
 
-def load_average() -> list[float] | None:
-    """Processes that were running or waiting, over 1, 5 and 15 minutes; None if not told."""
+def load_average() -> Load | None:
+    """Processes that ran or waited, averaged over 1, 5 and 15 minutes; None if not known."""
     try:
-        return [round(value, 2) for value in os.getloadavg()]
+        one, five, fifteen = os.getloadavg()
     except (AttributeError, OSError):
         return None
+    return round(one, 2), round(five, 2), round(fifteen, 2)
 
 
-def machine_facts() -> dict[str, Any]:
-    """The machine, without the load, as results hold it; holds no path of it."""
+def machine_facts() -> Machine:
+    """The machine, with its present load; holds no path of it."""
     found = diagnose()
-    return {
-        "system": found.system,
-        "processor": found.cpu.get("model"),
-        "cores": found.cpu.get("cores"),
-        "processor_threads": found.cpu.get("threads"),
-        "flags": list(found.cpu.get("flags", [])),  # type: ignore[call-overload]
-        "memory_bytes": found.memory.get("limit", found.memory.get("total")),
-        "gpus": [dict(gpu) for gpu in found.gpus],
-        "python": found.python,
-        "libraries": {name: version for name, version in found.libraries.items() if version},
-        "thread_settings": {
+    cpu: Any = found.cpu
+    return Machine(
+        system=found.system,
+        processor=cpu.get("model"),
+        cores=cpu.get("cores"),
+        processor_threads=cpu.get("threads"),
+        flags=tuple(cpu.get("flags", ())),
+        memory_bytes=found.memory.get("limit", found.memory.get("total")),
+        gpus=tuple(documents.convert(dict(gpu), Gpu, "a GPU") for gpu in found.gpus),
+        load_before=load_average(),
+        load_after=None,
+        python=found.python,
+        libraries={name: version for name, version in found.libraries.items() if version},
+        thread_settings={
             name: os.path.basename(os.environ[name]) if name == "LD_PRELOAD" else os.environ[name]  # noqa: PTH119 - a list of names
             for name in THREAD_SETTINGS
             if name in os.environ
         },
-    }
+    )

@@ -1,4 +1,4 @@
-"""Texts without this machine's folders, which are nobody's business."""
+"""Removes this machine's folders from texts that results hold."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from sdexport.bench.systems import PACKAGE
 
 
 def without_paths(text: str) -> str:
-    """`text` with this machine's folders shortened to what they are."""
-    places = {str(PACKAGE.parent): ".", sys.prefix: "PREFIX", sys.base_prefix: "PREFIX"}
-    # A current folder may have been removed, a user may have no home, a system no room for more.
+    """`text` with this machine's folders replaced by `.`, `~`, `PREFIX` and `TEMP`."""
+    folders = {str(PACKAGE.parent): ".", sys.prefix: "PREFIX", sys.base_prefix: "PREFIX"}
+    # The working directory may have been removed, and a user may have no home.
     for find, name in ((Path.cwd, "."), (Path.home, "~"), (tempfile.gettempdir, "TEMP")):
         with suppress(OSError, RuntimeError):
-            places[str(find())] = name
-    for place, shown in sorted(places.items(), key=lambda pair: -len(pair[0])):
-        if len(place) > 1:
-            text = text.replace(place, shown)
+            folders[str(find())] = name
+    for folder, shown in sorted(folders.items(), key=lambda pair: -len(pair[0])):
+        if len(folder) > 1:
+            text = text.replace(folder, shown)
     return text
 
 
 def shown_command(arguments: Sequence[str]) -> str:
-    """The command line with paths cut to their last part."""
+    """The command line with absolute paths, and paths with `..`, cut to their last part."""
 
     def shown(word: str) -> str:
         option, equals, value = word.partition("=")

@@ -1,13 +1,16 @@
-"""What a peer converts or exports before it can be loaded: made once, kept, its time remembered."""
+"""Files that a peer converts or exports before it can be loaded: made once and kept."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-from sdexport.artifacts import reading, storage
+import msgspec
+
+from sdexport.artifacts import documents, reading, storage
 from sdexport.bench.process import SystemFailedError, SystemProcess
-from sdexport.bench.scenario import Scenario
+from sdexport.bench.results import Seconds
+from sdexport.bench.scenario import Scenario, Text
 from sdexport.bench.systems import System
 
 RECORD = "prepared.json"
@@ -15,16 +18,29 @@ KEY = 12
 """Digits of a hash in a folder's name."""
 
 
+class Prepared(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The record beside prepared files.
+
+    Attributes:
+        seconds: that the preparation took; None where the adapter prepares nothing.
+        checkpoint: that they were made of.
+    """
+
+    seconds: Seconds | None
+    checkpoint: Text
+
+
 def prepared_for(
     system: System, scenario: Scenario, timeout: float
 ) -> tuple[dict[str, Any], float | None]:
     """The options that `system` is loaded with, and the seconds that its preparation took.
 
-    What was prepared before is used again when the adapter, its requirements, its options and the
-    checkpoint's files are those it was made of.
+    Files prepared earlier are used again when the adapter, its requirements, its options and the
+    checkpoint's files are unchanged.
 
     Raises:
-        SystemFailedError: the preparation failed, with the end of what it said.
+        SystemFailedError: the preparation failed; the reason ends with its last output.
+        DocumentError: the record of earlier files is damaged.
     """
     options = dict(system.options)
     if system.prepared is None:
@@ -45,15 +61,17 @@ def prepared_for(
                 said = "; ".join(process.stderr_tail()[-3:])
                 raise SystemFailedError(error.status, f"{error.why}; {said}") from error
             process.quit()
-            made_of = scenario.for_adapter()["checkpoint"]
-            storage.write_json(aside / RECORD, {"seconds": done["seconds"], "checkpoint": made_of})
-        _remove_earlier(system, folder, made_of)
-    seconds: Any = reading.read_json(folder / RECORD)["seconds"]
-    return options | {"prepared": str(folder / "content")}, seconds
+            made = Prepared(done["seconds"], scenario.for_adapter()["checkpoint"])
+            storage.write_json(aside / RECORD, documents.to_builtins(made))
+        _remove_earlier(system, folder, made.checkpoint)
+    record = documents.from_json(
+        folder / RECORD, Prepared, remedy=f"remove {folder}: it is made again"
+    )
+    return options | {"prepared": str(folder / "content")}, record.seconds
 
 
 def _remove_earlier(system: System, folder: Path, checkpoint: str) -> None:
-    """Removes what was prepared from the same checkpoint with another adapter or other files."""
+    """Removes files prepared from the same checkpoint with another adapter or other contents."""
     for other in folder.parent.glob(f"{system.name}-{'?' * KEY}"):
         if other == folder or not reading.exists(other / RECORD):
             continue
@@ -65,9 +83,9 @@ def _key(system: System, checkpoint: str) -> str:
     """A hash of what the prepared files depend on; of the checkpoint, files' sizes and times."""
     place = Path(checkpoint)
     files = reading.files_below(place) if reading.is_folder(place) else []
-    place_of_adapter = system.adapter.parent
-    beside = [*sorted(place_of_adapter.glob("*.py")), place_of_adapter.parent / "exports.py"]
-    requirements = system.adapter.parent / "requirements.txt"
+    own = system.adapter.parent
+    beside = [*sorted(own.glob("*.py")), own.parent / "exports.py"]
+    requirements = own / "requirements.txt"
     return reading.digest_of(
         {
             "options": dict(system.options),

@@ -1,4 +1,4 @@
-"""The harness's end of a system's process: asks, waits as long as is allowed, always ends it."""
+"""The process of a system from the harness's side: requests, timeouts, and its certain end."""
 
 from __future__ import annotations
 
@@ -14,31 +14,34 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
 
+from sdexport.bench.results import Status
 from sdexport.bench.systems import System
 
 WORKER = Path(__file__).parent / "worker.py"
 GUARD = 'read -r line; [ "$line" = ended ] || kill -KILL "-$0"'
-"""Waits for the end of the harness, however it ends, and kills the process group that is named.
+"""Kills the process group of its argument when the harness ends without saying so.
 
-The kernel ends the worker then, but not what it had started, which may be stopped just now.
+The kernel ends the worker then, but not the processes that it started, which may be stopped.
 """
 
 TAIL_LINES = 20
 LOOK = 1.0
-"""Seconds after which it is seen whether a process that does not answer is still there."""
+"""Seconds between checks whether a process that does not answer still runs."""
 
 GRACE = 5.0
-"""Seconds that a process has to end after it was told to."""
+"""Seconds that a process has to end after it was asked to."""
 
 
 class SystemFailedError(Exception):
-    """A system did not do what it was asked for.
+    """A request to a system failed.
 
     Attributes:
-        status: `crashed` (its process ended), `hung` (no answer in time) or `failed` (it said so).
+        status: `crashed` (its process ended), `hung` (no answer in time) or `failed` (it answered
+            with an error).
+        why: the reason.
     """
 
-    def __init__(self, status: str, why: str) -> None:
+    def __init__(self, status: Status, why: str) -> None:
         super().__init__(why)
         self.status = status
         self.why = why
@@ -51,7 +54,7 @@ class SystemProcess:
     """
 
     def __init__(self, system: System, timeout: float) -> None:
-        """Starts the process; nothing is loaded yet. `timeout` is seconds an answer."""
+        """Starts the process and loads nothing; `timeout` in seconds, for each answer."""
         self.system = system
         self._timeout = timeout
         self._stderr: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the process
@@ -62,7 +65,7 @@ class SystemProcess:
                 stdout=subprocess.PIPE,
                 stderr=self._stderr,
                 env=system.environment(),
-                # Its own group: Ctrl-C reaches the harness alone, and what it starts is killed too.
+                # Its own group: Ctrl-C reaches only the harness, and its children are killed too.
                 start_new_session=True,
             )
         except OSError as error:
@@ -83,19 +86,19 @@ class SystemProcess:
 
     @property
     def pid(self) -> int:
-        """The process's id, which is its group's as well."""
+        """The id of the process and of its group."""
         return self._process.pid
 
     def ask(self, do: str, **request: Any) -> dict[str, Any]:
         """The answer to a request of `worker.py`.
 
         Raises:
-            SystemFailedError: none in time, the process ended, or the adapter raised.
+            SystemFailedError: no answer in time, the process ended, or the adapter raised.
         """
         self._signal(signal.SIGCONT)
         line = json.dumps({"do": do, **request}) + "\n"
         assert self._process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # it ended: the answer's absence says how
+        with contextlib.suppress(BrokenPipeError):  # It ended; `_line` finds out how.
             self._process.stdin.write(line.encode())
             self._process.stdin.flush()
         answer: dict[str, Any] = json.loads(self._line(do))
@@ -104,7 +107,7 @@ class SystemProcess:
         return answer
 
     def rest(self) -> None:
-        """Stops the process until it is asked again: idle threads spin at nobody's cost."""
+        """Stops the process until the next request, so that its idle threads take no time."""
         self._signal(signal.SIGSTOP)
 
     def _line(self, do: str) -> bytes:
@@ -119,7 +122,7 @@ class SystemProcess:
                 )
             if not self._selector.select(min(left, LOOK)) and self._process.poll() is None:
                 continue
-            # A child that was forked may hold the answers open after its parent's end.
+            # A forked child may hold the pipe open after its parent's end.
             there = self._selector.select(0)
             piece = os.read(self._process.stdout.fileno(), 1 << 16) if there else b""
             if not piece:
@@ -132,7 +135,7 @@ class SystemProcess:
         try:
             code = self._process.wait(GRACE)
         except subprocess.TimeoutExpired:
-            return "the process closed its answers"
+            return "the process closed its output"
         if code >= 0:
             return f"the process ended with exit code {code}"
         try:
@@ -143,15 +146,15 @@ class SystemProcess:
         return f"the process was ended by {name}{more}"
 
     def quit(self) -> None:
-        """Lets the system give back what it has, then ends its process."""
+        """Lets the system release its resources, then ends its process."""
         with contextlib.suppress(SystemFailedError):
             self._timeout = GRACE
             self.ask("quit")
         self.kill()
 
     def kill(self) -> None:
-        """Ends the whole process group at once; more than once does no harm."""
-        if not self._killed:  # once: afterwards the number may be another group's
+        """Ends the whole process group; may be called repeatedly."""
+        if not self._killed:  # Once: afterwards the id may be another group's.
             self._signal(signal.SIGKILL)
             self._killed = True
             self._guard.communicate(b"ended\n")
@@ -163,7 +166,7 @@ class SystemProcess:
                 os.killpg(self._process.pid, number)
 
     def stderr_tail(self) -> list[str]:
-        """The last lines that the system and its libraries wrote to stderr."""
+        """The last lines on stderr of the system and its libraries."""
         self._stderr.flush()
         end = self._stderr.seek(0, os.SEEK_END)
         self._stderr.seek(max(0, end - (1 << 16)))
@@ -171,7 +174,7 @@ class SystemProcess:
         return [line.rstrip() for line in lines if line.strip()][-TAIL_LINES:]
 
     def close(self) -> None:
-        """Kills what still runs and closes every descriptor."""
+        """Kills the process and closes every descriptor."""
         self.kill()
         self._selector.close()
         for stream in (self._process.stdin, self._process.stdout, self._stderr):

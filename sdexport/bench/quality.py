@@ -1,49 +1,88 @@
-"""How near a system's images are to the baseline's for the same seeds, and what that is called.
+"""The distance of a system's images from the baseline's for the same seeds, and its verdict.
 
-PSNR, SSIM and the largest difference of a pixel are the field's usual three. None of them knows
-contrast: of two nearly grey images of different seeds, all three say that they are alike. So a
-fourth one stands beside them, `relative`: the RMS of the difference as a part of the reference's
-own standard deviation. It is 0 for the same image, a few hundredths for one that was rounded on
-its way, and about 1 for another image, however pale. docs/image_verdicts.md has the
-measurements that the thresholds come from, and what no threshold can tell.
+PSNR, SSIM and the largest difference of a pixel are the field's usual three measures. None of them
+accounts for contrast: two nearly grey images of different seeds are close by all three. A fourth
+measure, `relative`, is the RMS of the difference over the standard deviation of the reference. It
+is 0 for equal images, a few hundredths after rounding to half precision, and about 1 for another
+image of any contrast. docs/image_verdicts.md has the measurements behind the thresholds, and what
+no threshold can detect.
 """
 
 from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
 
+import msgspec
 import numpy as np
+from msgspec import Meta
 from numpy.typing import NDArray
+
+from sdexport.artifacts.documents import Number
+from sdexport.bench.scenario import Seed, Text
 
 Images = NDArray[np.uint8]
 Floats = NDArray[np.floating[Any]]
 
-SAME, CLOSE, UNKNOWN, DIFFERENT = VERDICTS = ("same", "close", "unknown", "different")
-"""From what may be claimed most for to what may be claimed least for."""
+Verdict = Literal["same", "close", "unknown", "different"]
+
+SAME: Verdict = "same"
+CLOSE: Verdict = "close"
+UNKNOWN: Verdict = "unknown"
+DIFFERENT: Verdict = "different"
+VERDICTS = (SAME, CLOSE, UNKNOWN, DIFFERENT)
+"""From best to worst."""
 
 SAME_LARGEST, SAME_PSNR = 2, 60.0
-"""Of 255, and dB: what another order of float32 sums does. 60 dB is a quarter of one level on the
-average: an image that is two levels brighter everywhere is not the same."""
+"""Of 255, and dB: the effect of another order of float32 sums. 60 dB is a quarter of one level on
+average, so an image that is two levels brighter everywhere is not the same."""
 
 CUT_LARGEST = 1
-"""Of 255: what a system is off by that cuts numbers off where others round them to bytes. PSNR is
-about 51 dB then, and nothing is wrong."""
+"""Of 255: the error of a system that truncates to bytes where others round. PSNR is about 51 dB
+then, and nothing is wrong."""
 
 CLOSE_SSIM, CLOSE_PSNR, CLOSE_RELATIVE = 0.975, 30.0, 0.1
-"""What rounding to half precision does under a sampler that does not amplify it, with some room."""
+"""The effect of rounding to half precision under a sampler that does not amplify it, with a
+margin."""
 
 YARDSTICK = 1.5
-"""How many times as far as the baseline's own half precision a system's images may be, by the
-median of `relative`: rounding is as far as rounding is, another sampler about twice as far."""
+"""The largest allowed ratio of a system's median `relative` to that of the baseline's own half
+precision: another sampler gives a ratio of about 2."""
 
 FLAT = 1.0
-"""Of 255: a reference whose standard deviation is less is one colour, and proves nothing."""
+"""Of 255: a reference with a smaller standard deviation is one colour and proves nothing."""
 
 WINDOW, SIGMA, K1, K2, RANGE = 11, 1.5, 0.01, 0.03, 255.0
-"""Those of Wang et al. 2004: pixels, pixels, and the two constants' factors of the range."""
+"""The parameters of Wang et al. 2004: pixels, pixels, and the two constants' factors of the
+range."""
+
+
+class ImageDistance(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The distance of one image from the baseline's.
+
+    Attributes:
+        prompt: of the image; None where it was not given.
+        seed: likewise.
+        psnr: in dB; None where the images are equal.
+        ssim: 1 where they are equal; None for images smaller than the window.
+        largest: difference of a pixel's value, of 255.
+        relative: RMS of the difference over the standard deviation of the baseline's image.
+        latent_cosine: of the decoder's inputs; None where latents are not known.
+        contrast: standard deviation of the baseline's image, of 255.
+        problem: what makes a comparison meaningless; None where nothing does.
+    """
+
+    prompt: Text | None = None
+    seed: Seed | None = None
+    psnr: Number | None = None
+    ssim: Annotated[float, Meta(ge=-1.001, le=1.001)] | None = None
+    largest: Annotated[int, Meta(ge=0, le=255)] | None = None
+    relative: Annotated[float, Meta(ge=0, le=1e300)] | None = None
+    latent_cosine: Annotated[float, Meta(ge=-1.001, le=1.001)] | None = None
+    contrast: Annotated[float, Meta(ge=0, le=255)] | None = None
+    problem: Text | None = None
 
 
 def psnr(reference: Images, image: Images) -> float:
@@ -70,7 +109,8 @@ def ssim(reference: Images, image: Images) -> float:
     """
     if min(reference.shape[:2]) < WINDOW:
         raise ValueError(
-            f"SSIM needs {WINDOW}×{WINDOW} pixels, not {reference.shape[1]}×{reference.shape[0]}"
+            f"SSIM needs at least {WINDOW}×{WINDOW} pixels, got "
+            f"{reference.shape[1]}×{reference.shape[0]}"
         )
     x, y = reference.astype(np.float64), image.astype(np.float64)
     mean_x, mean_y = _blurred(x), _blurred(y)
@@ -112,55 +152,54 @@ def compare(
     images: Sequence[Images] | Images,
     baseline_latents: Sequence[Floats] | Floats | None = None,
     latents: Sequence[Floats] | Floats | None = None,
-) -> list[dict[str, Any]]:
-    """How far each image is from the baseline's of the same number.
+) -> list[ImageDistance]:
+    """The distance of each image from the baseline's of the same number.
 
     Args:
         baseline_images: n images (H, W, 3) uint8.
-        images: as many of the same shape; where one is missing or of another shape, that is the
-            difference.
+        images: as many of the same shape; a missing image or another shape is a `problem`.
         baseline_latents: n of (C, h, w) that the decoder was given, scaled alike in both; or None.
         latents: the same of the other system, or None.
 
     Returns:
-        For each image of the baseline, as JSON values: `psnr` in dB (None where the images are
-        equal), `ssim`, `largest` of 255, `relative`, `latent_cosine` (None where it is not known),
-        `contrast` (the baseline image's standard deviation, of 255), and `problem`: what makes
-        a comparison meaningless, or None.
+        One item for each image of the baseline.
     """
-    entries = []
+    found = []
     for index, reference in enumerate(baseline_images):
         if index >= len(images):
-            entries.append(_entry(problem="it was not generated"))
+            found.append(ImageDistance(problem="it was not generated"))
             continue
-        entry = _compared(np.asarray(reference), np.asarray(images[index]))
-        if baseline_latents is not None and latents is not None and index < len(latents):
-            entry["latent_cosine"] = cosine(baseline_latents[index], latents[index])
-        entries.append(entry)
-    return entries
+        known = baseline_latents is not None and latents is not None and index < len(latents)
+        found.append(
+            _compared(
+                np.asarray(reference),
+                np.asarray(images[index]),
+                cosine(baseline_latents[index], latents[index])  # type: ignore[index]
+                if known
+                else None,
+            )
+        )
+    return found
 
 
-def _compared(reference: Images, image: Images) -> dict[str, Any]:
+def _compared(reference: Images, image: Images, latent_cosine: float | None) -> ImageDistance:
     if reference.shape != image.shape or image.dtype != np.uint8:
-        return _entry(
-            problem=f"it is {_shape(image)} of {image.dtype}, not {_shape(reference)} of uint8"
+        return ImageDistance(
+            latent_cosine=latent_cosine,
+            problem=f"it is {_shape(image)} of {image.dtype}, not {_shape(reference)} of uint8",
         )
     contrast = float(reference.std())
     difference = reference.astype(np.float64) - image.astype(np.float64)
     noise = psnr(reference, image)
-    return _entry(
+    return ImageDistance(
         psnr=noise if math.isfinite(noise) else None,
         ssim=ssim(reference, image) if min(reference.shape[:2]) >= WINDOW else None,
         largest=int(np.abs(difference).max()),
         relative=float(np.sqrt(np.mean(np.square(difference)))) / contrast if contrast else None,
+        latent_cosine=latent_cosine,
         contrast=contrast,
         problem=_problem(reference, image),
     )
-
-
-def _entry(**figures: Any) -> dict[str, Any]:
-    names = ("psnr", "ssim", "largest", "relative", "latent_cosine", "contrast", "problem")
-    return dict.fromkeys(names) | figures
 
 
 def _shape(images: NDArray[Any]) -> str:
@@ -174,30 +213,30 @@ def _problem(reference: Images, image: Images) -> str | None:
 
 
 def verdict(
-    compared: Sequence[Mapping[str, Any]],
+    compared: Sequence[ImageDistance],
     *,
     precision: str | None = None,
-    yardstick: Sequence[Mapping[str, Any]] | None = None,
-) -> tuple[str, str]:
-    """What a system's images are called, and why; the farthest image decides.
+    yardstick: Sequence[ImageDistance] | None = None,
+) -> tuple[Verdict, str]:
+    """The verdict on a system's images, and its reason; the farthest image decides.
 
     Args:
-        compared: what `compare` gave, with `prompt` in it or not.
-        precision: that the system computes in. For `fp32` no rounding excuses a difference, so
-            what is not nearly the same is different.
-        yardstick: what `compare` gave for the baseline's own half precision in the same scenario.
+        compared: from `compare`, with prompts or without.
+        precision: that the system computes in. At `fp32` no rounding explains a difference, so an
+            image that is not nearly the same is different.
+        yardstick: from `compare` for the baseline's own half precision in the same scenario.
             A system that is farther by `YARDSTICK` is different, even within the thresholds.
 
     Returns:
-        `same`, `close`, `different`, or `unknown` where there is nothing to judge by; and a
-        sentence without a capital and full stop, empty for `same`.
+        The verdict, `unknown` where there is nothing to judge by; and a sentence without a capital
+        and full stop, empty for `same`.
     """
     if not compared:
         return UNKNOWN, "there are no images to compare"
     for index, one in enumerate(compared):
-        if one.get("problem"):
-            return DIFFERENT, f"{_name(one, index)}: {one['problem']}"
-    flat = [i for i, one in enumerate(compared) if (one.get("contrast") or 0.0) < FLAT]
+        if one.problem:
+            return DIFFERENT, f"{_name(one, index)}: {one.problem}"
+    flat = [i for i, one in enumerate(compared) if (one.contrast or 0.0) < FLAT]
     if flat:
         return UNKNOWN, (
             f"the baseline's {_name(compared[flat[0]], flat[0])} is one colour all over, "
@@ -207,14 +246,14 @@ def verdict(
         return SAME, ""
     float32 = precision == "fp32"
     for index, one in enumerate(compared):
-        strict = float32 and one["largest"] > CUT_LARGEST
+        strict = float32 and _largest(one) > CUT_LARGEST
         missed = _missed(one, SAME_PSNR if strict else CLOSE_PSNR)
         if missed:
             why = f"{_name(one, index)}: {' and '.join(missed)}"
             if float32:
                 why += (
-                    "; float32 does not explain that: it may be another sampler, other noise, "
-                    "or lower precision than it says"
+                    "; float32 does not explain the difference: the system may use another "
+                    "sampler, other noise or a lower precision than it states"
                 )
             return DIFFERENT, why
     ours = _median_relative(compared)
@@ -222,46 +261,54 @@ def verdict(
         theirs = _median_relative(yardstick)
         if ours > YARDSTICK * theirs:
             return DIFFERENT, (
-                f"half of the images differ by {ours:.3f} of their contrast or more, where the "
-                f"baseline's own half precision does by {theirs:.3f}: it may be another sampler, "
-                "other noise, or lower precision than it says"
+                f"the median image differs by {ours:.3f} of its contrast, the baseline's own half "
+                f"precision by {theirs:.3f}: the system may use another sampler, other noise or a "
+                "lower precision than it states"
             )
     return CLOSE, ""
 
 
-def worse(one: str, other: str) -> bool:
-    """Whether the verdict `one` allows less to be claimed than `other`."""
+def worse(one: Verdict, other: Verdict) -> bool:
+    """Whether the verdict `one` is worse than `other`."""
     return VERDICTS.index(one) > VERDICTS.index(other)
 
 
-def _name(one: Mapping[str, Any], index: int) -> str:
-    return f"image {index}" + (f" ({one['prompt']})" if one.get("prompt") else "")
+def _name(one: ImageDistance, index: int) -> str:
+    return f"image {index}" + (f" ({one.prompt})" if one.prompt else "")
 
 
-def _is_same(one: Mapping[str, Any]) -> bool:
+def _is_same(one: ImageDistance) -> bool:
     return (
-        one["largest"] <= SAME_LARGEST
+        _largest(one) <= SAME_LARGEST
         and _psnr_of(one) >= SAME_PSNR
-        and one["relative"] <= CLOSE_RELATIVE
+        and _relative(one) <= CLOSE_RELATIVE
     )
 
 
-def _psnr_of(one: Mapping[str, Any]) -> float:
-    return math.inf if one["psnr"] is None else float(one["psnr"])
+def _largest(one: ImageDistance) -> float:
+    return math.inf if one.largest is None else one.largest
 
 
-def _missed(one: Mapping[str, Any], least_psnr: float) -> list[str]:
+def _psnr_of(one: ImageDistance) -> float:
+    return math.inf if one.psnr is None else one.psnr
+
+
+def _relative(one: ImageDistance) -> float:
+    return math.inf if one.relative is None else one.relative
+
+
+def _missed(one: ImageDistance, least_psnr: float) -> list[str]:
     """What keeps an image from being close, in words."""
     missed = []
-    if one["ssim"] is not None and one["ssim"] < CLOSE_SSIM:
-        missed.append(f"SSIM {one['ssim']:.3f} where {CLOSE_SSIM:g} is the least")
+    if one.ssim is not None and one.ssim < CLOSE_SSIM:
+        missed.append(f"SSIM {one.ssim:.3f} is below {CLOSE_SSIM:g}")
     if _psnr_of(one) < least_psnr:
-        missed.append(f"PSNR {one['psnr']:.1f} dB where {least_psnr:g} is the least")
-    if one["relative"] > CLOSE_RELATIVE:
-        missed.append(f"{one['relative']:.2f} of its contrast where {CLOSE_RELATIVE:g} is the most")
+        missed.append(f"PSNR {one.psnr:.1f} dB is below {least_psnr:g}")
+    if _relative(one) > CLOSE_RELATIVE:
+        missed.append(f"relative difference {_relative(one):.2f} is above {CLOSE_RELATIVE:g}")
     return missed
 
 
-def _median_relative(compared: Sequence[Mapping[str, Any]]) -> float:
-    found = [one["relative"] for one in compared if one.get("relative") is not None]
+def _median_relative(compared: Sequence[ImageDistance]) -> float:
+    found = [one.relative for one in compared if one.relative is not None]
     return statistics.median(found) if found else math.inf

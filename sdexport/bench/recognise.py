@@ -1,9 +1,8 @@
-"""How many images show what their prompt says, for a checkpoint that has learnt its images.
+"""How many images show what their prompt names, for a checkpoint whose training images are known.
 
-An image is recognised if, of all images that the checkpoint was trained on, the one nearest to
-it by RMSE over small thumbnails is the one that its prompt names. That is the measure of
-examples/emoji/evaluate.py. It says that words still make the right images, which no comparison
-with the baseline says; it does not say that details are right.
+An image is recognised if, of all images that the checkpoint was trained on, the nearest by RMSE
+over small thumbnails is the one that its prompt names: the measure of examples/emoji/evaluate.py.
+It shows that prompts still select the right images; it does not show that details are right.
 """
 
 from __future__ import annotations
@@ -13,13 +12,15 @@ import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from sdexport.artifacts import reading
+from sdexport.artifacts.documents import Count
+from sdexport.bench.scenario import Text
 from sdexport.errors import FolderError
 
 Images = NDArray[np.uint8]
@@ -28,16 +29,42 @@ THUMBNAILS = "thumbnails"
 CAPTIONS = "captions.json"
 
 
+class Mistaken(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """An image that is not recognised.
+
+    Attributes:
+        prompt: of the image.
+        looks_like: the caption of the nearest training image.
+    """
+
+    prompt: Text
+    looks_like: Text
+
+
+class Recognised(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How many images are recognised.
+
+    Attributes:
+        of: images whose prompt names a target.
+        right: of them recognised.
+        wrong: the others.
+    """
+
+    of: Count
+    right: Count
+    wrong: tuple[Mistaken, ...]
+
+
 @dataclass(frozen=True, slots=True)
 class Targets:
-    """What a checkpoint was trained to generate.
+    """The images that a checkpoint was trained to generate.
 
     Attributes:
         captions: one an image, in lower case.
         thumbnails: (n, side, side, 3) uint8.
 
     Raises:
-        FolderError: not as many captions as thumbnails, or these are no images.
+        FolderError: the numbers of captions and thumbnails differ, or thumbnails are not images.
     """
 
     captions: tuple[str, ...]
@@ -47,14 +74,15 @@ class Targets:
         shape = self.thumbnails.shape
         if len(shape) != 4 or shape[1] != shape[2] or shape[3] != 3:
             raise FolderError(
-                f"thumbnails are (n, side, side, 3), not {shape}; see examples/emoji/data.py"
+                f"thumbnails must have the shape (n, side, side, 3), got {shape}; see "
+                "examples/emoji/data.py"
             )
         if self.thumbnails.dtype != np.uint8:
-            raise FolderError(f"thumbnails are uint8, not {self.thumbnails.dtype}")
+            raise FolderError(f"thumbnails must be uint8, got {self.thumbnails.dtype}")
         if len(self.captions) != len(self.thumbnails):
             raise FolderError(
-                f"{len(self.captions)} captions for {len(self.thumbnails)} thumbnails; "
-                "both files have to be of the same training"
+                f"captions and thumbnails must be as many, got {len(self.captions)} and "
+                f"{len(self.thumbnails)}; use two files of the same training"
             )
 
 
@@ -62,11 +90,11 @@ def read_targets(path: Path) -> Targets:
     """The targets of a `.npz` file with `thumbnails`, and the `captions.json` beside it.
 
     Raises:
-        FolderError: one of the two is missing or damaged, or they do not belong together.
+        FolderError: one of the two files is missing or damaged, or they do not match.
     """
     captions = path.with_name(CAPTIONS)
     try:
-        # Opened here: of a file that is no archive, numpy would leave closing to chance.
+        # Opened here: numpy would not close a file that is not an archive.
         with reading.open_file(path) as file, np.load(file, allow_pickle=False) as arrays:
             thumbnails = arrays[THUMBNAILS]
         names = [str(entry["caption"]) for entry in json.loads(reading.read_text(captions))]
@@ -92,7 +120,7 @@ def read_targets(path: Path) -> Targets:
 
 
 def named(prompt: str, captions: Sequence[str]) -> int | None:
-    """The index of the longest caption that occurs in `prompt` in whole words; None of none."""
+    """The index of the longest caption that occurs in `prompt` in whole words, or None."""
     words = f" {' '.join(prompt.lower().split())} "
     found = [index for index, caption in enumerate(captions) if f" {caption} " in words]
     return max(found, key=lambda index: len(captions[index]), default=None)
@@ -108,16 +136,12 @@ def nearest(image: Images, targets: Targets) -> int:
 
 def count(
     images: Sequence[Images] | Images, prompts: Sequence[str], targets: Targets
-) -> dict[str, Any]:
-    """How many of the images are recognised.
+) -> Recognised:
+    """Counts the images that are recognised.
 
     Args:
         images: one a prompt, (H, W, 3) uint8.
-        prompts: a caption in words of any kind before and after: `a red apple`.
-
-    Returns:
-        `of`: images whose prompt names a target; `right`: those recognised; `wrong`: of the
-        others, `prompt` and what it `looks_like`.
+        prompts: a caption with any words before and after: `a red apple`.
     """
     of, wrong = 0, []
     for image, prompt in zip(images, prompts, strict=True):
@@ -127,5 +151,5 @@ def count(
         of += 1
         seen = nearest(np.asarray(image), targets)
         if seen != wanted:
-            wrong.append({"prompt": prompt, "looks_like": targets.captions[seen]})
-    return {"of": of, "right": of - len(wrong), "wrong": wrong}
+            wrong.append(Mistaken(prompt, targets.captions[seen]))
+    return Recognised(of, of - len(wrong), tuple(wrong))

@@ -1,4 +1,4 @@
-"""A whole run: systems measured in turns, images judged, results and report written."""
+"""A whole run: systems measured in turns, images compared, results and report written."""
 
 from __future__ import annotations
 
@@ -10,22 +10,19 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any
+
+import msgspec
 
 from sdexport.artifacts import reading, storage
 from sdexport.artifacts.bundle import open_bundle
-from sdexport.bench import (
-    contact_sheet,
-    judging,
-    machine_facts,
-    report_html,
-    report_markdown,
-    results,
-)
-from sdexport.bench.roofline import Possible
-from sdexport.bench.scenario import Scenario, make_scenario
+from sdexport.bench import judging, machine_facts, results_file
+from sdexport.bench.measured import system_result
+from sdexport.bench.report import contact_sheet, html, markdown
+from sdexport.bench.results import Effort, Results, SystemResult
+from sdexport.bench.roofline.run import RunRoofline
+from sdexport.bench.scenario import Scenario, ScenarioOptions, make_scenario
 from sdexport.bench.systems import System
-from sdexport.bench.turns import DRAWN, Effort, Harness
+from sdexport.bench.turns import GENERATED, Harness
 from sdexport.errors import CheckpointError, MissingExtraError, UsageError
 from sdexport.extras import install_command
 from sdexport.pipeline.load import limits_of
@@ -37,31 +34,35 @@ HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 
 
 def scenario_for(
-    bundle: Path, checkpoint: str, *given: dict[str, Any], prompt: str = "a red apple"
+    bundle: Path, checkpoint: str, *options: ScenarioOptions, prompt: str = "a red apple"
 ) -> Scenario:
-    """The scenario of what was given; what is left open is what `bundle` was built for.
+    """The scenario that `options` describe; the defaults are those of `bundle`.
+
+    Args:
+        options: later ones take precedence over earlier ones.
+        prompt: the default.
 
     Raises:
-        UsageError: a value cannot be served.
-        FolderError: no bundle.
+        UsageError: a value that no system can generate.
+        FolderError: `bundle` is not a bundle.
     """
     limits = limits_of(open_bundle(bundle, check=False))
     width, height = limits.default_size
-    usual = {
-        "prompts": [prompt],
-        "size": f"{width}x{height}",
-        "sampler": sampler_of_config(limits.scheduler_config).name,
-        "guidance": limits.default_guidance,
-    }
-    return make_scenario(checkpoint, usual, *given)
+    defaults = ScenarioOptions(
+        prompts=(prompt,),
+        size=f"{width}x{height}",
+        sampler=sampler_of_config(limits.scheduler_config).name,
+        guidance=limits.default_guidance,
+    )
+    return make_scenario(checkpoint, defaults, *options)
 
 
 def check(systems: Sequence[System], scenario: Scenario) -> None:
-    """Sees to it that every bundle can generate the scenario and was made of such a checkpoint.
+    """Checks that every bundle can generate the scenario and was built from such a checkpoint.
 
     Raises:
-        UsageError: a bundle cannot generate it.
-        CheckpointError: the checkpoint is of another structure than a bundle.
+        UsageError: a bundle cannot generate the scenario.
+        CheckpointError: the checkpoint has another structure than a bundle.
     """
     for system in systems:
         if system.kind != "bundle":
@@ -85,8 +86,8 @@ def check(systems: Sequence[System], scenario: Scenario) -> None:
         largest = limits.profile.serving(height=scenario.height, width=scenario.width).batch.max
         if scenario.batch > largest:
             raise UsageError(
-                f"{path.name} generates at most {largest} images together, got {scenario.batch}; "
-                f"give --batch {largest} or less, or build it with a larger batch"
+                f"batch must be at most {largest} for the bundle {path.name}, got "
+                f"{scenario.batch}; give --batch {largest} or build it with a larger batch"
             )
         _check_checkpoint(path.name, bundle.manifest.embedding_dim, scenario.checkpoint)
 
@@ -95,21 +96,21 @@ def _check_checkpoint(name: str, width: int, checkpoint: str) -> None:
     place = reading.given_path(checkpoint, "the checkpoint")
     if not reading.exists(place):
         if HUB_ID.fullmatch(checkpoint):
-            return  # diffusers will say.
+            return  # diffusers loads it, or names the error.
         raise CheckpointError(
-            f"no checkpoint at {checkpoint}; give the diffusers folder or hub id that the bundle "
-            "was made of"
+            f"{checkpoint} does not exist; give the diffusers folder or hub id that the bundle "
+            "was built from"
         )
     if not reading.exists(place / "model_index.json"):
         raise CheckpointError(
-            f"{checkpoint} is no checkpoint: it has no model_index.json; give the diffusers folder "
-            "or hub id that the bundle was made of"
+            f"{checkpoint} is not a checkpoint: model_index.json is missing; give the diffusers "
+            "folder or hub id that the bundle was built from"
         )
     own = reading.read_json(place / "text_encoder" / "config.json").get("hidden_size")
     if own != width:
         raise CheckpointError(
-            f"{checkpoint} does not fit the bundle {name}: its text encoder is {own} wide, the "
-            f"bundle's {width}; give the checkpoint that the bundle was made of"
+            f"{checkpoint} does not match the bundle {name}: its text encoder's hidden_size is "
+            f"{own}, the bundle's {width}; give the checkpoint that the bundle was built from"
         )
 
 
@@ -121,16 +122,19 @@ def run(
     *,
     command: str,
     progress: Progress = SILENT,
-) -> dict[str, Any]:
+) -> Results:
     """Measures `systems` (the baseline first) and writes results and images into `folder`.
 
-    What was measured before Ctrl-C is written as well.
+    After Ctrl-C, what was measured until then is written.
+
+    Args:
+        command: the command line, for the results.
 
     Returns:
-        What `results.json` holds; `complete` is False where the run was cut short.
+        The results; `complete` is False where the run was cut short.
 
     Raises:
-        UsageError, CheckpointError: the scenario cannot be generated; nothing was begun.
+        UsageError, CheckpointError: the scenario cannot be generated; nothing was started.
         StorageError: `folder` cannot be written.
         KeyboardInterrupt: before anything was measured.
     """
@@ -140,9 +144,9 @@ def run(
         storage.sole_writer(folder),
         storage.scratch_folder(folder, "run") as work,
     ):
-        machine = machine_facts.machine_facts() | {"load_before": machine_facts.load_average()}
-        with stage(progress, "measure the machine's ceilings"):
-            possible = _possible(systems, scenario)
+        machine = machine_facts.machine_facts()
+        with stage(progress, "measure the machine's peaks"):
+            roofline = _roofline(systems, scenario)
         harness = Harness(systems, scenario, effort, work)
         interrupted = False
         try:
@@ -151,90 +155,99 @@ def run(
             interrupted = True
         if interrupted and not any(one.rounds for one in harness.measured):
             raise KeyboardInterrupt
-        machine["load_after"] = machine_facts.load_average()
-        found = {
-            "schema": results.SCHEMA,
-            "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            "command": command,
-            "complete": False,
-            "effort": {
-                "rounds": effort.rounds,
-                "seconds": effort.seconds,
-                "at_once": effort.at_once,
-                "timeout": effort.timeout,
-            },
-            "scenario": scenario.as_json(),
-            "machine": machine | {"energy_sources": harness.meter.sources},
-            "ceilings": None if possible is None else possible.ceilings,
-            "ceilings_problem": "" if possible is None else possible.problem,
-            "baseline": systems[0].name,
-            "systems": [results.system_json(one, harness.measured[0]) for one in harness.measured],
-        }
-        # What took hours is kept before it is judged: that may be cut short as well.
+        found = Results(
+            created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            command=command,
+            complete=False,
+            effort=effort,
+            scenario=scenario.without_path(),
+            machine=msgspec.structs.replace(
+                machine,
+                load_after=machine_facts.load_average(),
+                energy_sources=tuple(harness.meter.sources),
+            ),
+            peaks=None if roofline is None else roofline.peaks,
+            roofline_problem="" if roofline is None else roofline.problem,
+            baseline=systems[0].name,
+            systems=tuple(system_result(one, harness.measured[0]) for one in harness.measured),
+        )
+        # Measuring takes hours: it is kept before images are compared, which may be cut short too.
         _put_in_place(work, folder)
-        results.write(found, folder)
-        with stage(progress, "judge the images"):
-            _judge(found, judging.Images(folder, work, systems[0].name, scenario), possible)
-        found["complete"] = not interrupted
-        results.write(found, folder)
+        results_file.write(found, folder)
+        with stage(progress, "compare the images"):
+            images = judging.Images(folder, work, systems[0].name, scenario)
+            judged = tuple(
+                _judged(one, found.systems[0], images, roofline) for one in found.systems
+            )
+        found = msgspec.structs.replace(found, systems=judged, complete=not interrupted)
+        results_file.write(found, folder)
     return found
 
 
-def _possible(systems: Sequence[System], scenario: Scenario) -> Possible | None:
-    """What is possible by the first bundle, whose graphs are counted; None where there is none."""
+def _roofline(systems: Sequence[System], scenario: Scenario) -> RunRoofline | None:
+    """The roofline by the graphs of the first bundle; None without a bundle."""
     for system in systems:
         if system.kind == "bundle":
             path = Path(system.options["bundle"])
             target = open_bundle(path, check=False).manifest.target
-            return Possible(path, scenario, "cpu" if target.endswith("-cpu") else "cuda")
+            return RunRoofline(path, scenario, "cpu" if target.endswith("-cpu") else "cuda")
     return None
 
 
-def _judge(found: dict[str, Any], images: judging.Images, possible: Possible | None) -> None:
-    """Says of every system what its images and its times are worth."""
-    for value in found["systems"]:
-        value["fidelity"] = images.judge(value["name"], value["precision"])
-        if possible is not None:
-            value["limit"] = possible.reached(value, found["systems"][0])
+def _judged(
+    system: SystemResult,
+    baseline: SystemResult,
+    images: judging.Images,
+    roofline: RunRoofline | None,
+) -> SystemResult:
+    """The result of a system with its fidelity and its shares of the machine's peaks."""
+    return msgspec.structs.replace(
+        system,
+        fidelity=images.judge(system.name, system.precision),
+        roofline=None if roofline is None else roofline.of_system(system, baseline),
+    )
 
 
 def _put_in_place(work: Path, folder: Path) -> None:
-    """Images and latents of this run in the place of an earlier run's; its results go first."""
+    """Replaces an earlier run's images and latents; its results and sheet are removed first."""
     with storage.explained(folder):
-        (folder / results.FILE).unlink(missing_ok=True)
-        for kept in DRAWN.values():
+        for file in (results_file.FILE, contact_sheet.FILE):
+            (folder / file).unlink(missing_ok=True)
+        for kept in GENERATED:
             storage.remove_tree(folder / kept)
             if (work / kept).is_dir():
                 (work / kept).rename(folder / kept)
 
 
-def write_report(found: dict[str, Any], folder: Path) -> None:
-    """Writes what people read into `folder`, from results and images alone.
+def write_report(found: Results, folder: Path) -> None:
+    """Writes the report of `found` and of the images in `folder`, as HTML and as Markdown.
 
     Raises:
         MissingExtraError: a library that reports need is not installed.
-        StorageError: the place cannot be written.
+        StorageError: the folder cannot be written.
     """
-    for writer in (contact_sheet, report_markdown, report_html):
-        writer.write(found, folder)
+    contact_sheet.write(found, folder)
+    markdown.write(found, folder)
+    html.write(found, folder)
 
 
 def require_report_libraries() -> None:
-    """Says what reports need before anything is measured for one.
+    """Checks that the libraries of reports are installed, before anything is measured.
 
     Raises:
-        MissingExtraError: names the libraries and the extra that brings them.
+        MissingExtraError: names the missing libraries and the extra that installs them.
     """
     missing = [name for name in ("jinja2", "matplotlib") if importlib.util.find_spec(name) is None]
     if missing:
         raise MissingExtraError(
-            f"reports need {' and '.join(missing)}, not installed here; {install_command('bench')}"
+            f"reports need {' and '.join(missing)}, which is not installed; "
+            f"{install_command('bench')}"
         )
 
 
 @contextmanager
 def _ended_like_interrupted() -> Iterator[None]:
-    """A request to end (SIGTERM) is taken as Ctrl-C is: children end, what was measured is kept."""
+    """Treats SIGTERM as Ctrl-C: children end, and what was measured is kept."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt

@@ -1,185 +1,210 @@
-"""A scenario: what every system of a run has to generate, from a TOML file and what was typed.
+"""A scenario: what every system of a run generates.
 
     name = "emoji"
     prompts = ["a red apple", "a blue ball"]   # one an image
     negative_prompt = ""
-    seeds = [0, 1]                             # one an image; left out: 0, 1, 2, …
+    seeds = [0, 1]                             # one an image; default: 0, 1, 2, …
     size = "128x128"                           # width x height in pixels
-    batch = 1                                  # images that are generated together
+    batch = 1                                  # images generated together
     steps = 50
     sampler = "pndm"
     guidance = 2.5
-    threads = 2                                # processor threads; left out: as each system chooses
+    threads = 2                                # processor threads; default: each system's own
 
-Only `prompts` has to be there; what else is left out is the bundle's own, or usual.
+is a scenario's TOML file. Every key may be left out: the bundle's own value or the default is used.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+import math
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from sdexport.artifacts import reading
+import msgspec
+from msgspec import Meta
+
+from sdexport.artifacts import documents, reading
+from sdexport.artifacts.documents import Length, Number
 from sdexport.errors import FolderError, UsageError
 from sdexport.model.shapes import PIXEL_MULTIPLE
 
 LARGEST_SEED = 2**32 - 1
-"""Of torch's CPU generator, which uses no more bits of a seed."""
+"""The largest seed of PyTorch's CPU generator, which uses 32 bits of a seed."""
+
+DEFAULT_STEPS, DEFAULT_BATCH = 50, 1
+
+MOST_IMAGES = 1 << 16
+"""Of one scenario: bounds what a document can ask for."""
+
+Text = Annotated[str, Meta(max_length=1 << 20)]
+Prompts = Annotated[tuple[Text, ...], Meta(max_length=MOST_IMAGES)]
+Seed = Annotated[int, Meta(ge=0, le=LARGEST_SEED)]
+Seeds = Annotated[tuple[Seed, ...], Meta(max_length=MOST_IMAGES)]
+Steps = Annotated[int, Meta(ge=1, le=1 << 20)]
+Threads = Annotated[int, Meta(ge=1, le=1 << 20)]
+Size = Annotated[
+    str,
+    Meta(
+        pattern="^[0-9]{1,8}[xX][0-9]{1,8}$",
+        description="WIDTHxHEIGHT in pixels, for example 512x512",
+    ),
+]
 
 
-@dataclass(frozen=True, slots=True)
-class Scenario:
+class ScenarioOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The keys of a scenario's file, and the options of the command line; None is not given."""
+
+    name: Text | None = None
+    prompts: Prompts | None = None
+    negative_prompt: Text | None = None
+    seeds: Seeds | None = None
+    size: Size | None = None
+    batch: Length | None = None
+    steps: Steps | None = None
+    sampler: Text | None = None
+    guidance: Number | None = None
+    threads: Threads | None = None
+
+
+class Scenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What is generated, and from which checkpoint.
 
     Attributes:
-        name: for people.
-        checkpoint: a diffusers folder or the id of a model on the hub.
-        prompts, seeds: one an image.
-        width, height: pixels.
-        batch: images that are generated together; the last batch may have fewer.
-        guidance: the guidance scale; up to 1 there is none.
-        threads: processor threads of every system; None leaves each its own choice.
+        name: shown in reports.
+        checkpoint: a diffusers folder or the id of a model on the hub; in results the name alone.
+        prompts: one an image.
+        negative_prompt: of every image.
+        seeds: one an image.
+        width: in pixels.
+        height: in pixels.
+        batch: images generated together; the last batch may have fewer.
+        steps: of the sampler.
+        sampler: its name.
+        guidance: the guidance scale; no guidance up to 1.
+        threads: processor threads of every system; None: each system's own default.
+
+    Raises:
+        UsageError: a value that no system can generate.
     """
 
-    name: str
-    checkpoint: str
-    prompts: tuple[str, ...]
-    negative_prompt: str
-    seeds: tuple[int, ...]
-    width: int
-    height: int
-    batch: int
-    steps: int
-    sampler: str
-    guidance: float
-    threads: int | None = None
+    name: Text
+    checkpoint: Text
+    prompts: Prompts
+    negative_prompt: Text
+    seeds: Seeds
+    width: Length
+    height: Length
+    batch: Length
+    steps: Steps
+    sampler: Text
+    guidance: Number
+    threads: Threads | None = None
 
     def __post_init__(self) -> None:
         if not self.prompts:
-            raise UsageError("a scenario needs at least one prompt; give --prompt TEXT")
+            raise UsageError("prompts must have at least one item, got none; give --prompt TEXT")
         if len(self.seeds) != len(self.prompts):
             raise UsageError(
-                f"{len(self.prompts)} prompts have {len(self.seeds)} seeds; every image needs one "
-                "of each"
+                f"seeds must have one item for each of the {len(self.prompts)} prompts, got "
+                f"{len(self.seeds)}"
             )
         for seed in self.seeds:
             if not 0 <= seed <= LARGEST_SEED:
-                raise UsageError(f"seed {seed} is not possible; from 0 to {LARGEST_SEED} is")
+                raise UsageError(f"seed must be from 0 to {LARGEST_SEED}, got {seed}")
         if self.steps < 1:
-            raise UsageError(f"steps {self.steps} is not possible; at least 1 is")
+            raise UsageError(f"steps must be at least 1, got {self.steps}")
         if not 1 <= self.batch <= len(self.prompts):
             raise UsageError(
-                f"batch {self.batch} is not possible with {len(self.prompts)} prompts; from 1 to "
-                f"{len(self.prompts)} is"
+                f"batch must be from 1 to the number of prompts, {len(self.prompts)}, got "
+                f"{self.batch}"
             )
         if self.threads is not None and self.threads < 1:
-            raise UsageError(f"threads {self.threads} is not possible; at least 1 is")
+            raise UsageError(f"threads must be at least 1, got {self.threads}")
         for side, pixels in (("width", self.width), ("height", self.height)):
             if pixels < PIXEL_MULTIPLE or pixels % PIXEL_MULTIPLE:
-                raise UsageError(
-                    f"{side} {pixels} is not possible; multiples of {PIXEL_MULTIPLE} are"
-                )
+                raise UsageError(f"{side} must be a multiple of {PIXEL_MULTIPLE}, got {pixels}")
+        if not math.isfinite(self.guidance):
+            raise UsageError(f"guidance must be a finite number, got {self.guidance}")
 
     @property
     def images(self) -> int:
-        """How many images one generation of the scenario gives."""
+        """The number of images that one generation of the scenario gives."""
         return len(self.prompts)
 
     def for_adapter(self) -> dict[str, Any]:
-        """What an adapter's `load` is given."""
-        value = {field.name: getattr(self, field.name) for field in fields(self)}
-        # A system's process may work in another folder.
-        place = reading.given_path(self.checkpoint, "the checkpoint")
-        value["checkpoint"] = (
-            str(reading.resolved(place)) if reading.exists(place) else self.checkpoint
-        )
-        return value | {"prompts": list(self.prompts), "seeds": list(self.seeds)}
+        """The argument `scenario` of an adapter's `load`: JSON values, the checkpoint's path whole.
 
-    def as_json(self) -> dict[str, Any]:
-        """The scenario as results hold it: of the checkpoint the name alone."""
+        A system's process may work in another folder.
+        """
+        place = reading.given_path(self.checkpoint, "the checkpoint")
+        checkpoint = str(reading.resolved(place)) if reading.exists(place) else self.checkpoint
+        value: dict[str, Any] = documents.to_builtins(self)
+        return value | {"checkpoint": checkpoint}
+
+    def without_path(self) -> Scenario:
+        """The scenario with the checkpoint's name in place of its path, as results hold it."""
         place = reading.given_path(self.checkpoint, "the checkpoint")
         if not reading.exists(place):
-            return self.for_adapter()
+            return self
         parts = reading.resolved(place).parts
-        # A folder that is called "checkpoint" says nothing without the one that it is in.
+        # A folder named "checkpoint" says nothing without the folder that it is in.
         name = "/".join(parts[-2:] if parts[-1] == "checkpoint" else parts[-1:])
-        return self.for_adapter() | {"checkpoint": name}
+        return msgspec.structs.replace(self, checkpoint=name)
 
 
-KINDS: Mapping[str, tuple[type, ...]] = {
-    "name": (str,),
-    "negative_prompt": (str,),
-    "size": (str,),
-    "batch": (int,),
-    "steps": (int,),
-    "sampler": (str,),
-    "guidance": (int, float),
-    "threads": (int,),
-    "prompts": (list,),
-    "seeds": (list,),
-}
-"""The keys of a scenario's file and what each holds."""
-
-USUAL: Mapping[str, Any] = {"negative_prompt": "", "batch": 1, "steps": 50}
-
-
-def read_scenario(path: Path) -> dict[str, Any]:
-    """What the file `path` says, by key; `name` is the file's where it says none.
+def read_scenario(path: Path) -> ScenarioOptions:
+    """The options in the scenario file `path`; `name` is the file's own where it gives none.
 
     Raises:
-        UsageError: no such file, no TOML, an unknown key, or a value of the wrong kind.
+        UsageError: no such file, or it is not TOML.
+        DocumentError: an unknown key, or a value of the wrong type.
     """
     path = reading.given_path(path, "the scenario's path")
+    if not reading.exists(path):
+        raise UsageError(f"{path} does not exist; --scenario takes a TOML file")
     try:
-        if not reading.exists(path):
-            raise UsageError(f"no scenario at {path}; a scenario is a TOML file")
-        values: Mapping[str, Any] = reading.read_toml(path)
+        found = documents.from_toml(
+            path, ScenarioOptions, remedy="docs/benchmarks.md lists a scenario's keys"
+        )
+    except UsageError:
+        raise
     except FolderError as error:
-        raise UsageError(f"{error}; a scenario is a TOML file") from error
-    for key, value in values.items():
-        if key not in KINDS:
-            raise UsageError(f"{path}: there is no key {key!r}, only {', '.join(KINDS)}")
-        if not isinstance(value, KINDS[key]) or isinstance(value, bool):
-            kind = " or ".join(one.__name__ for one in KINDS[key])
-            raise UsageError(f"{path}: {key} = {value!r} is not possible; it holds {kind}")
-    for key, kind_of in (("prompts", str), ("seeds", int)):
-        for item in values.get(key, []):
-            if not isinstance(item, kind_of) or isinstance(item, bool):
-                raise UsageError(f"{path}: {key} holds {item!r}, not {kind_of.__name__} alone")
-    return {"name": path.stem, **values}
+        raise UsageError(f"{error}; --scenario takes a TOML file") from error
+    return found if found.name is not None else msgspec.structs.replace(found, name=path.stem)
 
 
-def make_scenario(checkpoint: str, usual: Mapping[str, Any], *given: Mapping[str, Any]) -> Scenario:
-    """The scenario of what was given: later mappings go before earlier ones, None says nothing.
+def make_scenario(checkpoint: str, *options: ScenarioOptions) -> Scenario:
+    """The scenario that `options` describe; later ones take precedence over earlier ones.
 
     Args:
-        usual: size, sampler and guidance where nobody says any.
-        given: by the keys of a scenario's file.
+        options: together they must give size, sampler and guidance.
 
     Raises:
-        UsageError: a value cannot be served.
+        UsageError: a value that no system can generate.
     """
-    values = {**USUAL, **usual}
-    for one in given:
-        values |= {key: value for key, value in one.items() if value is not None}
-    prompts = tuple(values.get("prompts", ()))
-    seeds = values.get("seeds")
+    values: dict[str, Any] = {
+        "name": "scenario",
+        "prompts": (),
+        "negative_prompt": "",
+        "batch": DEFAULT_BATCH,
+        "steps": DEFAULT_STEPS,
+    }
+    for one in options:
+        values |= {k: v for k, v in msgspec.structs.asdict(one).items() if v is not None}
+    for name in ("size", "sampler", "guidance"):
+        if name not in values:
+            raise UsageError(f"a scenario needs {name}; give it in the scenario's file")
     width, height = size_of(values.pop("size"))
+    prompts = tuple(values.pop("prompts"))
+    seeds = values.pop("seeds", None)
     return Scenario(
-        name=values.get("name", "scenario"),
         checkpoint=checkpoint,
         prompts=prompts,
-        negative_prompt=values["negative_prompt"],
         seeds=tuple(range(len(prompts)) if seeds is None else seeds),
         width=width,
         height=height,
-        batch=values["batch"],
-        steps=values["steps"],
-        sampler=values["sampler"],
-        guidance=float(values["guidance"]),
-        threads=values.get("threads"),
+        guidance=float(values.pop("guidance")),
+        **values,
     )
 
 
@@ -193,11 +218,20 @@ def size_of(text: str) -> tuple[int, int]:
         width, height = (int(part) for part in text.lower().split("x"))
     except ValueError:
         raise UsageError(
-            f"size {text!r} is not possible; write WIDTHxHEIGHT in pixels, for example 512x512"
+            f"size must be WIDTHxHEIGHT in pixels, for example 512x512, got {text!r}"
         ) from None
     return width, height
 
 
 def with_seed(scenario: Scenario, first: int) -> Scenario:
-    """The scenario whose image k has the seed `first` + k."""
-    return replace(scenario, seeds=tuple(first + k for k in range(scenario.images)))
+    """The scenario whose image k has the seed `first` + k.
+
+    Raises:
+        UsageError: a seed is out of range.
+    """
+    return msgspec.structs.replace(scenario, seeds=tuple(first + k for k in range(scenario.images)))
+
+
+def without_seeds(options: ScenarioOptions) -> ScenarioOptions:
+    """`options` without their seeds."""
+    return msgspec.structs.replace(options, seeds=None)

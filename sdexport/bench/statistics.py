@@ -1,97 +1,116 @@
-"""Statistics of turns: distributions, and ratios that hold on a machine that drifts.
+"""Statistics of turns: distributions, and ratios with intervals on a machine whose speed drifts.
 
 Systems take turns (A B C A B C … A), so every turn of a system lies between two of the baseline.
 Its pair is the baseline's time at that moment, interpolated between the two; a drift that is
-straight over one round cancels out. What is left from pair to pair may still be alike in neighbours
-(one baseline turn is part of two pairs, disturbances last), so intervals come from resampling
-blocks of neighbours, not single pairs: the moving-block bootstrap of Künsch, Annals of Statistics
-17 (1989).
+linear over one round cancels. Neighbouring pairs remain correlated (one baseline turn is part of
+two pairs, disturbances last), so intervals come from resampling blocks of neighbours, not single
+pairs: the moving-block bootstrap of Künsch, Annals of Statistics 17 (1989).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from typing import Annotated
 
+import msgspec
 import numpy as np
+from msgspec import Meta
 from numpy.typing import NDArray
+
+from sdexport.artifacts.documents import Count, Number
 
 CONFIDENCE = 0.95
 NORMAL = 1.959963984540054
-"""The quantile of the normal distribution that belongs to `CONFIDENCE`, both sides together."""
+"""The two-sided quantile of the normal distribution for `CONFIDENCE`."""
 
 RESAMPLES = 4000
 FEWEST = 4
-"""Pairs below which no interval is given: it would be a guess."""
+"""The fewest pairs of which an interval is computed."""
 
 LEAST = 0.02
-"""The smallest difference of speed that is called one: two processes of one program are this alike,
-by their luck with memory and clocks, which no run can see in itself."""
+"""The smallest difference of speed that counts: two processes of one program differ by as much,
+because of memory placement and clocks, which a run cannot see in itself."""
 
 SETTLED = 0.05
-"""Warm-up has ended when a turn is within this share of the one before."""
+"""Warm-up ends when a turn is within this share of the one before."""
 
 Floats = NDArray[np.float64]
 
 
-@dataclass(frozen=True, slots=True)
-class Interval:
-    """A median with the interval that holds it with `CONFIDENCE`; `pairs` it was taken from."""
-
-    median: float
-    low: float
-    high: float
-    confidence: float
-    pairs: int
-
-    def as_json(self) -> dict[str, float]:
-        """The interval as JSON values."""
-        return asdict(self)
+Positive = Annotated[float, Meta(gt=0, le=1e300)]
 
 
-def direction(median: float, low: float, high: float, least: float = LEAST) -> int:
-    """Whether a ratio of speeds shows a difference: 1 above 1, -1 below, 0 where none is shown.
+class Interval(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A median and the interval that holds the true median with probability `confidence`.
+
+    Attributes:
+        median: of the pairs.
+        low: lower bound of the interval.
+        high: upper bound of the interval.
+        confidence: a probability, such as 0.95.
+        pairs: the number of pairs.
+    """
+
+    median: Positive
+    low: Positive
+    high: Positive
+    confidence: Positive
+    pairs: Count
+
+
+class Distribution(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Percentiles, mean, sample standard deviation, smallest and largest of samples."""
+
+    p50: Number
+    p90: Number
+    p99: Number
+    mean: Number
+    stdev: Number
+    min: Number
+    max: Number
+
+
+def direction(ratio: Interval, least: float = LEAST) -> int:
+    """Whether a ratio of speeds shows a difference: 1 faster, -1 slower, 0 no difference shown.
 
     Args:
-        median, low, high: of the ratio; the interval must not hold 1.
+        ratio: shows a difference only where its interval does not hold 1.
         least: the smallest difference that counts, as a share.
     """
-    if low > 1 and median > 1 + least:
+    if ratio.low > 1 and ratio.median > 1 + least:
         return 1
-    return -1 if high < 1 and median < 1 / (1 + least) else 0
+    return -1 if ratio.high < 1 and ratio.median < 1 / (1 + least) else 0
 
 
-def difference(one: Mapping[str, float], other: Mapping[str, float]) -> tuple[float, float]:
-    """The logarithm of ratio `one` by ratio `other`, and half of its interval.
+def difference(one: Interval, other: Interval) -> tuple[float, float]:
+    """The logarithm of `one` divided by `other`, and half of its interval.
 
-    Args:
-        one, other: `median`, `low` and `high`, measured apart: half widths of the logarithms add
-            as independent ones do.
+    The two must be measured independently: the half widths of their logarithms add in squares.
     """
-    halves = (math.log(each["high"] / each["low"]) / 2 for each in (one, other))
-    return math.log(one["median"] / other["median"]), math.hypot(*halves)
+    halves = (math.log(each.high / each.low) / 2 for each in (one, other))
+    return math.log(one.median / other.median), math.hypot(*halves)
 
 
-def distribution(samples: Sequence[float]) -> dict[str, float] | None:
-    """p50, p90, p99, mean, stdev (of the sample), min and max; None of nothing."""
+def distribution(samples: Sequence[float]) -> Distribution | None:
+    """The distribution of `samples`; None if there are none."""
     if not samples:
         return None
     values = np.asarray(samples, np.float64)
     p50, p90, p99 = np.percentile(values, (50, 90, 99))
-    return {
-        "p50": float(p50),
-        "p90": float(p90),
-        "p99": float(p99),
-        "mean": float(values.mean()),
-        "stdev": float(values.std(ddof=1)) if len(values) > 1 else 0.0,
-        "min": float(values.min()),
-        "max": float(values.max()),
-    }
+    return Distribution(
+        p50=float(p50),
+        p90=float(p90),
+        p99=float(p99),
+        mean=float(values.mean()),
+        stdev=float(values.std(ddof=1)) if len(values) > 1 else 0.0,
+        min=float(values.min()),
+        max=float(values.max()),
+    )
 
 
 def settled(seconds: Sequence[float]) -> bool:
-    """Whether a system that took `seconds` in its turns so far is warm."""
+    """Whether warm-up has ended for a system whose turns took `seconds`."""
     if len(seconds) < 2:
         return False
     before, last = seconds[-2:]
@@ -101,14 +120,14 @@ def settled(seconds: Sequence[float]) -> bool:
 def paired_logs(
     baseline: Sequence[tuple[float, float]], turns: Sequence[tuple[float, float]]
 ) -> Floats:
-    """The logarithm of how many times faster than the baseline every turn was.
+    """The logarithm of the baseline's time over that of each turn, shape (pairs,).
 
     Args:
-        baseline, turns: (start, seconds) of every turn, in order, on one clock.
+        baseline: (start, seconds) of every turn of the baseline, in order.
+        turns: the same of the other system, on the same clock.
 
     Returns:
-        One number for each turn between two of the baseline's that belong to its round; a turn
-        after the last of the baseline has no pair.
+        One number for each turn that lies between two of the baseline's.
     """
     if len(baseline) < 2 or not turns:
         return np.empty(0)
@@ -129,7 +148,7 @@ def paired_logs(
 def ratio(
     baseline: Sequence[tuple[float, float]], turns: Sequence[tuple[float, float]]
 ) -> Interval | None:
-    """How many times faster than the baseline, pair by pair; None of fewer than `FEWEST` pairs."""
+    """The baseline's time over the system's, pair by pair; None for fewer than `FEWEST` pairs."""
     logs = paired_logs(baseline, turns)
     if len(logs) < FEWEST:
         return None
@@ -141,11 +160,10 @@ def ratio(
 
 
 def trend(logs: Floats) -> float | None:
-    """By which factor pairs grew from their first third to their last; None if by chance.
+    """The factor by which ratios grew from their first third to their last; None if by chance.
 
     Args:
-        logs: of `paired_logs`. What grows became faster against the baseline, which says that its
-            warm-up had not ended.
+        logs: of `paired_logs`. A system that becomes faster against the baseline was not warm.
     """
     third = len(logs) // 3
     if third < FEWEST:
@@ -156,7 +174,7 @@ def trend(logs: Floats) -> float | None:
 
 
 def median_interval(samples: Sequence[float]) -> Interval | None:
-    """The median of times in order with its interval; None of fewer than `FEWEST`."""
+    """The median of times (in order) with its interval; None for fewer than `FEWEST`."""
     if len(samples) < FEWEST:
         return None
     values = np.log(np.asarray(samples, np.float64))
@@ -167,17 +185,16 @@ def median_interval(samples: Sequence[float]) -> Interval | None:
 
 
 def half_width(values: Floats) -> float:
-    """Half of the interval of the median of `values`, which may be alike in neighbours.
+    """Half of the interval of the median of `values`, whose neighbours may be correlated.
 
-    The bootstrap's standard error, times Student's quantile for as many degrees of freedom as there
-    are independent blocks, less one: with ten pairs the error itself is only roughly known.
+    The bootstrap's standard error times Student's quantile, with one degree of freedom fewer than
+    there are independent blocks: with ten pairs the error itself is only roughly known.
     """
     count = len(values)
     length = block_length(values)
     random = np.random.default_rng(0)
     first = random.integers(0, count, (RESAMPLES, -(-count // length)))
-    # Blocks that reach over the end go on at the beginning, so that all values are generated
-    # equally.
+    # Blocks wrap around at the end, so that every value is drawn equally often.
     index = (first[:, :, None] + np.arange(length)) % count
     medians = np.median(values[index.reshape(RESAMPLES, -1)[:, :count]], axis=1)
     # Blocks that overlap see less spread than there is, by the share that is lost to the mean.
@@ -186,10 +203,10 @@ def half_width(values: Floats) -> float:
 
 
 def block_length(values: Floats) -> int:
-    """Neighbours that are resampled together: as many as are alike, at least the cube root.
+    """The number of neighbours that are resampled together, at least the cube root of all.
 
-    After Politis and White, Econometric Reviews 23 (2004): twice the lag from which on the
-    correlations of neighbours are no more than chance, and at most a quarter of the values.
+    After Politis and White, Econometric Reviews 23 (2004): twice the lag beyond which the
+    correlation of neighbours is no more than chance, and at most a quarter of the values.
     """
     count = len(values)
     least = max(2, math.ceil(math.cbrt(count)))
@@ -208,7 +225,7 @@ def block_length(values: Floats) -> int:
 
 
 def student(freedom: float) -> float:
-    """Student's quantile for `CONFIDENCE`, both sides together.
+    """The two-sided Student quantile for `CONFIDENCE`.
 
     Fisher and Cornish's expansion, https://www.jstor.org/stable/1266546, for the degrees of
     freedom that occur; within 1 % from 3 on. Below, the line between the exact quantiles.

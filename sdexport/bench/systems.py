@@ -1,4 +1,4 @@
-"""The systems that can be measured, by the names that are typed: diffusers, bundles, peers."""
+"""The systems that can be measured, by name: diffusers, bundles and peers."""
 
 from __future__ import annotations
 
@@ -11,15 +11,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 import sdexport
-from sdexport.artifacts import reading
+from sdexport.artifacts import documents, reading
 from sdexport.artifacts.bundle import is_bundle, open_bundle
+from sdexport.bench.results import Kind
+from sdexport.bench.scenario import Text
 from sdexport.errors import FolderError, MissingExtraError, UsageError
 from sdexport.extras import EXPORT_EXTRAS, install_command
 
 PACKAGE = Path(sdexport.__file__).parent
 PEERS = Path("benchmarks") / "peers"
-"""Where the short name of a peer is looked up, from the working directory on."""
+"""The folder of peers, below the working directory."""
 
 BASELINE = "diffusers"
 
@@ -49,30 +53,62 @@ DIFFUSERS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
 """Name → title and options of the baseline's adapter."""
 
 
+class PeerFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A peer's `peer.toml`.
+
+    Attributes:
+        title: for people.
+        url: of the project.
+        licence: its SPDX identifier.
+        adapter: the Python file that runs in the peer's process.
+        python: the interpreter of the peer's environment.
+        device: `cpu` or `cuda`.
+        imports: modules that its environment must be able to import.
+        optional: packages removed from the environment where they cannot be imported.
+        interpreter: the Python version of the environment.
+        built_last: packages that are compiled against the others.
+        source: the repository that the peer is run from, and its branch.
+        variants: options of the adapter, by the variant's name.
+    """
+
+    title: Text | None = None
+    url: Text | None = None
+    licence: Text | None = None
+    adapter: Text = "adapter.py"
+    python: Text = ".venv/bin/python"
+    device: Text | None = None
+    imports: tuple[Text, ...] = ()
+    optional: tuple[Text, ...] = ()
+    interpreter: Text | None = None
+    built_last: tuple[Text, ...] = ()
+    source: dict[Text, Text] | None = None
+    variants: dict[Text, dict[Text, Any]] = {}
+
+
 @dataclass(frozen=True, slots=True)
 class System:
     """One of the measured systems.
 
     Attributes:
-        name: as the command line and results name it; safe as a file's name.
+        name: as the command line and results name it; valid as a file's name.
         title: for people.
-        kind: `bundle`, `diffusers` or `peer`.
+        kind: of the system.
         adapter: the Python file that runs in the system's process.
-        options: what the adapter is given.
+        options: of the adapter.
         python: the interpreter that runs it.
-        prepared: where what the adapter prepares is kept; None where nothing is prepared.
+        prepared: the folder of what the adapter prepares; None where it prepares nothing.
     """
 
     name: str
     title: str
-    kind: str
+    kind: Kind
     adapter: Path
     options: Mapping[str, Any] = field(default_factory=dict)
     python: str = sys.executable
     prepared: Path | None = None
 
     def environment(self) -> dict[str, str]:
-        """The environment of its process: its own interpreter's packages, and ours with ours."""
+        """The environment variables of its process; only a peer does not see this package."""
         kept = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
         if self.kind != "peer":
             kept["PYTHONPATH"] = str(PACKAGE.parent)
@@ -80,11 +116,11 @@ class System:
 
 
 def find_systems(bundles: Sequence[Path], against: Sequence[str]) -> list[System]:
-    """The baseline, then `bundles`, then what `against` names, each once.
+    """The baseline, then `bundles`, then the systems that `against` names, each once.
 
     Raises:
-        UsageError: an unknown name, or a peer whose environment was not made.
-        FolderError: a path is no bundle, or a damaged one.
+        UsageError: an unknown name, or a peer without an environment.
+        FolderError: a path is not a bundle, or the bundle is damaged.
         MissingExtraError: the baseline cannot run here.
     """
     _require_baseline()
@@ -100,7 +136,7 @@ def _require_baseline() -> None:
     missing = [name for name in ("torch", "diffusers") if importlib.util.find_spec(name) is None]
     if missing:
         raise MissingExtraError(
-            f"the baseline needs {' and '.join(missing)}, not installed here; "
+            f"the baseline needs {' and '.join(missing)}, which is not installed; "
             f"{install_command(*EXPORT_EXTRAS)}"
         )
 
@@ -117,8 +153,8 @@ def _named(name: str) -> list[System]:
             return _peer(place, variant)
     known = [*DIFFUSERS, *sorted(file.parent.name for file in PEERS.glob("*/peer.toml"))]
     raise UsageError(
-        f"no system {name!r}; known are {', '.join(known)}, a bundle's folder, and a folder with "
-        "peer.toml"
+        f"system {name!r} is not known; known are {', '.join(known)}, a bundle's folder, and a "
+        "folder with peer.toml"
     )
 
 
@@ -139,23 +175,27 @@ def _bundle(path: Path) -> System:
 
 
 def _peer(folder: Path, variant: str) -> list[System]:
-    """Every variant of the peer in `folder`, or the one that is named."""
+    """Every variant of the peer in `folder`, or the variant with the given name."""
     about = _about(folder)
-    variants: dict[str, Any] = about.get("variants") or {"": {}}
+    variants = about.variants or {"": {}}
     if variant and variant not in variants:
         raise UsageError(
-            f"the peer {folder.name} has no variant {variant!r}, only {', '.join(variants)}"
+            f"the peer {folder.name} has no variant {variant!r}; its variants are "
+            f"{', '.join(variants)}"
         )
-    python = folder / about.get("python", ".venv/bin/python")
+    python = folder / about.python
     if not reading.exists(python):
         raise UsageError(
             f"the peer {folder.name} has no environment at {python.parent.parent}; make it with: "
             f"python benchmarks/peers/setup.py {folder.name}"
         )
-    adapter = reading.resolved(folder / about.get("adapter", "adapter.py"))
+    adapter = reading.resolved(folder / about.adapter)
     if not reading.is_file(adapter):
-        raise UsageError(f"{folder / 'peer.toml'} names the adapter {adapter.name}, which is none")
-    title = about.get("title", folder.name)
+        raise UsageError(
+            f"{folder / 'peer.toml'}: adapter must be a Python file, got {about.adapter}, which "
+            "does not exist"
+        )
+    title = about.title or folder.name
     return [
         System(
             name=safe(f"{folder.name}-{name}" if name else folder.name),
@@ -163,7 +203,8 @@ def _peer(folder: Path, variant: str) -> list[System]:
             kind="peer",
             adapter=adapter,
             options=options,
-            # Not resolved: an environment's interpreter is a link, and its place says whose it is.
+            # Not resolved: an environment's interpreter is a link, and its path names the
+            # environment.
             python=str(python.absolute()),
             prepared=reading.resolved(folder) / ".prepared",
         )
@@ -172,22 +213,23 @@ def _peer(folder: Path, variant: str) -> list[System]:
     ]
 
 
-def _about(folder: Path) -> dict[str, Any]:
+def _about(folder: Path) -> PeerFile:
     file = folder / "peer.toml"
     try:
-        about: dict[str, Any] = reading.read_toml(file)
-        return about
+        return documents.from_toml(file, PeerFile)
+    except UsageError:
+        raise
     except FolderError as error:
-        raise UsageError(f"cannot read {file}: {error}") from error
+        raise UsageError(str(error)) from error
 
 
 def safe(name: str) -> str:
-    """`name` with what a file's name cannot hold everywhere replaced."""
+    """`name` with characters replaced that a file's name cannot hold on every system."""
     return re.sub(r"[^\w.+-]+", "-", name).strip("-.") or "system"
 
 
 def _told_apart(systems: Sequence[System]) -> list[System]:
-    """Each system once; different ones of one name with a number."""
+    """Each system once; different systems of one name get a number."""
     import dataclasses
 
     found: list[System] = []

@@ -1,9 +1,9 @@
-"""Systems take turns: loaded, warmed up and timed round by round, whatever becomes of one of them.
+"""Systems take turns: loaded, warmed up and timed round by round; one that fails is left out.
 
-At most so many are loaded at a time; the baseline is one of them from the first turn to the last,
-so that every other's turns lie between turns of the baseline. Within a round the others come in an
-random order: what a system leaves behind (a warm processor, a full cache) would else be
-found by the same one every time.
+At most `Effort.at_once` systems are loaded at a time. The baseline is one of them from the first
+turn to the last, so that every other system's turns lie between turns of the baseline. Within a
+round the others come in a random order, so that the effects of a turn on the next (a warm
+processor, a full cache) do not always meet the same system.
 """
 
 from __future__ import annotations
@@ -12,121 +12,33 @@ import random
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from sdexport.bench.energy import EnergyMeter
+from sdexport.bench.measured import Measured
 from sdexport.bench.prepare import prepared_for
 from sdexport.bench.process import SystemFailedError, SystemProcess
+from sdexport.bench.results import Effort, Turn
+from sdexport.bench.results_file import IMAGES, LATENTS
 from sdexport.bench.scenario import Scenario
 from sdexport.bench.statistics import settled
 from sdexport.bench.systems import System
-from sdexport.errors import SdexportError, UsageError
+from sdexport.errors import SdexportError
 from sdexport.progress import Progress, stage
 
-DRAWN = {"images": "images", "latents": "latents"}
-"""What systems generate → the folder, of a run and of its report, that holds it."""
+GENERATED = (IMAGES, LATENTS)
+"""The folders of a run, and of its report, that hold what systems generate."""
 
 FIRST = "first"
-"""The folder of the first images, which are judged beside the last where they differ."""
+"""The folder of the first turn's images, which are judged beside the last where they differ."""
 
 MOST_WARMUP = 6
-"""Turns after the first that may be warm-up; what is not warm by then is told of."""
-
-
-@dataclass(frozen=True, slots=True)
-class Effort:
-    """How long is measured.
-
-    Attributes:
-        rounds, seconds: at least so many turns, and so many seconds of them, of every system.
-        at_once: systems that are loaded at a time, the baseline one of them; None: all.
-        timeout: seconds that any one answer may take.
-    """
-
-    rounds: int = 10
-    seconds: float = 10.0
-    at_once: int | None = None
-    timeout: float = 900.0
-
-    def __post_init__(self) -> None:
-        if self.rounds < 1:
-            raise UsageError(f"rounds {self.rounds} is not possible; at least 1 is")
-        if not self.seconds >= 0:
-            raise UsageError(f"seconds {self.seconds:g} is not possible; 0 or more is")
-        if self.at_once is not None and self.at_once < 2:
-            raise UsageError(
-                f"at once {self.at_once} is not possible; the baseline and one other, 2, is the "
-                "least"
-            )
-        if not self.timeout > 0:
-            raise UsageError(f"timeout {self.timeout:g} is not possible; more than 0 seconds is")
-
-
-@dataclass(slots=True)
-class Turn:
-    """One generation of the scenario: `at` seconds after the run began, `total` seconds long.
-
-    Attributes:
-        text_encoder, denoise, vae_decoder: seconds, None where the system does not tell; between
-            the first and the last lies `denoise`, which is asked of those that tell no more.
-        evaluations: seconds of every call of the model, likewise.
-        joules: that the machine used meanwhile, None where it does not tell.
-    """
-
-    at: float
-    total: float
-    text_encoder: float | None
-    evaluations: list[float] | None
-    vae_decoder: float | None
-    joules: float | None
-    denoise: float | None = None
-
-
-@dataclass(slots=True)
-class Measured:
-    """What is known of one system so far.
-
-    Attributes:
-        status: `ok`, or how it ended: `crashed`, `hung`, `failed`; `why` says more.
-        images: that it generates in a turn.
-        group: which of the groups that were loaded together it was in; the baseline is in all.
-        about: what its adapter says of it.
-        warm: its turns have settled, at some time.
-        model_calls, batches: of one generation.
-        digests: of the images of every turn but the first; the last one's are kept.
-    """
-
-    system: System
-    images: int
-    group: int = 0
-    status: str = "ok"
-    why: str = ""
-    stderr_tail: list[str] = field(default_factory=list)
-    about: dict[str, Any] = field(default_factory=dict)
-    build_seconds: float | None = None
-    load_seconds: float | None = None
-    first_seconds: float | None = None
-    warmup_seconds: list[float] = field(default_factory=list)
-    rounds: list[Turn] = field(default_factory=list)
-    warm: bool = False
-    model_calls: int | None = None
-    batches: int | None = None
-    host_bytes: int | None = None
-    device_bytes: int | None = None
-    digest: str | None = None
-    digests: set[str] = field(default_factory=set)
-    notes: list[str] = field(default_factory=list)
-
-    def enough(self, effort: Effort) -> bool:
-        """Whether it was measured as long as was asked for."""
-        total = sum(turn.total for turn in self.rounds)
-        return len(self.rounds) >= effort.rounds and total >= effort.seconds
+"""The most turns after the first that are warm-up; a system that is not warm then gets a note."""
 
 
 class Harness:
-    """One run: what was measured is in `measured` at any moment, also when the run is cut short."""
+    """One run; `measured` holds what is known at any moment, also when the run is cut short."""
 
     def __init__(
         self, systems: Sequence[System], scenario: Scenario, effort: Effort, folder: Path
@@ -140,17 +52,17 @@ class Harness:
         self._folder = folder
         self._running: dict[str, SystemProcess] = {}
         self._options: dict[str, dict[str, Any]] = {}
-        self._places: dict[str, dict[str, str]] = {}
-        # Always the same order of the same systems: a run can be repeated.
-        self._chance = random.Random(0)
+        self._folders: dict[str, dict[str, str]] = {}
+        # The same systems come in the same order in every run.
+        self._random = random.Random(0)
 
     def run(self, progress: Progress) -> None:
-        """Measures every system; one that fails is left behind, and the rest goes on."""
+        """Measures every system; one that fails is left out, and the others go on."""
         baseline, *others = self.measured
         beside = (self._effort.at_once or max(2, len(self.measured))) - 1
         groups = [others[i : i + beside] for i in range(0, len(others), beside)] or [[]]
         for one in self.measured:
-            # Before anything is loaded: an export takes as much memory as there may be.
+            # Before anything is loaded: an export may take all of the memory.
             self._prepare(one, progress)
         with ExitStack() as held:
             self._load(baseline, held, progress)
@@ -165,7 +77,7 @@ class Harness:
             self._end(baseline)
 
     def _prepare(self, one: Measured, progress: Progress) -> None:
-        """Has a system convert or export what it is loaded from, where it is not there yet."""
+        """Has a system convert or export what it is loaded from, unless that was kept."""
         name, timeout = one.system.name, self._effort.timeout
         try:
             with stage(progress, f"prepare {name}"):
@@ -174,7 +86,7 @@ class Harness:
         except SystemFailedError as error:
             one.status, one.why = error.status, error.why
         except (SdexportError, OSError) as error:
-            one.status, one.why = "failed", f"its preparation could not be kept: {error}"
+            one.status, one.why = "failed", f"its preparation cannot be kept: {error}"
 
     def _load(self, one: Measured, stack: ExitStack, progress: Progress) -> None:
         """Starts and loads a system and has it generate for the first time."""
@@ -194,8 +106,8 @@ class Harness:
     def _begin(self, one: Measured, process: SystemProcess, options: dict[str, Any]) -> None:
         loaded = process.ask("load", scenario=self._scenario.for_adapter(), options=options)
         one.load_seconds, one.about = loaded["seconds"], loaded["about"]
-        first = self._places_of(one, self._folder / FIRST)
-        self._places[one.system.name] = self._places_of(one, self._folder)
+        first = self._folders_of(one, self._folder / FIRST)
+        self._folders[one.system.name] = self._folders_of(one, self._folder)
         generated = process.ask("generate", **first)
         process.rest()
         one.first_seconds = generated["seconds"]
@@ -204,23 +116,23 @@ class Harness:
         one.batches = generated["batches"] or -(-self._scenario.images // self._scenario.batch)
         one.host_bytes, one.device_bytes = generated["host_bytes"], generated["device_bytes"]
 
-    def _places_of(self, one: Measured, folder: Path) -> dict[str, str]:
-        """Where a system's images and latents go, which are made here."""
-        places = {}
-        for kind, kept in DRAWN.items():
-            place = folder / kept / one.system.name
-            place.mkdir(parents=True)
-            places[kind] = str(place.resolve())
-        return places
+    def _folders_of(self, one: Measured, folder: Path) -> dict[str, str]:
+        """Makes the folders of a system's images and latents; by kind their paths."""
+        folders = {}
+        for kind in GENERATED:
+            own = folder / kind / one.system.name
+            own.mkdir(parents=True)
+            folders[kind] = str(own.resolve())
+        return folders
 
     def _round(self, members: Sequence[Measured], *, warmup: bool = False) -> None:
         """A turn of the baseline, then one of each other."""
         baseline, *others = members
-        for one in (baseline, *self._chance.sample(others, len(others))):
+        for one in (baseline, *self._random.sample(others, len(others))):
             self._turn(one, warmup=warmup)
 
     def _measure(self, members: Sequence[Measured], progress: Progress) -> None:
-        """Warm-up, then rounds until every member was measured as long as was asked for."""
+        """Warm-up, then rounds until every member was measured as long as `Effort` asks for."""
         names = ", ".join(one.system.name for one in members)
         with stage(progress, f"warm up {names}", MOST_WARMUP):
             for _ in range(MOST_WARMUP):
@@ -228,7 +140,7 @@ class Harness:
                     break
                 self._round(members, warmup=True)
                 progress.advance()
-        unsettled = f"its times had not settled after {MOST_WARMUP} turns of warm-up"
+        unsettled = f"its times did not settle within {MOST_WARMUP} turns of warm-up"
         for one in members:
             if one.status == "ok" and not one.warm and unsettled not in one.notes:
                 one.notes.append(unsettled)
@@ -242,7 +154,7 @@ class Harness:
             self._turn(members[0])
 
     def _turn(self, one: Measured, *, warmup: bool = False) -> None:
-        """One turn of a system that is still there."""
+        """One turn of a system, unless it has failed."""
         if one.status == "ok":
             self._guarded(one, lambda: self._generate(one, warmup))
 
@@ -250,7 +162,7 @@ class Harness:
         process = self._running[one.system.name]
         before, at = self.meter.read(), time.perf_counter() - self.began
         # The images that are judged are those of the last turn.
-        generated = process.ask("generate", **self._places[one.system.name])
+        generated = process.ask("generate", **self._folders[one.system.name])
         joules = self.meter.between(before, self.meter.read())
         process.rest()
         one.digests.add(generated["digest"])
@@ -260,19 +172,26 @@ class Harness:
             turns = [] if one.first_seconds is None else [one.first_seconds]
             one.warm = one.warm or settled([*turns, *one.warmup_seconds])
             return
-        stages = {
-            name: generated[name]
-            for name in ("text_encoder", "evaluations", "denoise", "vae_decoder")
-        }
-        one.rounds.append(Turn(at, generated["seconds"], **stages, joules=joules))
+        evaluations = generated["evaluations"]
+        one.rounds.append(
+            Turn(
+                at=at,
+                total=generated["seconds"],
+                text_encoder=generated["text_encoder"],
+                evaluations=None if evaluations is None else tuple(evaluations),
+                denoise=generated["denoise"],
+                vae_decoder=generated["vae_decoder"],
+                joules=joules,
+            )
+        )
 
     def _end(self, one: Measured) -> None:
-        """Lets a system go, and its memory with it."""
+        """Ends a system's process, which frees its memory."""
         if one.status == "ok":
             self._running[one.system.name].quit()
 
     def _guarded(self, one: Measured, action: Callable[[], None]) -> None:
-        """Does something with a system; if that fails, it is left behind with the reason."""
+        """Runs `action`; if it fails, the system is left out and the reason noted."""
         try:
             action()
         except SystemFailedError as error:

@@ -1,12 +1,12 @@
-"""How the systems of one run do against each other, where the baseline is not one of the two."""
+"""The systems of one run against each other, where neither is the baseline."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 from sdexport.bench import claims, statistics
+from sdexport.bench.results import Results, SystemResult
 from sdexport.bench.statistics import Interval
 
 
@@ -15,53 +15,56 @@ class Duel:
     """A bundle and the fastest peer of its precision.
 
     Attributes:
-        ours, theirs: as results hold them.
-        ratio: how many times faster ours is.
+        ours: the bundle.
+        theirs: the peer.
+        ratio: the peer's time over the bundle's.
     """
 
-    ours: dict[str, Any]
-    theirs: dict[str, Any]
+    ours: SystemResult
+    theirs: SystemResult
     ratio: Interval
 
 
-def leaders(results: claims.Results) -> list[dict[str, Any]]:
-    """The system with the largest ratio, then those that it is not shown to be faster than.
+def leaders(results: Results) -> list[SystemResult]:
+    """The system with the largest speed-up, then those that it is not shown to be faster than.
 
-    Only those that a speed-up is claimed for and shown of; empty where there is none.
+    Only systems whose speed-up is claimed and shown; empty where there is none.
     """
-    claimed = [
-        one
-        for one in results["systems"]
-        if not claims.is_baseline(results, one)
-        and claims.problem(results, one) is None
-        and claims.direction(one["ratio"]) > 0
+    found = [(one, claims.claimed_ratio(results, one)) for one in results.systems]
+    shown = [
+        (one, ratio)
+        for one, ratio in found
+        if ratio is not None and statistics.direction(ratio) > 0
     ]
-    claimed.sort(key=lambda one: -float(one["ratio"]["median"]))
-    return claimed[:1] + [one for one in claimed[1:] if _is_level(claimed[0], one)]
+    shown.sort(key=lambda pair: -pair[1].median)
+    ordered = [one for one, _ in shown]
+    return ordered[:1] + [one for one in ordered[1:] if _is_level(ordered[0], one)]
 
 
-def _is_level(one: dict[str, Any], other: dict[str, Any]) -> bool:
+def _is_level(one: SystemResult, other: SystemResult) -> bool:
     ratio = _ratio(one, other)
-    return ratio is None or statistics.direction(ratio.median, ratio.low, ratio.high) == 0
+    return ratio is None or statistics.direction(ratio) == 0
 
 
-def duels(results: claims.Results) -> list[Duel]:
+def duels(results: Results) -> list[Duel]:
     """For each precision, the fastest bundle against the fastest peer.
 
-    Left out are systems that nothing is claimed for, and precisions that only one side has.
+    Not included are systems without a claimed speed-up, and precisions that only one side has.
     """
-    sides: dict[str, dict[str, dict[str, Any]]] = {}
-    for one in results["systems"]:
-        if one.get("kind") not in ("bundle", "peer") or claims.problem(results, one) is not None:
+    sides: dict[str, dict[str, tuple[SystemResult, Interval]]] = {}
+    for one in results.systems:
+        ratio = claims.claimed_ratio(results, one)
+        if one.kind not in ("bundle", "peer") or ratio is None:
             continue
-        best = sides.setdefault(str(one.get("precision")), {})
-        before = best.get(one["kind"])
-        if before is None or one["ratio"]["median"] > before["ratio"]["median"]:
-            best[one["kind"]] = one
+        best = sides.setdefault(str(one.precision), {})
+        if one.kind not in best or ratio.median > best[one.kind][1].median:
+            best[one.kind] = (one, ratio)
     found = []
     for best in sides.values():
-        if len(best) == 2 and (ratio := _ratio(best["bundle"], best["peer"])) is not None:
-            found.append(Duel(best["bundle"], best["peer"], ratio))
+        if len(best) == 2:
+            ours, theirs = best["bundle"][0], best["peer"][0]
+            if (between := _ratio(ours, theirs)) is not None:
+                found.append(Duel(ours, theirs, between))
     return found
 
 
@@ -76,21 +79,26 @@ def in_words(duel: Duel) -> str:
 
 
 def outcome(duel: Duel) -> int:
-    """1 where ours is shown to be faster, -1 where slower, 0 where no difference is shown."""
-    return statistics.direction(duel.ratio.median, duel.ratio.low, duel.ratio.high)
+    """1 where the bundle is shown to be faster, -1 where slower, 0 where no difference is shown."""
+    return statistics.direction(duel.ratio)
 
 
-def _ratio(ours: dict[str, Any], theirs: dict[str, Any]) -> Interval | None:
-    """Pair by pair where both took turns; else by way of the baseline, with which both did."""
-    if ours.get("group") == theirs.get("group"):
+def _ratio(ours: SystemResult, theirs: SystemResult) -> Interval | None:
+    """Pair by pair where both took turns with each other; else through the baseline."""
+    if ours.group == theirs.group:
         return statistics.ratio(_turns(theirs), _turns(ours))
-    one, other = ours["ratio"], theirs["ratio"]
+    one, other = ours.ratio, theirs.ratio
+    if one is None or other is None:
+        return None
     middle, half = statistics.difference(one, other)
-    pairs = min(one["pairs"], other["pairs"])
     return Interval(
-        math.exp(middle), math.exp(middle - half), math.exp(middle + half), one["confidence"], pairs
+        median=math.exp(middle),
+        low=math.exp(middle - half),
+        high=math.exp(middle + half),
+        confidence=one.confidence,
+        pairs=min(one.pairs, other.pairs),
     )
 
 
-def _turns(system: dict[str, Any]) -> list[tuple[float, float]]:
-    return [(turn["at"], turn["total"]) for turn in system["rounds"]]
+def _turns(system: SystemResult) -> list[tuple[float, float]]:
+    return [(turn.at, turn.total) for turn in system.rounds]

@@ -1,25 +1,25 @@
-"""One measured system's process: loads an adapter, does what it is told, answers with figures.
+"""The process of one measured system: loads an adapter and answers requests with measurements.
 
     PYTHON worker.py ADAPTER.py
 
-runs in the system's own interpreter, so it needs the standard library and numpy alone. Requests and
-answers are JSON, one a line: requests on what was stdin, answers on what was stdout. Both
-descriptors are private from then on; what libraries print goes to stderr.
+runs in the system's own interpreter, so it needs only the standard library and numpy. Requests and
+answers are JSON, one a line: requests on the original stdin, answers on the original stdout. Both
+descriptors become private; the output of libraries goes to stderr.
 
     {"do": "prepare", "checkpoint", "folder", "options"}  →  {"seconds"}
     {"do": "load", "scenario", "options"}                 →  {"seconds", "about": describe()}
     {"do": "generate", "images": FOLDER?, "latents": FOLDER?} →  {"seconds", stages, digest, memory}
     {"do": "quit"}                                        →  {}
 
-What goes wrong is answered with {"error", "kind"}, its traceback is on stderr. Seconds are those of
-the adapter's call, taken here; digests and files are made after the clock has stopped.
+An exception is answered with {"error", "kind"}; its traceback is on stderr. Seconds are the time of
+the adapter's call, measured here; digests and files are made after the clock has stopped.
 """
 
 from __future__ import annotations
 
 import sys
 
-# The folder of this script holds modules of sdexport, which must not stand in for others'.
+# The folder of this script holds modules of sdexport, which must not shadow others.
 if __name__ == "__main__":
     del sys.path[0]
 
@@ -42,19 +42,19 @@ from numpy.typing import NDArray
 
 SECONDS = ("text_encoder", "denoise", "vae_decoder")
 COUNTS = ("model_calls", "batches")
-"""What an adapter's generate() may say beside images and the seconds of every evaluation: seconds
-of stages, and how often the model was called, and for how many batches."""
+"""Optional values of an adapter's generate(): seconds of stages, and the numbers of calls of the
+model and of batches."""
 
 PARENT_DEATH_SIGNAL = 1
 """PR_SET_PDEATHSIG of prctl(2)."""
 
 
 class AdapterError(Exception):
-    """What an adapter gave is not what was asked for."""
+    """A value from an adapter is not of the required type or shape."""
 
 
 class Worker:
-    """The adapter of one system, and what was loaded with it."""
+    """The adapter of one system, and the system that it loaded."""
 
     def __init__(self, adapter: Path) -> None:
         self._adapter = adapter
@@ -63,7 +63,7 @@ class Worker:
         self._scenario: dict[str, Any] = {}
 
     def answer(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Does what `request` asks for; whatever the adapter raises goes through."""
+        """The answer to `request`; exceptions of the adapter pass through."""
         does: dict[str, Callable[..., dict[str, Any]]] = {
             "prepare": self._prepare,
             "load": self._load,
@@ -78,7 +78,7 @@ class Worker:
             sys.path.append(str(self._adapter.parent))
             spec = importlib.util.spec_from_file_location("adapter", self._adapter)
             if spec is None or spec.loader is None:
-                raise ImportError(f"{self._adapter} is no Python file")
+                raise ImportError(f"{self._adapter} is not a Python file")
             self._module = importlib.util.module_from_spec(spec)
             spec.loader.exec_module(self._module)
         return self._module
@@ -129,60 +129,60 @@ class Worker:
 
 
 def checked(images: Any, scenario: dict[str, Any]) -> NDArray[np.uint8]:
-    """The images, which are seen to be as many and as large as the scenario says.
+    """The images, shape (n, H, W, 3), dtype uint8.
 
     Raises:
-        AdapterError: they are not.
+        AdapterError: their number, size or dtype is not that of the scenario.
     """
     pixels: NDArray[np.uint8] = np.ascontiguousarray(images)
     wanted = (len(scenario["seeds"]), scenario["height"], scenario["width"], 3)
     if pixels.dtype != np.uint8 or pixels.shape != wanted:
         raise AdapterError(
-            f"the adapter gave images of {images.dtype} {images.shape}, not of uint8 {wanted}"
+            f"the adapter's images must be uint8 {wanted}, got {pixels.dtype} {pixels.shape}"
         )
     return pixels
 
 
 def described(about: Any) -> dict[str, Any]:
-    """What an adapter says of its system, which is seen to be of the kinds that results hold.
+    """The result of an adapter's describe().
 
     Raises:
-        AdapterError: it is not.
+        AdapterError: a value of a wrong type.
     """
     if not isinstance(about, dict):
-        raise AdapterError(f"describe() gave {about!r}, not a dictionary")
+        raise AdapterError(f"describe() must give a dictionary, got {about!r}")
     kinds: dict[str, Any] = {"precision": str, "device": str, "threads": int, "bytes": int}
     for name, kind in (kinds | {"build_seconds": int | float}).items():
         if about.get(name) is not None and not isinstance(about[name], kind):
-            raise AdapterError(f"describe() gave the {name} {about[name]!r}")
+            raise AdapterError(f"describe() gave a wrong {name}: {about[name]!r}")
     for name in ("setup", "notes"):
         lines = about.get(name, [])
         if not isinstance(lines, list) or not all(isinstance(line, str) for line in lines):
-            raise AdapterError(f"describe() gave the {name} {lines!r}, not a list of texts")
+            raise AdapterError(f"describe() must give a list of strings as {name}, got {lines!r}")
     versions = about.get("versions", {})
     if not isinstance(versions, dict) or not all(isinstance(v, str) for v in versions.values()):
-        raise AdapterError(f"describe() gave the versions {versions!r}, not a text for each name")
+        raise AdapterError(f"describe() must give a string for each of versions, got {versions!r}")
     return about
 
 
 def timed(told: dict[str, Any]) -> dict[str, Any]:
-    """What an adapter says of one generation, which is seen to be numbers or nothing.
+    """The seconds and counts of one generation, each a number or None.
 
     Raises:
-        AdapterError: it is not.
+        AdapterError: a value of a wrong type.
     """
     numbers = {name: told[name] for name in (*SECONDS, *COUNTS)}
     if told["evaluations"] is not None:
         if not isinstance(told["evaluations"], list):
             raise AdapterError(
-                f"generate() gave the evaluations {told['evaluations']!r}, not a list"
+                f"generate() must give a list as evaluations, got {told['evaluations']!r}"
             )
         numbers |= {f"evaluation {index}": one for index, one in enumerate(told["evaluations"])}
     for name, value in numbers.items():
         if value is None and not name.startswith("evaluation "):
             continue
         if not isinstance(value, int if name in COUNTS else int | float) or not 0 <= value < 1e9:
-            raise AdapterError(f"generate() gave the {name} {value!r}")
+            raise AdapterError(f"generate() gave a wrong {name}: {value!r}")
     return told
 
 
@@ -213,7 +213,7 @@ def peak_bytes() -> int:
 
 
 def plain(value: Any) -> Any:
-    """`value` as JSON can say it: numbers of numpy become Python's, anything unknown its text."""
+    """`value` as JSON values: numpy's numbers become Python's, an unknown type its text."""
     if isinstance(value, dict):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -225,7 +225,7 @@ def plain(value: Any) -> Any:
 
 
 def die_with_parent() -> None:
-    """Sees to it that this process is killed when the one that started it ends, however it ends.
+    """Has the kernel kill this process when its parent ends.
 
     Between turns this process is stopped and could not notice by itself. Linux only: elsewhere the
     end of the requests ends it.
@@ -238,7 +238,7 @@ def die_with_parent() -> None:
 
 
 def private_streams() -> tuple[TextIO, TextIO]:
-    """What stdin and stdout were; in their places are nothing and stderr."""
+    """The original stdin and stdout; they are replaced with /dev/null and stderr."""
     requests, answers = os.fdopen(os.dup(0)), os.fdopen(os.dup(1), "w")
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)
@@ -262,7 +262,7 @@ def main() -> None:
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
         if last:
-            # Libraries' threads and exit handlers are not waited for: everything was answered.
+            # Everything was answered: threads and exit handlers of libraries are not waited for.
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(0)

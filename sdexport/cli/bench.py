@@ -1,12 +1,11 @@
-"""The verbs that measure: bench run, bench report, bench compare."""
+"""The verbs `bench run`, `bench report` and `bench compare`."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 import typer.core
@@ -17,15 +16,15 @@ from sdexport.cli import terminal
 from sdexport.cli.exit_codes import ExitCode
 from sdexport.cli.options import Json
 
+if TYPE_CHECKING:
+    from sdexport.bench.results import Results, SystemResult
+
 
 class RunsByDefault(typer.core.TyperGroup):
-    """A group whose verb `run` may be left out: sdexport bench BUNDLE is sdexport bench run BUNDLE.
-
-    What is no verb of the group is the first word of a run.
-    """
+    """A group whose verb `run` may be left out: `bench BUNDLE` is `bench run BUNDLE`."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Puts `run` before words that begin with none of the verbs."""
+        """Puts `run` first unless the first word is a verb of the group."""
         if args and args[0] not in (*self.commands, "-h", "--help"):
             args = ["run", *args]
         return super().parse_args(ctx, args)
@@ -36,9 +35,9 @@ bench = typer.Typer(
     cls=RunsByDefault,
     rich_markup_mode=None,
     no_args_is_help=False,
-    help="""Measure bundles side by side with PyTorch and others.
+    help="""Compare bundles with PyTorch and other systems in time, memory and images.
 
-    Times, memory and images. The verb run may be left out.
+    The verb run may be left out.
 
     \b
     Example:
@@ -52,7 +51,7 @@ def run_bench(
     bundles: Annotated[
         list[Path],
         typer.Argument(
-            parser=given_path, metavar="BUNDLE", help="Folders of sdexport compile or build."
+            parser=given_path, metavar="BUNDLE", help="Folders from sdexport compile or build."
         ),
     ],
     checkpoint: Annotated[
@@ -67,11 +66,11 @@ def run_bench(
         list[str] | None,
         typer.Option(
             metavar="NAME",
-            help="A further system, may be given several times: diffusers-channels-last, "
+            help="Another system; may be given several times: diffusers-channels-last, "
             "diffusers-bf16, diffusers-fp16, diffusers-compile, diffusers-compile-bf16, a bundle, "
             "or a peer of benchmarks/peers, as NAME or NAME:VARIANT. The baseline, diffusers in "
-            "float32, is always there.",
-            show_default="the baseline alone",
+            "float32, is always measured.",
+            show_default="the baseline only",
         ),
     ] = None,
     report: Annotated[
@@ -79,9 +78,9 @@ def run_bench(
         typer.Option(
             parser=given_path,
             metavar="DIR",
-            help="Where results.json, the report and the images go. What an earlier run left "
-            "there is replaced.",
-            show_default="thrown away",
+            help="Folder of results.json, the report and the images. Files of an earlier run "
+            "are replaced.",
+            show_default="not kept",
         ),
     ] = None,
     scenario: Annotated[
@@ -89,8 +88,8 @@ def run_bench(
         typer.Option(
             parser=given_path,
             metavar="FILE",
-            help="A TOML file that says what is generated, see docs/benchmarks.md. Options given "
-            "here go before it.",
+            help="A TOML file of what to generate, see docs/benchmarks.md. Options on the command "
+            "line take precedence over it.",
             show_default="none",
         ),
     ] = None,
@@ -98,7 +97,7 @@ def run_bench(
         list[str] | None,
         typer.Option(
             metavar="TEXT",
-            help="What to generate; several prompts are generated in one turn.",
+            help="What to generate; may be given several times, for several images a turn.",
             show_default="a red apple",
         ),
     ] = None,
@@ -108,15 +107,13 @@ def run_bench(
             "--negative-prompt",
             "-n",
             metavar="TEXT",
-            help="What to keep away from.",
+            help="What the images should not show.",
             show_default="none",
         ),
     ] = None,
     seed: Annotated[
         int | None,
-        typer.Option(
-            metavar="N", help="The k-th image has SEED + k, from k = 0.", show_default="0"
-        ),
+        typer.Option(metavar="N", help="Image k has the seed N + k, from k = 0.", show_default="0"),
     ] = None,
     size: Annotated[
         str | None,
@@ -124,7 +121,7 @@ def run_bench(
     ] = None,
     batch: Annotated[
         int | None,
-        typer.Option(metavar="N", help="Images that are generated together.", show_default="1"),
+        typer.Option(metavar="N", help="Images generated together.", show_default="1"),
     ] = None,
     steps: Annotated[
         int | None, typer.Option(metavar="N", help="Steps of the sampler.", show_default="50")
@@ -133,35 +130,34 @@ def run_bench(
         str | None,
         typer.Option(
             metavar="NAME",
-            help="One that sdexport samplers lists.",
+            help="A sampler that sdexport samplers lists.",
             show_default="the checkpoint's",
         ),
     ] = None,
     guidance: Annotated[
         float | None,
-        typer.Option(metavar="SCALE", help="Guidance scale; no unit.", show_default="the bundle's"),
+        typer.Option(metavar="SCALE", help="Guidance scale.", show_default="the bundle's"),
     ] = None,
     threads: Annotated[
         int | None,
         typer.Option(
             metavar="N",
             help="Processor threads of every system.",
-            show_default="each system's own choice",
+            show_default="each system's own default",
         ),
     ] = None,
     rounds: Annotated[
-        int, typer.Option(metavar="N", help="At least so many turns of every system.")
+        int, typer.Option(metavar="N", help="Least number of turns of every system.")
     ] = 10,
     seconds: Annotated[
         float,
-        typer.Option(metavar="S", help="At least so many seconds of turns of every system."),
+        typer.Option(metavar="S", help="Least sum of the turns of every system, in seconds."),
     ] = 10.0,
     at_once: Annotated[
         int | None,
         typer.Option(
             metavar="N",
-            help="Systems that are loaded at a time, where memory is short; the baseline is "
-            "always one of them.",
+            help="Systems loaded at a time, where memory is short; the baseline is one of them.",
             show_default="all",
         ),
     ] = None,
@@ -170,15 +166,15 @@ def run_bench(
         typer.Option(
             metavar="S",
             help="Seconds that preparing, loading or one turn may take; a system that takes longer "
-            "is ended, and the rest goes on.",
+            "is ended, and the others go on.",
         ),
     ] = 900.0,
     json: Json = False,
 ) -> None:
-    """Measure bundles, the baseline and others in turns.
+    """Measure bundles, the baseline and other systems in turns.
 
-    Every system has a process of its own; where one fails the rest goes on, and the exit code is 1.
-    Ctrl-C ends them all and keeps what was measured. Needs PyTorch for the baseline: the
+    Every system runs in a process of its own. If one fails, the others go on, and the exit code is
+    1. Ctrl-C ends all of them and keeps the measurements. The baseline needs PyTorch: install the
     extras export, onnxruntime and bench.
 
     \b
@@ -186,28 +182,29 @@ def run_bench(
       sdexport bench run engines/emoji --checkpoint examples/emoji/checkpoint \\
         --scenario benchmarks/scenarios/emoji.toml --report results
     """
+    from sdexport.artifacts.documents import to_builtins
     from sdexport.bench.paths import shown_command
+    from sdexport.bench.results import Effort
     from sdexport.bench.run import require_report_libraries, run, scenario_for, write_report
-    from sdexport.bench.scenario import read_scenario, with_seed
+    from sdexport.bench.scenario import ScenarioOptions, read_scenario, with_seed, without_seeds
     from sdexport.bench.systems import find_systems
-    from sdexport.bench.turns import Effort
 
-    typed = {
-        "prompts": prompt or None,
-        "negative_prompt": negative_prompt,
-        "size": size,
-        "batch": batch,
-        "steps": steps,
-        "sampler": sampler,
-        "guidance": guidance,
-        "threads": threads,
-    }
-    said = {} if scenario is None else read_scenario(scenario)
+    options = ScenarioOptions(
+        prompts=tuple(prompt) if prompt else None,
+        negative_prompt=negative_prompt,
+        size=size,
+        batch=batch,
+        steps=steps,
+        sampler=sampler,
+        guidance=guidance,
+        threads=threads,
+    )
+    of_file = ScenarioOptions() if scenario is None else read_scenario(scenario)
     if prompt:
-        # Seeds of a file belong to its prompts.
-        said.pop("seeds", None)
+        # The seeds of a file belong to its prompts.
+        of_file = without_seeds(of_file)
     systems = find_systems(bundles, against or [])
-    chosen = scenario_for(bundles[0], checkpoint, said, typed)
+    chosen = scenario_for(bundles[0], checkpoint, of_file, options)
     if seed is not None:
         chosen = with_seed(chosen, seed)
     effort = Effort(rounds, seconds, at_once, timeout)
@@ -227,68 +224,66 @@ def run_bench(
         if report is not None:
             write_report(found, folder)
     if json:
-        terminal.print_json(found)
+        terminal.print_json(to_builtins(found))
     else:
         _show_results(found)
         if report is not None:
             print(f"\n{report}")
-    if not found["complete"]:
+    if not found.complete:
         raise typer.Exit(ExitCode.INTERRUPTED)
-    if any(one["status"] != "ok" for one in found["systems"]):
+    if any(one.status != "ok" for one in found.systems):
         raise typer.Exit(ExitCode.FAILED)
 
 
-def _show_results(found: Mapping[str, Any]) -> None:
+def _show_results(found: Results) -> None:
     from sdexport.bench import claims, machine_facts
 
-    scenario = found["scenario"]
+    scenario, machine = found.scenario, found.machine
     terminal.print_facts(
         [
-            ("scenario", scenario["name"]),
-            ("size", f"{scenario['width']}x{scenario['height']}"),
-            ("images a turn", len(scenario["seeds"])),
-            ("sampler", f"{scenario['sampler']}, {scenario['steps']} steps"),
-            ("guidance", f"{scenario['guidance']:g}"),
-            ("processor", found["machine"]["processor"]),
+            ("scenario", scenario.name),
+            ("size", f"{scenario.width}x{scenario.height}"),
+            ("images a turn", scenario.images),
+            ("sampler", f"{scenario.sampler}, {scenario.steps} steps"),
+            ("guidance", f"{scenario.guidance:g}"),
+            ("processor", machine.processor),
         ]
     )
     print()
     columns = (
-        *("system", "precision", "turns", "p50", "p90", "evaluation", "times faster"),
-        *("image", "peak memory"),
+        *("system", "precision", "turns", "p50", "p90", "evaluation", "speed-up"),
+        *("images", "peak memory"),
     )
-    terminal.print_table(
-        columns, [_row(found, one) for one in found["systems"]], right=columns[2:7]
-    )
-    if machine_facts.is_busy(machine := found["machine"]):
+    terminal.print_table(columns, [_row(found, one) for one in found.systems], right=columns[2:7])
+    if machine_facts.is_busy(machine) and machine.load_before:
         terminal.say(
-            f"caution: the machine was busy before the run (load {machine['load_before'][0]:g} on "
-            f"{machine['cores']} cores)"
+            f"caution: the machine was busy before the run (load {machine.load_before[0]:g} on "
+            f"{machine.cores} cores)"
         )
-    for one in found["systems"]:
+    for one in found.systems:
         if (problem := claims.problem(found, one)) is not None:
-            terminal.say(f"warning: nothing is claimed for {one['name']}: {problem}")
-        for note in one["notes"]:
-            terminal.say(f"note: {one['name']}: {note}")
+            terminal.say(f"warning: no speed-up is claimed for {one.name}: {problem}")
+        for note in one.notes:
+            terminal.say(f"note: {one.name}: {note}")
 
 
-def _row(found: Mapping[str, Any], one: Mapping[str, Any]) -> tuple[object, ...]:
+def _row(found: Results, one: SystemResult) -> tuple[object, ...]:
     from sdexport.bench import claims
 
-    summary = one["summary"]
+    summary = one.summary
     shown: list[str | None] = [None, None, None]
     if summary is not None:
-        times = (summary["total"]["p50"], summary["total"]["p90"])
-        each = None if summary["evaluation"] is None else summary["evaluation"]["p50"]
+        times = (summary.total.p50, summary.total.p90)
+        each = None if summary.evaluation is None else summary.evaluation.p50
         shown = [None if time is None else terminal.seconds(time) for time in (*times, each)]
     return (
-        one["name"],
-        one["precision"],
-        len(one["rounds"]),
+        one.name,
+        one.precision,
+        len(one.rounds),
         *shown,
         claims.ratio(found, one),
         claims.verdict(one) if claims.works(one) else claims.ended(one).upper(),
-        None if one["peak_host_bytes"] is None else terminal.size(one["peak_host_bytes"]),
+        None if one.peak_host_bytes is None else terminal.size(one.peak_host_bytes),
     )
 
 
@@ -296,17 +291,17 @@ def _row(found: Mapping[str, Any], one: Mapping[str, Any]) -> tuple[object, ...]
 def report_bench(
     folder: Annotated[
         Path,
-        typer.Argument(parser=given_path, metavar="DIR", help="A folder of sdexport bench run."),
+        typer.Argument(parser=given_path, metavar="DIR", help="A folder from sdexport bench run."),
     ],
     json: Json = False,
 ) -> None:
-    """Write the report again from the results and images of an earlier run.
+    """Write the report of an earlier run again, from its results and images.
 
     \b
     Example:
       sdexport bench report results
     """
-    from sdexport.bench.results import read
+    from sdexport.bench.results_file import read
     from sdexport.bench.run import require_report_libraries, write_report
 
     require_report_libraries()
@@ -326,7 +321,7 @@ def compare_bench(
         typer.Argument(
             parser=given_path,
             metavar="OLD",
-            help="A folder of sdexport bench run, the earlier one.",
+            help="A folder from sdexport bench run, the earlier one.",
         ),
     ],
     new: Annotated[Path, typer.Argument(parser=given_path, metavar="NEW", help="The later one.")],
@@ -335,14 +330,14 @@ def compare_bench(
         typer.Option(
             metavar="SHARE",
             help="The smallest change of speed that counts; two processes of one program differ by "
-            "so much.",
+            "2 %.",
         ),
     ] = 0.02,
     json: Json = False,
 ) -> None:
-    """Say what became slower beyond the noise, generates something else, or needs more memory.
+    """List systems that became slower, generate other images, or need more memory.
 
-    Exit code 1 says that anything did. Both runs must have generated the same scenario.
+    The exit code is 1 if there is any. Both runs must have the same scenario.
 
     \b
     Example:

@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-
-from sdexport.bench import bandwidth, ceilings, gemm
 from sdexport.bench.bandwidth import Memory
 from sdexport.bench.ceilings import best_of, fastest, measure, take_turns
+
+from sdexport.bench import bandwidth, ceilings, gemm
 from sdexport.errors import EngineError, MissingExtraError, UsageError
 
 SIZE = 192

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from sdexport.bench.contact_sheet import AMPLIFIED, HEAD, LABEL, LINE, MOST_ROWS
 
 from sdexport.bench import contact_sheet
-from sdexport.bench.contact_sheet import AMPLIFIED, HEAD, LABEL, LINE, MOST_ROWS
 from tests.bench import synthetic
 
 CELL = 2 * synthetic.SIDE  # 64 pixels are shown twice as large

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sdexport.bench.limits import STAGE_OF, TOO_FAST, TOO_NEAR, of_bundle, shares
 
 from sdexport.artifacts import bundle as bundles
-from sdexport.bench.limits import STAGE_OF, TOO_FAST, TOO_NEAR, of_bundle, shares
 from sdexport.errors import FolderError, MissingExtraError, UsageError
 
 SCENARIO: dict[str, Any] = {

@@ -14,6 +14,8 @@ from xml.etree import ElementTree
 
 import jsonschema
 import pytest
+from sdexport.bench.report_content import report
+from sdexport.bench.report_text import clean, digits, seconds, size
 
 from sdexport.bench import (
     claims,
@@ -25,8 +27,6 @@ from sdexport.bench import (
     svg,
     versus,
 )
-from sdexport.bench.report_content import report
-from sdexport.bench.report_text import clean, digits, seconds, size
 from sdexport.errors import FolderError, MissingExtraError
 from tests.bench import synthetic
 from tests.conftest import ROOT

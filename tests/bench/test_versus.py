@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from sdexport.bench.report_content import report
 
 from sdexport.bench import statistics, versus
-from sdexport.bench.report_content import report
 from tests.bench import synthetic
 
 

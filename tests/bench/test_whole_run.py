@@ -97,6 +97,7 @@ def test_why_ceilings_are_not_known_is_in_the_results_and_the_report(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     from sdexport.bench.report_content import report
+
     from sdexport.errors import EngineError
 
     def fails(threads: int | None, device: str) -> dict[str, Any]:
