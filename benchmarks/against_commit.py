@@ -25,7 +25,7 @@ import numpy as np
 
 from sdexport.bench import statistics
 from sdexport.bench.process import SystemProcess
-from sdexport.bench.scenario import Scenario, make_scenario, read_scenario
+from sdexport.bench.scenario import Scenario, ScenarioOptions, make_scenario, read_scenario
 from sdexport.bench.systems import System
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -89,7 +89,7 @@ def main() -> None:
     parser.add_argument("--restarts", type=int, default=4, help="how often both are started")
     asked = parser.parse_args()
     file = ROOT / "benchmarks" / "scenarios" / "emoji.toml"
-    scenario = make_scenario(str(CHECKPOINT), {"guidance": 2.5}, read_scenario(file))
+    scenario = make_scenario(str(CHECKPOINT), ScenarioOptions(guidance=2.5), read_scenario(file))
     with tempfile.TemporaryDirectory() as folder:
         sources = {"before": sources_of(asked.revision, Path(folder, "sources")), "now": ROOT}
         for target in asked.target or ["openvino-cpu", "onnxruntime-cpu"]:

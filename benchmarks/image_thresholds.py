@@ -1,4 +1,4 @@
-"""What `sdexport.bench.quality` makes of rounding, and of what is none: its thresholds' data.
+"""The verdicts of `sdexport.bench.quality` on rounding and on real changes: its thresholds' data.
 
 Generates with diffusers in float32, which is the baseline, with its bfloat16, with bundles, and
 with
@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from sdexport.bench.quality import compare, verdict
+from sdexport.bench.quality import ImageDistance, compare, verdict
 
 Images = NDArray[np.uint8]
 
@@ -75,10 +75,10 @@ def pixel_changes(images: Images) -> dict[str, Images]:
     }
 
 
-Draw = Callable[[str, int, int], Images]
+Generate = Callable[[str, int, int], Images]
 
 
-def diffusers_generate(checkpoint: Path, dtype: str) -> Draw:
+def diffusers_generate(checkpoint: Path, dtype: str) -> Generate:
     """From sampler, steps and first seed to images, through diffusers."""
     import torch
     from diffusers import StableDiffusionPipeline
@@ -107,7 +107,7 @@ def diffusers_generate(checkpoint: Path, dtype: str) -> Draw:
     return generate
 
 
-def bundle_generate(bundle: Path) -> Draw:
+def bundle_generate(bundle: Path) -> Generate:
     """The same through a bundle."""
     import sdexport
 
@@ -131,19 +131,25 @@ def bundle_generate(bundle: Path) -> Draw:
     return generate
 
 
-def row(baseline: Images, images: Images, yardstick: list[dict[str, Any]] | None) -> dict[str, Any]:
+def row(baseline: Images, images: Images, yardstick: list[ImageDistance] | None) -> dict[str, Any]:
     """One line of the table: the farthest and the median image, and the verdicts."""
     compared = compare(baseline, images)
 
-    def figures(key: str, worst: Callable[..., float]) -> tuple[float, float]:
-        values = [one[key] if one[key] is not None else 999.0 for one in compared]
+    def farthest_and_median(
+        measure: Callable[[ImageDistance], float | None], worst: Callable[..., float]
+    ) -> tuple[float, float]:
+        found = [measure(one) for one in compared]
+        values = [999.0 if value is None else value for value in found]
         return worst(values), statistics.median(values)
 
-    psnr, ssim, relative = figures("psnr", min), figures("ssim", min), figures("relative", max)
+    psnr = farthest_and_median(lambda one: one.psnr, min)
+    ssim = farthest_and_median(lambda one: one.ssim, min)
+    relative = farthest_and_median(lambda one: one.relative, max)
+    largest = farthest_and_median(lambda one: one.largest, max)
     return {
         "psnr": [round(value, 2) for value in psnr],
         "ssim": [round(value, 4) for value in ssim],
-        "largest": int(figures("largest", max)[0]),
+        "largest": int(largest[0]),
         "relative": [round(value, 4) for value in relative],
         "alone": verdict(compared)[0],
         "as_fp32": verdict(compared, precision="fp32")[0],
@@ -154,7 +160,7 @@ def row(baseline: Images, images: Images, yardstick: list[dict[str, Any]] | None
 def measure(checkpoint: Path, bundles: list[Path]) -> dict[str, dict[str, Any]]:
     """Every line of the table, by scenario and by what was generated."""
     full, half = (diffusers_generate(checkpoint, dtype) for dtype in ("float32", "bfloat16"))
-    drawers = {f"bundle {path.name}": bundle_generate(path) for path in bundles}
+    generators = {f"bundle {path.name}": bundle_generate(path) for path in bundles}
     found: dict[str, dict[str, Any]] = {}
     first = SEEDS[0]
     for scenario, (sampler, steps) in SCENARIOS.items():
@@ -162,7 +168,9 @@ def measure(checkpoint: Path, bundles: list[Path]) -> dict[str, dict[str, Any]]:
         rounded = half(sampler, steps, first)
         yardstick = compare(baseline, rounded)
         generated = {"diffusers bfloat16": rounded}
-        generated |= {name: generate(sampler, steps, first) for name, generate in drawers.items()}
+        generated |= {
+            name: generate(sampler, steps, first) for name, generate in generators.items()
+        }
         for change in CHANGED[scenario]:
             name = ", ".join(f"{key} {value}" for key, value in change.items())
             generated[name] = full(
@@ -187,7 +195,7 @@ def measure(checkpoint: Path, bundles: list[Path]) -> dict[str, dict[str, Any]]:
 
 
 def table(found: Mapping[str, Mapping[str, Any]]) -> str:
-    """The figures as Markdown: the farthest image, in brackets the median."""
+    """The values as Markdown: the farthest image, in brackets the median."""
     lines = []
     for scenario, rows in found.items():
         lines += [
@@ -209,7 +217,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("bundles", type=Path, nargs="*", metavar="BUNDLE")
-    parser.add_argument("--output", type=Path, help="write the figures as JSON")
+    parser.add_argument("--output", type=Path, help="write the values as JSON")
     options = parser.parse_args()
     found = measure(options.checkpoint, options.bundles)
     print(table(found))

@@ -261,13 +261,13 @@ def functions() -> Iterator[tuple[str, Callable[..., Any], str, str]]:
     """Every public function with a parameter that takes a path: name, function, parameter, kind."""
     import sdexport
     from sdexport.artifacts import bundle, onnx_folder, recipe
-    from sdexport.bench import compare, results, scenario
+    from sdexport.bench import compare, results_file, scenario
     from sdexport.compiler import inspect as inspection
     from sdexport.compiler import store
     from sdexport.export import checkpoint
     from sdexport.pipeline import tokenizer
 
-    homes = [bundle, store, inspection, onnx_folder, recipe, compare, results, scenario]
+    homes = [bundle, store, inspection, onnx_folder, recipe, compare, results_file, scenario]
     homes += [checkpoint]
     exported = {name: getattr(sdexport, name) for name in sdexport.__all__}
     classes = [value for value in exported.values() if inspect.isclass(value)]

@@ -6,9 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from sdexport.bench.results import system_json
+from sdexport.artifacts.documents import to_builtins
+from sdexport.bench import results_file
+from sdexport.bench.measured import Measured, system_result
+from sdexport.bench.results import Results, Turn
 from sdexport.bench.systems import System
-from sdexport.bench.turns import Measured, Turn
 from tests.bench.pretending import ADAPTER
 
 MACHINE: dict[str, Any] = {
@@ -28,8 +30,13 @@ ROUNDS = 12
 NOISE = 0.005
 
 
+def typed(value: dict[str, Any]) -> Results:
+    """JSON values as results, checked as a file's are."""
+    return results_file.parse(value, "made up")
+
+
 def document(*, noise: float = 0.0, **seconds: float) -> dict[str, Any]:
-    """Results of systems by name that take `seconds` a turn; the first is the baseline."""
+    """JSON values of results of systems that take `seconds` a turn; the first is the baseline."""
     names = dict(seconds) | ({"noise": noise} if noise else {})
     random = np.random.default_rng(0)
     measured = [
@@ -42,13 +49,22 @@ def document(*, noise: float = 0.0, **seconds: float) -> dict[str, Any]:
             if number == ROUNDS and one is not measured[0]:
                 continue
             total = taken * float(np.exp(NOISE * random.standard_normal()))
-            stages = (total * 0.01, [total * 0.018] * 50, total * 0.05)
-            one.rounds.append(Turn(now, total, *stages, joules=None))
+            one.rounds.append(
+                Turn(
+                    at=now,
+                    total=total,
+                    text_encoder=total * 0.01,
+                    evaluations=(total * 0.018,) * 50,
+                    vae_decoder=total * 0.05,
+                )
+            )
             now += total
     for one in measured:
         one.host_bytes, one.model_calls = 10**9, 50
         one.about = {"precision": "fp32", "device": "cpu", "threads": 2, "versions": {"it": "1"}}
-    systems = [system_json(one, measured[0]) for one in measured]
+    systems: list[dict[str, Any]] = [
+        to_builtins(system_result(one, measured[0])) for one in measured
+    ]
     for one in systems:
         one["fidelity"] = {"verdict": "same", "why": "", "images": [], "recognised": None}
     return {
@@ -72,7 +88,8 @@ def document(*, noise: float = 0.0, **seconds: float) -> dict[str, Any]:
             "threads": None,
         },
         "machine": dict(MACHINE),
-        "ceilings": None,
+        "peaks": None,
+        "roofline_problem": "",
         "baseline": systems[0]["name"],
         "systems": systems,
     }

@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from sdexport.artifacts.documents import to_builtins
+from sdexport.bench.results import Effort
 from sdexport.bench.run import run
 from sdexport.bench.scenario import Scenario
 from sdexport.bench.systems import System
-from sdexport.bench.turns import Effort
 
 ADAPTER = Path(__file__).parent / "adapters" / "pretend.py"
 SCENARIO = Scenario("pretence", "nobody/nothing", ("a", "b"), "", (0, 1), 24, 16, 1, 2, "pndm", 2.5)
@@ -21,6 +22,6 @@ def pretend(name: str, prepared: Path | None = None, **options: Any) -> System:
 
 
 def measure(folder: Path, *systems: System, effort: Effort = SHORT) -> dict[str, dict[str, Any]]:
-    """The results of a run by system, and under "" the whole document."""
-    found = run(systems, SCENARIO, effort, folder, command="sdexport bench")
+    """The results of a run as JSON values, by system, and under "" the whole document."""
+    found = to_builtins(run(systems, SCENARIO, effort, folder, command="sdexport bench"))
     return {"": found} | {one["name"]: one for one in found["systems"]}

@@ -16,7 +16,7 @@ SIDE = 64
 
 
 def results(*, gpu: bool = False) -> dict[str, Any]:
-    """Everything that a run can give: systems that work, and each way in which one can fail."""
+    """JSON values of all that a run can give: systems that work, and every way to fail."""
     rng = np.random.default_rng(5)
     slow = _system(rng, "diffusers", "diffusers eager float32", "diffusers", "fp32", 1.75)
     slow["ratio"] = {"median": 1.0, "low": 1.0, "high": 1.0, "confidence": 0.95, "pairs": 12}
@@ -25,11 +25,11 @@ def results(*, gpu: bool = False) -> dict[str, Any]:
     quick["ratio"] = {"median": 4.17, "low": 4.02, "high": 4.28, "confidence": 0.95, "pairs": 12}
     quick["fidelity"] = _image("close", [(41.2, 0.995, 33, 0.9996, 0.04)] * 3, "")
     quick["fidelity"]["recognised"] = {"of": 3, "right": 3, "wrong": []}
-    quick["limit"] = _limit(0.91)
+    quick["roofline"] = _roofline(0.91)
     exact = _system(rng, "emoji-fp32", "sdexport onnxruntime-cpu fp32", "bundle", "fp32", 0.9)
     exact["ratio"] = {"median": 1.94, "low": 1.88, "high": 2.01, "confidence": 0.95, "pairs": 12}
     exact["fidelity"] = _image("same", [(88.0, 1.0, 1, 1.0, 0.0)] * 3, "")
-    exact["limit"] = _limit(0.74)
+    exact["roofline"] = _roofline(0.74)
     peer = _system(rng, "openvino-genai-bf16", "OpenVINO GenAI (bf16)", "peer", "bf16", 0.55)
     peer["ratio"] = {"median": 3.18, "low": 3.05, "high": 3.3, "confidence": 0.95, "pairs": 12}
     peer["fidelity"] = _image(
@@ -61,7 +61,9 @@ def results(*, gpu: bool = False) -> dict[str, Any]:
     ]
     if gpu:
         card = _system(rng, "emoji-rtx", "sdexport tensorrt-rtx fp16", "bundle", "fp16", 0.05)
-        card |= {"device": "cuda", "peak_device_bytes": 1_740_000_000, "energy_joules": [9.1] * 12}
+        card |= {"device": "cuda", "peak_device_bytes": 1_740_000_000}
+        for turn in card["rounds"]:
+            turn["joules"] = 9.1
         card["ratio"] = {"median": 35.0, "low": 33.0, "high": 36.5, "confidence": 0.95, "pairs": 12}
         card["fidelity"] = _image("close", [(40.0, 0.99, 40, 0.999, 0.05)] * 3, "")
         systems.append(card)
@@ -98,8 +100,8 @@ def results(*, gpu: bool = False) -> dict[str, Any]:
             "libraries": {"numpy": "2.4.6", "openvino": "2026.4.1"},
             "thread_settings": {"OMP_NUM_THREADS": "2", "KMP_AFFINITY": "granularity=fine"},
         },
-        "ceilings": {
-            "gemm": {
+        "peaks": {
+            "compute": {
                 "fp32": _product(1.8e11),
                 "bf16": _product(4.0e11),
             },
@@ -167,7 +169,6 @@ def _system(
         "model_calls": EVALUATIONS,
         "peak_host_bytes": 800_000_000,
         "peak_device_bytes": None,
-        "energy_joules": None,
         "summary": {
             "total": summed(1),
             "text_encoder": summed(0.01),
@@ -178,7 +179,7 @@ def _system(
         },
         "ratio": None,
         "fidelity": None,
-        "limit": None,
+        "roofline": None,
     }
 
 
@@ -216,11 +217,11 @@ def _image(
     }
 
 
-def _limit(share: float) -> dict[str, Any]:
+def _roofline(share: float) -> dict[str, Any]:
     def stage(flops: float, size: float, part: float) -> dict[str, Any]:
         return {
-            "flops": flops,
-            "bytes": size,
+            "flops": int(flops),
+            "bytes": int(size),
             "seconds": 0.01,
             "flops_per_second": 4e11 * part,
             "share_of_compute": part,
@@ -229,13 +230,11 @@ def _limit(share: float) -> dict[str, Any]:
         }
 
     return {
-        "stages": {
-            "text_encoder": stage(1.3e8, 4e6, share * 0.4),
-            "evaluation": stage(2.4e9, 3e7, share),
-            "vae_decoder": stage(2.5e9, 2e7, share * 0.9)
-            | {"note": "a note on this stage", "bound": None, "share_of_bandwidth": None},
-            "total": stage(2.0e10, 2e8, share * 0.95),
-        }
+        "text_encoder": stage(1.3e8, 4e6, share * 0.4),
+        "evaluation": stage(2.4e9, 3e7, share),
+        "vae_decoder": stage(2.5e9, 2e7, share * 0.9)
+        | {"note": "a note on this stage", "bound": None, "share_of_bandwidth": None},
+        "total": stage(2.0e10, 2e8, share * 0.95),
     }
 
 
@@ -264,11 +263,10 @@ def _broken(name: str, status: str, why: str) -> dict[str, Any]:
         "model_calls": None,
         "peak_host_bytes": None,
         "peak_device_bytes": None,
-        "energy_joules": None,
         "summary": None,
         "ratio": None,
         "fidelity": None,
-        "limit": None,
+        "roofline": None,
     }
 
 

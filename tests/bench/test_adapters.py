@@ -64,7 +64,7 @@ def test_a_bundle_tells_what_it_did(ours: tuple[dict[str, Any], float, dict[str,
     assert about["device"] == "cpu"
     assert about["bytes"] > 0
     assert set(about["versions"]) == {"sdexport", "numpy", "onnxruntime"}
-    assert any("kept for the next" in note for note in about["notes"])
+    assert any("kept for later generations" in note for note in about["notes"])
 
 
 def test_its_latents_are_those_of_its_images(

@@ -8,16 +8,16 @@ from typing import Any
 
 import pytest
 
-from sdexport.bench import results
+from sdexport.bench import results_file
 from sdexport.bench.compare import Comparison, compare
-from sdexport.errors import FolderError, UsageError
-from tests.bench.documents import document
+from sdexport.errors import DocumentError, FolderError, UsageError
+from tests.bench.documents import document, typed
 
 
 def compared(folder: Path, old: dict[str, Any], new: dict[str, Any], **options: Any) -> Comparison:
     for name, value in (("old", old), ("new", new)):
         (folder / name).mkdir()
-        results.write(value, folder / name)
+        results_file.write(typed(value), folder / name)
     return compare(folder / "old", folder / "new", **options)
 
 
@@ -113,7 +113,7 @@ def test_fewer_evaluations_are_no_speed(tmp_path: Path) -> None:
     new["systems"][1]["model_calls"] = 26
     ours = compared(tmp_path, old, new).changes[1]
     assert ours.verdict == "unknown"
-    assert ours.worse == ("it evaluates the model 26 times an image, before 50",)
+    assert ours.worse == ("it evaluates the model 26 times for an image, before 50 times",)
 
 
 def test_images_that_nobody_judged_are_no_worse(tmp_path: Path) -> None:
@@ -158,12 +158,12 @@ def test_what_makes_it_uncertain_is_said(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_compared_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(FolderError, match="no results at"):
+    with pytest.raises(FolderError, match="results.json does not exist; make results with"):
         compare(tmp_path, tmp_path)
     with pytest.raises(UsageError, match="no system in common"):
         compared(tmp_path, document(a=1.0), document(b=1.0))
-    with pytest.raises(UsageError, match="least 1 is not possible"):
+    with pytest.raises(UsageError, match="least must be from 0 to below 1, got 1"):
         compare(tmp_path / "old", tmp_path / "new", least=1)
-    (tmp_path / "old" / results.FILE).write_text(json.dumps({"schema": 2}))
-    with pytest.raises(FolderError, match="is damaged: created is missing"):
+    (tmp_path / "old" / results_file.FILE).write_text(json.dumps({"schema": 1}))
+    with pytest.raises(DocumentError, match="created is missing; measure again"):
         compare(tmp_path / "old", tmp_path / "new")

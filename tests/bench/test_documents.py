@@ -12,14 +12,13 @@ import jsonschema
 import pytest
 from PIL import Image
 
-import sdexport
-from sdexport.bench import results
+from sdexport.artifacts.documents import schema
+from sdexport.bench import results_file
+from sdexport.bench.results import Results
 from tests.bench import documents, synthetic
 from tests.conftest import ROOT
 
-SCHEMA = json.loads(
-    (Path(sdexport.__file__).parent / "bench" / "results.schema.json").read_text(encoding="utf-8")
-)
+SCHEMA = json.loads((ROOT / "docs" / "results.schema.json").read_text(encoding="utf-8"))
 COMMITTED = sorted((ROOT / "benchmarks" / "results").glob("*/results.json"))
 
 
@@ -34,6 +33,10 @@ def properties(part: Any) -> Iterator[str]:
             yield from properties(value)
 
 
+def test_the_committed_schema_is_generated_from_the_types() -> None:
+    assert json.loads(json.dumps(schema(Results))) == SCHEMA
+
+
 def test_every_field_is_explained() -> None:
     text = (ROOT / "docs" / "benchmark_results.md").read_text(encoding="utf-8")
     text += (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
@@ -46,6 +49,7 @@ def test_every_field_is_explained() -> None:
 @pytest.mark.parametrize("found", [synthetic.results(gpu=True), documents.document(a=1.0, b=0.5)])
 def test_what_tests_make_up_is_of_the_schema(found: dict[str, Any]) -> None:
     jsonschema.validate(json.loads(json.dumps(found)), SCHEMA)
+    documents.typed(found)
 
 
 def test_there_are_committed_results() -> None:
@@ -54,11 +58,12 @@ def test_there_are_committed_results() -> None:
 
 @pytest.mark.parametrize("file", COMMITTED, ids=lambda file: file.parent.name)
 def test_committed_results_are_of_the_schema_and_whole(file: Path) -> None:
-    found = results.read(file)
-    jsonschema.validate(found, SCHEMA, format_checker=jsonschema.FormatChecker())
-    assert found["complete"] is True
+    written = json.loads(file.read_text(encoding="utf-8"))
+    jsonschema.validate(written, SCHEMA, format_checker=jsonschema.FormatChecker())
+    found = results_file.read(file)
+    assert found.complete is True
     for name in ("report.md", "report.html", "contact_sheet.png"):
         assert (file.parent / name).is_file(), name
     for one in (file.parent / "images").glob("*/*.png"):
         with Image.open(one) as image:
-            assert image.size == (found["scenario"]["width"], found["scenario"]["height"])
+            assert image.size == (found.scenario.width, found.scenario.height)

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 from PIL import Image
 
 from sdexport.bench import quality, recognise
 from sdexport.bench.judging import Images
+from sdexport.bench.quality import ImageDistance
+from sdexport.bench.recognise import Mistaken, Recognised
 from tests.bench.pretending import SCENARIO
 from tests.conftest import EMOJI
 
@@ -33,12 +34,12 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[float | None]:
     found: list[float | None] = []
 
     def verdict(
-        compared: Sequence[Mapping[str, Any]],
+        compared: Sequence[ImageDistance],
         *,
         precision: str | None,
-        yardstick: Sequence[Mapping[str, Any]] | None,
+        yardstick: Sequence[ImageDistance] | None,
     ) -> tuple[str, str]:
-        found.append(None if yardstick is None else yardstick[0]["largest"])
+        found.append(None if yardstick is None else yardstick[0].largest)
         return "close", ""
 
     monkeypatch.setattr(quality, "verdict", verdict)
@@ -67,7 +68,7 @@ def test_images_are_held_against_what_rounding_does_in_pytorch(
         generate(tmp_path, name, shades.get(name, 0))
     judged = Images(tmp_path, tmp_path / "work", "diffusers", SCENARIO).judge("ours", precision)
     assert judged is not None
-    assert judged["verdict"] == "close"
+    assert judged.verdict == "close"
     assert asked == [wanted]
 
 
@@ -76,7 +77,7 @@ def test_without_the_baselines_images_nothing_is_known(tmp_path: Path) -> None:
     images = Images(tmp_path, tmp_path / "work", "diffusers", SCENARIO)
     judged = images.judge("ours", "fp32")
     assert judged is not None
-    assert judged["verdict"] == "unknown"
+    assert judged.verdict == "unknown"
     assert images.judge("another", "fp32") is None
 
 
@@ -93,8 +94,4 @@ def test_what_the_checkpoint_was_trained_to_generate_is_recognised(tmp_path: Pat
     )
     judged = Images(tmp_path, tmp_path / "work", "diffusers", generated).judge("diffusers", "fp32")
     assert judged is not None
-    assert judged["recognised"] == {
-        "of": 2,
-        "right": 1,
-        "wrong": [{"prompt": "a snowman", "looks_like": "red apple"}],
-    }
+    assert judged.recognised == Recognised(2, 1, (Mistaken("a snowman", "red apple"),))

@@ -9,7 +9,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sdexport.bench.recognise import Targets, count, named, nearest, read_targets
+from sdexport.bench.recognise import (
+    Mistaken,
+    Recognised,
+    Targets,
+    count,
+    named,
+    nearest,
+    read_targets,
+)
 from sdexport.errors import FolderError
 from tests.conftest import ROOT
 
@@ -30,7 +38,7 @@ def test_the_emoji_recognise_themselves(targets: Targets) -> None:
         noisy = np.asarray(large) + rng.normal(0, 12, (128, 128, 3))
         images.append(np.clip(noisy, 0, 255).astype(np.uint8))
     prompts = [f"a {caption}" for caption in targets.captions]
-    assert count(images, prompts, targets) == {"of": 256, "right": 256, "wrong": []}
+    assert count(images, prompts, targets) == Recognised(256, 256, ())
 
 
 def test_another_emoji_and_noise_are_not_recognised(targets: Targets) -> None:
@@ -38,8 +46,8 @@ def test_another_emoji_and_noise_are_not_recognised(targets: Targets) -> None:
     noise = np.random.default_rng(1).integers(0, 256, (128, 128, 3)).astype(np.uint8)
     images = [targets.thumbnails[pizza], targets.thumbnails[apple], noise]
     found = count(images, ["red apple", "a red apple", "a red apple emoji"], targets)
-    assert (found["of"], found["right"]) == (3, 1)
-    assert found["wrong"][0] == {"prompt": "red apple", "looks_like": "pizza"}
+    assert (found.of, found.right) == (3, 1)
+    assert found.wrong[0] == Mistaken("red apple", "pizza")
     assert nearest(targets.thumbnails[pizza], targets) == pizza
 
 
@@ -53,7 +61,7 @@ def test_prompts_name_captions_in_whole_words() -> None:
 
 def test_prompts_without_a_caption_do_not_count(targets: Targets) -> None:
     found = count([targets.thumbnails[0]], ["a photo of an astronaut"], targets)
-    assert found == {"of": 0, "right": 0, "wrong": []}
+    assert found == Recognised(0, 0, ())
 
 
 def test_files_that_are_no_targets(tmp_path: Path) -> None:
@@ -68,7 +76,7 @@ def test_files_that_are_no_targets(tmp_path: Path) -> None:
     with pytest.raises(FolderError, match="damaged"):
         read_targets(path)
     np.savez(path, thumbnails=np.zeros((2, 4, 4, 3), np.uint8))
-    with pytest.raises(FolderError, match="1 captions for 2 thumbnails"):
+    with pytest.raises(FolderError, match="captions and thumbnails must be as many, got 1 and 2"):
         read_targets(path)
     np.savez(path, thumbnails=np.zeros((1, 4, 5, 3), np.uint8))
     with pytest.raises(FolderError, match="side, side, 3"):

@@ -143,11 +143,11 @@ def test_neighbours_that_are_alike_are_resampled_together() -> None:
 def test_a_distribution_is_in_order(samples: list[float]) -> None:
     found = statistics.distribution(samples)
     assert found is not None
-    ordered = [found[key] for key in ("min", "p50", "p90", "p99", "max")]
+    ordered = [found.min, found.p50, found.p90, found.p99, found.max]
     assert ordered == sorted(ordered)
     # A mean of equal numbers may be rounded beyond them.
-    assert found["min"] * (1 - 1e-9) <= found["mean"] <= found["max"] * (1 + 1e-9)
-    assert found["stdev"] >= 0
+    assert found.min * (1 - 1e-9) <= found.mean <= found.max * (1 + 1e-9)
+    assert found.stdev >= 0
 
 
 def test_a_distribution_of_nothing_is_none() -> None:

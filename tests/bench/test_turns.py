@@ -16,17 +16,22 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import sdexport
-from sdexport.bench import judging, results, statistics
+from sdexport.artifacts.documents import schema
+from sdexport.bench import judging, results_file, statistics
+from sdexport.bench.results import Effort, Results
 from sdexport.bench.systems import System
-from sdexport.bench.turns import Effort
 from sdexport.errors import StorageError, UsageError
 from tests.bench.pretending import SCENARIO, measure, pretend
 
 ROOT = Path(__file__).parent.parent.parent
-SCHEMA = json.loads(
-    (Path(sdexport.__file__).parent / "bench" / "results.schema.json").read_text(encoding="utf-8")
-)
+SCHEMA = schema(Results)
+
+
+def written(folder: Path) -> dict[str, Any]:
+    """The JSON values of the results in `folder`, which can be read as results."""
+    results_file.read(folder)
+    value: dict[str, Any] = json.loads((folder / results_file.FILE).read_text(encoding="utf-8"))
+    return value
 
 
 def alive(pid: int) -> bool:
@@ -81,7 +86,7 @@ def test_results_hold_what_was_measured(tmp_path: Path) -> None:
         pretend("other", stages=False),
         effort=Effort(rounds=6, seconds=0.05),
     )
-    document = results.read(tmp_path)
+    document = written(tmp_path)
     jsonschema.validate(document, SCHEMA, format_checker=jsonschema.FormatChecker())
     assert document["complete"] is True
     assert document["baseline"] == "baseline"
@@ -136,7 +141,7 @@ def test_images_and_latents_lie_beside_the_results(tmp_path: Path) -> None:
 def test_no_folder_of_this_machine_is_in_the_results(tmp_path: Path) -> None:
     broken = pretend("broken", goes="raise", turn=1)
     measure(tmp_path, pretend("baseline"), broken)
-    text = (tmp_path / results.FILE).read_text()
+    text = (tmp_path / results_file.FILE).read_text()
     assert "in ./somewhere" in text
     assert "the model is made of cheese" in text
     assert str(Path.cwd()) not in text
@@ -151,7 +156,7 @@ def test_no_folder_of_this_machine_is_in_the_results(tmp_path: Path) -> None:
         ({"goes": "exit", "turn": 1}, "crashed", "generate: the process ended with exit code 3"),
         ({"goes": "forked", "turn": 2}, "crashed", "generate: the process ended with exit code 4"),
         ({"goes": "killed", "turn": 7}, "crashed", "generate: the process was ended by SIGSEGV"),
-        ({"goes": "small"}, "failed", "not of uint8 (2, 16, 24, 3)"),
+        ({"goes": "small"}, "failed", "images must be uint8 (2, 16, 24, 3), got"),
     ],
 )
 def test_a_system_that_goes_wrong_is_left_behind(
@@ -164,7 +169,7 @@ def test_a_system_that_goes_wrong_is_left_behind(
         pretend("broken", pids=str(pids), **options),
         pretend("other"),
     )
-    jsonschema.validate(results.read(tmp_path / "report"), SCHEMA)
+    jsonschema.validate(written(tmp_path / "report"), SCHEMA)
     broken = found["broken"]
     assert broken["status"] == status
     assert why in broken["why"]
@@ -238,18 +243,24 @@ def test_one_that_generated_something_else_at_first_is_marked(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("options", "why"),
     [
-        ({"says": {"precision": ["fp32"]}}, "load: AdapterError: describe() gave the precision"),
-        ({"says": {"threads": "two"}}, "describe() gave the threads 'two'"),
-        ({"says": {"notes": "one"}}, "describe() gave the notes 'one', not a list of texts"),
-        ({"says": {"versions": {"it": [2]}}}, "describe() gave the versions"),
-        ({"tells": {"evaluations": [0.1, None]}}, "generate() gave the evaluation 1 None"),
-        ({"tells": {"evaluations": 0.1}}, "generate() gave the evaluations 0.1, not a list"),
+        (
+            {"says": {"precision": ["fp32"]}},
+            "load: AdapterError: describe() gave a wrong precision",
+        ),
+        ({"says": {"threads": "two"}}, "describe() gave a wrong threads: 'two'"),
+        ({"says": {"notes": "one"}}, "describe() must give a list of strings as notes, got 'one'"),
+        (
+            {"says": {"versions": {"it": [2]}}},
+            "describe() must give a string for each of versions, got {'it': [2]}",
+        ),
+        ({"tells": {"evaluations": [0.1, None]}}, "generate() gave a wrong evaluation 1: None"),
+        ({"tells": {"evaluations": 0.1}}, "generate() must give a list as evaluations, got 0.1"),
         (
             {"tells": {"vae_decoder": "fast"}},
-            "generate: AdapterError: generate() gave the vae_decoder",
+            "generate: AdapterError: generate() gave a wrong vae_decoder: 'fast'",
         ),
-        ({"tells": {"text_encoder": float("nan")}}, "generate() gave the text_encoder nan"),
-        ({"tells": {"model_calls": 1.5}}, "generate() gave the model_calls 1.5"),
+        ({"tells": {"text_encoder": float("nan")}}, "generate() gave a wrong text_encoder: nan"),
+        ({"tells": {"model_calls": 1.5}}, "generate() gave a wrong model_calls: 1.5"),
     ],
 )
 def test_an_adapter_that_says_nonsense_fails_and_the_rest_goes_on(
@@ -262,7 +273,7 @@ def test_an_adapter_that_says_nonsense_fails_and_the_rest_goes_on(
     assert found["odd"]["status"] == "failed"
     assert why in found["odd"]["why"]
     assert found["other"]["ratio"]["pairs"] == 4
-    jsonschema.validate(results.read(tmp_path), SCHEMA)
+    jsonschema.validate(written(tmp_path), SCHEMA)
 
 
 def test_a_loop_whose_evaluations_are_not_told_has_their_mean(tmp_path: Path) -> None:
@@ -272,7 +283,7 @@ def test_a_loop_whose_evaluations_are_not_told_has_their_mean(tmp_path: Path) ->
     assert summary["evaluation"]["p50"] == pytest.approx(1.5e-4)
     assert summary["rest"]["p50"] == pytest.approx(summary["total"]["p50"] - 5e-4, abs=1e-4)
     assert one["rounds"][0]["denoise"] == pytest.approx(3e-4)
-    assert any("theirs is the mean of a turn" in note for note in one["notes"])
+    assert any("the time of one is the mean of a turn" in note for note in one["notes"])
 
 
 def test_batches_are_told_or_follow_from_the_scenario(tmp_path: Path) -> None:
@@ -290,7 +301,7 @@ def test_what_was_measured_is_kept_when_judging_is_cut_short(
     monkeypatch.setattr(judging.Images, "judge", interrupted)
     with pytest.raises(KeyboardInterrupt):
         measure(tmp_path, pretend("baseline"), pretend("other"))
-    document = results.read(tmp_path)
+    document = written(tmp_path)
     jsonschema.validate(document, SCHEMA)
     assert document["complete"] is False
     assert [len(one["rounds"]) for one in document["systems"]] == [6, 5]
@@ -383,10 +394,16 @@ def test_a_place_that_cannot_be_written_is_said_before_anything_is_measured(
 
 
 @pytest.mark.parametrize(
-    "options", [{"rounds": 0}, {"seconds": -1}, {"at_once": 1}, {"timeout": 0}]
+    ("options", "said"),
+    [
+        ({"rounds": 0}, "rounds must be at least 1, got 0"),
+        ({"seconds": -1}, "seconds must be at least 0, got -1"),
+        ({"at_once": 1}, "at once must be at least 2, the baseline and one other, got 1"),
+        ({"timeout": 0}, "timeout must be above 0 seconds, got 0"),
+    ],
 )
-def test_an_effort_that_is_not_possible_is_refused(options: dict[str, Any]) -> None:
-    with pytest.raises(UsageError, match="not possible"):
+def test_an_effort_out_of_range_is_refused(options: dict[str, Any], said: str) -> None:
+    with pytest.raises(UsageError, match=said):
         Effort(**options)
 
 
@@ -394,12 +411,12 @@ RUN = """
 import sys
 from pathlib import Path
 from sdexport.bench.run import run
-from sdexport.bench.turns import Effort
+from sdexport.bench.results import Effort
 from tests.bench.pretending import SCENARIO, pretend
 folder, pids = Path(sys.argv[1]), sys.argv[2]
 systems = [pretend(name, pids=pids, seconds=0.05) for name in ("baseline", "other")]
 effort = Effort(rounds=100000, seconds=0)
-sys.exit(0 if run(systems, SCENARIO, effort, folder, command="")["complete"] else 130)
+sys.exit(0 if run(systems, SCENARIO, effort, folder, command="").complete else 130)
 """
 
 
@@ -441,7 +458,7 @@ def test_a_run_that_is_cut_short_keeps_what_it_measured(
     process.send_signal(number)
     assert process.wait(30) == 130
     assert all_end(noted(tmp_path / "pids"))
-    document = results.read(tmp_path / "report")
+    document = written(tmp_path / "report")
     jsonschema.validate(document, SCHEMA)
     assert document["complete"] is False
     assert all(one["rounds"] for one in document["systems"])
@@ -460,6 +477,6 @@ def test_a_run_that_is_killed_leaves_no_process_and_no_results(
     process.wait()
     # Systems, what they had started, and the one that is stopped because it is not its turn.
     assert all_end(noted(tmp_path / "pids"))
-    assert not (tmp_path / "report" / results.FILE).exists()
+    assert not (tmp_path / "report" / results_file.FILE).exists()
     measure(tmp_path / "report", pretend("baseline"))
     assert not [path for path in (tmp_path / "report").iterdir() if path.name.startswith(".")]

@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 
-from sdexport.bench import results, systems
+from sdexport.artifacts.documents import to_builtins
+from sdexport.bench import results_file, systems
 from sdexport.bench import run as runs
+from sdexport.bench.results import Effort, Results
 from sdexport.bench.scenario import Scenario
-from sdexport.bench.turns import Effort
-from tests.bench.documents import document
+from tests.bench.documents import document, typed
 from tests.cli.doubles import Ran
 
 Run = Callable[..., Ran]
@@ -32,14 +33,14 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
         *,
         command: str,
         progress: Any,
-    ) -> dict[str, Any]:
+    ) -> Results:
         asked.append((found, scenario, effort, folder))
         value = document(diffusers=1.0, emoji=0.25, noise=0.1)
         value["systems"][1]["ratio"] |= {"median": 4.0, "low": 3.95, "high": 4.05}
         value["systems"][2]["fidelity"] = {
             "verdict": "different", "why": "it is noise", "images": [], "recognised": None,
         }  # fmt: skip
-        return value
+        return typed(value)
 
     monkeypatch.setattr(runs, "run", double)
     monkeypatch.setattr(runs, "write_report", lambda found, folder: asked.append((folder,)))
@@ -68,7 +69,7 @@ def test_a_run_is_asked_for_and_shown(
     # The one that generates something else is fast, and nothing is claimed for it.
     assert "none claimed" in ended.out
     assert "10.0" not in ended.out
-    assert "nothing is claimed for noise: generates a different image: it is noise" in ended.err
+    assert "no speed-up is claimed for noise: generates a different image: it is noise" in ended.err
 
 
 def test_a_system_that_did_not_finish_is_told_by_the_exit_code(
@@ -76,17 +77,17 @@ def test_a_system_that_did_not_finish_is_told_by_the_exit_code(
 ) -> None:
     double = runs.run
 
-    def with_a_crash(*given: Any, **named: Any) -> dict[str, Any]:
-        value = double(*given, **named)
+    def with_a_crash(*given: Any, **named: Any) -> Results:
+        value = json.loads(json.dumps(to_builtins(double(*given, **named))))
         value["systems"][2] |= {"status": "crashed", "why": "out of cheese"}
-        return value
+        return typed(value)
 
     monkeypatch.setattr(runs, "run", with_a_crash)
     ended = run("bench", bundle, "--checkpoint", "some/checkpoint")
     assert ended.code == 1
     assert "CRASHED" in ended.out
     assert "4.00×" in ended.out, "the rest is shown"
-    assert "nothing is claimed for noise: crashed: out of cheese" in ended.err
+    assert "no speed-up is claimed for noise: crashed: out of cheese" in ended.err
 
 
 def test_run_may_be_left_out_and_the_bundle_fills_in(
@@ -129,7 +130,7 @@ def test_a_run_that_was_cut_short_is_shown_and_ends_with_130(
 ) -> None:
     short = document(diffusers=1.0, emoji=0.25) | {"complete": False}
     short["machine"]["load_before"] = [5.0, 5.0, 5.0]
-    monkeypatch.setattr(runs, "run", lambda *_, **__: short)
+    monkeypatch.setattr(runs, "run", lambda *_, **__: typed(short))
     ended = run("bench", bundle, "--checkpoint", "a/b")
     assert ended.code == 130
     assert "emoji" in ended.out
@@ -141,18 +142,21 @@ def test_a_run_that_was_cut_short_is_shown_and_ends_with_130(
     ("options", "said"),
     [
         (["--against", "nonsense"], "known are diffusers, diffusers-channels-last"),
-        (["--size", "big"], "write WIDTHxHEIGHT"),
-        (["--size", "129x64"], "multiples of 8"),
+        (["--size", "big"], "size must be WIDTHxHEIGHT in pixels, for example 512x512, got 'big'"),
+        (["--size", "129x64"], "width must be a multiple of 8, got 129"),
         (["--size", "1024x1024"], "cannot generate this scenario"),
-        (["--batch", 2], "batch 2 is not possible with 1 prompts"),
-        (["--prompt", "a", "--prompt", "b", "--prompt", "c", "--batch", 3], "at most 2 images"),
+        (["--batch", 2], "batch must be from 1 to the number of prompts, 1, got 2"),
+        (
+            ["--prompt", "a", "--prompt", "b", "--prompt", "c", "--batch", 3],
+            "batch must be at most 2 for",
+        ),
         (["--sampler", "nonsense"], "nonsense"),
-        (["--steps", 0], "steps 0 is not possible"),
-        (["--rounds", 0], "rounds 0 is not possible"),
-        (["--at-once", 1], "the baseline and one other"),
-        (["--threads", 0], "threads 0 is not possible"),
-        (["--seed", -1], "seed -1 is not possible"),
-        (["--scenario", "none.toml"], "no scenario at none.toml"),
+        (["--steps", 0], "steps must be at least 1, got 0"),
+        (["--rounds", 0], "rounds must be at least 1, got 0"),
+        (["--at-once", 1], "at once must be at least 2, the baseline and one other, got 1"),
+        (["--threads", 0], "threads must be at least 1, got 0"),
+        (["--seed", -1], "seed must be from 0 to 4294967295, got -1"),
+        (["--scenario", "none.toml"], "none.toml does not exist; --scenario takes a TOML file"),
         (["--report", "/proc/nothing"], "choose another place"),
     ],
 )
@@ -168,13 +172,18 @@ def test_what_cannot_be_measured_is_refused_at_once(
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("prompts = 3", "prompts = 3 is not possible"),
-        ("prompts = [3]", "prompts holds 3, not str alone"),
-        ("seeds = [true]", "seeds holds True, not int alone"),
-        ("prompt = 'x'", "no key 'prompt', only name"),
-        ("steps = true", "steps = True is not possible"),
-        ("prompts = ['a', 'b']\nseeds = [1]", "2 prompts have 1 seeds"),
-        ("prompts = []", "at least one prompt"),
+        ("prompts = 3", "prompts must be a list of at most 65536 items or null, got 3"),
+        ("prompts = [3]", "prompts[0] must be text, got 3"),
+        ("seeds = [true]", "seeds[0] must be a whole number from 0 to 4,294,967,295, got True"),
+        ("prompt = 'x'", "prompt is not known; known are: name, prompts"),
+        ("size = 'big'", "size must be WIDTHxHEIGHT in pixels, for example 512x512, got 'big'"),
+        ("guidance = nan", "nan is no finite number"),
+        ("steps = true", "steps must be a whole number from 1 to 1,048,576 or null, got True"),
+        (
+            "prompts = ['a', 'b']\nseeds = [1]",
+            "seeds must have one item for each of the 2 prompts, got 1",
+        ),
+        ("prompts = []", "prompts must have at least one item, got none"),
         ("prompts = [", "is no TOML"),
     ],
 )
@@ -191,17 +200,17 @@ def test_a_bad_scenario_file_is_refused(
 def test_a_checkpoint_that_does_not_fit_is_refused(run: Run, bundle: Path, tmp_path: Path) -> None:
     ended = run("bench", bundle, "--checkpoint", tmp_path)
     assert ended.code == 2
-    assert "no model_index.json" in ended.err
+    assert "is not a checkpoint: model_index.json is missing" in ended.err
     ended = run("bench", bundle, "--checkpoint", "one/two/three")
     assert ended.code == 2
-    assert "no checkpoint at one/two/three" in ended.err
+    assert "one/two/three does not exist; give the diffusers folder or hub id" in ended.err
     other = tmp_path / "other"
     (other / "text_encoder").mkdir(parents=True)
     (other / "model_index.json").write_text("{}")
     (other / "text_encoder" / "config.json").write_text('{"hidden_size": 32}')
     ended = run("bench", bundle, "--checkpoint", other)
     assert ended.code == 2
-    assert "text encoder is 32 wide, the bundle's 8" in ended.err
+    assert "text encoder's hidden_size is 32, the bundle's 8" in ended.err
 
 
 def test_a_peer_without_an_environment_says_how_to_make_one(
@@ -216,7 +225,7 @@ def test_a_peer_without_an_environment_says_how_to_make_one(
     assert ended.code == 2
     assert "python benchmarks/peers/setup.py someone" in ended.err
     ended = run("bench", bundle, "--checkpoint", "a/b", "--against", "someone:medium")
-    assert "no variant 'medium', only fast, slow" in ended.err
+    assert "no variant 'medium'; its variants are fast, slow" in ended.err
     (tmp_path / "someone" / "adapter.py").write_text("")
     python = tmp_path / "someone" / ".venv" / "bin" / "python"
     python.parent.mkdir(parents=True)
@@ -252,15 +261,15 @@ def test_report_needs_results(run: Run, tmp_path: Path) -> None:
     assert ended.code == 2
     assert "sdexport bench … --report DIR" in ended.err
     (tmp_path / "results.json").write_text('{"schema": 99}')
-    assert "schema 99" in run("bench", "report", tmp_path).err
+    assert "schema must be at most 2, got 99" in run("bench", "report", tmp_path).err
 
 
 def test_report_is_written_again(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    results.write(document(diffusers=1.0, emoji=0.25), tmp_path)
+    results_file.write(typed(document(diffusers=1.0, emoji=0.25)), tmp_path)
     written = []
 
-    def write(found: dict[str, Any], folder: Path) -> None:
-        written.append(found["baseline"])
+    def write(found: Results, folder: Path) -> None:
+        written.append(found.baseline)
         (folder / "report.md").write_text("# Report\n")
 
     monkeypatch.setattr(runs, "write_report", write)
@@ -277,7 +286,7 @@ def test_compare_ends_with_1_if_something_became_slower(
 ) -> None:
     for name, factor in (("old", 1.0), ("new", speed)):
         (tmp_path / name).mkdir()
-        results.write(document(diffusers=1.0, emoji=0.25 / factor), tmp_path / name)
+        results_file.write(typed(document(diffusers=1.0, emoji=0.25 / factor)), tmp_path / name)
     ended = run("bench", "compare", tmp_path / "old", tmp_path / "new")
     assert ended.code == code
     assert ("slower by 25.0%" in ended.out) is (code == 1)

@@ -1,4 +1,4 @@
-"""The machine's ceilings: measured apart, plausible, and never worse for a disturbance."""
+"""The machine's peaks: measured apart, plausible, and never lower for a disturbance."""
 
 from __future__ import annotations
 
@@ -11,12 +11,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
-from sdexport.bench.bandwidth import Memory
-from sdexport.bench.ceilings import best_of, fastest, measure, take_turns
 
-from sdexport.bench import bandwidth, ceilings, gemm
+from sdexport.artifacts.documents import to_builtins
+from sdexport.bench.results import MatrixProduct, Memory
+from sdexport.bench.roofline import bandwidth, gemm, machine
+from sdexport.bench.roofline.bandwidth import MemoryArrays
+from sdexport.bench.roofline.machine import Attempt, Sampled, best_of, fastest, measure, take_turns
 from sdexport.errors import EngineError, MissingExtraError, UsageError
 
 SIZE = 192
@@ -50,7 +53,7 @@ def test_without_a_library_the_other_tells(monkeypatch: pytest.MonkeyPatch) -> N
 
 @pytest.mark.usefixtures("small")
 def test_the_formats_are_computed_in(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each product rounds as its format does: else the ceiling would be another format's."""
+    """Each product rounds as its format does: else the peak would be another format's."""
     from openvino import opset13
 
     real = opset13.result
@@ -78,7 +81,7 @@ def test_the_formats_are_computed_in(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_memory_does_what_it_counts() -> None:
-    memory = Memory(2, total=4 * 2 * bandwidth.PIECE)
+    memory = MemoryArrays(2, total=4 * 2 * bandwidth.PIECE)
     try:
         assert {name: moved for name, (moved, _) in memory.operations.items()} == {
             "copy": 2 * 8 * bandwidth.PIECE,
@@ -102,8 +105,8 @@ def test_everything_takes_turns_after_a_first_run() -> None:
     assert "".join(order) == "ab" + "aaabbb" * 2
 
 
-def test_a_disturbance_does_not_lower_the_ceiling() -> None:
-    """Half of the samples are disturbed; the ceiling is that of the others."""
+def test_a_disturbance_does_not_lower_the_peak() -> None:
+    """Half of the samples are disturbed; the peak is that of the others."""
     calls = iter(range(1000))
 
     def run() -> None:
@@ -112,37 +115,33 @@ def test_a_disturbance_does_not_lower_the_ceiling() -> None:
     (samples,) = take_turns([run], rounds=2, turn=0.1)
     assert max(samples) > 0.03
     value = fastest({"copy": [1 / seconds for seconds in samples]}, "somehow")
-    assert 1 / value["bytes_per_second"] < 0.015
-    assert value["how"] == "copy; somehow"
+    assert 1 / value.bytes_per_second < 0.015
+    assert value.how == "copy; somehow"
 
 
 def test_the_best_library_and_size_of_each_format() -> None:
-    def one(precision: str, library: str, size: int, *samples: float) -> dict[str, Any]:
-        return {"precision": precision, "library": library, "size": size, "samples": samples}
+    def one(precision: str, library: str, size: int, *samples: float) -> Sampled:
+        return Sampled(precision=precision, library=library, size=size, samples=samples)
 
     found = best_of(
         [one("fp32", "a 1", 2, 5.0, 4.0), one("fp32", "b 2", 3, 1.0, 9.0), one("int8", "a 1", 2, 7)]
     )
-    assert found["fp32"] | {"others": ()} == {
-        "flops_per_second": 9.0,
-        "library": "b 2",
-        "size": 3,
-        "samples": (1.0, 9.0),
-        "others": (),
-    }
-    assert [other["flops_per_second"] for other in found["fp32"]["others"]] == [5.0]
-    assert found["int8"]["flops_per_second"] == 7
+    slower = MatrixProduct(flops_per_second=5.0, library="a 1", size=2, samples=(5.0, 4.0))
+    assert found["fp32"] == MatrixProduct(
+        flops_per_second=9.0, library="b 2", size=3, samples=(1.0, 9.0), others=(slower,)
+    )
+    assert found["int8"].flops_per_second == 7
 
 
 CHILD = """
 import json, sys
-from sdexport.bench import bandwidth, ceilings, gemm
+from sdexport.bench.roofline import bandwidth, gemm, machine
 gemm.SMALL, gemm.LARGE = 192, (192, 192)
 bandwidth.ARRAY_BYTES = 2**22
-bandwidth.Memory.__init__.__defaults__ = (2**22,)
-ceilings.ROUNDS, ceilings.TURN_S = 1, 0.0
-ceilings.take_turns.__kwdefaults__.update(rounds=1, turn=0.0)
-ceilings.main()
+bandwidth.MemoryArrays.__init__.__defaults__ = (2**22,)
+machine.ROUNDS, machine.TURN_S = 1, 0.0
+machine.take_turns.__kwdefaults__.update(rounds=1, turn=0.0)
+machine.main()
 """
 
 
@@ -157,18 +156,20 @@ def test_measured_in_a_process_apart(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(subprocess, "run", run)
     value = measure(1)
-    assert commands[0][:3] == [sys.executable, "-m", "sdexport.bench.ceilings"]
+    assert commands[0][:3] == [sys.executable, "-m", "sdexport.bench.roofline.machine"]
     assert commands[0][-1] == "--threads=1"
-    json.dumps(value)
-    assert (value["device"], value["threads"]) == ("cpu", 1)
-    assert {"fp32", "int8"} <= value["gemm"].keys()
-    for one in value["gemm"].values():
-        assert one["flops_per_second"] == max(one["samples"])
+    json.dumps(to_builtins(value))
+    assert (value.device, value.threads) == ("cpu", 1)
+    assert {"fp32", "int8"} <= value.compute.keys()
+    for one in value.compute.values():
+        assert one.flops_per_second == max(one.samples)
         # Between a very slow processor and more than any has a core.
-        assert 1e8 < one["flops_per_second"] < 1e14
-    assert set(value["memory"]["operations"]) == {"copy", "triad", "read"}
-    assert value["memory"]["bytes_per_second"] > 1e7
-    assert math.isfinite(value["seconds"])
+        assert 1e8 < one.flops_per_second < 1e14
+    assert value.memory is not None
+    assert set(value.memory.operations) == {"copy", "triad", "read"}
+    assert value.memory.bytes_per_second > 1e7
+    assert value.seconds is not None
+    assert math.isfinite(value.seconds)
 
 
 def ends(code: int, said: str, content: str | None) -> Callable[..., Any]:
@@ -190,7 +191,7 @@ def test_what_a_failed_process_said_is_told(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_a_process_that_hangs_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ceilings, "TIMEOUT_S", 0.05)
+    monkeypatch.setattr(machine, "TIMEOUT_S", 0.05)
     real = subprocess.run
     monkeypatch.setattr(
         subprocess,
@@ -204,9 +205,11 @@ def test_a_process_that_hangs_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_unknown_devices_and_no_threads() -> None:
-    with pytest.raises(UsageError, match="'tpu'; choose one of: cpu, cuda"):
+    with pytest.raises(UsageError, match="device must be cpu or cuda, got 'tpu'"):
         measure(device="tpu")
-    with pytest.raises(UsageError, match="0 threads"):
+    with pytest.raises(
+        UsageError, match="threads must be at least 1, or None for all cores, got 0"
+    ):
         measure(0)
 
 
@@ -220,13 +223,14 @@ def test_without_a_gpu_that_is_said() -> None:
 
 
 def test_what_measures_a_gpu_measures_a_processor_too() -> None:
-    from sdexport.export.ceilings import measure as by_torch
+    from sdexport.export.gpu_peaks import measure as by_torch
 
-    value = by_torch("cpu", sizes=(64,), copy_bytes=4096, samples=3)
-    found = best_of(value["found"])
+    written = json.dumps(by_torch("cpu", sizes=(64,), copy_bytes=4096, samples=3))
+    value = msgspec.json.decode(written, type=Attempt)
+    found = best_of(value.products)
     assert set(found) == {"fp32", "bf16"}
-    assert len(found["fp32"]["samples"]) == 3
-    assert fastest(value["operations"], value["how"])["bytes_per_second"] > 0
+    assert len(found["fp32"].samples) == 3
+    assert fastest(value.operations, value.how).bytes_per_second > 0
 
 
 def test_a_disturbed_measurement_is_tried_again_and_all_samples_count(
@@ -234,33 +238,31 @@ def test_a_disturbed_measurement_is_tried_again_and_all_samples_count(
 ) -> None:
     taken = iter([(0.4, 5.0), (0.01, 9.0), (0.0, 99.0)])
 
-    def attempt(module: str, threads: int | None) -> dict[str, Any]:
+    def attempt(module: str, threads: int | None) -> Attempt:
         others, best = next(taken)
-        one = {"precision": "fp32", "library": "a 1", "size": 2, "samples": [best]}
-        return {
-            "device": "cpu",
-            "threads": 2,
-            "found": [one],
-            "operations": {"copy": [best]},
-            "how": "somehow",
-            "others": others,
-        }
+        one = Sampled(precision="fp32", library="a 1", size=2, samples=(best,))
+        return Attempt(
+            device="cpu",
+            threads=2,
+            products=(one,),
+            operations={"copy": (best,)},
+            how="somehow",
+            load_of_others=others,
+        )
 
-    monkeypatch.setattr(ceilings, "_attempt", attempt)
+    monkeypatch.setattr(machine, "_attempt", attempt)
     value = measure(2)
-    assert value["others"] == [0.4, 0.01]
-    assert value["gemm"]["fp32"]["flops_per_second"] == 9.0
-    assert value["memory"] == {
-        "bytes_per_second": 9.0,
-        "how": "copy; somehow",
-        "operations": {"copy": [5.0, 9.0]},
-    }
+    assert value.load_of_others == (0.4, 0.01)
+    assert value.compute["fp32"].flops_per_second == 9.0
+    assert value.memory == Memory(
+        bytes_per_second=9.0, how="copy; somehow", operations={"copy": (5.0, 9.0)}
+    )
 
 
 def test_what_others_take_is_told() -> None:
-    assert ceilings._others((10.0, 100.0, 3.0), (16.0, 120.0, 7.0)) == pytest.approx(0.1)
-    assert ceilings._others(None, (1.0, 2.0, 3.0)) is None
-    used = ceilings._used()
+    assert machine._others((10.0, 100.0, 3.0), (16.0, 120.0, 7.0)) == pytest.approx(0.1)
+    assert machine._others(None, (1.0, 2.0, 3.0)) is None
+    used = machine._used()
     if Path("/proc/stat").exists():
         assert used is not None
         busy, whole, own = used
@@ -271,5 +273,5 @@ def test_what_others_take_is_told() -> None:
 def test_another_system_tells_nothing_of_others(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(ceilings, "STAT", tmp_path / "none")
-    assert ceilings._used() is None
+    monkeypatch.setattr(machine, "STAT", tmp_path / "none")
+    assert machine._used() is None

@@ -14,21 +14,23 @@ from xml.etree import ElementTree
 
 import jsonschema
 import pytest
-from sdexport.bench.report_content import report
-from sdexport.bench.report_text import clean, digits, seconds, size
 
-from sdexport.bench import (
-    claims,
+from sdexport.bench import claims, results_file, versus
+from sdexport.bench.report import (
     contact_sheet,
+    html,
+    markdown,
     plots,
-    report_html,
-    report_markdown,
-    results_page,
+    rendering,
+    runs_page,
     svg,
-    versus,
 )
-from sdexport.errors import FolderError, MissingExtraError
+from sdexport.bench.report.build import report as report_of
+from sdexport.bench.report.content import Report
+from sdexport.bench.report.text import clean, digits, seconds, size
+from sdexport.errors import DocumentError, MissingExtraError
 from tests.bench import synthetic
+from tests.bench.documents import typed
 from tests.conftest import ROOT
 
 HOSTILE = "<script>alert(1)</script>"
@@ -85,8 +87,8 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("report")
     found = synthetic.results()
     synthetic.write_images(found, folder)
-    for module in (contact_sheet, report_markdown, report_html):
-        module.write(found, folder)
+    for module in (contact_sheet, markdown, html):
+        module.write(typed(found), folder)
     return folder
 
 
@@ -96,11 +98,22 @@ def page(written: Path) -> Page:
 
 
 def html_of(found: dict[str, Any], folder: Path) -> str:
-    return report_html.write(found, folder).read_text(encoding="utf-8")
+    return html.write(typed(found), folder).read_text(encoding="utf-8")
 
 
 def markdown_of(found: dict[str, Any], folder: Path) -> str:
-    return report_markdown.write(found, folder).read_text(encoding="utf-8")
+    return markdown.write(typed(found), folder).read_text(encoding="utf-8")
+
+
+def report(found: dict[str, Any]) -> Report:
+    return report_of(typed(found))
+
+
+def problem(found: dict[str, Any], name: str) -> str | None:
+    """The reason why no speed-up is claimed for the system `name`."""
+    results = typed(found)
+    (system,) = (one for one in results.systems if one.name == name)
+    return claims.problem(results, system)
 
 
 def of(found: dict[str, Any], name: str) -> dict[str, Any]:
@@ -114,17 +127,19 @@ def test_the_conditions_come_before_the_figures(page: Page) -> None:
     headings = [one.heading for one in report(synthetic.results()).sections]
     assert headings == [
         "Conditions",
-        "How each system was set up",
-        "Kept out of the steady state",
+        "Setup of each system",
+        "One-time costs",
         "Times",
         "Memory and size",
         "Images",
-        "Share of the limit",
-        "On a GPU",
-        "How to read this",
+        "Roofline",
+        "GPU",
+        "How to read this report",
     ]
-    places = [page.text.index(heading) for heading in headings]
-    assert places == sorted(places)
+    anchors = [one.anchor for one in report(synthetic.results()).sections]
+    assert [one["href"] for one in page.all("a")] == [f"#{anchor}" for anchor in anchors]
+    assert [one["id"] for one in page.all("section")] == anchors
+    assert all(heading in page.text for heading in headings)
 
 
 @pytest.mark.parametrize(
@@ -158,7 +173,7 @@ def test_both_reports_say(written: Path, page: Page, said: str) -> None:
 
 def test_nothing_is_claimed_for_what_generates_something_else_or_fails() -> None:
     found = synthetic.results()
-    claimed = [one["name"] for one in found["systems"] if claims.problem(found, one) is None]
+    claimed = [one["name"] for one in found["systems"] if problem(found, one["name"]) is None]
     assert claimed == ["diffusers", "emoji-bf16", "emoji-fp32", "diffusers-compile"]
     times = next(one for one in report(found).sections if one.heading == "Times")
     cells = {row.cells[0]: row.cells for row in times.blocks[0].rows}  # type: ignore[union-attr]
@@ -173,21 +188,21 @@ def test_nothing_is_claimed_for_what_generates_something_else_or_fails() -> None
     assert cells["optimum-onnx"][9:] == ("–", "–", "crashed")
     assert cells["optimum-intel-int8"][9:] == ("–", "–", "hung")
     assert cells["optimum-intel-late"][9:] == ("–", "–", "not reached")
-    assert "3.18" not in report_markdown.render(report(found), {})  # GenAI's ratio
+    assert "3.18" not in markdown.render(report(found), {})  # GenAI's ratio
 
 
 def test_fewer_evaluations_than_the_baseline_are_found() -> None:
     found = synthetic.results()
     of(found, "emoji-bf16")["model_calls"] = synthetic.EVALUATIONS - 1
-    reason = claims.problem(found, of(found, "emoji-bf16"))
-    assert reason == "evaluates the model 5 times for an image where the baseline does 6 times"
-    assert versus.leaders(found)[0]["name"] == "emoji-fp32"
+    reason = problem(found, "emoji-bf16")
+    assert reason == "evaluates the model 5 times for an image, the baseline 6 times"
+    assert versus.leaders(typed(found))[0].name == "emoji-fp32"
     # One that generates a batch's images one by one calls the model as often for each of them.
     slow = of(found, "emoji-bf16")
     slow |= {"model_calls": 2 * synthetic.EVALUATIONS - 2, "batches": 2}
-    assert "evaluates the model 5 times" in (claims.problem(found, slow) or "")
+    assert "evaluates the model 5 times" in (problem(found, "emoji-bf16") or "")
     slow["model_calls"] = 2 * synthetic.EVALUATIONS
-    assert claims.problem(found, slow) is None
+    assert problem(found, "emoji-bf16") is None
 
 
 def test_a_slower_system_is_not_called_the_fastest() -> None:
@@ -195,8 +210,8 @@ def test_a_slower_system_is_not_called_the_fastest() -> None:
     for one in found["systems"]:
         if one["ratio"]:
             one["ratio"] |= {"median": 0.9, "low": 0.85, "high": 1.1}
-    assert versus.leaders(found) == []
-    assert "Nothing is shown to be faster" in report(found).findings[0].text
+    assert versus.leaders(typed(found)) == []
+    assert "No system is shown to be faster than diffusers" in report(found).findings[0].text
 
 
 def test_a_baseline_that_fails_leaves_nothing_to_claim(tmp_path: Path) -> None:
@@ -208,18 +223,19 @@ def test_a_baseline_that_fails_leaves_nothing_to_claim(tmp_path: Path) -> None:
             one["fidelity"] = {"verdict": "unknown", "why": "", "images": [], "recognised": None}
     assert "The baseline did not finish" in report(found).findings[0].text
     assert "no speed-up is claimed" in Page(html_of(found, tmp_path)).text
-    assert versus.leaders(found) == []
+    assert versus.leaders(typed(found)) == []
 
 
 def test_a_baseline_that_fails_late_leaves_nothing_to_claim_either() -> None:
     """Its rounds until then give ratios; it may have been ill before it died."""
     found = synthetic.results()
     of(found, "diffusers").update(status="crashed", why="out of memory")
-    assert versus.leaders(found) == []
-    assert versus.duels(found) == []
-    reason = claims.problem(found, of(found, "emoji-fp32"))
+    assert versus.leaders(typed(found)) == []
+    assert versus.duels(typed(found)) == []
+    reason = problem(found, "emoji-fp32")
     assert reason == "the baseline did not finish: it crashed: out of memory"
-    assert "none claimed" in claims.ratio(found, of(found, "emoji-fp32"))
+    results = typed(found)
+    assert claims.ratio(results, results.systems[2]) == "none claimed"
 
 
 def test_everything_failed(tmp_path: Path) -> None:
@@ -228,16 +244,16 @@ def test_everything_failed(tmp_path: Path) -> None:
         one | {"status": "crashed", "why": "all of it", "rounds": [], "summary": None}
         for one in found["systems"]
     ]
-    found["ceilings"] = None
-    assert contact_sheet.write(found, tmp_path) is None
+    found["peaks"] = None
+    assert contact_sheet.write(typed(found), tmp_path) is None
     assert "crashed: all of it" in Page(html_of(found, tmp_path)).text
     assert "crashed: all of it" in markdown_of(found, tmp_path)
-    assert plots.draw(found) == {}
+    assert plots.plot(typed(found)) == {}
 
 
 def test_gpus_are_reported_where_they_were_used() -> None:
     found = synthetic.results(gpu=True)
-    rendered = report_markdown.render(report(found), {})
+    rendered = markdown.render(report(found), {})
     assert "No GPU was used" not in rendered
     assert "GPU: A GPU That Does Not Exist." in rendered
     assert "1.74 GB" in rendered  # device memory
@@ -247,9 +263,8 @@ def test_gpus_are_reported_where_they_were_used() -> None:
 def test_a_gpu_that_was_there_and_not_used_is_said_so() -> None:
     found = synthetic.results()
     found["machine"]["gpus"] = [{"name": "A GPU", "capability": "sm90", "bytes": 80 * 2**30}]
-    assert "No GPU was used, though there is one (A GPU, sm90, 80 GiB)" in claims.gpu_sentence(
-        found
-    )
+    said = claims.gpu_sentence(typed(found))
+    assert "No GPU was used, although the machine has one (A GPU, sm90, 80 GiB)" in said
 
 
 def test_without_a_gpu_the_table_is_empty_and_the_command_there(page: Page) -> None:
@@ -267,9 +282,9 @@ def test_a_busy_machine_a_cut_run_and_last_words_are_told() -> None:
     }
     found["machine"]["load_before"] = [1.9, 1.0, 1.0]
     of(found, "optimum-onnx")["stderr_tail"] = ["Fatal Python error", "", "Segmentation fault"]
-    rendered = report_markdown.render(report(found), {})
+    rendered = markdown.render(report(found), {})
     assert "The run was cut short" in rendered
-    assert "not quiet when the run began: 1.90 processes" in rendered
+    assert "busy when the run began: 1.90 processes" in rendered
     assert "    Segmentation fault" in rendered
     assert "at least 10 rounds and 10 s of each system, 3 systems loaded at once" in rendered
 
@@ -282,59 +297,64 @@ def test_long_scenarios_are_cut_and_what_is_not_recognised_is_named() -> None:
         "right": 242,
         "wrong": [{"prompt": f"prompt {k}", "looks_like": "pizza"} for k in range(14)],
     }
-    rendered = report_markdown.render(report(found), {})
+    rendered = markdown.render(report(found), {})
     assert "“prompt 11” and 244 more" in rendered
     assert "11 and 244 more" in rendered
     assert "“prompt 0” (looks like pizza), “prompt 1” (looks" in rendered
     assert "(looks like pizza) and 2 more" in rendered
     assert "242 of 256" in rendered
     of(found, "diffusers")["fidelity"]["recognised"] = {"of": 256, "right": 255, "wrong": []}
-    assert "| baseline | 3 | – | – | – | – | – | 255 of 256 |" in report_markdown.render(
-        report(found), {}
-    )
+    assert "| baseline | 3 | – | – | – | – | – | 255 of 256 |" in markdown.render(report(found), {})
 
 
 def test_results_that_lack_what_is_optional(tmp_path: Path) -> None:
     """As written by hand, by an older harness, or after a failure half way."""
     found = synthetic.results()
     for one in found["systems"]:
-        for key in (
-            "fidelity",
-            "limit",
-            "ratio",
-            "energy_joules",
-            "build_seconds",
-            "notes",
-            "setup",
-        ):
+        for key in ("fidelity", "roofline", "ratio", "build_seconds", "notes", "setup"):
             one.pop(key, None)
         if one["summary"]:
             one["summary"] |= {"text_encoder": None, "evaluation": None, "vae_decoder": None}
             one["summary"] |= {"rest": None}
-    for key in ("ceilings", "complete", "effort"):
-        found.pop(key, None)
-    found["machine"] = {}
-    found["scenario"].pop("seeds")
+    del found["peaks"]
+    found["machine"] |= {"processor": None, "cores": None, "memory_bytes": None}
+    found["machine"] |= {"load_before": None, "load_after": None, "libraries": {}}
     assert "No images were compared" in Page(html_of(found, tmp_path)).text
     assert "No images were compared" in markdown_of(found, tmp_path)
+    assert "unknown processor" in markdown_of(found, tmp_path)
+
+
+@pytest.mark.parametrize("gone", ["complete", "effort", "machine", "scenario", "systems"])
+def test_results_that_lack_what_a_report_needs_are_refused(gone: str) -> None:
+    found = synthetic.results()
+    del found[gone]
+    with pytest.raises(DocumentError, match=f"{gone} is missing; measure again"):
+        report(found)
 
 
 @pytest.mark.parametrize("gpu", [False, True])
 def test_what_the_reports_are_tested_with_follows_the_schema(gpu: bool) -> None:
-    schema = json.loads((Path(plots.__file__).parent / "results.schema.json").read_text("utf-8"))
+    schema = json.loads((ROOT / "docs" / "results.schema.json").read_text(encoding="utf-8"))
     jsonschema.Draft202012Validator(schema).validate(synthetic.results(gpu=gpu))
 
 
 def test_what_is_no_result_is_refused() -> None:
-    with pytest.raises(KeyError):
+    with pytest.raises(DocumentError, match="schema must be from 1 to 2, got None"):
         report({})
 
 
 # That it is safe and self-contained
 
 
+CHECKED = ("status", "kind", "verdict", "device", "bound", "name", "baseline")
+"""Fields of a few values, and names of systems, which name folders."""
+
+
 def attacked(attack: str) -> dict[str, Any]:
-    """Results that hold `attack` at every place that somebody else's text comes from."""
+    """Results that hold `attack` at every place that somebody else's text comes from.
+
+    Not in names, which are checked when results are read.
+    """
 
     def replaced(value: Any, key: str = "") -> Any:
         if isinstance(value, dict):
@@ -346,12 +366,14 @@ def attacked(attack: str) -> dict[str, Any]:
             }
         if isinstance(value, list):
             return [replaced(item, key) for item in value]
-        if isinstance(value, str) and key not in ("status", "kind", "verdict", "device", "bound"):
+        if isinstance(value, str) and key not in CHECKED:
             return f"{value} {attack}"
         return value
 
     found = synthetic.results(gpu=True)
     result: dict[str, Any] = replaced(found)
+    result["scenario"]["name"] += f" {attack}"
+    result["machine"]["gpus"][0]["name"] += f" {attack}"
     return result
 
 
@@ -381,10 +403,10 @@ def test_no_name_or_prompt_becomes_markup(page: Page, tmp_path: Path, attack: st
 
 @pytest.mark.parametrize("attack", ATTACKS, ids=range(len(ATTACKS)))
 def test_markdown_stays_a_report(attack: str) -> None:
-    figures = dict.fromkeys(("totals", "ratios", "stages", "images", "limits"), "plots/x.svg")
+    figures = dict.fromkeys(("totals", "ratios", "stages", "images", "roofline"), "plots/x.svg")
 
     def rendered(attack: str) -> list[str]:
-        return report_markdown.render(report(attacked(attack)), figures).splitlines()
+        return markdown.render(report(attacked(attack)), figures).splitlines()
 
     def outline(lines: list[str]) -> list[str]:
         """What each line is, and of a table's how many cells it has."""
@@ -449,8 +471,8 @@ def test_references_inside_plots_lead_somewhere(page: Page) -> None:
 
 def test_plots_are_the_same_each_time_and_well_formed() -> None:
     found = synthetic.results()
-    first, second = plots.draw(found), plots.draw(copy.deepcopy(found))
-    assert set(first) == {"totals", "ratios", "stages", "images", "limits"}
+    first, second = plots.plot(typed(found)), plots.plot(typed(copy.deepcopy(found)))
+    assert set(first) == {"totals", "ratios", "stages", "images", "roofline"}
     for name, document in first.items():
         file = svg.for_file(document, "what it shows")
         assert file == svg.for_file(second[name], "what it shows")
@@ -461,31 +483,33 @@ def test_plots_are_the_same_each_time_and_well_formed() -> None:
 
 
 def test_plots_show_what_the_results_say() -> None:
-    found = synthetic.results()
     generated = {
         name: "|".join(ElementTree.fromstring(document).itertext())
-        for name, document in plots.draw(found).items()
+        for name, document in plots.plot(typed(synthetic.results())).items()
     }
     assert "4.17×" in generated["ratios"]
     assert "3.18×" not in generated["ratios"]
     assert "no speed-up claimed: generates a different image" in generated["ratios"]
     assert "not divided" in generated["stages"]
-    assert "91%" in generated["limits"]
+    assert "91%" in generated["roofline"]
 
 
 def test_plots_ignore_the_users_own_settings() -> None:
     import matplotlib
 
-    found = synthetic.results()
-    plain = plots.draw(found)
+    found = typed(synthetic.results())
+    plain = plots.plot(found)
     with matplotlib.rc_context({"font.size": 30, "svg.fonttype": "path", "axes.grid": False}):
-        assert plots.draw(found) == plain
+        assert plots.plot(found) == plain
         assert matplotlib.rcParams["font.size"] == 30
 
 
 def test_importing_the_reports_loads_neither_matplotlib_nor_jinja() -> None:
-    names = "contact_sheet, plots, quality, recognise, report_html, report_markdown"
-    code = f"import sys; from sdexport.bench import {names}; print(*sorted(sys.modules))"
+    code = (
+        "import sys; from sdexport.bench import quality, recognise; "
+        "from sdexport.bench.report import contact_sheet, html, markdown, plots, runs_page; "
+        "print(*sorted(sys.modules))"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert not {"matplotlib", "jinja2", "torch", "onnx"} & set(done.stdout.split())
 
@@ -498,7 +522,7 @@ def test_a_missing_library_names_the_extra(
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, missing, None)
     with pytest.raises(MissingExtraError, match=r"pip install .*\[bench\]"):
-        report_html.write(synthetic.results(), tmp_path)
+        html.write(typed(synthetic.results()), tmp_path)
 
 
 def test_results_survive_json() -> None:
@@ -515,12 +539,18 @@ def test_times_have_a_unit_that_suits_them(value: float | None, said: str) -> No
     assert seconds(value) == said
 
 
-def test_figures() -> None:
+def test_numbers_have_the_digits_that_tell() -> None:
     assert digits(1750.0) == "1,750"
     assert digits(0.042123) == "0.04212"
     assert digits(0) == "0"
     assert size(25_000_000) == "25.0 MB"
     assert size(None) == "–"
+
+
+def test_markdown_escapes_whatever_a_template_is_given() -> None:
+    assert rendering.escape("a|b *c* <d> www.e.f") == r"a\|b \*c\* &lt;d> www&#8203;.e.f".replace(
+        "d>", "d\\>"
+    )
 
 
 # The page over several runs
@@ -531,14 +561,14 @@ def test_the_page_over_runs(tmp_path: Path) -> None:
     folder = tmp_path / "emoji-cpu"
     folder.mkdir()
     (folder / "results.json").write_text(json.dumps(found))
-    report_markdown.write(found, folder)
+    markdown.write(typed(found), folder)
     (tmp_path / "no-results").mkdir()
-    assert results_page.find(tmp_path) == [folder]
-    text = results_page.page([folder])
+    assert runs_page.find(tmp_path) == [folder]
+    text = runs_page.page([folder])
     assert "[report](emoji-cpu/report.md), [every measurement](emoji-cpu/results.json)" in text
     assert "| sdexport openvino-cpu bf16 | bf16 | 422.6 | 4.17 | 4.02 to 4.28 | close |" in text
     assert "| ✗ optimum-onnx | – | – | – | – | crashed |" in text
-    assert "No GPU was used for anything on this page" in text
+    assert "No GPU was used for any run on this page" in text
     assert "    sdexport bench run engines/emoji-rtx" in text
 
 
@@ -551,9 +581,9 @@ def test_the_page_says_what_a_table_does_not(tmp_path: Path) -> None:
     folder.mkdir()
     (folder / "results.json").write_text(json.dumps(found))
     (folder / "note.md").write_text("Measured in [two parts](../other/report.md).\n")
-    text = results_page.page([folder])
-    assert "This run was cut short." in text
-    assert "The machine was not quiet" in text
+    text = runs_page.page([folder])
+    assert "✗ This run was cut short." in text
+    assert "✗ The machine was busy" in text
     assert "Fastest: sdexport openvino-cpu bf16, 4.17× (4.02 to 4.28)." in text
     assert "as fast as the fastest other in its precision, OpenVINO GenAI (bf16)." in text
     assert "Measured in [two parts](../other/report.md)." in text
@@ -563,22 +593,22 @@ def test_the_page_over_runs_of_gpus_and_of_none(tmp_path: Path) -> None:
     folder = tmp_path / "gpu"
     folder.mkdir()
     (folder / "results.json").write_text(json.dumps(synthetic.results(gpu=True)))
-    text = results_page.page([folder])
+    text = runs_page.page([folder])
     assert "No GPU was used" not in text
     assert "A GPU That Does Not Exist" in text
     assert "None so far." in text
-    assert "No GPU was used for anything on this page" in results_page.page([])
+    assert "No GPU was used for any run on this page" in runs_page.page([])
 
 
 def test_results_of_another_schema_are_no_part_of_the_page(tmp_path: Path) -> None:
-    (tmp_path / "results.json").write_text('{"schema": 3}')
-    with pytest.raises(FolderError, match="has schema 3, this version reads 2"):
-        results_page.page([tmp_path])
+    (tmp_path / results_file.FILE).write_text('{"schema": 3}')
+    with pytest.raises(DocumentError, match="schema must be at most 2, got 3"):
+        runs_page.page([tmp_path])
 
 
 def test_the_commands_for_gpus_are_possible() -> None:
     """The recipe is there, and what it names as its bundle is what is measured."""
     recipe = ROOT / "engines" / "emoji-rtx.toml"
     assert recipe.is_file()
-    assert str(recipe.relative_to(ROOT)) in results_page.GPU_COMMANDS[0]
-    assert "engines/emoji-rtx " in results_page.GPU_COMMANDS[1]
+    assert str(recipe.relative_to(ROOT)) in runs_page.GPU_COMMANDS[0]
+    assert "engines/emoji-rtx " in runs_page.GPU_COMMANDS[1]

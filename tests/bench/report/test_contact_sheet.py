@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
-from sdexport.bench.contact_sheet import AMPLIFIED, HEAD, LABEL, LINE, MOST_ROWS
 
-from sdexport.bench import contact_sheet
+from sdexport.bench.report import contact_sheet
+from sdexport.bench.report.contact_sheet import AMPLIFIED, HEAD, LABEL, LINE, MOST_ROWS
 from tests.bench import synthetic
+from tests.bench.documents import typed
 
 CELL = 2 * synthetic.SIDE  # 64 pixels are shown twice as large
 STEP = 128 + 16
@@ -31,7 +33,7 @@ def cell(sheet: Image.Image, row: int, column: int, below: bool = False) -> np.n
 
 
 def generated(found: dict[str, Any], folder: Path) -> Image.Image:
-    sheet = contact_sheet.draw(found, folder)
+    sheet = contact_sheet.compose(typed(found), folder)
     assert sheet is not None
     return sheet
 
@@ -39,7 +41,7 @@ def generated(found: dict[str, Any], folder: Path) -> Image.Image:
 def test_images_and_differences_are_where_they_belong(
     found: dict[str, Any], tmp_path: Path
 ) -> None:
-    path = contact_sheet.write(found, tmp_path)
+    path = contact_sheet.write(typed(found), tmp_path)
     assert path == tmp_path / "contact_sheet.png"
     with Image.open(path) as opened:
         sheet = opened.convert("RGB")
@@ -69,10 +71,10 @@ def test_systems_without_images_have_no_column(found: dict[str, Any], tmp_path: 
 def test_without_the_baselines_images_there_is_no_sheet(
     found: dict[str, Any], tmp_path: Path
 ) -> None:
-    path = contact_sheet.write(found, tmp_path)
+    path = contact_sheet.write(typed(found), tmp_path)
     assert path is not None
     (tmp_path / "images" / "diffusers" / "0.png").unlink()
-    assert contact_sheet.write(found, tmp_path) is None
+    assert contact_sheet.write(typed(found), tmp_path) is None
     assert not path.exists(), "an earlier run's sheet would be taken for this one's"
 
 
@@ -101,7 +103,7 @@ def test_large_images_are_shown_smaller_and_many_rows_are_cut(tmp_path: Path) ->
 def test_names_that_lead_elsewhere_are_not_followed(
     found: dict[str, Any], tmp_path: Path, name: str
 ) -> None:
-    assert contact_sheet.image_files(tmp_path, {"name": name}, 3) == []
+    assert contact_sheet.image_files(tmp_path, name, 3) == []
 
 
 @pytest.mark.parametrize("text", ["<b>", "\x00\x1b[31m", "日本語 🍎", "\u202e", "w" * 400, "", " "])
@@ -111,3 +113,19 @@ def test_any_prompt_and_title_can_be_written(
     found["scenario"]["prompts"][0] = text
     found["systems"][1]["title"] = text
     assert generated(found, tmp_path).size == generated(synthetic.results(), tmp_path).size
+
+
+def test_images_of_a_report_of_schema_1_are_found(found: dict[str, Any], tmp_path: Path) -> None:
+    sheet = generated(found, tmp_path)
+    (tmp_path / "images").rename(tmp_path / "pictures")
+    assert generated(found, tmp_path).tobytes() == sheet.tobytes()
+
+
+def test_a_report_kept_without_images_keeps_its_sheet(
+    found: dict[str, Any], tmp_path: Path
+) -> None:
+    path = contact_sheet.write(typed(found), tmp_path)
+    assert path is not None
+    shutil.rmtree(tmp_path / "images")
+    assert contact_sheet.write(typed(found), tmp_path) is None
+    assert path.exists()
