@@ -1,12 +1,12 @@
-"""Whether images are generated as fast as by an earlier commit: both take turns in one run.
+"""Compares the speed of the present sources with that of an earlier commit, in turns.
 
     python benchmarks/against_commit.py REVISION [--target openvino-cpu] [--restarts 4]
 
-Each commit compiles a bundle of the emoji checkpoint for itself. Then a process of each generates
-the scenario of `scenarios/emoji.toml` in turns (before, now, before, now, … before); every turn of
-the present commit is held against the two around it. Two processes of one program differ by their
-luck with memory, so both are started anew several times. Printed is how many times faster the
-present sources are, with its 95 % interval, and whether both generate the same images.
+Each commit compiles its own bundle of the emoji checkpoint. Then a process of each generates the
+scenario of `scenarios/emoji.toml` in turns (before, now, before, now, … before); every turn of the
+present commit is compared with the two around it. Two processes of one program differ because of
+memory placement, so both are started anew several times. It prints how many times as fast the
+present sources are, with the 95 % interval, and whether both generate the same images.
 """
 
 from __future__ import annotations
@@ -83,10 +83,12 @@ def take_turns(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("revision", help="what the present sources are held against")
-    parser.add_argument("--target", action="append", help="several times for several; both on CPUs")
-    parser.add_argument("--rounds", type=int, default=12, help="turns of each between two starts")
-    parser.add_argument("--restarts", type=int, default=4, help="how often both are started")
+    parser.add_argument("revision", help="the commit to compare with")
+    parser.add_argument(
+        "--target", action="append", help="may be given several times; default: both CPU targets"
+    )
+    parser.add_argument("--rounds", type=int, default=12, help="turns of each after a start")
+    parser.add_argument("--restarts", type=int, default=4, help="number of starts of both")
     asked = parser.parse_args()
     file = ROOT / "benchmarks" / "scenarios" / "emoji.toml"
     scenario = make_scenario(str(CHECKPOINT), ScenarioOptions(guidance=2.5), read_scenario(file))

@@ -1,9 +1,24 @@
-"""The adapter of a bundle that is run by the sources of another commit, for `against_commit.py`."""
+"""The adapter of a bundle that another commit's sources run, for `against_commit.py`."""
 
 from __future__ import annotations
 
 import sys
 from typing import Any
+
+
+class EarlierSystem:
+    """A loaded bundle of a commit whose adapters had `draw()` in place of `generate()`."""
+
+    def __init__(self, system: Any) -> None:
+        self._system = system
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._system, name)
+
+    def generate(self) -> dict[str, Any]:
+        """One generation of the scenario."""
+        generated: dict[str, Any] = self._system.draw()
+        return generated
 
 
 def load(scenario: dict[str, Any], options: dict[str, Any]) -> Any:
@@ -13,5 +28,6 @@ def load(scenario: dict[str, Any], options: dict[str, Any]) -> Any:
     from sdexport.bench import bundle_adapter
 
     if not str(sdexport.__file__).startswith(options["sources"]):
-        raise ImportError(f"{sdexport.__file__} is not of {options['sources']}")
-    return bundle_adapter.load(scenario, options)
+        raise ImportError(f"{sdexport.__file__} must be in {options['sources']}")
+    system = bundle_adapter.load(scenario, options)
+    return system if hasattr(system, "generate") else EarlierSystem(system)

@@ -376,25 +376,6 @@ def test_one_damaged_bundle_stops_no_list(own_bundle: Path, tmp_path: Path, dama
         assert listed.get(own_bundle, "damaged") == "damaged"
 
 
-def test_schemas_say_what_is_checked() -> None:
-    """No word of a schema is one that `json_schema.check` does not follow."""
-
-    def words(schema: object) -> set[str]:
-        if isinstance(schema, list):
-            return set().union(*map(words, schema)) if schema else set()
-        if not isinstance(schema, dict):
-            return set()
-        found = set(schema)
-        for word, value in schema.items():
-            inner = value.values() if word in ("properties", "$defs") else [value]
-            if word not in ("required", "enum", "const", "type"):
-                found |= set().union(*map(words, inner)) if inner else set()
-        return found
-
-    results = json.loads((PACKAGE / "bench" / "results.schema.json").read_text())
-    assert words(results) <= json_schema.KNOWN
-
-
 @pytest.mark.parametrize("value", [None, 3, b"x", [], object()], ids=repr)
 def test_what_is_no_path(value: object) -> None:
     with pytest.raises(UsageError, match="must be a str or a"):

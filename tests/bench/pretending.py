@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -23,5 +24,6 @@ def pretend(name: str, prepared: Path | None = None, **options: Any) -> System:
 
 def measure(folder: Path, *systems: System, effort: Effort = SHORT) -> dict[str, dict[str, Any]]:
     """The results of a run as JSON values, by system, and under "" the whole document."""
-    found = to_builtins(run(systems, SCENARIO, effort, folder, command="sdexport bench"))
+    made = run(systems, SCENARIO, effort, folder, command="sdexport bench")
+    found = json.loads(json.dumps(to_builtins(made)))
     return {"": found} | {one["name"]: one for one in found["systems"]}
