@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shlex
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from sdexport.artifacts.documents import to_builtins
 from sdexport.bench import paths, results_file
+from sdexport.bench.report.build import report
 from sdexport.errors import DocumentError
 from tests.bench import synthetic
 from tests.bench.documents import typed
@@ -169,3 +174,45 @@ def test_a_wrong_field_is_named(path: str, value: object, said: str) -> None:
 def test_no_committed_results_are_of_an_old_schema() -> None:
     for file in (ROOT / "benchmarks" / "results").glob("*/results.json"):
         assert json.loads(file.read_text(encoding="utf-8"))["schema"] == 2, file
+
+
+# Any document
+
+
+JSON_VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(10**30), 10**30)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=9), inner),
+    max_leaves=6,
+)
+DOCUMENTS = [
+    json.loads(json.dumps(one))
+    for one in (synthetic.results(gpu=True), of_schema_1(synthetic.results(gpu=True)))
+]
+
+
+@settings(max_examples=50, deadline=None)
+@given(data=st.data())
+def test_whatever_stands_in_a_field_is_read_or_refused_by_name(data: st.DataObject) -> None:
+    found = copy.deepcopy(data.draw(st.sampled_from(DOCUMENTS)))
+    place: Any = found
+    while True:
+        keys = list(place) if isinstance(place, dict) else list(range(len(place)))
+        key = data.draw(st.sampled_from(keys))
+        below = place[key]
+        if not isinstance(below, dict | list) or not below or data.draw(st.booleans()):
+            break
+        place = below
+    place[key] = data.draw(JSON_VALUES)
+    refused = ""
+    try:
+        results = results_file.parse(found, "results.json")
+        # What is read can be written, read again and reported.
+        results_file.parse(json.loads(results_file.text_of(to_builtins(results))), "again")
+        report(results)
+    except DocumentError as error:
+        refused = str(error)
+    assert not refused or refused.startswith("results.json: ")
