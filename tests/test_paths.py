@@ -16,7 +16,7 @@ import pytest
 
 import sdexport
 from sdexport.artifacts import bundle as bundles
-from sdexport.artifacts import json_schema, reading
+from sdexport.artifacts import reading
 from sdexport.artifacts.manifest import Manifest
 from sdexport.compiler.store import prune, stored_in
 from sdexport.errors import DocumentError, FolderError, UsageError

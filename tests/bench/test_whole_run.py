@@ -58,7 +58,7 @@ def test_a_bundle_against_the_baseline(
     assert ours.model_calls == base.model_calls == 2 * 3
     assert ours.batches == base.batches == 2
     assert ours.build_seconds == pytest.approx(
-        sum(stage["seconds"] for stage in bundles.open_bundle(bundle).manifest.stages)
+        sum(stage.seconds for stage in bundles.open_bundle(bundle).manifest.stages)
     )
     work = work_of_bundle(bundle, generated)["evaluation"]
     for one in (base, ours):
