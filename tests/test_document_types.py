@@ -232,16 +232,23 @@ def read_scheduler(path: Path) -> object:
 def bench_documents() -> Iterator[Document]:
     """Those of `sdexport bench`."""
     results = importlib.import_module("sdexport.bench.results")
-    if not hasattr(results, "Results"):
-        return
+    machine = importlib.import_module("sdexport.bench.roofline.machine")
     scenario = importlib.import_module("sdexport.bench.scenario")
     systems = importlib.import_module("sdexport.bench.systems")
     prepare = importlib.import_module("sdexport.bench.prepare")
     value = json.loads((ROOT / "benchmarks" / "results" / "emoji" / "results.json").read_text())
     for system in value["systems"]:
-        for turn in ("turns", "pairs"):
-            if isinstance(system.get(turn), list):
-                del system[turn][2:]
+        del system["rounds"][2:]
+        for turn in system["rounds"]:
+            turn["evaluations"] = (turn["evaluations"] or [])[:2]
+    del value["systems"][3:]
+    for product in value["peaks"]["compute"].values():
+        del product["samples"][2:]
+        del product["others"][1:]
+        for other in product["others"]:
+            del other["samples"][2:]
+    for samples in value["peaks"]["memory"]["operations"].values():
+        del samples[2:]
     of_scenario = {
         "name": "x", "prompts": ["a fox"], "negative_prompt": "", "seeds": [1], "size": "64x64",
         "batch": 1, "steps": 2, "sampler": "pndm", "guidance": 7.5, "threads": 2,
@@ -265,6 +272,12 @@ def bench_documents() -> Iterator[Document]:
         {"seconds": 1.0, "checkpoint": "x"},
         of_json(prepare.Prepared),
     )
+    product = {"precision": "fp32", "library": "x 1", "size": 64, "samples": [1e9]}
+    attempt = {
+        "device": "cpu", "threads": 2, "products": [product], "operations": {"copy": [1e9]},
+        "how": "copy", "load_of_others": 0.1,
+    }  # fmt: skip
+    yield Document((machine.Attempt,), "peaks.json", attempt, of_json(machine.Attempt))
 
 
 DOCUMENTS = {

@@ -14,11 +14,16 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Annotated
 
 import msgspec
+from msgspec import Meta
 
+from sdexport.artifacts import documents
+from sdexport.artifacts.documents import Length
 from sdexport.artifacts.storage import temporary_folder
-from sdexport.bench.results import MatrixProduct, Memory, Peaks
+from sdexport.bench.results import MatrixProduct, Memory, Peaks, Rates, Share
+from sdexport.bench.scenario import Text, Threads
 from sdexport.errors import EngineError, UsageError
 
 ROUNDS = 3
@@ -42,7 +47,7 @@ HOW = (
 """How memory was measured."""
 
 
-class Sampled(msgspec.Struct, frozen=True, kw_only=True):
+class Sampled(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The samples of a matrix product.
 
     Attributes:
@@ -52,13 +57,13 @@ class Sampled(msgspec.Struct, frozen=True, kw_only=True):
         samples: operations a second, in order.
     """
 
-    precision: str
-    library: str
-    size: int
-    samples: tuple[float, ...]
+    precision: Text
+    library: Text
+    size: Length
+    samples: Annotated[Rates, Meta(min_length=1)]
 
 
-class Attempt(msgspec.Struct, frozen=True, kw_only=True):
+class Attempt(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """One attempt at all measurements, as the measuring process writes it.
 
     Attributes:
@@ -71,12 +76,12 @@ class Attempt(msgspec.Struct, frozen=True, kw_only=True):
             guests of the machine; None where the system does not tell.
     """
 
-    device: str
-    threads: int | None = None
+    device: Text
+    threads: Threads | None = None
     products: tuple[Sampled, ...]
-    operations: dict[str, tuple[float, ...]]
-    how: str
-    load_of_others: float | None = None
+    operations: Annotated[dict[Text, Annotated[Rates, Meta(min_length=1)]], Meta(min_length=1)]
+    how: Text
+    load_of_others: Share | None = None
 
 
 def measure(threads: int | None = None, device: str = "cpu") -> Peaks:
@@ -145,7 +150,7 @@ def _attempt(module: str, threads: int | None) -> Attempt:
             raise EngineError(
                 f"measuring the machine's peaks failed (exit code {done.returncode}): {said}"
             )
-        return msgspec.json.decode(result.read_bytes(), type=Attempt)
+        return documents.from_json(result, Attempt)
 
 
 def _environment() -> dict[str, str]:
