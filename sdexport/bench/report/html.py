@@ -57,8 +57,10 @@ def render(content: Report, plotted: dict[str, str], sheet: bytes | None) -> str
         sheets[CONTACT_SHEET] = f"data:image/png;base64,{encoded}"
     return rendering.html(
         "report.html.jinja",
-        report=content,
-        plots=plots_shown,
-        sheets=sheets,
-        style=Markup(reading.read_text(rendering.TEMPLATES / "report.css")),
+        {
+            "report": content,
+            "plots": plots_shown,
+            "sheets": sheets,
+            "style": Markup(reading.read_text(rendering.TEMPLATES / "report.css")),
+        },
     )

@@ -44,4 +44,6 @@ def render(content: Report, files: dict[str, str]) -> str:
     Args:
         files: the figures that exist, by name; others are left out.
     """
-    return rendering.markdown("report.md.jinja", report=content, files=files, marks=MARKS)
+    return rendering.markdown(
+        "report.md.jinja", {"report": content, "files": files, "marks": MARKS}
+    )

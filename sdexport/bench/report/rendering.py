@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ class Verbatim(str):
     __slots__ = ()
 
 
-def html(template: str, **values: Any) -> str:
+def html(template: str, values: Mapping[str, Any]) -> str:
     """The HTML of `template`; every value that is not `Markup` is escaped.
 
     Raises:
@@ -33,14 +34,14 @@ def html(template: str, **values: Any) -> str:
     return _render(template, values, {"autoescape": True})
 
 
-def markdown(template: str, **values: Any) -> str:
+def markdown(template: str, values: Mapping[str, Any]) -> str:
     """The Markdown of `template`; every value that is not `Verbatim` is escaped.
 
     Raises:
         MissingExtraError: Jinja2 is not installed.
     """
     options = {"autoescape": False, "finalize": _escaped}
-    return _render(template, values | {"verbatim": Verbatim}, options)
+    return _render(template, {**values, "verbatim": Verbatim}, options)
 
 
 def escape(text: str) -> str:
@@ -54,7 +55,7 @@ def _escaped(value: Any) -> str:
     return value if isinstance(value, Verbatim) else escape(str(value))
 
 
-def _render(template: str, values: dict[str, Any], options: dict[str, Any]) -> str:
+def _render(template: str, values: Mapping[str, Any], options: dict[str, Any]) -> str:
     try:
         import jinja2
     except ImportError:
@@ -69,4 +70,4 @@ def _render(template: str, values: dict[str, Any], options: dict[str, Any]) -> s
         keep_trailing_newline=True,
         **options,
     )
-    return environment.get_template(template).render(**values)
+    return environment.get_template(template).render(values)

@@ -74,15 +74,17 @@ def page(folders: Sequence[Path]) -> str:
     runs = [(folder, results_file.read(folder)) for folder in folders]
     return rendering.markdown(
         "runs.md.jinja",
-        on_processors=[_run(*one) for one in runs if not claims.used_gpu(one[1])],
-        on_gpus=[_run(*one) for one in runs if claims.used_gpu(one[1])],
-        gpu_commands=GPU_COMMANDS,
-        no_gpu=Table(
-            "Not measured: no GPU was used",
-            tuple(Column(name, number=False) for name in COLUMNS),
-            (Row((NONE,) * len(COLUMNS)),),
-        ),
-        marks=markdown.MARKS,
+        {
+            "on_processors": [_run(*one) for one in runs if not claims.used_gpu(one[1])],
+            "on_gpus": [_run(*one) for one in runs if claims.used_gpu(one[1])],
+            "gpu_commands": GPU_COMMANDS,
+            "no_gpu": Table(
+                "Not measured: no GPU was used",
+                tuple(Column(name, number=False) for name in COLUMNS),
+                (Row((NONE,) * len(COLUMNS)),),
+            ),
+            "marks": markdown.MARKS,
+        },
     )
 
 

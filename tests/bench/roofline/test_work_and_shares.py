@@ -85,8 +85,9 @@ def test_engines_run_in_the_stage_that_the_caller_says(bundle: Path) -> None:
 
 
 def test_a_bundle_of_an_earlier_version_has_no_graphs(own_bundle: Path) -> None:
+    manifest = bundles.open_bundle(own_bundle, check=False).manifest
     shutil.rmtree(own_bundle / bundles.GRAPHS)
-    bundles.write_manifest(own_bundle, bundles._read_manifest(own_bundle))
+    bundles.write_manifest(own_bundle, manifest)
     with pytest.raises(FolderError, match="keeps no graph of .*; build the bundle again"):
         work_of_bundle(own_bundle, SCENARIO)
 
