@@ -99,9 +99,9 @@ def estimate(
     whole_gb = 4e-9 * weights
     seconds: dict[str, float] = {}
     if export:
-        for number, (name, count) in enumerate(parameters.items()):
-            start = START_S if number == 0 else 0.0
-            seconds[f"export {name}"] = start + TRACE_S[name] + EXPORT_S_PER_GB * 4e-9 * count
+        seconds["loading PyTorch"] = START_S
+        for name, count in parameters.items():
+            seconds[f"export {name}"] = TRACE_S[name] + EXPORT_S_PER_GB * 4e-9 * count
     if engines:
         built = {COMPONENT_OF[name] for name in engines}
         built_gb = 4e-9 * sum(count for name, count in parameters.items() if name in built)

@@ -47,6 +47,7 @@ def test_full_size_is_as_it_was_measured(choice: Choice) -> None:
     assert found.disk_bytes == found.onnx_bytes + found.bundle_bytes
     assert found.basis == MEASURED
     assert set(found.seconds) == {
+        "loading PyTorch",
         *(f"export {name}" for name in COMPONENTS),
         "building engines",
         "comparing with PyTorch",
