@@ -25,9 +25,10 @@ import sdexport
 from sdexport.errors import EngineError
 from sdexport.keywords import explains_fields, explains_keywords
 from sdexport.model.shapes import Profile, Range
+from sdexport.pipeline.make_request import make_request
 from sdexport.pipeline.option_names import HINTS
 from sdexport.pipeline.pipeline import Pipeline
-from sdexport.pipeline.request import Limits, Request, make_request
+from sdexport.pipeline.request import Limits, Request
 
 MADE_UP = "a_made_up_keyword"
 

@@ -28,8 +28,8 @@ import sdexport
 from sdexport.errors import SdexportError, UsageError
 from sdexport.model.shapes import Ranges
 from sdexport.pipeline.load import load
+from sdexport.pipeline.make_request import make_request
 from sdexport.pipeline.pipeline import Pipeline
-from sdexport.pipeline.request import make_request
 from sdexport.pipeline.result import Result
 from tests.sizes import sides
 

@@ -26,7 +26,7 @@ from sdexport.bench.turns import GENERATED, Harness
 from sdexport.errors import CheckpointError, MissingExtraError, UsageError
 from sdexport.extras import install_command
 from sdexport.pipeline.load import limits_of
-from sdexport.pipeline.request import make_request
+from sdexport.pipeline.make_request import make_request
 from sdexport.progress import SILENT, Progress, stage
 from sdexport.sampling import sampler_of_config
 

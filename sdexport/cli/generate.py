@@ -247,7 +247,7 @@ def generate(
     from sdexport.backends.targets import check_threads
     from sdexport.pipeline import load as loading
     from sdexport.pipeline.checks import size_of
-    from sdexport.pipeline.request import make_request
+    from sdexport.pipeline.make_request import make_request
     from sdexport.pipeline.result import output_files, png
 
     check_threads(threads)

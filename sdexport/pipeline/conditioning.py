@@ -96,7 +96,7 @@ class Texts:
         return said
 
     def encode(self, workspace: Workspace, images: Sequence[int]) -> None:
-        """Encodes the texts of `images`, one for each place of the workspace's batch."""
+        """Encodes the texts of `images`, one for each slot of the workspace's batch."""
         request, tokens = self._request, self._parts.tokens
         branches = [branch for image in images for branch in self._branches(image)]
         pieces = workspace.shape.tokens // tokens

@@ -110,13 +110,13 @@ class Generation:
         """Generates the images of `batch`; see `Pipeline.steps` for `watched`."""
         request, before = self._request, self._done
         first, last, each = batch.first, batch.last, request.plan.evaluations
-        # Places of the batch that no image needs repeat the last one.
-        places = [min(first + place, last - 1) for place in range(workspace.shape.batch)]
-        self._texts.encode(workspace, places)
+        # Slots of the batch that no image needs repeat the last one.
+        images = [min(first + slot, last - 1) for slot in range(workspace.shape.batch)]
+        self._texts.encode(workspace, images)
         started = perf_counter()
-        course = inputs_of(batch_inputs(self._parts, request, places, workspace))
+        inputs = inputs_of(batch_inputs(self._parts, request, images, workspace))
         self._denoise += perf_counter() - started
-        workspace.begin(course, watched=watched)
+        workspace.begin(inputs, watched=watched)
         done = 0
         while done < each:
             done = workspace.advance()
@@ -223,7 +223,7 @@ def warnings_of(request: Request, texts: Texts) -> list[str]:
 def batch_inputs(
     parts: PipelineParts, request: Request, images: list[int], workspace: Workspace
 ) -> list[SlotInputs]:
-    """The rows of `images` of a request, one for each place of the workspace's batch."""
+    """The inputs of `images` of a request, one for each slot of the workspace's batch."""
     encoded: list[Floats] | list[None] = [None] * len(images)
     if request.sources:
         pixels = np.stack([request.sources[image].pixels for image in images])

@@ -9,9 +9,10 @@ from collections.abc import Callable
 from typing import Concatenate, ParamSpec, Protocol, TypeVar
 
 from sdexport.keywords import explains_keywords
+from sdexport.pipeline.make_request import make_request
 from sdexport.pipeline.option_names import EARLIER, HINTS
 from sdexport.pipeline.parts import PipelineParts
-from sdexport.pipeline.request import Limits, Request, make_request
+from sdexport.pipeline.request import Limits, Request
 
 P = ParamSpec("P")
 R = TypeVar("R")

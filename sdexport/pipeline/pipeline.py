@@ -56,12 +56,12 @@ class Pipeline:
         if self._pool.closed or os.getpid() != self._process:
             return
         with ExitStack() as stack:
-            places = self._pool.close()
+            made = self._pool.close()
             # Whatever one of them says, the others are closed as well.
             if self.parts.bundle is not None:
                 stack.callback(self.parts.bundle.close)
             stack.callback(self._device.close)
-            for workspaces in places:
+            for workspaces in made:
                 stack.callback(workspaces.close)
 
     def __enter__(self) -> Self:
@@ -97,7 +97,7 @@ class Pipeline:
         """Generates several requests at once, each the same as alone; results in the same order.
 
         They share the calls of the model whatever their samplers, steps, seeds and guidance, see
-        `batcher.Batcher`.
+        `scheduler.StepScheduler`.
 
         Args:
             requests: of `request`.
@@ -110,7 +110,7 @@ class Pipeline:
         for request in requests:
             self._check(request)
         with self._pool.taken() as held:
-            scheduler = StepScheduler(self.parts, held.place)
+            scheduler = StepScheduler(self.parts, held.workspaces)
             jobs = [scheduler.add(request) for request in requests]
             while scheduler.step():
                 pass
@@ -161,7 +161,7 @@ class Pipeline:
         check_process(self._process)
         with self._pool.taken() as held, closing(Generation(self.parts, request)) as generation:
             for batch in generation.batches:
-                for step in generation.batch(held.place(batch.shape), batch, watched=watched):
+                for step in generation.batch(held.workspaces(batch.shape), batch, watched=watched):
                     if step.result is not None:
                         finished = step
                         break
@@ -187,9 +187,9 @@ def _checked(requests: Sequence[Request]) -> Sequence[Request]:
     return requests
 
 
-def _give_back(turn: WorkspacePool[Workspaces], process: int) -> None:
+def _give_back(pool: WorkspacePool[Workspaces], process: int) -> None:
     if os.getpid() != process:
         return  # What was inherited by a fork is never freed.
     with ExitStack() as stack:
-        for workspaces in turn.close():
+        for workspaces in pool.close():
             stack.callback(workspaces.close)

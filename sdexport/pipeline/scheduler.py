@@ -6,8 +6,8 @@ evaluation is done leaves, one that waits joins at the next step. Images share a
 engines are called with the same shapes: size, guided or not, pieces of the prompt. Others take
 turns.
 
-Between two changes of its members a batch follows one course; at a change the states are fetched,
-and a new course goes on from them.
+Between two changes of its members a batch runs through; at a change the states are fetched, and a
+new batch goes on from them.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from sdexport.pipeline.result import Result, Timings, images_as, parameters_of
 from sdexport.pipeline.slot_inputs import SlotInputs, inputs_of
 
 QUANTUM = 10
-"""Evaluations after which images of other shapes have their turn."""
+"""Evaluations after which images of other shapes run."""
 
 
 class Job:
@@ -111,17 +111,17 @@ class Job:
 class _Slot:
     """One image of a job, from its first evaluation on."""
 
-    def __init__(self, job: Job, image: int, row: SlotInputs, embeddings: Floats) -> None:
+    def __init__(self, job: Job, image: int, inputs: SlotInputs, embeddings: Floats) -> None:
         self.job = job
         self.image = image
-        self.row = row
+        self.inputs = inputs
         self.embeddings = embeddings
         self.done = 0
 
     @property
     def left(self) -> int:
         """Evaluations that are still to be done."""
-        return self.row.evaluations - self.done
+        return self.inputs.evaluations - self.done
 
 
 class _Group:
@@ -218,12 +218,12 @@ class StepScheduler:
         if self._current is not None and self._workspace is not None:
             states = self._workspace.state()
             for slot, state in zip(self._current.running, states, strict=False):
-                slot.row = replace(slot.row, state=state.copy())
+                slot.inputs = replace(slot.inputs, state=state.copy())
         self._current = None
         self._left = 0
 
     def _arrange(self, group: _Group) -> None:
-        """Begins a course of the images of `group`, with those that wait while there is room."""
+        """Begins a batch of the images of `group`, with those that wait while there is room."""
         self._pause()
         room = self._parts.batches(group.shape).max - len(group.running)
         entering = [group.waiting.popleft() for _ in range(min(room, len(group.waiting)))]
@@ -236,31 +236,31 @@ class StepScheduler:
         workspace.embed(np.stack([slot.embeddings for slot in slots]))
         self._left = min(slot.left for slot in slots)
         begins = [slot.done for slot in slots]
-        workspace.begin(inputs_of([slot.row for slot in slots], begins, self._left))
+        workspace.begin(inputs_of([slot.inputs for slot in slots], begins, self._left))
         seconds = perf_counter() - started
         for job in {slot.job for slot in group.running}:
             job.arranging += seconds
         self._workspace, self._current = workspace, group
 
     def _filled(self, group: _Group) -> list[_Slot]:
-        """As many as the engines take at least; places that nobody needs repeat the last one."""
+        """As many as the engines take at least; slots that nobody needs repeat the last one."""
         missing = max(0, self._parts.batches(group.shape).min - len(group.running))
         return [*group.running, *[group.running[-1]] * missing]
 
     def _prepared(self, job: Job, images: Sequence[int]) -> list[_Slot]:
-        """Texts and start of images of one ticket."""
+        """Texts and start of images of one job."""
         started = perf_counter()
         texts, request = job.texts, job.request
         shape = self._parts.shape(request, len(images), texts.pieces(images[0]))
         workspace = self._workspaces(shape)
-        places = [images[min(place, len(images) - 1)] for place in range(shape.batch)]
-        texts.encode(workspace, places)
+        filled = [images[min(slot, len(images) - 1)] for slot in range(shape.batch)]
+        texts.encode(workspace, filled)
         embeddings = workspace.embeddings().copy()
         job.text_encoder += perf_counter() - started
-        rows = batch_inputs(self._parts, request, places, workspace)
+        inputs = batch_inputs(self._parts, request, filled, workspace)
         return [
-            _Slot(job, image, row, own)
-            for image, row, own in zip(images, rows, embeddings, strict=False)
+            _Slot(job, image, one, own)
+            for image, one, own in zip(images, inputs, embeddings, strict=False)
         ]
 
     def _finish(self, group: _Group, workspace: Workspace) -> None:
@@ -268,25 +268,25 @@ class StepScheduler:
         started = perf_counter()
         latents = workspace.latents()
         finite = [bool(np.isfinite(one).all()) for one in latents]
-        done = [place for place, slot in enumerate(group.running) if slot.left == 0]
+        done = [index for index, slot in enumerate(group.running) if slot.left == 0]
         decoding = [
-            place
-            for place in done
-            if finite[place] and group.running[place].job.request.output_type != LATENT
+            index
+            for index in done
+            if finite[index] and group.running[index].job.request.output_type != LATENT
         ]
         decoded = workspace.decode() if decoding else None
         seconds = perf_counter() - started
-        for place in done:
-            slot = group.running[place]
+        for index in done:
+            slot = group.running[index]
             job = slot.job
-            if not finite[place]:
+            if not finite[index]:
                 job.fail(not_finite(self._parts, job.request, slot.image))
             elif decoded is None or job.request.output_type == LATENT:
-                job.deliver(slot.image, latents[place].copy())
+                job.deliver(slot.image, latents[index].copy())
             else:
                 # fromarray copies: the buffer belongs to the next batch.
-                job.deliver(slot.image, Image.fromarray(decoded[place]))
-        for job in {group.running[place].job for place in done}:
+                job.deliver(slot.image, Image.fromarray(decoded[index]))
+        for job in {group.running[index].job for index in done}:
             job.vae_decoder += seconds
         self._pause()
         group.running = [slot for slot in group.running if slot.left > 0]

@@ -1,4 +1,4 @@
-"""One image as a row of a batch: what it starts from and what each of its evaluations takes.
+"""What an image gives to its slot of a batch: its start, and the inputs of each evaluation.
 
 Everything random is drawn here, in the order in which diffusers' pipelines draw it from an image's
 generator, so that the same seed gives the same image: the latents of the image that it starts
@@ -44,7 +44,7 @@ class SlotInputs:
 def slot_inputs(
     parts: PipelineParts, request: Request, image: int, encoded: Floats | None = None
 ) -> SlotInputs:
-    """The row of image `image` of a request.
+    """The inputs of image `image` of a request.
 
     Args:
         parts: of the pipeline.
@@ -121,31 +121,31 @@ def _latents(parts: PipelineParts, encoded: Floats, noise: Floats) -> Floats:
 
 
 def inputs_of(
-    rows: Sequence[SlotInputs], begins: Sequence[int] | None = None, evaluations: int | None = None
+    slots: Sequence[SlotInputs], begins: Sequence[int] | None = None, evaluations: int | None = None
 ) -> BatchInputs:
-    """The course of a batch of `rows`.
+    """The inputs of a batch of `slots`.
 
     Args:
-        rows: with the same inputs.
+        slots: with the same names of inputs.
         begins: the evaluation with which each goes on; 0 where it is left out.
-        evaluations: how many the course has; as many as the rows where it is left out.
+        evaluations: how many the batch runs; all of the slots' where it is left out.
     """
-    begins = [0] * len(rows) if begins is None else begins
-    length = rows[0].evaluations if evaluations is None else evaluations
-    parts = list(zip(rows, (slice(begin, begin + length) for begin in begins), strict=True))
+    begins = [0] * len(slots) if begins is None else begins
+    length = slots[0].evaluations if evaluations is None else evaluations
+    parts = list(zip(slots, (slice(begin, begin + length) for begin in begins), strict=True))
 
     noise = None
-    if any(row.noise is not None for row in rows):
-        noise = np.zeros((length, len(rows), *rows[0].state.shape[1:]), np.float32)
-        for place, (row, part) in enumerate(parts):
-            if row.noise is not None:
-                noise[:, place] = row.noise[part]
+    if any(slot.noise is not None for slot in slots):
+        noise = np.zeros((length, len(slots), *slots[0].state.shape[1:]), np.float32)
+        for index, (slot, part) in enumerate(parts):
+            if slot.noise is not None:
+                noise[:, index] = slot.noise[part]
     return BatchInputs(
-        np.stack([row.state for row in rows]),
+        np.stack([slot.state for slot in slots]),
         {
-            name: np.stack([row.tables[name][part] for row, part in parts], axis=1)
-            for name in rows[0].tables
+            name: np.stack([slot.tables[name][part] for slot, part in parts], axis=1)
+            for name in slots[0].tables
         },
-        {name: np.stack([row.constants[name] for row in rows]) for name in rows[0].constants},
+        {name: np.stack([slot.constants[name] for slot in slots]) for name in slots[0].constants},
         noise,
     )

@@ -1,4 +1,4 @@
-"""Whose turn it is: a bounded number of requests at a time, from whatever threads."""
+"""Workspaces for a bounded number of requests at a time, from whatever threads."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import Generic, TypeVar
 from sdexport.backends.slots import CLOSED_MESSAGE
 from sdexport.errors import UsageError
 
-Place = TypeVar("Place")
+W = TypeVar("W")
 
 
-class Held(Generic[Place]):
-    """A place that a request holds, and the thread that the request belongs to just now."""
+class Held(Generic[W]):
+    """Workspaces that a request holds, and the thread that the request belongs to just now."""
 
-    def __init__(self, place: Place) -> None:
-        self.place = place
+    def __init__(self, workspaces: W) -> None:
+        self.workspaces = workspaces
         self.owner = threading.get_ident()
 
     def resumed(self) -> None:
@@ -25,31 +25,31 @@ class Held(Generic[Place]):
         self.owner = threading.get_ident()
 
 
-class WorkspacePool(Generic[Place]):
-    """Lets a request through for each place, and knows which thread it belongs to.
+class WorkspacePool(Generic[W]):
+    """Lends workspaces to requests, and knows which thread each request belongs to.
 
     Args:
-        make: makes a place; called when a request finds none free, at most `places` times.
-        places: how many requests may be on their way at once.
+        make: makes workspaces; called when a request finds none free, at most `most` times.
+        most: how many requests may run at once.
     """
 
-    def __init__(self, make: Callable[[], Place], places: int = 1) -> None:
+    def __init__(self, make: Callable[[], W], most: int = 1) -> None:
         self._make = make
-        self._places = places
-        self._made: list[Place] = []
-        self._free: list[Place] = []
-        self._held: list[Held[Place]] = []
+        self._most = most
+        self._made: list[W] = []
+        self._free: list[W] = []
+        self._held: list[Held[W]] = []
         self._closed = False
         # A plain condition, because a generator may be closed by another thread than began it.
         self._changed = threading.Condition(threading.Lock())
 
     @contextmanager
-    def taken(self) -> Iterator[Held[Place]]:
-        """Waits for the turn of this thread and holds a place.
+    def taken(self) -> Iterator[Held[W]]:
+        """Waits until workspaces are free, and holds them for the body.
 
         Raises:
-            UsageError: every place is this thread's already, so that it would wait for itself; or
-                the turn is closed.
+            UsageError: all are held by this thread, so that it would wait for itself; or the
+                pool is closed.
         """
         held = self._take()
         try:
@@ -57,13 +57,13 @@ class WorkspacePool(Generic[Place]):
         finally:
             with self._changed:
                 self._held.remove(held)
-                self._free.append(held.place)
+                self._free.append(held.workspaces)
                 self._changed.notify()
 
-    def _take(self) -> Held[Place]:
+    def _take(self) -> Held[W]:
         with self._changed:
             self._check_open()
-            while not self._free and len(self._held) >= self._places:
+            while not self._free and len(self._held) >= self._most:
                 if all(held.owner == threading.get_ident() for held in self._held):
                     raise UsageError(
                         "this pipeline is still generating for an unfinished stream of this "
@@ -72,9 +72,9 @@ class WorkspacePool(Generic[Place]):
                 self._changed.wait()
                 self._check_open()
             if not self._free:
-                place = self._make()
-                self._made.append(place)
-                self._free.append(place)
+                workspaces = self._make()
+                self._made.append(workspaces)
+                self._free.append(workspaces)
             # The one used last: what it has bound is what is wanted next, most likely.
             held = Held(self._free.pop())
             self._held.append(held)
@@ -82,26 +82,26 @@ class WorkspacePool(Generic[Place]):
 
     @property
     def closed(self) -> bool:
-        """Whether no place is given any more."""
+        """Whether nothing is lent any more."""
         return self._closed
 
     def _check_open(self) -> None:
         if self._closed:
             raise UsageError(CLOSED_MESSAGE)
 
-    def close(self) -> list[Place]:
-        """Every place, taken away for good; none the second time.
+    def close(self) -> list[W]:
+        """All workspaces, taken away for good; none the second time.
 
         Raises:
-            UsageError: a place is held.
+            UsageError: some are held.
         """
         with self._changed:
             if self._held:
                 raise UsageError(
                     "this pipeline is still generating; finish its streams or close them first"
                 )
-            places, self._made = self._made, []
+            made, self._made = self._made, []
             self._free.clear()
             self._closed = True
             self._changed.notify_all()
-            return places
+            return made

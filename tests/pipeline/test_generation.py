@@ -327,7 +327,7 @@ def test_a_wrong_value_is_refused_before_anything_runs(pipe: Pipeline, fakes: Fa
 
 
 def test_a_request_for_other_engines_is_refused(fakes: Fakes, tokenizer: PromptTokenizer) -> None:
-    from sdexport.pipeline.request import make_request
+    from sdexport.pipeline.make_request import make_request
 
     request = make_request(fakes.parts(tokenizer).limits, "apple", width=64, height=64)
     small = Profile(Range(1, 1, 1), Range(32, 32, 32), Range(32, 32, 32))

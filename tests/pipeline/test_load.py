@@ -16,7 +16,7 @@ from sdexport.artifacts.manifest import EngineRecord, Manifest
 from sdexport.errors import FolderError, UsageError
 from sdexport.model.shapes import Precision, Profile, Range
 from sdexport.pipeline import load as loading
-from sdexport.pipeline.request import make_request
+from sdexport.pipeline.make_request import make_request
 from tests.pipeline.fakes import CHANNELS, DIM, SCHEDULER, TOKENS, Fakes
 
 PROFILE = Profile(Range(1, 1, 2), Range(32, 32, 64), Range(32, 48, 64))

@@ -10,7 +10,8 @@ import pytest
 from sdexport.errors import UsageError
 from sdexport.model.shapes import Profile, Range
 from sdexport.pipeline.checks import size_of
-from sdexport.pipeline.request import Limits, Request, make_request
+from sdexport.pipeline.make_request import make_request
+from sdexport.pipeline.request import Limits, Request
 from tests.pipeline.fakes import SCHEDULER
 from tests.sizes import sides
 

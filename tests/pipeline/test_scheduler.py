@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from sdexport.errors import EngineError, UsageError
+from sdexport.pipeline.make_request import make_request
 from sdexport.pipeline.pipeline import Pipeline
-from sdexport.pipeline.request import Request, make_request
+from sdexport.pipeline.request import Request
 from sdexport.pipeline.scheduler import QUANTUM, StepScheduler
 from sdexport.pipeline.tokenizer import PromptTokenizer
 from tests.pipeline.fakes import Fakes

@@ -10,8 +10,9 @@ import pytest
 from PIL import Image
 
 from sdexport.pipeline.guidance import guidance_scales
+from sdexport.pipeline.make_request import make_request
 from sdexport.pipeline.pipeline import Pipeline
-from sdexport.pipeline.request import Request, make_request
+from sdexport.pipeline.request import Request
 from sdexport.pipeline.slot_inputs import inputs_of, slot_inputs
 from sdexport.pipeline.tokenizer import PromptTokenizer
 from sdexport.sampling import TorchNoise

@@ -342,7 +342,7 @@ def test_a_cache_folder_that_cannot_be_written_is_ignored(
 def test_nan_latents_are_refused(
     standin: Standin, pipe: Pipeline, wanted: dict[tuple[Any, ...], list[bytes]]
 ) -> None:
-    from sdexport.pipeline.request import make_request
+    from sdexport.pipeline.make_request import make_request
 
     request = make_request(
         pipe.parts.limits,
