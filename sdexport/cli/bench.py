@@ -35,7 +35,9 @@ bench = typer.Typer(
     cls=RunsByDefault,
     rich_markup_mode=None,
     no_args_is_help=False,
-    help="""Compare bundles with PyTorch and other systems in time, memory and images.
+    help="""Compare bundles with PyTorch and other systems.
+
+    Times, memory and images.
 
     The verb run may be left out.
 
