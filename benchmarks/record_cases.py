@@ -109,8 +109,8 @@ def _plan_digest(plan: Any) -> str:
     return digest([int(digest(np.asarray(table)), 16) % 2**62 for table in tables])
 
 
-def picture(width: int, height: int) -> Image.Image:
-    """A picture of colour ramps and a disc: something to start from."""
+def ramps_and_disc(width: int, height: int) -> Image.Image:
+    """An image of colour ramps and a disc: something to start from."""
     y, x = np.mgrid[0:height, 0:width]
     disc = ((x - width / 2) ** 2 + (y - height / 2) ** 2 < (min(width, height) / 3) ** 2) * 255
     return Image.fromarray(
@@ -164,12 +164,12 @@ def requests() -> Iterator[tuple[str, dict[str, Any]]]:
     for name, strength in itertools.product(
         ("ddim", "pndm", "euler-a", "dpmpp-2m-karras", "lcm", "heun"), (0.4, 1.0)
     ):
-        start = {"sampler": name, "strength": strength, "image": picture(64, 64)}
+        start = {"sampler": name, "strength": strength, "image": ramps_and_disc(64, 64)}
         yield f"image {name} {strength}", small | start
         masked = start | {"mask_image": half_mask(64, 64)}
         yield f"mask {name} {strength}", small | masked
     for fit in ("exact", "resize", "crop", "pad"):
-        source = picture(96, 72) if fit == "exact" else picture(200, 90)
+        source = ramps_and_disc(96, 72) if fit == "exact" else ramps_and_disc(200, 90)
         asked = plain | {"size": (96, 72), "image": source, "fit": fit, "strength": 0.5}
         yield f"fit {fit}", asked
 

@@ -67,9 +67,9 @@ def ours(case: RandomCase, dtype: Any) -> Trajectory:
     exact = dtype == np.float64
     plan = compile_plan(case.config, case.scheduler, case.steps, exact=exact, **case.run)
     noise = _noise(case, dtype, 2 * plan.steps + 10)
-    picture = noise.pop() if plan.skipped else None
+    image = noise.pop() if plan.skipped else None
     draws = iter(noise[1:])
-    samples = tuple(interpret(plan, noise[0], model_of(case), lambda shape: next(draws), picture))
+    samples = tuple(interpret(plan, noise[0], model_of(case), lambda shape: next(draws), image))
     levels = np.array(plan.noise_levels)
     return Trajectory(samples, tuple(map(float, plan.timesteps)), levels)
 
@@ -84,7 +84,7 @@ def theirs(case: RandomCase, dtype: Any) -> Trajectory:
     if begin == steps:
         raise ValueError("no step is left")
     noise = _noise(case, dtype, 2 * steps + 10)
-    picture = noise.pop() if begin else None
+    image = noise.pop() if begin else None
     options = find_sampler(case.scheduler).scheduler
     config = dict(case.config)
     if config["_class_name"] != case.scheduler:
@@ -93,7 +93,7 @@ def theirs(case: RandomCase, dtype: Any) -> Trajectory:
         config = {k: v for k, v in config.items() if k not in filled}
         config = {**options.borrowed, **config}
     return run_scheduler(
-        case.scheduler, config, case.steps, model_of(case), noise, begin=begin, picture=picture,
+        case.scheduler, config, case.steps, model_of(case), noise, begin=begin, image=image,
         set_timesteps=case.set_timesteps, step=case.step,
     )  # fmt: skip
 
@@ -217,7 +217,7 @@ REFUSED_HERE = (
     "are too many for this solver",
     "solver_order is 3",
     "to a noise level of zero",
-    "leaves no signal",
+    "must leave some signal",
     "the noise rises between",
 )
 """What is refused although diffusers draws something; docs/samplers.md gives the reasons."""

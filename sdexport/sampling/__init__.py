@@ -1,4 +1,4 @@
-"""Samplers as plans, and the noise they start from: numpy alone, no torch."""
+"""Compiles samplers into plans, and generates torch-compatible noise; uses numpy, not torch."""
 
 from sdexport.sampling.compile import compile_plan
 from sdexport.sampling.config import (

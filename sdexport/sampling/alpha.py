@@ -1,4 +1,4 @@
-"""ᾱ by timestep, as DDIM, DDPM, PNDM, LCM and TCD look it up."""
+"""The table of ᾱ by timestep for DDIM, DDPM, PNDM, LCM and TCD."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from sdexport.sampling.training import alphas_cumprod
 
 
 class AlphaTable:
-    """ᾱ of each training step; before timestep 0 lies the final ᾱ."""
+    """ᾱ by training step; timesteps below 0 have the final ᾱ."""
 
     def __init__(self, config: ScheduleConfig, final: float | None = None) -> None:
         self._table = alphas_cumprod(config.training)

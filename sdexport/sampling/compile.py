@@ -1,4 +1,4 @@
-"""From a checkpoint's scheduler config, a sampler's name and a step count to a plan."""
+"""Compiles a sampler, a checkpoint's scheduler config and a number of steps into a plan."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def compile_plan(
 
 
 def _said(config: Mapping[str, object], sampler: Sampler) -> str:
-    """The options of a config that a sampler reads, for a message."""
+    """The config's options that a sampler reads, for a message."""
     given = options_of(config, sampler.scheduler) | dict(sampler.forced)
     reads = sampler.scheduler.reads
     said = [f"{name}={shown(given[name])}" for name in reads if name in given]
@@ -142,7 +142,7 @@ def _checked_steps(steps: object, most: int) -> int:
     count = whole_number(steps)
     if count is None or not 1 <= count <= most:
         raise UsageError(
-            f"steps is {shown(steps)}; ask for a whole number from 1 to {most}, as many as the "
-            "model was trained with."
+            f"steps must be a whole number from 1 to {most}, the model's training steps, got "
+            f"{shown(steps)}."
         )
     return count

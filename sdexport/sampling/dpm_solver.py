@@ -34,7 +34,7 @@ def dpm_multistep(trace: Tracer, config: ScheduleConfig, run: Run) -> None:
 
 
 def multistep_order(config: ScheduleConfig, i: int, steps: int, known: int) -> int:
-    """The order of step i: what is asked for, what is known, and less at the end of few steps."""
+    """The order of step i, limited by the known outputs and, for few steps, by the steps left."""
     few = config.lower_order_final and steps < 15
     if i == steps - 1 and (config.euler_at_final or few or config.final_sigmas_type == "zero"):
         return 1
@@ -73,7 +73,7 @@ def multistep_update(
 
 
 def dpm_singlestep(trace: Tracer, config: ScheduleConfig, run: Run) -> None:
-    """Groups of up to three evaluations; each goes anew from the group's start, at higher order."""
+    """Groups of up to three evaluations; each restarts from the group's start at a higher order."""
     timesteps, levels = _levels(config, run, whole_always=True)
     orders = _order_list(config, len(timesteps))
     x = start = trace.start(1.0)
@@ -96,7 +96,7 @@ def _singlestep_update(
     i: int,
     order: int,
 ) -> Linear:
-    """From the group's start x, `order` - 1 evaluations ago, over the whole group."""
+    """The step over the whole group, from its start x, `order` - 1 evaluations ago."""
     begun, then = levels[i - order + 1], levels[i + 1]
     midpoint = config.solver_type == "midpoint"
     keep, weights, noise = solver_weights(config, begun, then, midpoint=order == 2)
@@ -121,7 +121,7 @@ def _singlestep_update(
 
 
 def _order_list(config: ScheduleConfig, steps: int) -> list[int]:
-    """The order of each evaluation: 1, 2, 3, 1, 2, 3 …, with lower ones where that must end."""
+    """The order of each evaluation: 1, 2, 3, 1, 2, 3 …, with lower orders in the last group."""
     order, zero = config.solver_order, config.final_sigmas_type == "zero"
     lower = config.lower_order_final or steps % order != 0 or zero
     orders = [1 + i % order for i in range(steps)]
@@ -140,7 +140,7 @@ def solver_weights(
     """Weights of the sample, of the output with its first and second difference, and of noise.
 
     The integrals of 2206.00927, proposition 3.1, and their SDE forms (2211.01095, section 6),
-    over a step of h in λ. `midpoint` is where the config's solver type has a say.
+    over a step of h in λ. `midpoint` selects the variant of the config's solver type.
     """
     h = then.above(now)
     if h == 0:

@@ -20,7 +20,7 @@ from sdexport.sampling.training import Floats
 
 
 def euler(trace: Tracer, config: ScheduleConfig, run: Run) -> None:
-    """One straight step along the derivative an evaluation."""
+    """One step along the derivative per evaluation."""
     timesteps, sigmas = diffusion_levels(config, run)
     x = trace.start(initial_scale(config, sigmas))
     for i in range(run.begin, len(timesteps)):
@@ -102,13 +102,13 @@ def evaluated(
 
 
 def ancestral_step(sigma: float, sigma_next: float, eta: float = 1.0) -> tuple[float, float]:
-    """(sigma_down, sigma_up): how far to go down, and how much noise leads back up."""
+    """(sigma_down, sigma_up): the sigma to step down to, and that of the noise to add."""
     up = min(sigma_next, eta * math.sqrt(sigma_next**2 * (sigma**2 - sigma_next**2) / sigma**2))
     return math.sqrt(sigma_next**2 - up**2), up
 
 
 def initial_scale(config: ScheduleConfig, sigmas: Floats) -> float:
-    """The start sample's standard deviation (diffusers' `init_noise_sigma`)."""
+    """The initial sample's standard deviation (diffusers' `init_noise_sigma`)."""
     largest = float(np.max(sigmas))
     # "leading" does not start at the last training step, where the clean sample has faded away.
     return math.sqrt(largest**2 + 1) if config.timestep_spacing == "leading" else largest

@@ -15,12 +15,12 @@ from sdexport.sampling.trace import Tracer
 
 
 def flow_euler(trace: Tracer, config: ScheduleConfig, run: Run) -> None:
-    """One straight step an evaluation, or with `stochastic_sampling` anew from fresh noise."""
+    """One step per evaluation; with `stochastic_sampling`, from the clean sample and new noise."""
     _flow(trace, config, run, fresh=config.stochastic_sampling)
 
 
 def flow_lcm(trace: Tracer, config: ScheduleConfig, run: Run) -> None:
-    """To the clean sample, and with fresh noise back up."""
+    """Each step goes to the clean sample, and adds new noise."""
     _flow(trace, config, run, fresh=True)
 
 

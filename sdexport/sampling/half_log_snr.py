@@ -18,7 +18,7 @@ from sdexport.sampling.training import Floats
 
 @dataclass(frozen=True)
 class Level:
-    """A sample here is α × clean + σ × noise; `ratio` is σ as diffusers' tables have it."""
+    """A noise level: a sample is α × clean + σ × noise; `ratio` is σ in diffusers' tables."""
 
     alpha: float
     sigma: float
@@ -26,7 +26,7 @@ class Level:
 
     @property
     def half_log_snr(self) -> float:
-        """λ; infinite where there is no noise."""
+        """λ; infinite without noise."""
         return math.log(self.alpha) - math.log(self.sigma) if self.sigma > 0 else math.inf
 
     @property
@@ -35,14 +35,14 @@ class Level:
         return self.alpha, self.sigma
 
     def above(self, other: Level) -> float:
-        """h: how much higher λ is here."""
+        """h: λ of this level minus that of `other`."""
         return self.half_log_snr - other.half_log_snr
 
 
 def vp_levels(config: ScheduleConfig, sigmas: Floats) -> list[Level]:
-    """Levels of variance-preserving (or flow) samples, from sigmas of which the last one ends.
+    """Levels of variance-preserving (or flow) samples; the last sigma is where the last step ends.
 
-    Raises `UsageError` where two steps fall on one level; the last may rest where it is.
+    Raises `UsageError` if two steps have the same level; only the last step may stay at its level.
     """
     levels = []
     for ratio in resting(config.rounded(sigmas).tolist()):
@@ -57,7 +57,7 @@ def vp_levels(config: ScheduleConfig, sigmas: Floats) -> list[Level]:
 
 
 def resting(sigmas: list[float]) -> list[float]:
-    """The same, with a last one that differs from the one before by rounding equal to it."""
+    """`sigmas`, with the last one set to the one before if they differ only by rounding."""
     if math.isclose(sigmas[-1], sigmas[-2], rel_tol=1e-6):
         return [*sigmas[:-1], sigmas[-2]]
     return sigmas
@@ -67,8 +67,8 @@ def check_levels(levels: list[Level]) -> None:
     """Raises `UsageError` for levels that a solver cannot step along."""
     if levels[0].alpha <= 0:
         raise UsageError(
-            f"the first noise level, {levels[0].ratio:g}, leaves no signal; this solver needs "
-            "some. Flow sigmas go with even spacing, or UniPC with Karras sigmas."
+            f"the first noise level must leave some signal for this solver, got "
+            f"{levels[0].ratio:g}. Use flow sigmas with even spacing, or UniPC with Karras sigmas."
         )
     falls = [after.ratio < before.ratio for before, after in pairwise(levels)]
     rests = levels[-1].ratio == levels[-2].ratio

@@ -1,7 +1,7 @@
-"""The timesteps and noise levels of one run: what each family of samplers steps along.
+"""The timesteps and noise levels of one run, for each family of samplers.
 
-Every function returns descending timesteps, one a step, and as many sigmas and one more, where
-the last step ends. Both are rounded as diffusers keeps them (`ScheduleConfig.rounded`).
+Every function returns descending timesteps, one per step, and one more sigma than steps: the last
+one is where the last step ends. Both are rounded as in diffusers (`ScheduleConfig.rounded`).
 """
 
 from __future__ import annotations
@@ -38,22 +38,22 @@ def training_timesteps(config: ScheduleConfig, run: Run) -> list[int]:
 
 
 def consistency_timesteps(config: ScheduleConfig, run: Run) -> list[int]:
-    """Timesteps of LCM and TCD: some of those that their distillation went along.
+    """Timesteps of LCM and TCD: a subset of the distillation's timesteps.
 
     Raises `UsageError` for more steps than the distillation had.
     """
     original, train = config.original_inference_steps, config.num_train_timesteps
     if original > train:
         raise UsageError(
-            f"original_inference_steps is {original}, more than the {train} steps that the model "
-            "was trained with (num_train_timesteps); change scheduler/scheduler_config.json."
+            f"original_inference_steps must be at most num_train_timesteps ({train}), got "
+            f"{original}; change scheduler/scheduler_config.json."
         )
     if run.timesteps is not None:
         return _whole_timesteps(config, run.timesteps)
     if run.steps > original:
         raise UsageError(
-            f"{run.steps} steps are more than the {original} that the model was distilled along "
-            "(original_inference_steps); ask for fewer."
+            f"steps must be at most {original}, the model's original_inference_steps, got "
+            f"{run.steps}."
         )
     stride = train // original
     distilled = np.arange(original, 0, -1) * stride - 1
@@ -127,7 +127,7 @@ def _solver_timesteps(config: ScheduleConfig, steps: int) -> Floats:
 
 
 def clipped(config: ScheduleConfig) -> int:
-    """Training steps at the noisy end with a λ below `lambda_min_clipped`, which are not used."""
+    """The number of training steps with a λ below `lambda_min_clipped`, which are not used."""
     if math.isinf(config.lambda_min_clipped):
         return 0
     alpha_bar = alphas_cumprod(config.training)

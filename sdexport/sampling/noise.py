@@ -25,12 +25,12 @@ _HALF = BLOCK // 2
 
 
 class TorchNoise:
-    """A generator of unit noise; one an image, seeded with the image's seed.
+    """A generator of unit noise, one per image, seeded with the image's seed.
 
-    Seeds are 0 … 2⁶⁴-1; like torch's, only the low 32 bits count. Values agree with torch's to
-    1e-6. `precision` is what torch is asked for: "float32", or "float16" and "bfloat16", which
-    pipelines in half precision draw, and which are rounded and, for counts that are no multiple of
-    16, another sequence. Raises `UsageError` for any other seed or precision.
+    Seeds are 0 … 2⁶⁴-1; as in torch, only the low 32 bits count. Values agree with torch's to
+    1e-6. `precision` is the dtype that torch would generate: "float32", or "float16" and
+    "bfloat16" for pipelines in half precision, which are rounded and, for counts that are not
+    multiples of 16, another sequence. Raises `UsageError` for any other seed or precision.
     """
 
     def __init__(self, seed: int, precision: str = "float32") -> None:
@@ -63,7 +63,7 @@ class TorchNoise:
         return (self._draw(count) & np.uint32(0xFFFFFF)).astype(np.float32) * np.float32(2**-24)
 
     def _one(self) -> float:
-        """One number in float64; they come in pairs, and the second one waits for its turn."""
+        """One number in float64; they are generated in pairs, and the second one is kept."""
         if self._spare is not None:
             value, self._spare = self._spare, None
             return value
@@ -96,18 +96,18 @@ class NoiseSource(Protocol):
 
 
 NOISE_SOURCES = ("torch-cpu", "torch-cuda")
-"""The generators whose noise can be asked for."""
+"""The names of the available generators."""
 
 
 def noise_source(name: str, seed: int) -> NoiseSource:
-    """An image's noise as torch draws it on the CPU or on a CUDA device, by name.
+    """The generator of an image's noise, by name.
 
-    "torch-cpu" is what diffusers draws with a generator on the CPU, whatever the model runs on,
-    and what its documentation recommends; "torch-cuda" what it draws with one on the GPU, and what
-    AUTOMATIC1111's web UI draws unless told otherwise. Raises `UsageError` for another name.
+    "torch-cpu" is the noise of a torch generator on the CPU, which diffusers' documentation
+    recommends for every device; "torch-cuda" is that of a generator on the GPU, the default of
+    AUTOMATIC1111's web UI. Raises `UsageError` for another name.
     """
     if name == "torch-cpu":
         return TorchNoise(seed)
     if name == "torch-cuda":
         return TorchCudaNoise(seed)
-    raise UsageError(f"noise {shown(name)} is not known; choose one of {', '.join(NOISE_SOURCES)}.")
+    raise UsageError(f"noise must be one of {', '.join(NOISE_SOURCES)}, got {shown(name)}.")

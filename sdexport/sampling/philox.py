@@ -65,7 +65,7 @@ def philox4x32(counter: Words, key: Words) -> Words:
 
 
 class TorchCudaNoise:
-    """A generator of unit noise; one an image, seeded with the image's seed.
+    """A generator of unit noise, one per image, seeded with the image's seed.
 
     Seeds are 0 … 2⁶⁴-1, and all of their bits count. The sequence depends on the GPU for draws of
     more numbers than it runs threads: `threads` is its multiprocessors × (threads that one can run
@@ -79,7 +79,7 @@ class TorchCudaNoise:
     def __init__(self, seed: int, precision: str = "float32", threads: int | None = None) -> None:
         count = BLOCK if threads is None else whole_number(threads) or 0
         if count < BLOCK or count % BLOCK:
-            raise UsageError(f"threads is {shown(threads)}; give a multiple of {BLOCK}.")
+            raise UsageError(f"threads must be a multiple of {BLOCK}, got {shown(threads)}.")
         value = checked_seed(seed)
         self._key = np.array([value & 0xFFFFFFFF, value >> 32], np.uint32)
         self._round = rounded_to(precision)

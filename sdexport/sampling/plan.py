@@ -1,4 +1,4 @@
-"""What a sampler is to a device: one small matrix an evaluation.
+"""A sampling plan: a sampler as tables of small matrices, one per evaluation.
 
 Every supported sampler is linear in the latents, the model's outputs and the noise once its
 timesteps are known. For evaluation ``i``, with state ``S`` (K slots of latents), guided model
@@ -19,10 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.floating[Any]]
-"""float32 in a plan for engines; float64 where the arithmetic itself is examined."""
+"""float32 in a plan for engines; float64 in one for examining the arithmetic."""
 
 STATE_SLOTS = 5
-"""K: latents that a plan may keep between evaluations, the sample among them (in slot 0)."""
+"""K, the number of latents that a state holds between evaluations; slot 0 is the sample."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,7 +52,7 @@ class SamplingPlan:
 
     Tables of numbers are float32, or all of them float64 where that was asked for.
 
-    Raises `ValueError` for tables that do not fit together: a defect of whoever made them.
+    Raises `ValueError` for tables with contradicting shapes: a defect of the caller.
     """
 
     sampler: str
@@ -95,17 +95,17 @@ class SamplingPlan:
 
     @property
     def evaluations(self) -> int:
-        """N: how often the model is called."""
+        """N, the number of model calls."""
         return len(self.timesteps)
 
     @property
     def start_sample_weight(self) -> float:
-        """Of an image's latents in the start sample."""
+        """The weight of an image's latents in the start sample."""
         return float(self.noise_levels[0, 0])
 
     @property
     def start_noise_weight(self) -> float:
-        """Of unit noise in the start sample, where an image's latents are in it."""
+        """The weight of unit noise in a start sample that contains an image's latents."""
         return float(self.noise_levels[0, 1])
 
     @property
@@ -126,7 +126,7 @@ def interpret(
     draw: Callable[[tuple[int, ...]], Any],
     image: Floats | None = None,
 ) -> Iterator[Floats]:
-    """Run a plan in numpy, yielding the sample after each evaluation: the backends' reference.
+    """Runs a plan in numpy and yields the sample after each evaluation: the backends' reference.
 
     noise    unit noise of any shape, float32 as the plan (or float64); the sample has this shape
     model    (model input, timestep) → guided model output, both of the sample's shape

@@ -1,4 +1,4 @@
-"""What a model predicts, turned into the clean sample and the noise that samplers work with."""
+"""Converts a model's prediction into the clean sample and the noise."""
 
 from __future__ import annotations
 

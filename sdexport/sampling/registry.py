@@ -1,4 +1,4 @@
-"""The samplers by name."""
+"""The registry of samplers: by name, and by diffusers' scheduler class."""
 
 from __future__ import annotations
 
@@ -33,23 +33,23 @@ from sdexport.sampling.unipc import unipc
 
 
 def one_a_step(steps: int) -> int:
-    """Evaluations of a sampler that calls the model once a step."""
+    """The evaluations of a sampler that calls the model once per step."""
     return steps
 
 
 def two_a_step(steps: int) -> int:
-    """Evaluations of a sampler that calls the model twice a step, but for the last one."""
+    """The evaluations of a sampler that calls the model twice per step, except in the last one."""
     return 2 * steps - 1
 
 
 def pndm_evaluations(steps: int) -> int:
-    """PNDM takes its first step twice, unless it is the only one."""
+    """The evaluations of PNDM, which takes its first step twice unless it is the only one."""
     return steps + 1 if steps > 1 else 1
 
 
 @dataclass(frozen=True)
 class Sampler:
-    """A sampler that can be asked for.
+    """A sampler of the registry.
 
     name         short name, as on the command line and in a `SamplingPlan`
     title        as AUTOMATIC1111's web UI writes it, or the paper
@@ -189,7 +189,7 @@ def samplers() -> tuple[Sampler, ...]:
 
 
 def scheduler_classes() -> tuple[str, ...]:
-    """Names of diffusers' scheduler classes that have a plan."""
+    """The names of diffusers' scheduler classes that can be compiled into a plan."""
     schedulers = [sampler.scheduler for sampler in _SAMPLERS if sampler.in_diffusers]
     names = [name for each in schedulers for name in (each.name, *each.same_step)]
     return tuple(dict.fromkeys(names))
@@ -258,7 +258,8 @@ def find_sampler(name: str) -> Sampler:
         return _BY_NAME[plain]
     if plain in _ADAPTIVE:
         raise UsageError(
-            f"sampler {shown(name)} cannot be a table of weights: {_ADAPTIVE[plain]}; {_LISTS_ALL}"
+            f"sampler {shown(name)} cannot be compiled into a plan: {_ADAPTIVE[plain]}; "
+            f"{_LISTS_ALL}"
         )
     near = difflib.get_close_matches(plain, _BY_NAME, n=1)
     guess = f"; did you mean {_BY_NAME[near[0]].name}?" if near else ";"
@@ -268,8 +269,8 @@ def find_sampler(name: str) -> Sampler:
 def sampler_of_config(config: Mapping[str, object]) -> Sampler:
     """The checkpoint's own sampler, from its parsed scheduler_config.json.
 
-    It has a short name where its options are what that stands for, and its class's name where not.
-    Raises `UsageError` where there is none for its scheduler class.
+    It has a short name if its options are those that the name stands for, else its class's name.
+    Raises `UsageError` if its scheduler class has no sampler.
     """
     checked_mapping(config)
     scheduler = config.get("_class_name")
@@ -292,7 +293,7 @@ def sampler_of_config(config: Mapping[str, object]) -> Sampler:
 
 
 def check_family(config: Mapping[str, object], sampler: Sampler) -> None:
-    """Raises `UsageError` for a sampler that is for another kind of model than the config's."""
+    """Raises `UsageError` if the sampler is for another family of models than the config's."""
     scheduler = config.get("_class_name")
     own = _BY_CLASS.get(_plain(scheduler)) if isinstance(scheduler, str) else None
     if own is None or own.family == sampler.family or config.get("use_flow_sigmas"):

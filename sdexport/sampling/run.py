@@ -1,4 +1,4 @@
-"""What is asked of a sampler, beside the checkpoint's configuration."""
+"""The parameters of a sampler's run, beside the checkpoint's configuration."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MOST_MU = 20.0
 
 @dataclass(frozen=True)
 class Run:
-    """How long a sampler runs, along what, and how noisily.
+    """The parameters of one run of a sampler.
 
     steps      of the whole schedule
     begin      steps that are left out at its start (denoising strength)
@@ -37,15 +37,13 @@ class Run:
 
     def __post_init__(self) -> None:
         if not 0 <= self.begin < self.steps:
-            raise ValueError(f"{self.begin} of {self.steps} steps cannot be left out")
+            raise ValueError(f"begin must be below steps ({self.steps}), got {self.begin}")
         if self.timesteps is not None and self.sigmas is not None:
             raise UsageError("give timesteps or sigmas, not both; each follows from the other.")
         for name in ("timesteps", "sigmas"):
             values: tuple[float, ...] | None = getattr(self, name)
             if values is not None and any(b >= a for a, b in pairwise(values)):
-                raise UsageError(
-                    f"each of {name} must be below the one before, got {shown(list(values))}."
-                )
+                raise UsageError(f"{name} must be strictly descending, got {shown(list(values))}.")
         eta = finite_number(self.eta)
         if self.eta is not None and (eta is None or not 0 <= eta <= 1):
             raise UsageError(f"eta must be a number from 0 to 1, got {shown(self.eta)}.")
@@ -57,14 +55,14 @@ class Run:
 
 
 def steps_left_out(steps: int, strength: object) -> int:
-    """Steps before the first one with a denoising strength, as diffusers' img2img counts them.
+    """The number of steps that a denoising strength skips, as counted by diffusers' img2img.
 
-    Strength 1 leaves none out (`StableDiffusionImg2ImgPipeline.get_timesteps`). Raises
-    `UsageError` for a strength outside 0 … 1, and for one that leaves no step.
+    Strength 1 skips none (`StableDiffusionImg2ImgPipeline.get_timesteps`). Raises `UsageError` for
+    a strength outside 0 … 1, and for one that skips all steps.
     """
     value = finite_number(strength)
     if value is None or not 0 < value <= 1:
-        raise UsageError(f"strength is {shown(strength)}; give a number above 0 and up to 1.")
+        raise UsageError(f"strength must be above 0 and at most 1, got {shown(strength)}.")
     # int(): 0.3 × 10 steps are 3, but 0.29 × 100 are 28, in diffusers as well.
     done = min(int(steps * value), steps)
     if done < 1:

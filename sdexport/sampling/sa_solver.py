@@ -16,7 +16,7 @@ from sdexport.sampling.run import Run
 from sdexport.sampling.trace import Linear, Tracer
 
 STOCHASTIC = (200, 800)
-"""The timesteps between which noise is added (τ = 1), as diffusers has it."""
+"""The timesteps between which noise is added (τ = 1), as in diffusers."""
 
 
 def sa_solver(trace: Tracer, config: ScheduleConfig, run: Run) -> None:
@@ -71,7 +71,7 @@ def _by_clean(config: ScheduleConfig) -> bool:
 def _linear_part(
     config: ScheduleConfig, now: Level, then: Level, tau: float
 ) -> tuple[float, float]:
-    """Weights of the sample and of noise."""
+    """The weights of the sample and of noise in a step."""
     h = then.above(now)
     if _by_clean(config):
         keep = math.exp(-(tau**2) * h) * (then.sigma / now.sigma)

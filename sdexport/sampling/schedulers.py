@@ -1,6 +1,6 @@
-"""How each diffusers scheduler class reads its config: which options, and what they may be.
+"""The options that each diffusers scheduler class reads of its config, with defaults and values.
 
-Every option of a class's constructor is either read here, with the class's own default, or one of
+Every option of a class's constructor is either listed here with the class's default, or in
 `NO_EFFECT`; a test compares these tables with diffusers.
 """
 
@@ -24,7 +24,7 @@ NO_EFFECT = frozenset({
 
 @dataclass(frozen=True)
 class SchedulerOptions:
-    """How one diffusers scheduler class reads its config.
+    """The options of one diffusers scheduler class.
 
     name      the class in diffusers
     reads     options that change the result → the class's own default
@@ -52,7 +52,7 @@ class SchedulerOptions:
 
     @property
     def spacings(self) -> tuple[str, ...]:
-        """Spacings of sigmas that a sampler's name may ask for."""
+        """The spacings of sigmas that a sampler's name can select."""
         return tuple(
             name for name in ("karras", "exponential", "beta") if f"use_{name}_sigmas" in self.reads
         )

@@ -1,4 +1,4 @@
-"""What the generators of noise have in common: a seed, a shape, the precision they round to."""
+"""Checks shared by the noise generators: seed, shape, and rounding to a precision."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def checked_seed(seed: int) -> int:
     """A seed as torch takes it; raises `UsageError` for any other value."""
     value = whole_number(seed)
     if value is None or not 0 <= value < 2**64:
-        raise UsageError(f"seed is {shown(seed)}; it must be a whole number from 0 to 2**64 - 1.")
+        raise UsageError(f"seed must be a whole number from 0 to 2**64 - 1, got {shown(seed)}.")
     return value
 
 
@@ -61,5 +61,7 @@ _ROUNDING: dict[str, Callable[[Single], Single]] = {
 def rounded_to(precision: str) -> Callable[[Single], Single]:
     """Rounds float32 numbers to a precision, leaving them float32; `UsageError` for another."""
     if not one_of(precision, _ROUNDING):
-        raise UsageError(f"precision is {shown(precision)}; choose one of {', '.join(_ROUNDING)}.")
+        raise UsageError(
+            f"precision must be one of {', '.join(_ROUNDING)}, got {shown(precision)}."
+        )
     return _ROUNDING[precision]

@@ -72,7 +72,7 @@ def beta_sigmas(largest: float, smallest: float, steps: int) -> Floats:
 
 
 def respaced(config: ScheduleConfig, largest: float, smallest: float, steps: int) -> Floats | None:
-    """Sigmas by the rule that the config asks for; None where it asks for none."""
+    """Sigmas by the config's spacing rule; None if it has none."""
     largest = config.sigma_max if config.sigma_max is not None else largest
     smallest = config.sigma_min if config.sigma_min is not None else smallest
     if config.use_karras_sigmas:
@@ -85,7 +85,7 @@ def respaced(config: ScheduleConfig, largest: float, smallest: float, steps: int
 
 
 def beta_quantiles(shares: Floats, shape: float = BETA_SHAPE) -> Floats:
-    """Where a symmetric beta distribution's cumulative probability is each of `shares`.
+    """The quantiles of a symmetric beta distribution at each probability of `shares`.
 
     The distribution is symmetric, so only its lower half is needed. There the incomplete beta
     function is a series that gains a bit a term (DLMF 8.17.7, a hypergeometric function), nearly

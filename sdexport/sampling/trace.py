@@ -1,8 +1,8 @@
-"""Turns a sampler, written as plain arithmetic on latents, into the tables of a plan.
+"""Traces a sampler, written as arithmetic on latents, into the tables of a plan.
 
-The sampler runs once over symbols. A `Linear` is a weighted sum of symbols; a symbol is the start
-sample, a model output, noise, or a value that the sampler asked to keep. What is still needed
-after an evaluation gets a slot of the state. All of it is float64, cast once at the end.
+The sampler runs once on symbols. A `Linear` is a weighted sum of symbols; a symbol is the start
+sample, a model output, noise, or a value that the sampler keeps. A symbol that a later evaluation
+needs gets a slot of the state. All numbers are float64, cast once at the end.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class TraceError(ValueError):
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Symbol:
-    """A latent that comes into being in `evaluation` (-1: the start); equal only to itself.
+    """A latent that is created in `evaluation` (-1: the start sample); equal only to itself.
 
     `definition` is set for kept values: older symbols and the evaluation's own output and noise.
     """
@@ -69,7 +69,7 @@ class _Evaluation:
 
 
 class Tracer:
-    """What a sampler is written against; each evaluation ends with `advance`.
+    """The interface with which a sampler is written; each evaluation ends with `advance`.
 
     A sampler calls `start` once and then, for every evaluation, `evaluate`, perhaps `noise` and
     `keep`, and `advance`. Misuse raises `TraceError`: it is a defect of the sampler.
@@ -83,7 +83,7 @@ class Tracer:
     def start(self, scale: float) -> Linear:
         """The start sample: `scale` × unit noise."""
         if self._start is not None:
-            raise TraceError("a sampler starts once")
+            raise TraceError("a sampler must call start only once")
         self._start = Symbol(evaluation=-1)
         self._initial_scale = scale
         return Linear({self._start: 1.0})
@@ -104,7 +104,7 @@ class Tracer:
         """Fresh unit noise; once an evaluation, after it."""
         current = self._current()
         if current.noise is not None:
-            raise TraceError("an evaluation draws noise once")
+            raise TraceError("an evaluation must call noise only once")
         current.noise = Symbol(evaluation=current.output.evaluation)
         return Linear({current.noise: 1.0})
 
@@ -113,16 +113,16 @@ class Tracer:
         return Linear({self._define(value): 1.0})
 
     def advance(self, sample: Linear) -> Linear:
-        """Declare the sample after this evaluation, which goes to slot 0; returns it."""
+        """Declares the sample after this evaluation, which goes to slot 0; returns it."""
         current = self._current()
         if current.sample is not None:
-            raise TraceError("an evaluation advances once")
+            raise TraceError("an evaluation must call advance only once")
         current.sample = self._define(sample)
         return Linear({current.sample: 1.0})
 
     def _current(self) -> _Evaluation:
         if not self._evaluations:
-            raise TraceError("a sampler evaluates the model first")
+            raise TraceError("a sampler must call evaluate first")
         return self._evaluations[-1]
 
     def _define(self, value: Linear) -> Symbol:
@@ -192,7 +192,7 @@ class Tracer:
 
 
 def _written_out(symbol: Symbol, evaluation: int) -> Mapping[Symbol, float]:
-    """A surviving symbol in terms of what is at hand in `evaluation`: slots, output, noise."""
+    """A surviving symbol as weights of the slots, the output and the noise of `evaluation`."""
     if symbol.evaluation == evaluation and symbol.definition is not None:
         return symbol.definition
     return {symbol: 1.0}
@@ -201,7 +201,7 @@ def _written_out(symbol: Symbol, evaluation: int) -> Mapping[Symbol, float]:
 def _allocate(
     needed: list[Symbol], sample: Symbol | None, before: Mapping[Symbol, int], sampler: str
 ) -> dict[Symbol, int]:
-    """Slots after an evaluation: the sample in 0, what was in another slot stays, the rest fill."""
+    """The slots after an evaluation: 0 is the sample, kept symbols stay, new ones fill the rest."""
     others = [symbol for symbol in needed if symbol is not sample]
     if len(others) >= STATE_SLOTS:
         raise TraceError(

@@ -1,4 +1,4 @@
-"""The training schedule: how much signal and noise each training step has.
+"""The training schedule: the shares of signal and noise at each training step.
 
 Returned arrays are float64. Where diffusers works in float32 and the rounding shows in a sample,
 these functions round as it does (`diffusers/schedulers/scheduling_ddim.py`), unless the schedule
@@ -24,7 +24,7 @@ Floats = NDArray[np.float64]
 BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2", "exp", "laplace", "sigmoid")
 
 MOST_STEPS = 10_000
-"""Training steps that a schedule may have, and with them the steps of a run."""
+"""The maximum number of training steps of a schedule, and of steps of a run."""
 
 LEAST_ALPHA = 2.0**-24
 """ᾱ of the last training step where a solver must divide by it although it ought to be zero."""
@@ -32,7 +32,7 @@ LEAST_ALPHA = 2.0**-24
 
 @dataclass(frozen=True)
 class TrainingSchedule:
-    """What decides ᾱ; hashable, so that its tables are computed once.
+    """The parameters that determine ᾱ; hashable, so that tables are cached.
 
     count              training steps
     beta_start, beta_end, betas   the rule for β and its ends
@@ -60,7 +60,7 @@ class TrainingSchedule:
 
     @property
     def dtype(self) -> type[np.floating[Any]]:
-        """The precision that tables are kept in."""
+        """The dtype of the tables."""
         return np.float64 if self.exact else np.float32
 
 

@@ -19,7 +19,7 @@ from sdexport.sampling.trace import Linear, Tracer
 from sdexport.sampling.training import Floats, training_sigmas
 
 NEARLY_ONE = 1e-6
-"""How far the first flow sigma is kept from 1, where λ is minus infinity."""
+"""The minimum distance of the first flow sigma from 1, at which λ is minus infinity."""
 
 
 def unipc(trace: Tracer, config: ScheduleConfig, run: Run) -> None:

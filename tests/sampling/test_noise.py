@@ -79,7 +79,7 @@ def test_most_values_are_equal_to_the_bit() -> None:
 
 @pytest.mark.parametrize("seed", [-1, 2**64, 1.0, "1", None, True])
 def test_a_seed_that_is_none(seed: object) -> None:
-    with pytest.raises(UsageError, match="seed is .* from 0 to"):
+    with pytest.raises(UsageError, match="seed must be .* from 0 to"):
         TorchNoise(seed)  # type: ignore[arg-type]
 
 
@@ -183,9 +183,9 @@ def test_all_bits_of_a_cuda_seed_count() -> None:
 def test_sources_by_name() -> None:
     for name, own in (("torch-cpu", TorchNoise(7)), ("torch-cuda", TorchCudaNoise(7))):
         np.testing.assert_array_equal(noise_source(name, 7).randn((20,)), own.randn((20,)))
-    with pytest.raises(UsageError, match="choose one of torch-cpu, torch-cuda"):
+    with pytest.raises(UsageError, match="noise must be one of torch-cpu, torch-cuda, got"):
         noise_source("cuda", 7)
-    with pytest.raises(UsageError, match="precision is 'double'"):
+    with pytest.raises(UsageError, match="precision must be .* got 'double'"):
         TorchNoise(1, "double")
     with pytest.raises(UsageError, match="multiple of 256"):
         TorchCudaNoise(1, threads=100)

@@ -79,11 +79,11 @@ def test_too_much_history() -> None:
 
 
 def test_calls_out_of_order() -> None:
-    with pytest.raises(ValueError, match="evaluates the model first"):
+    with pytest.raises(ValueError, match="must call evaluate first"):
         Tracer().noise()
     trace = Tracer()
     x = trace.start(1.0)
-    with pytest.raises(ValueError, match="starts once"):
+    with pytest.raises(ValueError, match="must call start only once"):
         trace.start(1.0)
     m = trace.evaluate(x, 0, LEVEL)
     with pytest.raises(ValueError, match="has not advanced"):
@@ -91,10 +91,10 @@ def test_calls_out_of_order() -> None:
     with pytest.raises(ValueError, match="has not advanced"):
         trace.plan("test", 1)
     trace.noise()
-    with pytest.raises(ValueError, match="draws noise once"):
+    with pytest.raises(ValueError, match="must call noise only once"):
         trace.noise()
     trace.advance(m)
-    with pytest.raises(ValueError, match="advances once"):
+    with pytest.raises(ValueError, match="must call advance only once"):
         trace.advance(m)
     with pytest.raises(ValueError, match="no start sample"):
         Tracer().plan("test", 1)
