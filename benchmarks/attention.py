@@ -5,7 +5,7 @@
 The ways are: two products with a softmax between, as exporters write it; OpenVINO's own operator,
 ScaledDotProductAttention; and, which is no attention, two products with a ReLU between: what is
 left to pay where the softmax is nearly free. They take turns. Operations are those of the products
-alone, so that a rate can be held against the machine's ceiling, which `sdexport bench` measures.
+alone, so that a rate can be compared with the machine's peak, which `sdexport bench` measures.
 """
 
 from __future__ import annotations
