@@ -102,7 +102,7 @@ def test_many_images_take_no_more_memory(standin: Standin, pipe: Pipeline, image
             generate(
                 pipe,
                 index,
-                num_inference_steps=2 + index % 2,
+                steps=2 + index % 2,
                 sampler=("euler-a", "ddim")[index // 2 % 2],
             )
 
