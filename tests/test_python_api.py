@@ -31,7 +31,6 @@ from sdexport.pipeline.load import load
 from sdexport.pipeline.make_request import make_request
 from sdexport.pipeline.pipeline import Pipeline
 from sdexport.pipeline.result import Result
-from tests.sizes import sides
 
 SECONDS = float(os.environ.get("SDEXPORT_API_SECONDS", "5"))
 EXAMPLES = 25
@@ -49,6 +48,12 @@ SIDES = st.sampled_from([0, 1, 32, 40, 64, 70, 200])
 PICTURES = st.builds(
     lambda mode, width, height: Image.new(mode, (width, height)), COLOURS, SIDES, SIDES
 )
+ARRAYS = st.builds(
+    lambda shape, kind, value: np.full(shape, value, kind),
+    st.sampled_from([(1, 4, 8, 8), (1, 77, 32), (2, 77, 32), (1, 154, 32), (1, 1), ()]),
+    st.sampled_from(["f4", "f8", "f2", "i8"]),
+    st.sampled_from([0, 0.5, 30000]),
+)
 GOOD: dict[str, st.SearchStrategy[Any]] = {
     "negative_prompt": TEXT | st.lists(TEXT, max_size=3),
     "num_inference_steps": st.integers(1, 3),
@@ -57,7 +62,15 @@ GOOD: dict[str, st.SearchStrategy[Any]] = {
     "guidance_interval": st.tuples(st.floats(0, 1), st.floats(0, 1)),
     "sampler": st.sampled_from(["ddim", "euler-a", "dpmpp-2m-karras", "lcm", "heun", "no", ""]),
     "seed": st.integers(0, 2**64) | st.lists(st.integers(0, 5), max_size=4),
-    **sides(st.sampled_from(["64x64", (64, 32), [128, 64], "72x64", "65x64", (64,)])),
+    "height": st.sampled_from([32, 64, 65, 128, 256]),
+    "width": st.sampled_from([32, 40, 64, 128, 10**6]),
+    "eta": st.floats(0, 1.5),
+    "timesteps": st.lists(st.floats(0, 1000), max_size=3) | st.just([900, 300]),
+    "sigmas": st.lists(st.floats(0, 20), max_size=3) | st.just([9.0, 2.0, 0.0]),
+    "latents": ARRAYS,
+    "prompt_embeds": ARRAYS,
+    "negative_prompt_embeds": ARRAYS,
+    "output_type": st.sampled_from(["pil", "np", "latent", "pt"]),
     "num_images_per_prompt": st.integers(1, 3),
     "noise": st.sampled_from(["torch-cpu", "torch-cuda", "torch"]),
     "prompt_syntax": st.sampled_from(["plain", "long", "weights", "compel"]),
@@ -67,7 +80,7 @@ GOOD: dict[str, st.SearchStrategy[Any]] = {
     "strength": st.floats(0, 1),
     "fit": st.sampled_from(["exact", "resize", "crop", "pad", "stretch"]),
 }
-UNKNOWN = st.sampled_from(["num_inference_steps", "guidanse", "prompts", "", "self", "limits"])
+UNKNOWN = st.sampled_from(["num_steps", "guidanse", "prompts", "", "self", "limits"])
 ASKING = ("generate", "stream", "batch", "request", "abandon", "close")
 
 
@@ -87,7 +100,12 @@ def options() -> st.SearchStrategy[dict[str, Any]]:
         lambda n: st.just({}) if n else st.dictionaries(UNKNOWN, st.just(1), min_size=1, max_size=1)
     )
     return st.builds(
-        lambda known, other: {"num_inference_steps": 1} | known | other,
+        # One step, where it is not how many there are that is asked for.
+        lambda known, other: (
+            ({} if {"timesteps", "sigmas"} & set(known) else {"num_inference_steps": 1})
+            | known
+            | other
+        ),
         chosen.flatmap(some),
         unknown,
     )
@@ -96,7 +114,7 @@ def options() -> st.SearchStrategy[dict[str, Any]]:
 CALLS = st.lists(
     st.tuples(
         st.sampled_from(ASKING),
-        TEXT | st.lists(TEXT, max_size=3) | WRONG,
+        TEXT | st.lists(TEXT, max_size=3) | st.none() | WRONG,
         options(),
     ),
     min_size=1,
@@ -112,8 +130,9 @@ def test_every_option_has_values() -> None:
 def checked(result: Result, images: int) -> None:
     assert len(result.images) == len(result.seeds) == images
     for image in result.images:
-        assert np.isfinite(np.asarray(image, np.float32)).all()
-        assert min(image.size) >= 32
+        values = np.asarray(image, np.float32)
+        assert np.isfinite(values).all()
+        assert min(values.shape[-2:] if isinstance(result.images, np.ndarray) else image.size) >= 3
 
 
 def ask(pipe: Pipeline, how: str, prompt: Any, given: dict[str, Any]) -> None:
@@ -266,7 +285,8 @@ def test_threads_are_a_number_that_a_machine_can_have(
 DESCRIBING = [
     name
     for name in sdexport.__all__
-    if is_dataclass(getattr(sdexport, name)) and name not in ("BuildReport", "Result")
+    if is_dataclass(getattr(sdexport, name))
+    and name not in ("BuildReport", "Request", "Result", "Step")
 ]
 """The public classes that a user makes; the others come out of a call."""
 FIELDS = {(name, one.name) for name in DESCRIBING for one in fields(getattr(sdexport, name))}
@@ -278,5 +298,5 @@ def test_what_describes_a_build_is_checked(name: str, field: str) -> None:
     for value in WRONG_VALUES:
         with contextlib.suppress(SdexportError):  # and nothing else
             getattr(sdexport, name)(**(defaults | {field: value}))
-    with pytest.raises(SdexportError, match=field if name != "Range" else "a range needs"):
+    with pytest.raises(SdexportError, match=field if name != "Range" else "a range must be"):
         getattr(sdexport, name)(**(defaults | {field: object()}))
