@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from sdexport import doctor
-from sdexport.backends.cuda.gpus import find_gpus, listed
+from sdexport.backends.cuda.gpus import describe_gpus, find_gpus
 
 ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "build" / "gpu-check"
@@ -52,7 +52,7 @@ def main() -> int:
     }
     if options.target:
         environment["GPU_CHECK_TARGET"] = options.target
-    print(f"checking on {listed(gpus)}; engines are built in {folder}")
+    print(f"checking on {describe_gpus(gpus)}; engines are built in {folder}")
     begun = datetime.now(UTC)
     # Building for a GPU tries many kernels, which takes as long as it takes.
     command = [sys.executable, "-m", "pytest", "-m", "gpu", "-v", "--timeout=3600"]

@@ -159,7 +159,7 @@ def test_a_bundle_of_an_earlier_format_generates(own_bundle: Path) -> None:
     value = json.loads((own_bundle / "bundle.json").read_text())
     written(own_bundle, value | {"format": 2})
     with sdexport.load(own_bundle) as pipeline:
-        before = pipeline.generate("a fox", steps=1, seed=1).images
+        before = pipeline.generate("a fox", num_inference_steps=1, seed=1).images
     assert sdexport.upgrade(own_bundle).before == 2
     with sdexport.load(own_bundle) as pipeline:
-        assert pipeline.generate("a fox", steps=1, seed=1).images == before
+        assert pipeline.generate("a fox", num_inference_steps=1, seed=1).images == before

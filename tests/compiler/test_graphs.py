@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 
 from sdexport.artifacts import bundle as bundles
+from sdexport.artifacts.manifest import read_manifest
 from sdexport.compiler import BuildOptions, build_folder
 from sdexport.errors import FolderError
-from sdexport.graph.flops import count
+from sdexport.graph.flops import graph_cost
 from sdexport.graph.proto import load_graph
 from sdexport.graph.skeleton import Call, shapes_at
 from sdexport.model.shapes import Precision
@@ -25,7 +26,7 @@ OPTIONS = BuildOptions("onnxruntime-cpu", Precision.FP32, TINY_PROFILE)
 def forget_graphs(bundle: Path) -> None:
     """Makes the bundle one of a version that kept none."""
     shutil.rmtree(bundle / bundles.GRAPHS)
-    bundles.write_manifest(bundle, bundles._read_manifest(bundle))
+    bundles.write_manifest(bundle, read_manifest(bundle / bundles.MANIFEST_FILE))
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -37,9 +38,9 @@ def test_every_engine_has_one(tiny_bundle: Callable[[str], Path], target: str) -
         path = bundle.graph_file(name)
         assert path.stat().st_size < 200_000
         graph = load_graph(path)
-        cost = count(graph, shapes_at(graph, usual))
+        cost = graph_cost(graph, shapes_at(graph, usual))
         assert (cost.flops, cost.parameters) == (engine.flops, engine.parameters)
-        half = count(graph, shapes_at(graph, Call(32, 64)))
+        half = graph_cost(graph, shapes_at(graph, Call(32, 64)))
         # Texts and timesteps are the same at any size.
         assert name.startswith(("text", "time")) or half.flops < cost.flops
 

@@ -277,7 +277,7 @@ def test_an_engine_that_works_is_valid_to_the_library(built: Built, target: Targ
     for name in ENGINES:
         if name in bundle.manifest.engines:
             blob = bundle.engine_file(name).read_bytes()
-            assert refusal.diagnostics(module, runtime, blob) == []
+            assert refusal.validity_diagnostics(module, runtime, blob) == []
 
 
 def decoder_call(
