@@ -292,7 +292,7 @@ def functions() -> Iterator[tuple[str, Callable[..., Any], str, str]]:
 SKIPPED = {
     "bundle.is_bundle": "asks whether one is there",
     "bundle.write_manifest": "of a folder that this package made",
-    "results.write": "of a folder that this package made",
+    "results_file.write": "of a folder that this package made",
     "BuildReport": "comes out of a build",
     "BuilderOptions": "a timing cache is read by a build on a GPU",
 }

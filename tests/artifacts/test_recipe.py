@@ -107,7 +107,7 @@ def test_paths_start_at_the_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPat
             'checkpoint = "c"\nprofile = 3',
             "profile must be a table or a list of at least 1 item, got 3",
         ),
-        ('checkpoint = "c"\n[profile]\nbatch = "4:2"', "profile.batch: a range needs"),
+        ('checkpoint = "c"\n[profile]\nbatch = "4:2"', "profile.batch: a range must satisfy"),
         ('checkpoint = "c"\n[profile]\nbatch = 1.5', "profile.batch: 1.5 is no range"),
         ('checkpoint = "c"\n[profile]\nbatch = true', "profile.batch: True is no range"),
         ('checkpoint = "c"\n[profile]\nbatch = [1, 2, 3, 4]', "is no range"),
