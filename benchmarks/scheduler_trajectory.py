@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+import sdexport  # noqa: F401  # turns telemetry off before diffusers is imported
+
 Array = npt.NDArray[Any]
 
 

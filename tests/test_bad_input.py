@@ -68,8 +68,8 @@ def test_a_component_missing(tiny_checkpoint: Path, tmp_path: Path, component: s
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (("--size", "60x64"), ("width 60", "multiple of 8", "56 and 64")),
-        (("--size", "64x60"), ("height 60", "multiple of 8")),
+        (("--size", "60x64"), ("width", "multiple of 8", "got 60", "56 and 64")),
+        (("--size", "64x60"), ("height", "multiple of 8", "got 60")),
         (("--size", "64x256"), ("height 256", "32 to 128")),
         (("--size", "24x64"), ("width 24", "32 to 128")),
         (("--size", "big"), ("big",)),

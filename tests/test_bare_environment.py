@@ -22,9 +22,9 @@ INSTALL = ("install", "--quiet", "--disable-pip-version-check", "-c", ROOT / "co
 
 DRAW = """
 import importlib.util, json, sys
-from tests.sizes import sides
 import sdexport
-result = sdexport.load(sys.argv[1]).generate("a red apple", steps=3, seed=5, size=(32, 32))
+options = {"num_inference_steps": 3, "seed": 5, "width": 32, "height": 32}
+result = sdexport.load(sys.argv[1]).generate("a red apple", **options)
 result.images[0].save(sys.argv[2])
 found = [name for name in sys.argv[3:] if importlib.util.find_spec(name) is not None]
 print(json.dumps({"size": result.images[0].size, "found": found}))

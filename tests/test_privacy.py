@@ -296,6 +296,7 @@ VERBS = {
     "build": None,
     "generate": None,
     "verify": ["verify", "{bundle}", "--checkpoint", "{checkpoint}"],
+    "upgrade": ["upgrade", "{bundle}"],
     "inspect": ["inspect", "{bundle}"],
     "samplers": ["samplers"],
     "doctor": ["doctor"],

@@ -70,13 +70,13 @@ def theirs(reference: Any) -> Callable[..., list[np.ndarray[Any, Any]]]:
         key = (sampler, request)
         if key not in generated:
             prompts, negative, size, guidance, steps = request
-            generated[key] = reference.images(
+            generated[key] = reference.generate(
                 list(prompts),
                 seeds=[7 + index for index in range(len(prompts))],
-                steps=steps,
-                guidance=guidance,
+                num_inference_steps=steps,
+                guidance_scale=guidance,
                 sampler=sampler,
-                size=size,
+                **sides(size),
                 negative_prompt=negative,
             )
         return generated[key]
