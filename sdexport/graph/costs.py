@@ -87,8 +87,8 @@ def engine_work(
     scale = bundle.manifest.latent_scale
     if min(size) < scale or width % scale or height % scale or batch < 1:
         raise UsageError(
-            f"batch must be at least 1 and sides multiples of {scale} pixels, got {batch} images "
-            f"of {width}x{height}"
+            f"batch must be at least 1 and sides multiples of {scale} pixels, got batch {batch} at "
+            f"{width}x{height}"
         )
     graph = proto.load_graph(path)
     call = skeleton.Call(height=height, width=width, batch=batch, branches=2 if guided else 1)

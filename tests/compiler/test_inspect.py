@@ -299,7 +299,7 @@ def test_costs_at_a_size(tiny_bundle: Any) -> None:
         assert large[name].flops_at == "batch 3, 128x64 pixels, guided"
     assert usual["text_encoder"].flops * 3 == large["text_encoder"].flops
     assert usual["denoise_step"].flops * 6 < large["denoise_step"].flops
-    with pytest.raises(UsageError, match="sides multiples of 8 pixels, got 1 images of 63x64"):
+    with pytest.raises(UsageError, match="sides multiples of 8 pixels, got batch 1 at 63x64"):
         inspect(bundle, size=(63, 64))
     with pytest.raises(UsageError, match="0 images"):
         inspect(bundle, batch=0)
