@@ -188,6 +188,13 @@ def samplers() -> tuple[Sampler, ...]:
     return _SAMPLERS
 
 
+def scheduler_classes() -> tuple[str, ...]:
+    """The names of diffusers' scheduler classes that can be compiled into a plan."""
+    schedulers = [sampler.scheduler for sampler in _SAMPLERS if sampler.in_diffusers]
+    names = [name for each in schedulers for name in (each.name, *each.same_step)]
+    return tuple(dict.fromkeys(names))
+
+
 def _plain(name: str) -> str:
     return "-".join(name.casefold().replace("_", " ").replace("-", " ").split())
 

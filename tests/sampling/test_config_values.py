@@ -28,9 +28,9 @@ from sdexport.sampling import (
     stable_diffusion_config,
     unknown_options,
 )
+from sdexport.sampling.registry import scheduler_classes
 from sdexport.sampling.schedulers import NO_EFFECT, SCHEDULERS
 from sdexport.sampling.training import MOST_STEPS
-from tests.sampling.classes import scheduler_classes
 
 PRIVATE = ("_class_name", "_use_default_values", "_corrected")
 KEYS = sorted(

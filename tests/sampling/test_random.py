@@ -23,7 +23,7 @@ from benchmarks.sampler_table import NOT_SAMPLERS
 from benchmarks.sampler_verdicts import Verdict, ieee_square_roots, is_stated, verdict
 from sdexport.errors import UsageError
 from sdexport.sampling import compile_plan, find_sampler, pipeline_config, sampler_of_config
-from tests.sampling.classes import scheduler_classes
+from sdexport.sampling.registry import scheduler_classes
 
 FEW = 3
 
