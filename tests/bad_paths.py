@@ -308,11 +308,11 @@ def of_functions(
             continue
         takes = "output" if (name, parameter) in OUTPUTS else "input"
         takes = "file" if name == "Result.save" else takes
-        takes = "listing" if name.startswith("engine_store.") else takes
+        takes = "listing" if name.startswith("store.") else takes
         takes = "scenario" if name == "scenario.read_scenario" else takes
         for kind, path in bad.items():
             # None gives no path there, and a list gives several images.
-            optional = parameter in ("onnx", "image", "mask") and kind in ("None", "a list")
+            optional = parameter in ("onnx", "image", "mask_image") and kind in ("None", "a list")
             if optional or kind in FINE.get(takes, ()):
                 continue
             values: dict[str, Any] = {}
@@ -321,10 +321,11 @@ def of_functions(
                     values[one] = generated if name.startswith("Result.") else drawer
                 elif about.default is about.empty and one not in ("cls", "args", "kwargs"):
                     values[one] = good.get(f"{name}.{one}", good.get(one, "a fox"))
-            if name == "engine_store.prune":
+            if name == "store.prune":
                 values |= {"older_days": None, "cannot_run": False, "remove": False}
             if name.startswith("Pipeline."):
-                values |= {"image": good["image"]} if parameter == "mask" else {}
+                values |= {"prompt": good["prompt"]}
+                values |= {"image": good["image"]} if parameter == "mask_image" else {}
             values[parameter] = path
             owner = [values.pop("self")] if "self" in values else []
             bound = functools.partial(function, *owner)

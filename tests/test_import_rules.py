@@ -104,6 +104,19 @@ def test_importing_loads_nothing_heavy(statement: str, unwanted: set[str]) -> No
     assert done.stdout.split() == []
 
 
+def test_it_works_without_docstrings() -> None:
+    """`python -OO` drops them, and assertions."""
+    code = "import sdexport; print(sdexport.Pipeline.generate.__name__, sdexport.load.__name__)"
+    done = subprocess.run(
+        [sys.executable, "-OO", "-W", "error", "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert (done.returncode, done.stdout.split()) == (0, ["generate", "load"]), done.stderr
+
+
 def test_public_names_are_what_they_say() -> None:
     assert set(sdexport.__all__) - {"__version__"} == set(sdexport._HOMES)
     for name in sdexport.__all__:

@@ -35,10 +35,10 @@ def _taking(
     So the options are listed once, in `make_request`, and every way to ask has the same.
     """
     options = inspect.signature(make)
-    documentation = inspect.cleandoc(make.__doc__ or "")
-    described = documentation[documentation.index("Args:") : documentation.index("Raises:")]
+    # Empty under `python -OO`, which drops docstrings.
+    described = "Args:" + inspect.cleandoc(make.__doc__ or "").partition("Args:")[2]
     # What comes first is the pipeline here, not its limits.
-    described = re.sub(r"(?m)^    limits: .*\n", "", described)
+    described = re.sub(r"(?m)^    limits: .*\n", "", described.partition("Raises:")[0])
 
     def decorate(
         method: Callable[[A, Request], R],

@@ -14,7 +14,7 @@ from sdexport.pipeline.workspace_pool import WorkspacePool
 from tests.pipeline.fakes import Fakes
 
 
-def _batcher(pipe: Pipeline) -> Callable[[], object]:
+def _scheduler(pipe: Pipeline) -> Callable[[], object]:
     scheduler = StepScheduler(pipe.parts, pipe.parts.placed().workspaces())
     scheduler.add(pipe.request("apple", num_inference_steps=4, seed=1))
     scheduler.step()
@@ -31,8 +31,8 @@ WAYS: dict[str, Callable[[Pipeline], Callable[[], object]]] = {
     "a stream that was made before": lambda pipe: (
         pipe.stream("apple", num_inference_steps=2).__next__
     ),
-    "a batcher that was made before": _batcher,
-    "a batcher": lambda pipe: lambda: _batcher(pipe),
+    "a scheduler that was made before": _scheduler,
+    "a scheduler": lambda pipe: lambda: _scheduler(pipe),
 }
 FREE = {"close", "request", "evaluations"}
 """Public methods that generate nothing, and go on working."""

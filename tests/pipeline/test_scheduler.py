@@ -27,7 +27,7 @@ def alone(pipe: Pipeline, request: Request) -> list[bytes]:
     return [image.tobytes() for image in last.result.images]
 
 
-def batcher_of(pipe: Pipeline) -> StepScheduler:
+def scheduler_of(pipe: Pipeline) -> StepScheduler:
     return StepScheduler(pipe.parts, pipe.parts.placed().workspaces())
 
 
@@ -95,7 +95,7 @@ def test_more_than_fit_wait(pipe: Pipeline, fakes: Fakes) -> None:
 
 
 def test_a_new_one_joins_at_the_next_step(pipe: Pipeline, fakes: Fakes) -> None:
-    scheduler = batcher_of(pipe)
+    scheduler = scheduler_of(pipe)
     first, second = (
         asked(pipe, num_inference_steps=5),
         asked(pipe, "cat", num_inference_steps=4, sampler="euler-a", seed=9),
@@ -116,7 +116,7 @@ def test_a_new_one_joins_at_the_next_step(pipe: Pipeline, fakes: Fakes) -> None:
 
 
 def test_a_cancelled_one_leaves_at_once(pipe: Pipeline, fakes: Fakes) -> None:
-    scheduler = batcher_of(pipe)
+    scheduler = scheduler_of(pipe)
     kept, dropped = (
         asked(pipe, num_inference_steps=4),
         asked(pipe, "cat", num_inference_steps=4, num_images_per_prompt=5),
@@ -145,7 +145,7 @@ def test_other_shapes_take_turns(pipe: Pipeline, fakes: Fakes) -> None:
     for request, result in zip(requests, results, strict=True):
         assert [image.tobytes() for image in result.images] == alone(pipe, request)
     fakes.log.clear()
-    scheduler = batcher_of(pipe)
+    scheduler = scheduler_of(pipe)
     jobs = [scheduler.add(request) for request in requests]
     for _ in range(QUANTUM + 12):
         scheduler.step()
@@ -179,7 +179,7 @@ def test_one_that_comes_out_as_no_numbers_fails_alone(
 
     fakes.denoise_step.compute = broken
     pipe = Pipeline(fakes.parts(tokenizer))
-    scheduler = batcher_of(pipe)
+    scheduler = scheduler_of(pipe)
     good, bad = (scheduler.add(asked(pipe, guidance_scale=g, seed=8)) for g in (7, 66))
     while scheduler.step():
         pass
