@@ -7,7 +7,8 @@
 plans of every sampler, of engines that it builds of the emoji checkpoint, and of images and
 latents over samplers, sizes, prompts, guidance, images to start from, masks and mixed batches, on
 both CPU targets and on CUDA over the stand-in driver. `check` does the same and lists what differs
-from FILE; it exits with 1 where anything does. `record_cases.py` has the cases.
+from FILE; it exits with 1 where anything does, and with 2
+on another processor or with other libraries than FILE's. `record_cases.py` has the cases.
 
 Engines and images are held against those of the same processor and the same libraries alone, which
 FILE names. Where they differ, write a new record of the earlier revision first.
@@ -113,7 +114,7 @@ def differences(wanted: dict[str, str], found: dict[str, str]) -> list[str]:
     said = []
     for case in sorted({*wanted, *found}):
         if case not in found:
-            said.append(f"{case}: no longer generated")
+            said.append(f"{case}: missing")
         elif case not in wanted:
             said.append(f"{case}: not in the record")
         elif wanted[case] != found[case]:
@@ -154,6 +155,8 @@ def main() -> int:
         capture_output=True,
         text=True,
     ).stdout.strip()
+    if asked.revision is None:
+        revision = f"the working tree on {revision}"
     digests = record(asked.revision)
     document = {"revision": revision, "about": about(), "digests": digests}
     asked.file.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")

@@ -1,7 +1,7 @@
 """The cases of `record.py`, run by the sources that PYTHONPATH names: one part a process.
 
-Requests are spelled as `Pipeline.generate` spells them now; sources that know an option under an
-earlier name are asked with that one.
+Options have the names of `Pipeline.generate`, and `size` is (width, height); sources that know an
+option under an earlier name are asked with that one.
 """
 
 from __future__ import annotations

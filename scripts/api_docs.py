@@ -5,7 +5,6 @@ python scripts/api_docs.py [--check]
 
 from __future__ import annotations
 
-import dataclasses
 import enum
 import inspect
 import re
@@ -50,25 +49,15 @@ def described(name: str, value: Any) -> list[str]:
     own = None if issubclass(value, BaseException) else signature(name, value)
     found = code(own, documentation(value))
     for method, function in vars(value).items():
-        if method.startswith("_") or not (callable(function) or is_property(function)):
+        if method.startswith("_"):
             continue
         where = f"{name.rsplit('.', 1)[-1]}.{method}"
+        member = getattr(value, method)  # A class method is bound, and has its signature.
         if isinstance(function, property):
             found += ["", f"### `{where}`", *code(None, documentation(function))]
-        elif not dataclasses.is_dataclass(value) or inspect.isfunction(function):
-            found += [
-                "",
-                f"### `{where}`",
-                *code(signature(where, function), documentation(function)),
-            ]
-        elif isinstance(function, classmethod):
-            inner = getattr(value, method)
-            found += ["", f"### `{where}`", *code(signature(where, inner), documentation(inner))]
+        elif inspect.isroutine(member):
+            found += ["", f"### `{where}`", *code(signature(where, member), documentation(member))]
     return found
-
-
-def is_property(value: object) -> bool:
-    return isinstance(value, property | classmethod)
 
 
 def signature(name: str, value: Any) -> str | None:

@@ -293,6 +293,8 @@ SKIPPED = {
     "bundle.is_bundle": "asks whether one is there",
     "bundle.write_manifest": "of a folder that this package made",
     "results_file.write": "of a folder that this package made",
+    "results_file.images_folder": "names a folder below one that was read",
+    "bundle.refuse_other_folder": "of a path that its callers have checked",
     "BuildReport": "comes out of a build",
     "BuilderOptions": "a timing cache is read by a build on a GPU",
 }

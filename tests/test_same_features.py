@@ -322,6 +322,19 @@ def test_embeddings_of_the_callers_own(pipeline: Any, reference: Any) -> None:
     assert_same(wanted.images[0], np.asarray(theirs))
 
 
+def test_embeddings_shorter_than_the_other_text_are_refused(pipeline: Any) -> None:
+    given = np.zeros((1, 77, pipeline.parts.embedding_dim), np.float32)
+    long = "a red apple on a green table " * 20
+    with pytest.raises(UsageError, match="at least as many tokens .*, 231, got 77; give longer"):
+        pipeline.generate(
+            prompt_embeds=given, negative_prompt=long[:600], prompt_syntax="long", seed=1
+        )
+    ours = pipeline.generate(
+        "a dog", negative_prompt_embeds=given, guidance_scale=1, num_inference_steps=1, seed=1
+    )
+    assert "the negative prompt has no effect" in ours.warnings[0]
+
+
 def test_output_types(pipeline: Any, reference: Any) -> None:
     import torch
 

@@ -25,20 +25,20 @@ def check_engine_files(folder: Path, file: str, own: Iterable[str]) -> None:
         own: all files that the manifest names.
 
     Raises:
-        FolderError: it generates in another file; the message names it.
+        FolderError: it refers to another file; the message names it.
     """
     names = frozenset(own)
-    for name in (file, *_generated_in(folder, file)):
+    for name in (file, *_referred_in(folder, file)):
         # What is missing within the bundle is named by the library's module that loads it.
         outside = name == file or name.startswith(("../", "/"))
         if name not in names and (outside or reading.exists(folder / name)):
             raise FolderError(
-                f"{folder / file} generates in {shown(name)}, which is not among the bundle's own "
+                f"{folder / file} refers to {shown(name)}, which is not among the bundle's own "
                 "files: whether it was altered is unknown; build the bundle again"
             )
 
 
-def _generated_in(folder: Path, file: str) -> list[str]:
+def _referred_in(folder: Path, file: str) -> list[str]:
     """The files that the library will open beside `file`, relative to the bundle."""
     stem, suffix = posixpath.splitext(file)
     if suffix == ".xml":

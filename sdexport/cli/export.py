@@ -87,13 +87,7 @@ def export(
 
 def _show_export(folder: Path, value: Mapping[str, Any]) -> None:
     rows = []
-    components = value["components"]
-    pairs = (
-        components.items()
-        if isinstance(components, dict)
-        else ((one["name"], one) for one in components)
-    )
-    for name, one in pairs:
+    for name, one in value["components"].items():
         parity = one.get("parity") or {}
         rows.append(
             (

@@ -252,7 +252,8 @@ def generate(
 
     check_threads(threads)
     width, height = (None, None) if size is None else size_of(size)
-    limits = loading.limits_of(open_bundle(bundle, check=False))
+    with open_bundle(bundle, check=False) as opened:
+        limits = loading.limits_of(opened)
     with _as_options():
         request = make_request(
             limits,

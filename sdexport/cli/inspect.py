@@ -13,11 +13,11 @@ from sdexport.artifacts.reading import given_path
 from sdexport.cli import terminal
 from sdexport.cli.complete import complete_folders
 from sdexport.cli.options import Json, Wide
-from sdexport.errors import UsageError, shown
 
 if TYPE_CHECKING:
     from sdexport.compiler.inspect import Inspection, Part
     from sdexport.model.shapes import TensorSpec
+    from sdexport.pipeline.checks import size_of
 
 FAMILY = 4
 """So many tensors whose names differ in numbers only are shown as one line."""
@@ -75,7 +75,7 @@ def inspect(
     """
     from sdexport.compiler.inspect import inspect as look
 
-    found = look(path, size=None if size is None else _pixels(size), batch=batch)
+    found = look(path, size=None if size is None else size_of(size), batch=batch)
     if json:
         terminal.print_json(found.as_json())
         return
@@ -87,14 +87,6 @@ def inspect(
             _show_tensors(part, wide)
     elif any(part.inputs for part in found.parts):
         print("\ninputs and outputs: --tensors")
-
-
-def _pixels(text: str) -> tuple[int, int]:
-    """(width, height) of WIDTHxHEIGHT."""
-    width, _, height = text.lower().partition("x")
-    if not (width.isdecimal() and height.isdecimal()):
-        raise UsageError(f"size must be WIDTHxHEIGHT, for example 512x512, got {shown(text)}")
-    return int(width), int(height)
 
 
 def _show_answer(found: Inspection) -> None:

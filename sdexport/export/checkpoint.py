@@ -73,7 +73,7 @@ FOREIGN_PARTS = ("text_encoder_2", "text_encoder_3", "transformer", "prior", "co
 NOT_EXPORTED = {
     "safety_checker": "images are not checked",
     "feature_extractor": "it serves the safety checker",
-    "image_encoder": "images are not generated from others by IP-Adapter",
+    "image_encoder": "IP-Adapter is not supported",
 }
 """Parts of a checkpoint that are not exported, and what their absence means."""
 

@@ -67,9 +67,9 @@ class Texts:
             if isinstance(branch, np.ndarray) and own < max(found):
                 tokens = self._parts.tokens
                 raise UsageError(
-                    "prompt_embeds and negative_prompt_embeds must have as many tokens as the "
-                    f"image's other text, {max(found) * tokens}, got {own * tokens}; give both of "
-                    "the same length"
+                    "prompt_embeds and negative_prompt_embeds must have at least as many tokens as "
+                    f"the image's other text, {max(found) * tokens}, got {own * tokens}; give "
+                    "longer embeddings, or a shorter text"
                 )
         return max(found)
 
@@ -88,7 +88,7 @@ class Texts:
                 shown = shown if len(shown) <= SHOWN else shown[:SHOWN] + "…"
                 plain = self._request.prompt_syntax == PLAIN
                 length = tokens if plain else MAX_PIECES * (tokens - 2)
-                remedy = "; the prompt syntax 'long' generates all of it" if plain else ""
+                remedy = "; the prompt syntax 'long' encodes all of it" if plain else ""
                 said.append(
                     f"a prompt is longer than {length} tokens; this part of it has no effect: "
                     f"{shown!r}{remedy}"

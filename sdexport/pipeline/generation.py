@@ -207,7 +207,8 @@ def not_finite(parts: PipelineParts, request: Request, image: int) -> EngineErro
 def warnings_of(request: Request, texts: Texts) -> list[str]:
     """What a user should know of a request: how images were fitted, what has no effect."""
     said = list(request.notes)
-    if request.branches == 1 and any(request.negative_prompts):
+    negative = any(request.negative_prompts) or request.negative_prompt_embeds is not None
+    if request.branches == 1 and negative:
         said.append(
             "the negative prompt has no effect: this model takes the guidance scale as an "
             "embedding and is not guided away from anything"

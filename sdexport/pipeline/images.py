@@ -38,9 +38,8 @@ class Source:
 
     Attributes:
         pixels: (3, height, width) float32 from -1 to 1.
-        mask: (1, h, w) float32 in latents, 1 where it is generated and 0 where it is kept; None
-        generates
-            all of it.
+        mask: (1, h, w) float32 in latents, 1 where it is repainted and 0 where it is kept; None
+            repaints all of it.
         digests: SHA-256 of the image's and the mask's pixels as they are used, for metadata.
     """
 

@@ -32,6 +32,7 @@ from sdexport.pipeline.images import (
     EXACT,
     FITS,
     ImageLike,
+    Source,
     note_of,
     open_image,
     size_for,
@@ -170,7 +171,8 @@ def make_request(
     share = _strength(strength, images, masks)
     noise = one_of(noise, NOISE_SOURCES, "noise")
     own = _own_levels(timesteps, sigmas)
-    plan = _plan(limits, sampler, num_inference_steps, share, _eta(eta), own)
+    noise_share = _eta(eta)
+    plan = _plan(limits, sampler, num_inference_steps, share, noise_share, own)
     start = None
     if latents is not None:
         if images:
@@ -181,16 +183,21 @@ def make_request(
         sides = (height // factor, width // factor)
         shape = (len(prompts) * images_each, limits.latent_channels, *sides)
         start = latents_of(latents, shape)
-    sources = [
-        source_of(one, its_mask, (width, height), fit, limits.latent_scale)
-        for one, its_mask in zip_longest(images, masks)
-    ]
+    made: dict[tuple[int, int], Source] = {}  # One image for all prompts is fitted once.
+    sources = []
+    for one, its_mask in zip_longest(images, masks):
+        pair = id(one), id(its_mask)
+        if pair not in made:
+            made[pair] = source_of(one, its_mask, (width, height), fit, limits.latent_scale)
+        sources.append(made[pair])
     skip = 0 if clip_skip is None else _clip_skip(clip_skip, limits)
     notes = [note_of(one, (width, height), fit) for one in images]
     if unknown := unknown_options(limits.scheduler_config):
         notes.append(f"no scheduler knows these options of the checkpoint: {', '.join(unknown)}")
     if embeds is not None and skip:
         notes.append("clip_skip has no effect on prompt_embeds")
+    if embeds is not None and not any(negatives) and syntax != PLAIN:
+        notes.append("prompt_syntax has no effect on prompt_embeds")
     return Request(
         prompts=tuple(text for text in prompts for _ in range(images_each)),
         negative_prompts=tuple(text for text in negatives for _ in range(images_each)),
@@ -207,7 +214,7 @@ def make_request(
         embedded_guidance=limits.embedded_guidance,
         prompt_syntax=syntax,
         clip_skip=skip,
-        eta=_eta(eta),
+        eta=noise_share,
         timesteps=own.get("timesteps"),
         sigmas=own.get("sigmas"),
         sources=tuple(source for source in sources for _ in range(images_each)),

@@ -94,7 +94,7 @@ class Pipeline:
         raise AssertionError("the last step carries the result")
 
     def generate_batch(self, requests: Sequence[Request]) -> list[Result]:
-        """Generates several requests at once, each the same as alone; results in the same order.
+        """Serves several requests at once: the same images as alone, results in the same order.
 
         They share the calls of the model whatever their samplers, steps, seeds and guidance, see
         `scheduler.StepScheduler`.

@@ -42,7 +42,7 @@ COMMA_REACH = 20
 """Tokens at the end of a full piece among which a comma is looked for."""
 
 MOST_MARKS = 20_000
-"""Of a prompt with weights: many times as many as the tokens that are generated."""
+"""Of a prompt with weights: many times as many as the tokens that are encoded."""
 
 _MARKS = re.compile(
     r"\\(?P<literal>[()\[\]\\])"
@@ -236,7 +236,7 @@ def _pieces(tokenizer: PromptTokenizer, fragments: Iterable[Fragment]) -> Prompt
         if dropped:
             dropped.append(fragment.text or "")
         elif fragment.text is None:
-            # More pieces than are generated are not counted: what follows is dropped all the same.
+            # More pieces than are encoded are not counted: what follows is dropped all the same.
             if len(filling.pieces) <= MAX_PIECES:
                 filling.close()
         elif not fragment.text.isspace():

@@ -25,21 +25,9 @@ from sdexport.sampling import (
 MOST_IMAGES = 10_000
 """Of one request, whose result holds all of them in memory."""
 
-LONGEST_NAME = 200
-"""Characters; no sampler has as many."""
-
-LONGEST_SIDE = 1 << 24
-"""Pixels; no profile has as many."""
-
 PIL, NUMPY, LATENT = "pil", "np", "latent"
 OUTPUT_TYPES = (PIL, NUMPY, LATENT)
-
-DEFAULT_STEPS = 50
-DEFAULT_STRENGTH = 0.8
-"""Of an image that is repainted as a whole; diffusers' img2img has the same."""
-
-PIL, NUMPY, LATENT = "pil", "np", "latent"
-OUTPUT_TYPES = (PIL, NUMPY, LATENT)
+"""What a result's images may be; see `Result.images`."""
 
 
 @dataclass(frozen=True, slots=True)

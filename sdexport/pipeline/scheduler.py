@@ -215,10 +215,12 @@ class StepScheduler:
 
     def _pause(self) -> None:
         """Fetches the states of the images under way, so that another batch may begin."""
-        if self._current is not None and self._workspace is not None:
-            states = self._workspace.state()
-            for slot, state in zip(self._current.running, states, strict=False):
-                slot.inputs = replace(slot.inputs, state=state.copy())
+        running = [] if self._current is None else self._current.running
+        # States of finished images are not fetched: nothing goes on from them.
+        if self._workspace is not None and any(slot.left for slot in running):
+            for slot, state in zip(running, self._workspace.state(), strict=False):
+                if slot.left:
+                    slot.inputs = replace(slot.inputs, state=state.copy())
         self._current = None
         self._left = 0
 

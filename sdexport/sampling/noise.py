@@ -63,7 +63,7 @@ class TorchNoise:
         return (self._draw(count) & np.uint32(0xFFFFFF)).astype(np.float32) * np.float32(2**-24)
 
     def _one(self) -> float:
-        """One number in float64; they are generated in pairs, and the second one is kept."""
+        """One number in float64; they are drawn in pairs, and the second one is kept."""
         if self._spare is not None:
             value, self._spare = self._spare, None
             return value

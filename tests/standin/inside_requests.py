@@ -37,6 +37,12 @@ REQUESTS: dict[str, tuple[str, dict[str, Any]]] = {
     "from an image": ("a red apple", {"image": PICTURE, "strength": 0.6}),
     "within a mask": ("a red apple", {"image": PICTURE, "mask_image": MASK, "strength": 0.9}),
     "cuda's noise": ("a red apple", {"noise": "torch-cuda"}),
+    "latents": ("a red apple", {"latents": np.full((1, 4, 8, 8), 0.5, np.float32)}),
+    "own timesteps": (
+        "a red apple",
+        {"sampler": "euler", "timesteps": [900, 400], "num_inference_steps": None},
+    ),
+    "eta": ("a red apple", {"sampler": "ddim", "eta": 0.8}),
 }
 
 
@@ -60,6 +66,26 @@ def test_every_request_gives_the_processors_image(pipe: Pipeline, host: Pipeline
         ours = generate(pipe, name)
         assert ours == generate(host, name), name
         assert ours != [plain], f"{name} has no effect"
+
+
+def test_embeddings_and_latents_are_the_processors(
+    pipe: Pipeline, host: Pipeline, parts: PipelineParts
+) -> None:
+    shape = (1, parts.tokens, parts.embedding_dim)
+    positive, negative = np.random.default_rng(3).standard_normal((2, *shape)).astype(np.float32)
+    for embeds in (
+        {"prompt_embeds": positive, "negative_prompt_embeds": negative},
+        {"prompt_embeds": positive, "negative_prompt": "green"},
+        {"prompt": "a red apple", "negative_prompt_embeds": negative},
+    ):
+        for kind in ("np", "latent"):
+            ours, theirs = (
+                one.generate(**PLAIN, **embeds, output_type=kind).images for one in (pipe, host)
+            )
+            assert np.array_equal(ours, theirs), (kind, list(embeds))
+            request = pipe.request(**PLAIN, **embeds, output_type=kind)
+            (shared,) = pipe.generate_batch([request])
+            assert np.array_equal(shared.images, theirs), (kind, list(embeds))
 
 
 def test_given_embeddings_hold_for_one_batch(pipe: Pipeline, host: Pipeline) -> None:
