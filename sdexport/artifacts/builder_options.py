@@ -105,8 +105,8 @@ class BuilderOptions:
         level = self.optimization_level
         if level is not None and (type(level) is not int or level not in LEVELS):
             raise UsageError(
-                f"optimization_level {shown(level)} is not possible; choose 0 (quick "
-                "build) to 5 (longest search)"
+                "optimization_level must be from 0 (quick build) to 5 (longest search), got "
+                f"{shown(level)}"
             )
         size = self.workspace
         if size is not None and type(size) is not int:
@@ -223,8 +223,8 @@ def parse_capabilities(texts: Collection[object]) -> tuple[str, ...]:
         found = CAPABILITY.fullmatch(given.strip().lower())
         if found is None:
             raise UsageError(
-                f"{shown(text)} is no compute capability; write it as sm89 or 8.9 (a GPU's is at "
-                "https://developer.nvidia.com/cuda-gpus)"
+                "a compute capability must be written as sm89 or 8.9 (a GPU's is at "
+                f"https://developer.nvidia.com/cuda-gpus), got {shown(text)}"
             )
         numbers.add((int(found[1]), int(found[2])))
     return tuple(f"sm{major}{minor}" for major, minor in sorted(numbers))
@@ -241,8 +241,8 @@ def parse_size(value: object) -> int:
     found = SIZE.fullmatch(value.strip()) if isinstance(value, str) else None
     if found is None:
         raise UsageError(
-            f'workspace {shown(value)} is no size; write bytes, or text such as "4 GiB" or '
-            '"512 MiB"'
+            'workspace must be a number of bytes, or text such as "4 GiB" or "512 MiB", got '
+            f"{shown(value)}"
         )
     return math.floor(float(found[1]) * UNITS[found[2]])
 

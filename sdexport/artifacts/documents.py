@@ -19,11 +19,9 @@ from msgspec import Meta, inspect
 
 from sdexport.artifacts import reading
 from sdexport.errors import DocumentError, UsageError, shown
+from sdexport.model.shapes import LARGEST
 
 T = TypeVar("T")
-
-LARGEST = 1 << 24
-"""Of a length in pixels, tokens or channels: far beyond any model, and no product overflows."""
 
 Length = Annotated[int, Meta(ge=1, le=LARGEST)]
 """In pixels, tokens, channels or the like."""

@@ -203,7 +203,7 @@ def open_folder(path: Path) -> OnnxFolder:
             reading.files_below(part)
     if missing:
         raise FolderError(
-            f"{path} is no complete ONNX folder: {', '.join(missing)} not there; "
+            f"{path} is not a complete ONNX folder: {', '.join(missing)} missing; "
             f"make it again with: sdexport export CHECKPOINT {path}"
         )
     return folder

@@ -367,7 +367,7 @@ def read_toml(path: Path) -> dict[str, object]:
         _check_sizes(value)
     except (ValueError, RecursionError) as error:
         reason = "it is nested too deep" if isinstance(error, RecursionError) else str(error)
-        raise DocumentError(f"{path} is no TOML: {reason}") from error
+        raise DocumentError(f"{path} is not TOML: {reason}") from error
     return value
 
 
@@ -391,14 +391,14 @@ def _whole(digits: str) -> int:
 def _finite(digits: str) -> float:
     value = float(digits)
     if not math.isfinite(value):
-        raise ValueError(f"{digits[:LONGEST_NUMBER]} is no finite number")
+        raise ValueError(f"{digits[:LONGEST_NUMBER]} is not a finite number")
     return value
 
 
 def _infinite(name: str) -> float:
     value = float(name)
     if math.isnan(value):
-        raise ValueError("NaN is no number")
+        raise ValueError("NaN is not a number that is accepted")
     return value
 
 

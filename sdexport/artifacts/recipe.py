@@ -79,7 +79,8 @@ def parse_range(value: object) -> Range:
     if 1 <= len(numbers) <= 3 and all(type(number) is int for number in numbers):
         return Range.parse(":".join(map(str, numbers)))
     raise UsageError(
-        f'{shown(value)} is no range; write one number, "MIN:MAX", "MIN:OPT:MAX" or [MIN, OPT, MAX]'
+        'a range must be one whole number, "MIN:MAX", "MIN:OPT:MAX" or [MIN, OPT, MAX], got '
+        f"{shown(value)}"
     )
 
 

@@ -28,6 +28,9 @@ Elapsed = Annotated[float, Meta(gt=0, le=1e300)]
 Rate = Annotated[float, Meta(gt=0, le=1e300)]
 """In operations or bytes a second."""
 
+Speed = Annotated[float, Meta(ge=0, le=1e300)]
+"""As `Rate`, or 0 for a stage without operations."""
+
 Share = Annotated[float, Meta(ge=0, le=1e300)]
 """1 is the whole; a share of a peak that was measured too low may be above 1."""
 
@@ -201,7 +204,7 @@ class StageRoofline(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     flops: Count
     bytes: Count
     seconds: Elapsed
-    flops_per_second: Seconds
+    flops_per_second: Speed
     share_of_compute: Share | None
     share_of_bandwidth: Share | None
     bound: Literal["compute", "memory"] | None

@@ -53,6 +53,11 @@ def _rounded(value: Any) -> Any:
     return value
 
 
+def folder_of(path: Path) -> Path:
+    """The folder of a report, given itself or its results.json."""
+    return path.parent if path.name == FILE and not reading.is_folder(path) else path
+
+
 def read(path: Path) -> Results:
     """The results in `path`, the folder of a report or its results.json.
 

@@ -303,10 +303,11 @@ def report_bench(
     Example:
       sdexport bench report results
     """
-    from sdexport.bench.results_file import read
+    from sdexport.bench.results_file import folder_of, read
     from sdexport.bench.run import require_report_libraries, write_report
 
     require_report_libraries()
+    folder = folder_of(folder)
     write_report(read(folder), folder)
     files = [file for file in entries(folder) if file.name.startswith("report.")]
     if json:

@@ -140,7 +140,7 @@ def generate(
         typer.Option(
             metavar="SHARE",
             help="Share of fresh noise, from 0 to 1, for samplers that take one, such as ddim.",
-            show_default="0",
+            show_default="the sampler's",
         ),
     ] = None,
     timesteps: Annotated[
@@ -426,8 +426,8 @@ def _interval(text: str | None) -> tuple[float, float]:
         begin, end = (float(part) for part in ("0:1" if text is None else text).split(":"))
     except ValueError:
         raise UsageError(
-            f"guidance interval {shown(text)} is not possible; write BEGIN:END, two numbers from 0 "
-            "to 1, for example 0.2:0.8"
+            "--guidance-interval must be BEGIN:END, two numbers from 0 to 1, for example 0.2:0.8, "
+            f"got {shown(text)}"
         ) from None
     return begin, end
 

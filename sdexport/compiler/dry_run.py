@@ -106,6 +106,7 @@ def plan_compile(
     Raises:
         UsageError: the checkpoint is not on this machine; or as `compile_checkpoint`.
         CheckpointError, FolderError, MissingExtraError: as `compile_checkpoint`.
+        StorageError: the bundle cannot be written there.
     """
     if not reading.exists(reading.given_path(checkpoint, "the checkpoint")):
         raise UsageError(
@@ -114,6 +115,7 @@ def plan_compile(
         )
     with stage(progress, "reading the checkpoint"):
         asked = prepare(checkpoint, bundle, options, components=components, onnx=onnx)
+    storage.check_writable(reading.resolved(asked.destination))
     compares = verify and asked.runs_here
     found = None if force else folders.existing_bundle(asked.destination, Stopwatch(), progress)
     try:

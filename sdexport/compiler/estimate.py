@@ -14,11 +14,9 @@ from dataclasses import dataclass
 from sdexport.artifacts.manifest import Stage
 from sdexport.compiler.engines import COMPONENT_OF
 from sdexport.compiler.options import Choice
+from sdexport.graph.costs import WIDTHS
 from sdexport.model.shapes import Precision
 from sdexport.progress import Detailed, Progress
-
-WIDTHS = {Precision.FP32: 4, Precision.FP16: 2, Precision.BF16: 2}
-"""Bytes per parameter."""
 
 MEASURED = (
     "rates measured on 2 cores of an AMD EPYC, with 13 M and with 1,066 M weights; on another "

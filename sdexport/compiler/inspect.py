@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 from sdexport.artifacts import documents, reading, storage
 from sdexport.artifacts.bundle import ENGINES, Bundle, is_bundle, open_bundle
-from sdexport.artifacts.documents import LARGEST
 from sdexport.artifacts.export_record import OPEN, Tensor
 from sdexport.artifacts.manifest import EngineRecord
 from sdexport.artifacts.onnx_folder import INDEX_FILE, MODEL_FILE, OnnxFolder, open_folder
@@ -24,7 +23,7 @@ from sdexport.errors import FolderError, MissingExtraError, UsageError, shown
 from sdexport.extras import install_command
 from sdexport.graph.costs import WIDTHS, engine_work
 from sdexport.keywords import explains_keywords
-from sdexport.model.shapes import COMPONENTS, TensorSpec
+from sdexport.model.shapes import COMPONENTS, LARGEST, TensorSpec
 
 if TYPE_CHECKING:
     import onnx
@@ -292,7 +291,7 @@ def _openvino(file: Path, name: str) -> Part:
                     elements[short] = elements.get(short, 0) + int(data.attrib["size"]) // width
     except (ElementTree.ParseError, LookupError, ValueError, RecursionError) as error:
         raise FolderError(
-            f"{file} is no readable OpenVINO model: {error!r}; build the bundle again"
+            f"{file} cannot be read as an OpenVINO model: {error!r}; build the bundle again"
         ) from error
     return Part(name, file.name, 0, tuple(inputs), tuple(outputs), _named(elements))
 

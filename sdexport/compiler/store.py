@@ -229,7 +229,7 @@ def prune(
         UsageError: `older_days` is below zero.
     """
     if older_days is not None and not older_days >= 0:
-        raise UsageError(f"{older_days} days is not possible; give 0 or more")
+        raise UsageError(f"older_days must be 0 or more, got {older_days}")
     done = []
     for stored in stored_in(folder):
         reason = _reason(stored, older_days, cannot_run)

@@ -20,6 +20,8 @@ COMPONENTS = ("text_encoder", "unet", "vae_decoder", "vae_encoder")
 PIXEL_MULTIPLE = 8
 """Heights and widths must be multiples of this many pixels: one latent of an f8 VAE."""
 
+LARGEST = 1 << 24
+"""Of a length in pixels, tokens or channels: far beyond any model, and no product overflows."""
 
 MAX_PIECES = 8
 """The maximum number of pieces of a prompt, each of the text encoder's length: 600 tokens."""
@@ -102,6 +104,8 @@ class Range:
                 "a range must satisfy 1 <= MIN <= OPT <= MAX, got "
                 f"{shown(self.min)}:{shown(self.opt)}:{shown(self.max)}"
             )
+        if self.max > LARGEST:
+            raise UsageError(f"a range must end by {LARGEST}, got {shown(self.max)}")
 
     @classmethod
     def parse(cls, text: str) -> Range:

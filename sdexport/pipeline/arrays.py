@@ -56,7 +56,8 @@ def _numbers(value: object, name: str) -> Floats:
             f"{name} must be a numpy array of floating-point numbers, got {said}; a torch tensor "
             "gives one with .float().cpu().numpy()"
         )
-    found: Floats = np.array(value, np.float32)
+    with np.errstate(over="ignore"):  # What is too large for float32 is refused below.
+        found: Floats = np.array(value, np.float32)
     if not np.isfinite(found).all():
         raise UsageError(f"{name} must hold finite numbers, got some that are not")
     return found

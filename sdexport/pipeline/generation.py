@@ -14,6 +14,7 @@ from sdexport.backends.forks import check_process
 from sdexport.backends.slots import Floats, Shape, Workspace
 from sdexport.errors import EngineError, UsageError
 from sdexport.pipeline.conditioning import Texts
+from sdexport.pipeline.guidance import WHOLE
 from sdexport.pipeline.parts import PipelineParts
 from sdexport.pipeline.request import LATENT, Request
 from sdexport.pipeline.result import Result, Timings, images_as, parameters_of
@@ -197,8 +198,8 @@ def not_finite(parts: PipelineParts, request: Request, image: int) -> EngineErro
         else "build the bundle again with --precision fp32"
     )
     return EngineError(
-        f"image {image} (seed {request.seeds[image]}) is no image: its latents hold values "
-        f"that are no finite numbers after {request.plan.evaluations} evaluations of "
+        f"image {image} (seed {request.seeds[image]}) failed: its latents are not "
+        f"finite after evaluation {request.plan.evaluations} of "
         f"{parts.denoise_step.name} in {precision or 'its precision'} with guidance "
         f"{request.guidance_scale:g}; {remedy}, or use a smaller guidance"
     )
@@ -213,12 +214,21 @@ def warnings_of(request: Request, texts: Texts) -> list[str]:
             "the negative prompt has no effect: this model takes the guidance scale as an "
             "embedding and is not guided away from anything"
             if request.embedded_guidance
-            else "the negative prompt has no effect with guidance "
-            f"{request.guidance_scale:g}; give a guidance above 1"
+            else f"the negative prompt has no effect: {_unguided(request)}"
         )
     if request.branches == 1 and request.guidance_rescale > 0:
         said.append("guidance_rescale has no effect without guidance")
+    if request.guidance_scale <= 1 and request.guidance_interval != WHOLE:
+        said.append("guidance_interval has no effect without guidance")
     return said + texts.warnings()
+
+
+def _unguided(request: Request) -> str:
+    """Why no evaluation of a request is guided, and what to change."""
+    if request.guidance_scale <= 1:
+        return f"guidance is {request.guidance_scale:g}; give a guidance above 1"
+    begin, end = request.guidance_interval
+    return f"no evaluation lies in the guidance interval {begin:g} to {end:g}; give a wider one"
 
 
 def batch_inputs(

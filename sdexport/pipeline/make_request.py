@@ -5,9 +5,11 @@ Nothing here needs an engine, so a request is refused before the first one is lo
 
 from __future__ import annotations
 
+import hashlib
 import secrets
 from collections.abc import Mapping, Sequence
 from itertools import zip_longest
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -48,6 +50,7 @@ from sdexport.sampling import (
     pipeline_config,
     unknown_options,
 )
+from sdexport.sampling.registry import Sampler, find_sampler, sampler_of_config
 from sdexport.sampling.run import numbers
 
 SEED_LIMIT = 2**64
@@ -120,8 +123,9 @@ def make_request(
         clip_skip: layers of the text encoder left out for the prompts (not for negative prompts),
             as in diffusers: 1 takes the last but one. What web UIs call CLIP skip is 1 more. None
             is 0.
-        eta: the share of fresh noise, from 0 to 1, for samplers that take one (DDIM and TCD among
-            them); None is 0.
+        eta: the share of fresh noise, from 0 to 1, for samplers that take one (DDIM, TCD and
+            dpmpp-2s-a among them); None is the sampler's own, 0 for DDIM and TCD. 0 is accepted
+            with every sampler, as in diffusers.
         timesteps: the model's timesteps instead of the sampler's own, for samplers that take any.
         sigmas: the noise levels instead of the sampler's own; Euler's end with the last one.
         latents: unit noise to start from instead of the seeds', (images, C, height / 8, width / 8)
@@ -168,6 +172,8 @@ def make_request(
     _check_size(limits, width, height, images, fit)
     scale = _guidance(limits.default_guidance if guidance_scale is None else guidance_scale)
     interval = _interval(guidance_interval, limits)
+    if fit != EXACT and not images:
+        raise UsageError(f"fit is given without an image, got {fit}; give the image to start from")
     share = _strength(strength, images, masks)
     noise = one_of(noise, NOISE_SOURCES, "noise")
     own = _own_levels(timesteps, sigmas)
@@ -221,6 +227,7 @@ def make_request(
         strength=share,
         fit=fit,
         latents=start,
+        digest=_digest(start, embeds, negative_embeds, sources),
         prompt_embeds=_repeated(embeds, images_each),
         negative_prompt_embeds=_repeated(negative_embeds, images_each),
         output_type=one_of(output_type, OUTPUT_TYPES, "output_type"),
@@ -257,6 +264,18 @@ def _negative_embeds(
     )
 
 
+def _digest(*given: Floats | Sequence[Source] | None) -> str:
+    """Of the arrays and images that a request was given; empty without any."""
+    found = hashlib.sha256()
+    for number, one in enumerate(given):
+        if isinstance(one, np.ndarray):
+            found.update(f"{number} {one.shape} ".encode() + one.tobytes())
+        else:
+            for source in one or ():
+                found.update(f"{number} {source.digests} ".encode())
+    return found.hexdigest() if any(one is not None and len(one) for one in given) else ""
+
+
 def _repeated(embeds: Floats | None, times: int) -> Floats | None:
     return None if embeds is None else np.repeat(embeds, times, axis=0)
 
@@ -266,9 +285,7 @@ def _side(value: object, name: str, default: int) -> int:
 
 
 def _eta(value: object) -> float | None:
-    """None where it is 0, which every sampler takes."""
-    share = None if value is None else share_of(value, "eta")
-    return share or None
+    return None if value is None else share_of(value, "eta")
 
 
 def _own_levels(timesteps: object, sigmas: object) -> dict[str, tuple[float, ...]]:
@@ -288,12 +305,15 @@ def _plan(
         raise UsageError(
             f"sampler must be a name that `sdexport samplers` lists, got {shown(sampler)}"
         )
+    config = pipeline_config(limits.scheduler_config)
+    if eta == 0 and not _sampler(config, sampler).takes_eta:
+        eta = None
     if steps is not None:
         whole_of(steps, "num_inference_steps")
     elif not own:
         steps = DEFAULT_STEPS
     return compile_plan(
-        pipeline_config(limits.scheduler_config),
+        config,
         sampler,
         steps,
         strength=strength,
@@ -301,6 +321,10 @@ def _plan(
         timesteps=own.get("timesteps"),
         sigmas=own.get("sigmas"),
     )
+
+
+def _sampler(config: Mapping[str, Any], name: str | None) -> Sampler:
+    return sampler_of_config(config) if name is None else find_sampler(name)
 
 
 def _images(
@@ -380,8 +404,8 @@ def _interval(value: object, limits: Limits) -> tuple[float, float]:
     interval = (float(shares[0]), float(shares[1]))  # type: ignore[arg-type]  # as above
     if limits.embedded_guidance and interval != WHOLE:
         raise UsageError(
-            f"guidance_interval {shown(value)} is not possible with this model: it takes the "
-            "guidance scale as an embedding, the same at every step; leave the interval out"
+            "guidance_interval must be left out with this model, which takes the guidance scale as "
+            f"an embedding, the same at every step; got {shown(value)}"
         )
     return interval
 

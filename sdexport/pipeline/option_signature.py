@@ -45,6 +45,11 @@ def _taking(
     ) -> Callable[Concatenate[A, P], R]:
         @functools.wraps(method)
         def called(self: A, /, *args: P.args, **kwargs: P.kwargs) -> R:
+            if len(args) > 1:
+                raise TypeError(
+                    f"{method.__qualname__}() takes one positional argument, the prompt, got "
+                    f"{len(args)}; give the options by name"
+                )
             return method(self, make(self.parts.limits, *args, **kwargs))
 
         own = inspect.signature(method)

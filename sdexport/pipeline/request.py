@@ -83,6 +83,7 @@ class Request:
         latents: (images, C, h, w) float32, unit noise to start from; None takes the seeds'.
         prompt_embeds, negative_prompt_embeds: (images, tokens, dim) float32, in the place of the
             texts, which are empty then; None takes the texts.
+        digest: of the arrays and images that were given, by which requests are told apart.
         output_type: what the result's images are, one of `OUTPUT_TYPES`.
     """
 
@@ -110,6 +111,7 @@ class Request:
     latents: Floats | None = field(default=None, repr=False, compare=False)
     prompt_embeds: Floats | None = field(default=None, repr=False, compare=False)
     negative_prompt_embeds: Floats | None = field(default=None, repr=False, compare=False)
+    digest: str = field(default="", repr=False)
     output_type: str = PIL
     notes: tuple[str, ...] = ()
 

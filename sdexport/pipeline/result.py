@@ -64,7 +64,7 @@ class Timings:
         return asdict(self) | {"evaluations": list(self.evaluations)}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Result:
     """The images of one request.
 

@@ -294,7 +294,7 @@ def _vocabulary(folder: Path) -> tuple[dict[str, int], list[tuple[str, str]], Pa
     if reading.exists(single):
         model = reading.read_json(single).get("model")
         if not isinstance(model, dict) or model.get("type", "BPE") != "BPE":
-            raise FolderError(f"{single} holds no BPE vocabulary, so it is no CLIP tokenizer")
+            raise FolderError(f"a CLIP tokenizer must have a BPE vocabulary, and {single} has none")
         try:
             pairs = [_pair(merge) for merge in model["merges"]]
             return dict(model["vocab"]), pairs, single

@@ -130,9 +130,15 @@ def _given_steps(
         # Euler's sigmas end where the last step ends; those of flow matching where it starts.
         ends = name == "sigmas" and sampler.scheduler is EULER
         count = len(values) - ends
+        if count < 1:
+            raise UsageError(
+                f"{name} of {sampler.name} must be at least 2 levels, where the last step starts "
+                f"and where it ends, got {shown(list(values))}."
+            )
         if steps is not None and steps != count:
             raise UsageError(
-                f"{len(values)} {name} make {count} steps, not {shown(steps)}; leave steps out."
+                f"{len(values)} {name} give {count} step{'' if count == 1 else 's'}, got "
+                f"{shown(steps)}; leave steps out."
             )
         return count
     return steps

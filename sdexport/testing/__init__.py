@@ -36,7 +36,7 @@ def tiny_bundle(path: str | Path, target: str = "onnxruntime-cpu") -> Path:
         FolderError: something else is at `path`.
         StorageError: the place cannot be written.
     """
-    if target not in BUNDLES:
+    if not isinstance(target, str) or target not in BUNDLES:
         known = ", ".join(BUNDLES)
         raise UsageError(f"target must be one of {known}, got {shown(target)}")
     place = given_path(path, "the bundle's path")

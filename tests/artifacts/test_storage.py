@@ -214,6 +214,7 @@ WRITING: dict[str, Callable[[Path], object]] = {
 NOT_WRITING = {
     *("explained", "size_of", "free_bytes", "leftovers", "json_text", "refuse_replacing"),
     "temporary_folder",
+    "check_writable",
     # Of what others left, see below.
     *("found_again", "sweep", "remove_leftover", "remove_file_aside"),
 }

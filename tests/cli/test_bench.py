@@ -177,14 +177,14 @@ def test_what_cannot_be_measured_is_refused_at_once(
         ("seeds = [true]", "seeds[0] must be a whole number from 0 to 4,294,967,295, got True"),
         ("prompt = 'x'", "prompt is not known; known are: name, prompts"),
         ("size = 'big'", "size must be WIDTHxHEIGHT in pixels, for example 512x512, got 'big'"),
-        ("guidance = nan", "nan is no finite number"),
+        ("guidance = nan", "nan is not a finite number"),
         ("steps = true", "steps must be a whole number from 1 to 1,048,576, got True"),
         (
             "prompts = ['a', 'b']\nseeds = [1]",
             "seeds must have one item for each of the 2 prompts, got 1",
         ),
         ("prompts = []", "prompts must have at least one item, got none"),
-        ("prompts = [", "is no TOML"),
+        ("prompts = [", "is not TOML"),
     ],
 )
 def test_a_bad_scenario_file_is_refused(

@@ -294,7 +294,7 @@ def test_capabilities_go_before_the_recipe(run: Run, compiling: Maker, tmp_path:
     ("arguments", "said"),
     [
         (["--height", "512"], "--height was given beside .* several profiles"),
-        (["--compute-capability", "ada"], "'ada' is no compute capability"),
+        (["--compute-capability", "ada"], "must be written as sm89 or 8.9"),
     ],
 )
 def test_what_does_not_go_with_a_recipe(

@@ -9,7 +9,7 @@ import pytest
 
 from sdexport.compiler import BuildOptions, plan_compile
 from sdexport.compiler.estimate import MEASURED
-from sdexport.errors import FolderError, UsageError
+from sdexport.errors import FolderError, StorageError, UsageError
 from sdexport.model.shapes import COMPONENTS, Precision
 
 OPTIONS = BuildOptions("onnxruntime-cpu", Precision.FP32)
@@ -69,7 +69,17 @@ def test_nothing_is_downloaded(tmp_path: Path) -> None:
         plan_compile("some/model", tmp_path / "b", OPTIONS)
 
 
+def test_a_folder_that_may_not_be_written(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.access", lambda path, mode: Path(path) != tmp_path)
+    with pytest.raises(StorageError, match="choose a folder that you may write"):
+        plan_compile(tiny_checkpoint, tmp_path / "new" / "b", OPTIONS)
+
+
 def test_what_compiling_refuses_a_dry_run_refuses(tiny_checkpoint: Path, tmp_path: Path) -> None:
     (tmp_path / "mine.txt").touch()
+    with pytest.raises(StorageError, match="a part of the path is a file"):
+        plan_compile(tiny_checkpoint, tmp_path / "mine.txt" / "b", OPTIONS)
     with pytest.raises(FolderError, match="is not a bundle .* is not replaced"):
         plan_compile(tiny_checkpoint, tmp_path, OPTIONS)

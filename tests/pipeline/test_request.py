@@ -271,3 +271,37 @@ def test_random_seeds_differ() -> None:
 def test_requests_compare_by_what_was_asked() -> None:
     assert request(seed=1) == request(seed=1)
     assert request(seed=1) != request(seed=2)
+
+
+def test_eta_0_is_accepted_with_every_sampler() -> None:
+    """As in diffusers, whose pipelines pass 0; dpmpp-2s-a draws no fresh noise then."""
+
+    def weights(name: str, eta: float | None) -> list[Any]:
+        plan = request(sampler=name, num_inference_steps=5, eta=eta).plan
+        return plan.update_weights.tolist()
+
+    assert weights("euler", 0) == weights("euler", None)
+    assert weights("ddim", 0) == weights("ddim", None)
+    assert weights("dpmpp-2s-a", 0) != weights("dpmpp-2s-a", None)
+    assert request(sampler="dpmpp-2s-a", eta=0, seed=1) != request(sampler="dpmpp-2s-a", seed=1)
+    with pytest.raises(UsageError, match="sampler euler takes no eta"):
+        request(sampler="euler", eta=0.5)
+
+
+def test_requests_are_told_apart_by_their_arrays() -> None:
+    def with_noise(value: float) -> Request:
+        return request(latents=np.full((1, 4, 64, 64), value, np.float32), seed=1)
+
+    def with_embeds(value: float) -> Request:
+        return request(None, prompt_embeds=np.full((1, 77, 768), value, np.float32), seed=1)
+
+    for made in (with_noise, with_embeds):
+        assert made(1) == made(1)
+        assert hash(made(1)) == hash(made(1))
+        assert made(1) != made(2)
+    assert request(seed=1).digest == ""
+
+
+def test_fit_needs_an_image() -> None:
+    with pytest.raises(UsageError, match="fit is given without an image, got crop"):
+        request(fit="crop")

@@ -357,6 +357,6 @@ def test_nan_latents_are_refused(
     weights = request.plan.update_weights.copy()
     weights[2, :, :-1] = 3e38
     broken = replace(request, plan=replace(request.plan, update_weights=weights))
-    with pytest.raises(EngineError, match=r"image 0 \(seed 4\) is no image"):
+    with pytest.raises(EngineError, match=r"image 0 \(seed 4\) failed"):
         list(pipe.steps(broken, watched=False))
     assert generate(pipe, IN_TURN[1]) == wanted[IN_TURN[1]], "the state was not cleaned"

@@ -44,6 +44,7 @@ from sdexport.artifacts.storage.folders import (
     temporary_folder,
 )
 from sdexport.artifacts.storage.trees import (
+    check_writable,
     copy_file,
     copy_tree,
     flush,
@@ -53,9 +54,10 @@ from sdexport.artifacts.storage.trees import (
 )
 
 __all__ = [
-    "ASIDE", "IN_USE", "LEFTOVER", "LOCK", "NEW", "OLD", "WRITTEN",
-    "check_room", "copy_file", "copy_tree", "discard", "explained", "flush", "folder_aside",
-    "found_again", "free_bytes", "json_text", "leftovers", "refuse_replacing", "remove_file_aside",
-    "remove_leftover", "remove_tree", "scratch_folder", "size_of", "sole_writer", "sweep",
-    "temporary_folder", "write_bytes", "write_files", "write_json", "write_text",
+    "ASIDE", "IN_USE", "LEFTOVER", "LOCK", "NEW", "OLD", "WRITTEN", "check_room",
+    "check_writable", "copy_file", "copy_tree", "discard", "explained", "flush", "folder_aside",
+    "found_again", "free_bytes", "json_text", "leftovers", "refuse_replacing",
+    "remove_file_aside", "remove_leftover", "remove_tree", "scratch_folder", "size_of",
+    "sole_writer", "sweep", "temporary_folder", "write_bytes", "write_files", "write_json",
+    "write_text",
 ]  # fmt: skip

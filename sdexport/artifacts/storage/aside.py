@@ -78,8 +78,8 @@ def _own(wrapper: Path) -> locks.Lock | None:
     return lock
 
 
-def opened_for(folder: Path, move: Callable[[], object]) -> object:
-    """What `move` gives; the folder that it moves is made writable first, if that is what lacks."""
+def make_writable_for(folder: Path, move: Callable[[], object]) -> object:
+    """Calls `move`, which moves `folder`; makes the folder writable if that is what is missing."""
     try:
         return move()
     except PermissionError:
@@ -261,7 +261,7 @@ def discard(path: Path, why_keep: Callable[[Path], str] = lambda place: "") -> s
         if locks.in_use(path):
             return IN_USE
         old = wrapper / f"{OLD}0"
-        opened_for(path, lambda: path.rename(old))
+        make_writable_for(path, lambda: path.rename(old))
         why = IN_USE if locks.in_use(old) else why_keep(old)
         if not why:
             old.rename(wrapper / f"{GONE}{new_key()}")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from sdexport.artifacts import locks, reading
 from sdexport.artifacts.exchange import exchange
-from sdexport.artifacts.storage.aside import NEW, OLD, TRIES, opened_for, sweep, wrapped
+from sdexport.artifacts.storage.aside import NEW, OLD, TRIES, make_writable_for, sweep, wrapped
 from sdexport.artifacts.storage.errors import explained, refuse_others
 from sdexport.artifacts.storage.trees import flush, flush_folder, remove_tree
 from sdexport.errors import StorageError, UsageError
@@ -141,10 +141,10 @@ def _publish(content: Path, destination: Path) -> None:
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise
         with suppress(FileNotFoundError):  # Somebody took it away: it is moved there anew.
-            if opened_for(destination, lambda: exchange(content, destination)):
+            if make_writable_for(destination, lambda: exchange(content, destination)):
                 break
             old = content.with_name(f"{OLD}{attempt}")
-            opened_for(destination, lambda old=old: destination.rename(old))  # type: ignore[misc]
+            make_writable_for(destination, lambda old=old: destination.rename(old))  # type: ignore[misc]
     else:
         raise StorageError(f"cannot replace {destination}: others replace it again and again")
     flush_folder(destination.parent)

@@ -10,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from sdexport.artifacts import reading
+from sdexport.artifacts.storage.errors import explained
 from sdexport.errors import FolderError
 
 CHUNK = 1 << 20
@@ -120,6 +121,24 @@ def size_of(path: Path) -> int:
 
 def free_bytes(path: Path) -> int:
     """Room on the disk that holds `path`, or the nearest folder above it that exists."""
+    return shutil.disk_usage(_existing(path)).free
+
+
+def check_writable(path: Path) -> None:
+    """Raises StorageError where a folder cannot be made at `path`, as permissions say.
+
+    Nothing is written, so what only a write meets (a full disk, /proc) is not found.
+    """
+    above = _existing(path.parent)
+    with explained(path):
+        if not above.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(above))
+        if not os.access(above, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(above))
+
+
+def _existing(path: Path) -> Path:
+    """`path`, or the nearest above it that exists."""
     while not reading.exists(path) and path != path.parent:
         path = path.parent
-    return shutil.disk_usage(path).free
+    return path

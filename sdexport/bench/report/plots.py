@@ -23,6 +23,7 @@ from sdexport.extras import install_command
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.container import Container
     from matplotlib.figure import Figure
 
 WIDTH = 8.0
@@ -355,7 +356,7 @@ def roofline(make: Any, results: Results) -> Figure | None:
             )
     axes.axvline(100, color=svg.TEXT, linewidth=0.8, linestyle="--")
     axes.set_xlim(0, max(110, max(bar[2] for bar in bars) * 110))
-    handles = [axes.containers[0]] * 0
+    handles: list[Container] = []
     labels: list[str] = []
     for container in axes.containers:
         label = str(container.get_label())
