@@ -28,8 +28,8 @@ wheel: $(INSTALLED)       ## Build the wheel into dist/
 check-install: wheel      ## Install the wheel with each extra, lowest and newest versions, and generate; write docs/versions.md
 	$(BIN)/python scripts/check_install.py dist/*.whl --write
 
-test: $(INSTALLED)        ## Run the tests
-	$(BIN)/python -m pytest -q
+test: $(INSTALLED)        ## Run the tests; fails below the floor of coverage, see pyproject.toml
+	@$(BIN)/python -m slipcover -m pytest -q; code=$$?; $(BIN)/python scripts/coverage_summary.py; exit $$code
 
 test-slow: $(INSTALLED)   ## Run the tests that take minutes
 	$(BIN)/python -m pytest -q -m slow

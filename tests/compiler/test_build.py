@@ -222,7 +222,7 @@ def test_an_incomplete_onnx_folder_is_named(
 ) -> None:
     folder = Path(shutil.copytree(tiny_onnx, tmp_path / "onnx"))
     shutil.rmtree(folder / component)
-    with pytest.raises(FolderError, match=f"{component}/model.onnx not there"):
+    with pytest.raises(FolderError, match=f"{component}/model.onnx missing"):
         build_folder(folder, tmp_path / "bundle", OPTIONS)
     assert not (tmp_path / "bundle").exists()
 
