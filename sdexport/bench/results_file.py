@@ -54,7 +54,12 @@ def _rounded(value: Any) -> Any:
 
 
 def folder_of(path: Path) -> Path:
-    """The folder of a report, given itself or its results.json."""
+    """The folder of a report, given itself or its results.json.
+
+    Raises:
+        UsageError: not a path.
+    """
+    path = reading.given_path(path, "the results' path")
     return path.parent if path.name == FILE and not reading.is_folder(path) else path
 
 
