@@ -53,16 +53,6 @@ def _rounded(value: Any) -> Any:
     return value
 
 
-def folder_of(path: Path) -> Path:
-    """The folder of a report, given itself or its results.json.
-
-    Raises:
-        UsageError: not a path.
-    """
-    path = reading.given_path(path, "the results' path")
-    return path.parent if path.name == FILE and not reading.is_folder(path) else path
-
-
 def read(path: Path) -> Results:
     """The results in `path`, the folder of a report or its results.json.
 

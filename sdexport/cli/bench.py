@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 import typer.core
 
-from sdexport.artifacts.reading import entries, given_path
+from sdexport.artifacts.reading import entries, given_path, is_folder
 from sdexport.artifacts.storage import temporary_folder
 from sdexport.cli import terminal
 from sdexport.cli.exit_codes import ExitCode
@@ -303,12 +303,14 @@ def report_bench(
     Example:
       sdexport bench report results
     """
-    from sdexport.bench.results_file import folder_of, read
+    from sdexport.bench.results_file import read
     from sdexport.bench.run import require_report_libraries, write_report
 
     require_report_libraries()
-    folder = folder_of(folder)
-    write_report(read(folder), folder)
+    found = read(folder)
+    if not is_folder(folder):
+        folder = folder.parent  # Of its results.json.
+    write_report(found, folder)
     files = [file for file in entries(folder) if file.name.startswith("report.")]
     if json:
         terminal.print_json({"files": files})
