@@ -20,15 +20,17 @@ from sdexport.artifacts.bundle import open_bundle
 from sdexport.backends.openvino import optional_inputs, precision, session
 from sdexport.backends.slots import Shape, step_shapes
 from sdexport.model.shapes import Precision
-from sdexport.pipeline.load import load_parts
+from sdexport.pipeline.load import load_model
 
 
 def compiled(path: Path, width: int, height: int) -> Any:
     """The step of the bundle at `path`, compiled with counters; ready to be run."""
     bundle = open_bundle(path, check=False)
-    parts = load_parts(bundle)
-    scale = parts.latent_scale
-    shapes = step_shapes(parts.engines, Shape(1, 2, height // scale, width // scale, parts.tokens))
+    parts = load_model(bundle)
+    scale = parts.model.latents.scale
+    shapes = step_shapes(
+        parts.sessions, Shape(1, 2, height // scale, width // scale, parts.model.tokens)
+    )
     core = session.core()
     model = core.read_model(bundle.engine_file("denoise_step"))
     if optional_inputs.find(model):

@@ -53,18 +53,20 @@ from sdexport.artifacts.manifest import (
     read_manifest,
     signed,
 )
-from sdexport.artifacts.model_configs import (
+from sdexport.artifacts.onnx_folder import OnnxFolder
+from sdexport.artifacts.recipe import RecipeDocument, load_recipe
+from sdexport.errors import FolderError, SdexportError, UsageError
+from sdexport.model.configs import (
     ModelIndex,
     TextConfig,
     TokenizerConfig,
     UNetConfig,
     VaeConfig,
 )
-from sdexport.artifacts.onnx_folder import OnnxFolder
-from sdexport.artifacts.recipe import RecipeDocument, load_recipe
-from sdexport.errors import FolderError, SdexportError, UsageError
 from sdexport.model.shapes import Precision, Profile, Range
 from sdexport.sampling import compile_plan, pipeline_config, stable_diffusion_config
+from tests.earlier_formats import as_format_2, as_format_3
+from tests.specs import make_spec
 
 SECONDS = float(os.environ.get("SDEXPORT_DOCUMENT_SECONDS", "0.7"))
 EXAMPLES = 50
@@ -119,10 +121,7 @@ MANIFEST = Manifest(
     library="tensorrt_rtx 1.7",
     precision=Precision.FP16,
     profile=Profile(others=(Profile(Range(1, 1, 1), Range(64, 64, 64), Range(64, 64, 64)),)),
-    latent_channels=4,
-    latent_scale=8,
-    tokens=77,
-    embedding_dim=32,
+    model=make_spec(width=32),
     default_guidance=7.5,
     default_size=(512, 512),
     engines={
@@ -290,7 +289,10 @@ DOCUMENTS = {
         resigned,
     ),
     "manifest of format 2": Document(
-        (Manifest,), "bundle.json", signed(MANIFEST) | {"format": 2}, read_manifest, resigned
+        (Manifest,), "bundle.json", as_format_2(signed(MANIFEST)), read_manifest, resigned
+    ),
+    "manifest of format 3": Document(
+        (Manifest,), "bundle.json", as_format_3(signed(MANIFEST)), read_manifest, resigned
     ),
     "export record": Document(
         (ExportRecord,),

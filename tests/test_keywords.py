@@ -28,7 +28,8 @@ from sdexport.model.shapes import Profile, Range
 from sdexport.pipeline.make_request import make_request
 from sdexport.pipeline.option_names import HINTS
 from sdexport.pipeline.pipeline import Pipeline
-from sdexport.pipeline.request import Limits, Request
+from sdexport.pipeline.request import Bounds, Request
+from tests.specs import make_spec
 
 MADE_UP = "a_made_up_keyword"
 
@@ -105,7 +106,7 @@ def test_what_was_meant_is_named(name: str) -> None:
     function = EXPORTED[name]
     known = [one.name for one in _signature(function) if one.kind is one.KEYWORD_ONLY]
     known = known or [one.name for one in _signature(function)]
-    given = {"self", "parts", "args", "kwargs"}.isdisjoint(known)
+    given = {"self", "loaded", "args", "kwargs"}.isdisjoint(known)
     if not given or name in (
         "BuildReport",
         "Request",
@@ -129,13 +130,12 @@ def test_the_ways_to_ask_take_the_same_options(method: str) -> None:
     assert options(getattr(Pipeline, method)) == options(make_request)
 
 
-LIMITS = Limits(
+BOUNDS = Bounds(
+    make_spec(width=8, skippable_layers=2),
     Profile(height=Range(32, 64, 128), width=Range(32, 64, 128)),
     {"_class_name": "DDIMScheduler"},
     7.5,
     (64, 64),
-    embedding_dim=8,
-    text_layers=2,
     takes_images=True,
 )
 OTHER: dict[str, Any] = {
@@ -179,7 +179,7 @@ class Watched(Pipeline):
     """Keeps the request that it would generate."""
 
     def __init__(self) -> None:
-        self.parts = SimpleNamespace(limits=LIMITS)  # type: ignore[assignment]  # all that is read
+        self.loaded = SimpleNamespace(bounds=BOUNDS)  # type: ignore[assignment]  # all that is read
 
     def steps(self, request: Request, *, watched: bool = True) -> Any:
         self.asked = request
@@ -195,9 +195,9 @@ def test_every_option_has_another_value() -> None:
 def test_no_option_is_lost_or_exchanged_on_the_way(option: str) -> None:
     given = {"seed": 1, **BESIDE.get(option, {})}
     prompt = None if option == "prompt_embeds" else "a"
-    usual = make_request(LIMITS, "a", **given)
+    usual = make_request(BOUNDS, "a", **given)
     given[option] = OTHER[option]
-    wanted = make_request(LIMITS, prompt, **given)
+    wanted = make_request(BOUNDS, prompt, **given)
     assert _fields(wanted) != _fields(usual), "it has no effect"
     pipe = Watched()
     assert _fields(pipe.request(prompt, **given)) == _fields(wanted)
@@ -217,7 +217,7 @@ def _fields(request: Request) -> dict[str, str]:
 
 
 def test_help_and_editors_show_every_option() -> None:
-    options = [name for name in inspect.signature(make_request).parameters if name != "limits"]
+    options = [name for name in inspect.signature(make_request).parameters if name != "bounds"]
     for method in ASKING:
         function = getattr(Pipeline, method)
         assert [*inspect.signature(function).parameters] == ["self", *options]

@@ -211,7 +211,7 @@ def test_long_and_weighted_prompts_are_their_embeddings(pipeline: Any, reference
 
     from sdexport.pipeline.prompts import read_prompt, weigh_embeddings
 
-    tokenizer = pipeline.parts.tokenizer
+    tokenizer = pipeline.loaded.tokenizer
     text = "a (red:1.4) apple, " + "shiny " * 30 + "on [a] table"
     prompt = read_prompt(tokenizer, text, "weights")
     pieces = len(prompt.ids)
@@ -323,7 +323,7 @@ def test_embeddings_of_the_callers_own(pipeline: Any, reference: Any) -> None:
 
 
 def test_embeddings_shorter_than_the_other_text_are_refused(pipeline: Any) -> None:
-    given = np.zeros((1, 77, pipeline.parts.embedding_dim), np.float32)
+    given = np.zeros((1, 77, pipeline.loaded.model.embedding_dim), np.float32)
     long = "a red apple on a green table " * 20
     with pytest.raises(UsageError, match="at least as many tokens .*, 231, got 77; give longer"):
         pipeline.generate(

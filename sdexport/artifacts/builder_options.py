@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 from msgspec import Meta, Struct
 
 from sdexport.artifacts import documents, reading
-from sdexport.artifacts.documents import Count
 from sdexport.errors import UsageError, shown
 from sdexport.keywords import explains_fields
+from sdexport.model.bounds import Count
 
 CAPABILITY = re.compile(r"(?:sm_?)?(\d{1,2})\.?(\d)")
 """`sm89`, `SM_89`, `8.9` and `89` are the same; the last digit is the minor number."""

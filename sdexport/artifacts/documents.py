@@ -19,15 +19,8 @@ from msgspec import Meta, inspect
 
 from sdexport.artifacts import reading
 from sdexport.errors import DocumentError, UsageError, shown
-from sdexport.model.shapes import LARGEST
 
 T = TypeVar("T")
-
-Length = Annotated[int, Meta(ge=1, le=LARGEST)]
-"""In pixels, tokens, channels or the like."""
-
-Count = Annotated[int, Meta(ge=0, le=1 << 62)]
-"""Of bytes, weights or operations."""
 
 Number = Annotated[float, Meta(ge=-1e300, le=1e300)]
 """Finite: neither of JSON's own numbers is anything else, but TOML writes `inf` and `nan`."""
@@ -51,9 +44,6 @@ RelativeFile = Annotated[
 ]
 """The path of a file below the document's folder, with `/` between its parts."""
 
-
-Size = tuple[Length, Length]
-"""(width, height) in pixels."""
 
 _FORMS: dict[type, tuple[Callable[[Any], object], str]] = {}
 

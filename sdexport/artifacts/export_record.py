@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from msgspec import Meta, Struct
 
-from sdexport.artifacts.documents import Count, Number, RelativeFile, Sha256
+from sdexport.artifacts.documents import Number, RelativeFile, Sha256
+from sdexport.model.bounds import Count
 from sdexport.model.shapes import COMPONENTS, Precision
 
 if TYPE_CHECKING:

@@ -14,17 +14,19 @@ from msgspec import Meta, Struct
 
 from sdexport.artifacts import documents, reading
 from sdexport.artifacts.builder_options import BuilderRecord
-from sdexport.artifacts.documents import Count, Length, Number, RelativeFile, Sha256, Size
+from sdexport.artifacts.documents import Number, RelativeFile, Sha256
 from sdexport.artifacts.export_record import ExportRecord, Tensor
 from sdexport.errors import DocumentError, FolderError, shown
+from sdexport.model.bounds import Count, Factor, Length, Size
+from sdexport.model.families import sd1
 from sdexport.model.shapes import Precision, Profile, Range
+from sdexport.model.spec import CLASSIFIER_FREE, EMBEDDED, ModelSpec
 
-FORMAT = 3
+FORMAT = 4
 """Of the manifests that are written."""
 
 REMEDY = "build the bundle again"
 
-Factor = Annotated[float, Meta(ge=-1e30, le=1e30)]
 Figure = Number | Annotated[str, Meta(pattern="^(-?inf|nan)$", description="inf, -inf or nan")]
 """A measured number; what is not finite is written as text."""
 
@@ -213,11 +215,7 @@ class Manifest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         name: the checkpoint's name, for people.
         target, library, precision: where the engines run and what built them.
         profile: the sizes and batches that are served, in pixels and images.
-        latent_channels, latent_scale: channels of a latent, and pixels a latent side.
-        tokens, embedding_dim: length and width of the text encoder's output.
-        text_layers: layers of the text encoder that a request may leave out; 0: none.
-        embedded_guidance: the model takes the guidance scale as an embedding.
-        scaling_factor, shift_factor: a latent is (encoded - shift_factor) * scaling_factor.
+        model: what the model is.
         default_guidance, default_size: used where a request says nothing; (width, height) pixels.
         engines: by name, see `bundle.ENGINES`.
         files: every file of the bundle but the manifest, by relative path.
@@ -235,10 +233,7 @@ class Manifest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     library: str
     precision: Precision
     profile: _Profile
-    latent_channels: Length
-    latent_scale: Length
-    tokens: Length
-    embedding_dim: Length
+    model: ModelSpec
     default_guidance: Factor
     default_size: Size
     engines: Mapping[str, EngineRecord]
@@ -249,10 +244,6 @@ class Manifest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     builder: BuilderRecord = BuilderRecord()
     half_check: HalfCheck | None = None
     stages: tuple[Stage, ...] = ()
-    text_layers: Count = 0
-    embedded_guidance: bool = False
-    scaling_factor: Factor = 1.0
-    shift_factor: Factor = 0.0
     format: Count = FORMAT
 
     @property
@@ -306,7 +297,7 @@ def _refuse_format(path: Path, found: object) -> None:
     known = (*_EARLIER, FORMAT)
     if type(found) is int and found in known:
         return
-    read = f"this version reads {' and '.join(map(str, known))}"
+    read = f"this version reads {', '.join(map(str, known[:-1]))} and {known[-1]}"
     if type(found) is not int or found < 1:
         raise DocumentError(f"{path}: format must be a number, got {shown(found)}; {read}; "
                             f"{REMEDY}")  # fmt: skip
@@ -332,10 +323,45 @@ def _from_2(value: dict[str, Any]) -> dict[str, Any]:
             for one in parity["comparisons"]
         ]
         value = value | {"parity": parity | {"comparisons": compared}}
-    return later | value
+    return _from_3(later | value)
 
 
-_EARLIER: Mapping[int, Callable[[dict[str, Any]], dict[str, Any]]] = {2: _from_2}
+def _from_3(value: dict[str, Any]) -> dict[str, Any]:
+    """Of format 3: the model's facts were fields of the manifest, for one family of models.
+
+    The native size was not written: the default size stands for it.
+    """
+    model = {
+        "family": sd1.NAME,
+        "components": [documents.to_builtins(one) for one in sd1.COMPONENTS],
+        "text_encoders": [
+            _named(value, tokens="tokens", width="embedding_dim", skippable_layers="text_layers")
+        ],
+        "latents": _named(
+            value,
+            channels="latent_channels",
+            scale="latent_scale",
+            scaling_factor="scaling_factor",
+            shift_factor="shift_factor",
+        ),
+        "guidance": EMBEDDED if value.get("embedded_guidance") is True else CLASSIFIER_FREE,
+        **_named(value, native_size="default_size"),
+    }
+    return {name: one for name, one in value.items() if name not in _FIELDS_OF_3} | {"model": model}
+
+
+def _named(value: Mapping[str, Any], **names: str) -> dict[str, Any]:
+    """Fields of `value` under other names; what it has not is left out, and found missing later."""
+    return {name: value[old] for name, old in names.items() if old in value}
+
+
+_FIELDS_OF_3 = frozenset({
+    "latent_channels", "latent_scale", "tokens", "embedding_dim", "text_layers",
+    "embedded_guidance", "scaling_factor", "shift_factor",
+})  # fmt: skip
+"""The model's facts in a manifest of format 3."""
+
+_EARLIER: Mapping[int, Callable[[dict[str, Any]], dict[str, Any]]] = {2: _from_2, 3: _from_3}
 """Earlier formats that are read → what makes the present one of their values, but its number."""
 
 CHANGES: Mapping[int, tuple[str, ...]] = {
@@ -343,5 +369,6 @@ CHANGES: Mapping[int, tuple[str, ...]] = {
         "the comparison of images with PyTorch is called images (it was called pictures)",
         "every field is there, also one that says nothing (builder, half_check, stages)",
     ),
+    3: ("what the model is stands in one field, model, with its family and native size",),
 }
 """Earlier formats that are read → what the present one says otherwise."""

@@ -55,4 +55,5 @@ def upgrade(bundle: Path | str) -> Upgraded:
         before = opened.manifest.format
         if before != FORMAT:
             record(opened)
-    return Upgraded(path, before, FORMAT, CHANGES.get(before, ()))
+    changes = (one for number in range(before, FORMAT) for one in CHANGES[number])
+    return Upgraded(path, before, FORMAT, tuple(changes))

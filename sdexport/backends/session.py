@@ -8,12 +8,15 @@ is the next engine's input without a copy.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from sdexport.errors import EngineError
 from sdexport.model.shapes import TensorSpec
+from sdexport.model.spec import ModelSpec
 
 Array = NDArray[Any]
 
@@ -66,6 +69,53 @@ class Engine(Protocol):
         Raises:
             EngineError: a name is missing, or a shape or dtype does not match the engine.
         """
+
+
+@dataclass(frozen=True, slots=True)
+class Sessions:
+    """A model's engines, loaded, and what the model is.
+
+    Attributes:
+        engines: by name. Always there are
+            text_encoder: input_ids (n, tokens) and, if it supports CLIP skip, clip_skip (n,) →
+                last_hidden_state (n, tokens, embedding_dim);
+            denoise_step: see `model.step`;
+            vae_decoder: state (B, K, C, h, w) → image (B, height, width, 3) uint8.
+            There may be
+            vae_encoder: sample (B, 3, height, width) → latent_parameters (B, 2 · C, h, w);
+            text_projection, time_projection: see `graph.projections`. Without them the denoise step
+                takes text embeddings and timesteps itself.
+    """
+
+    model: ModelSpec
+    engines: Mapping[str, Engine]
+
+    def __getitem__(self, name: str) -> Engine:
+        """The engine `name`.
+
+        Raises:
+            EngineError: the bundle has none.
+        """
+        found = self.engines.get(name)
+        if found is None:
+            raise EngineError(
+                f"this bundle has no {name.replace('vae', 'VAE').replace('_', ' ')}; build it "
+                "again with all components"
+            )
+        return found
+
+    def get(self, name: str) -> Engine | None:
+        """The engine `name`, or None."""
+        return self.engines.get(name)
+
+    @property
+    def state_slots(self) -> int:
+        """K, the latents that a state holds for each image."""
+        step = self["denoise_step"]
+        length = next(one.shape[1] for one in step.inputs if one.name == "state")
+        if not isinstance(length, int):
+            raise EngineError(f"{step.name} must have a fixed number of state slots, got {length}")
+        return length
 
 
 def numpy_dtype(name: str) -> np.dtype[Any]:

@@ -7,51 +7,33 @@ order: `encode`, `begin`, `advance` until every evaluation is done, `decode`.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sdexport.backends.session import Engine
+from sdexport.backends.session import Sessions
 from sdexport.errors import EngineError
+from sdexport.model.step import (
+    BATCH,
+    BRANCHES,
+    COLUMNS,
+    HEIGHT,
+    SLOTS,
+    TEXT_EMBEDDINGS,
+    TOKENS,
+    WIDTH,
+    Role,
+    StepTensor,
+    step_contract,
+)
 
 Floats = NDArray[np.float32]
 
 CLOSED_MESSAGE = "this pipeline is closed and its engines were released; load the bundle again"
 """The message of the UsageError that a closed pipeline and its workspaces raise."""
-
-
-@dataclass(frozen=True, slots=True)
-class Engines:
-    """The engines of a pipeline, and the sizes that they share.
-
-    Attributes:
-        text_encoder: input_ids (n, tokens) and, if it supports CLIP skip, clip_skip (n,) →
-            last_hidden_state (n, tokens, embedding_dim).
-        denoise_step: see `graph.denoise_step`.
-        vae_decoder: state (B, K, C, h, w) → image (B, height, width, 3) uint8.
-        slots: K, the latents that a state holds for each image.
-        latent_channels, latent_scale: C of the latents; pixels per latent along each side.
-        tokens, embedding_dim: length and width of the text encoder's output.
-        vae_encoder: sample (B, 3, height, width) → latent_parameters (B, 2 · C, h, w); None if
-            the bundle has no VAE encoder.
-        text_projection, time_projection: see `graph.projections`; None if the denoise step takes
-            text embeddings and timesteps itself.
-    """
-
-    text_encoder: Engine
-    denoise_step: Engine
-    vae_decoder: Engine
-    slots: int
-    latent_channels: int
-    latent_scale: int
-    tokens: int
-    embedding_dim: int
-    vae_encoder: Engine | None = None
-    text_projection: Engine | None = None
-    time_projection: Engine | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,50 +211,51 @@ class Device(Protocol):
         """Releases the engines; its workspaces must be closed before."""
 
 
-def text_shapes(engines: Engines, shape: Shape) -> dict[str, tuple[int, ...]]:
+def text_shapes(sessions: Sessions, shape: Shape) -> dict[str, tuple[int, ...]]:
     """The shapes of the text encoder's tensors; a prompt of several pieces has a row for each."""
-    pieces, rest = divmod(shape.tokens, engines.tokens)
+    model = sessions.model
+    pieces, rest = divmod(shape.tokens, model.tokens)
     if rest or not pieces:
-        raise ValueError(f"tokens must be a multiple of {engines.tokens}, got {shape.tokens}")
+        raise ValueError(f"tokens must be a multiple of {model.tokens}, got {shape.tokens}")
     rows = shape.batch * shape.branches * pieces
     shapes: dict[str, tuple[int, ...]] = {
-        "input_ids": (rows, engines.tokens),
-        "last_hidden_state": (rows, engines.tokens, engines.embedding_dim),
+        "input_ids": (rows, model.tokens),
+        "last_hidden_state": (rows, model.tokens, model.embedding_dim),
     }
-    if any(spec.name == "clip_skip" for spec in engines.text_encoder.inputs):
+    if any(spec.name == "clip_skip" for spec in sessions["text_encoder"].inputs):
         shapes["clip_skip"] = (rows,)
     return shapes
 
 
-def step_shapes(engines: Engines, shape: Shape) -> dict[str, tuple[int, ...]]:
+def step_shapes(sessions: Sessions, shape: Shape) -> dict[str, tuple[int, ...]]:
     """The shapes of those tensors of the denoise step that the engine has."""
-    batch, slots, channels = shape.batch, engines.slots, engines.latent_channels
-    state = (batch, slots, channels, shape.height, shape.width)
-    shapes: dict[str, tuple[int, ...]] = {
-        "state": state,
-        "noise": (batch, channels, shape.height, shape.width),
-        "timestep": (batch,),
-        "input_weights": (batch, slots),
-        "update_weights": (batch, slots, slots + 2),
-        "guidance": (batch,),
-        "guidance_rescale": (batch,),
-        "embedded_guidance": (batch,),
-        "mask": (batch, 1, shape.height, shape.width),
-        "known": (batch, 2, channels, shape.height, shape.width),
-        "known_weights": (batch, 2),
-        "text_embeddings": (batch, shape.branches, shape.tokens, engines.embedding_dim),
-        "next_state": state,
-    }
+    sizes = _sizes(sessions, shape)
+    shapes = {one.name: one.resolved(sizes) for one in step_contract(sessions.model)}
     found: dict[str, tuple[int, ...]] = {}
-    for spec in (*engines.denoise_step.inputs, *engines.denoise_step.outputs):
+    step = sessions["denoise_step"]
+    for spec in (*step.inputs, *step.outputs):
         if spec.name in shapes:
             found[spec.name] = shapes[spec.name]
         elif spec.name == TIME_PROJECTION:
-            found[spec.name] = (batch, *_with_tokens(spec.shape[1:], shape.tokens))
+            found[spec.name] = (shape.batch, *_with_tokens(spec.shape[1:], shape.tokens))
         elif spec.name.startswith(TEXT_PROJECTION):
-            rows = batch * shape.branches
+            rows = shape.batch * shape.branches
             found[spec.name] = (rows, *_with_tokens(spec.shape[1:], shape.tokens))
     return found
+
+
+def _sizes(sessions: Sessions, shape: Shape) -> dict[str, int]:
+    """The terms of the step contract for a call of `shape`."""
+    slots = sessions.state_slots
+    return {
+        BATCH: shape.batch,
+        BRANCHES: shape.branches,
+        SLOTS: slots,
+        COLUMNS: slots + 2,
+        HEIGHT: shape.height,
+        WIDTH: shape.width,
+        TOKENS: shape.tokens,
+    }
 
 
 def _with_tokens(lengths: tuple[int | str, ...], tokens: int) -> tuple[int, ...]:
@@ -280,33 +263,30 @@ def _with_tokens(lengths: tuple[int | str, ...], tokens: int) -> tuple[int, ...]
     return tuple(length if isinstance(length, int) else tokens for length in lengths)
 
 
-def projection_shapes(engines: Engines, shape: Shape) -> dict[str, tuple[int, ...]]:
+def projection_shapes(sessions: Sessions, shape: Shape) -> dict[str, tuple[int, ...]]:
     """The shapes of the text projection's tensors."""
-    texts = (shape.batch, shape.branches, shape.tokens, engines.embedding_dim)
-    step = step_shapes(engines, shape)
+    texts = (shape.batch, shape.branches, shape.tokens, sessions.model.embedding_dim)
+    step = step_shapes(sessions, shape)
     projected = {n: length for n, length in step.items() if n.startswith(TEXT_PROJECTION)}
-    return {"text_embeddings": texts, **projected}
+    return {TEXT_EMBEDDINGS: texts, **projected}
 
 
-def image_shapes(engines: Engines, shape: Shape) -> dict[str, tuple[int, ...]]:
+def image_shapes(sessions: Sessions, shape: Shape) -> dict[str, tuple[int, ...]]:
     """The shapes of the decoder's tensors."""
-    scale = engines.latent_scale
+    latents = sessions.model.latents
+    sides = shape.height, shape.width
+    height, width = (side * latents.scale for side in sides)
     return {
-        "state": (
-            shape.batch,
-            engines.slots,
-            engines.latent_channels,
-            shape.height,
-            shape.width,
-        ),
-        "image": (shape.batch, shape.height * scale, shape.width * scale, 3),
+        "state": (shape.batch, sessions.state_slots, latents.channels, *sides),
+        "image": (shape.batch, height, width, 3),
     }
 
 
-def encoder_shapes(engines: Engines, shape: Shape) -> dict[str, tuple[int, ...]]:
+def encoder_shapes(sessions: Sessions, shape: Shape) -> dict[str, tuple[int, ...]]:
     """The shapes of the VAE encoder's tensors."""
-    height, width = shape.height * engines.latent_scale, shape.width * engines.latent_scale
-    parameters = (shape.batch, 2 * engines.latent_channels, shape.height, shape.width)
+    latents = sessions.model.latents
+    height, width = shape.height * latents.scale, shape.width * latents.scale
+    parameters = (shape.batch, 2 * latents.channels, shape.height, shape.width)
     return {"sample": (shape.batch, 3, height, width), "latent_parameters": parameters}
 
 
@@ -314,34 +294,36 @@ TIME_PROJECTION, TEXT_PROJECTION = "time_projection", "text_projection_"
 """The denoise step's input that the time projection computes, and the prefix of those that the text
 projection computes."""
 
-LOOP_INPUTS = ("state", "noise", "text_embeddings", TIME_PROJECTION)
-"""The denoise step's inputs that are not in `BatchInputs.tables` or `.constants`."""
+LOOP_ROLES = (Role.STATE, Role.TEXT, Role.OUTPUT)
+"""Of the tensors that are not in `BatchInputs.tables` or `.constants`; nor is the noise."""
 
 
-def has_no_effect(batch: BatchInputs, names: Collection[str]) -> bool:
+def has_no_effect(
+    batch: BatchInputs, contract: Sequence[StepTensor], names: Collection[str]
+) -> bool:
     """Whether the denoise step's inputs `names` have their neutral values in all evaluations.
 
-    The neutral values are: mask 1 and known_weights 0 (nothing of the image is known), and
-    guidance_rescale 0.
+    `known` has no effect where the mask has none.
     """
     given = {**batch.constants, **batch.tables}
-    neutral = {"mask": 1, "known_weights": 0, "guidance_rescale": 0}
-    if any(name not in neutral and name != "known" for name in names):
+    neutral = {one.name: one.neutral for one in contract}
+    if any(name != "known" and neutral.get(name) is None for name in names):
         return False
-    return all(bool((given[name] == neutral[name]).all()) for name in names if name in neutral)
+    return all(bool((given[name] == neutral[name]).all()) for name in names if name != "known")
 
 
-def check_inputs(engines: Engines, batch: BatchInputs) -> None:
+def check_inputs(sessions: Sessions, batch: BatchInputs) -> None:
     """Checks that `batch` holds exactly the inputs of the denoise step.
 
     Raises:
         EngineError: an input is missing or unknown; the message names it.
     """
-    step = engines.denoise_step
-    wanted = {spec.name for spec in step.inputs} - set(LOOP_INPUTS)
+    step, times = sessions["denoise_step"], sessions.get("time_projection")
+    loop = {one.name for one in step_contract(sessions.model) if one.role in LOOP_ROLES}
+    wanted = {spec.name for spec in step.inputs} - loop - {"noise", TIME_PROJECTION}
     wanted = {name for name in wanted if not name.startswith(TEXT_PROJECTION)}
-    if engines.time_projection is not None:
-        wanted |= {spec.name for spec in engines.time_projection.inputs}
+    if times is not None:
+        wanted |= {spec.name for spec in times.inputs}
     given = {*batch.tables, *batch.constants}
     remedy = "it was built by another version of sdexport: build the bundle again"
     if given - wanted:

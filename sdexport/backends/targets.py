@@ -23,8 +23,8 @@ from sdexport.backends.cuda.gpus import (
     first_that_runs,
     mismatch_reason,
 )
-from sdexport.backends.session import Engine
-from sdexport.backends.slots import Device, Engines
+from sdexport.backends.session import Engine, Sessions
+from sdexport.backends.slots import Device
 from sdexport.errors import EngineError, MissingExtraError, UsageError, did_you_mean, shown
 from sdexport.extras import BUILD, install_command, missing
 from sdexport.model.shapes import Precision
@@ -226,7 +226,7 @@ class _GpuRuntime(Protocol):
         device: int | None,
     ) -> Engine: ...
 
-    def device(self, engines: Engines, loop: str, cache: Path) -> Device: ...
+    def device(self, sessions: Sessions, loop: str, cache: Path) -> Device: ...
 
 
 def find_target(name: str) -> Target:
@@ -474,8 +474,8 @@ def check_device(target: Target, device: object) -> None:
         )
 
 
-def make_device(target: Target, engines: Engines, *, loop: str, cache: Path) -> Device | None:
-    """The device of `engines`, which were loaded for `target`; None for the processor.
+def make_device(target: Target, sessions: Sessions, *, loop: str, cache: Path) -> Device | None:
+    """The device of `sessions`, which were loaded for `target`; None for the processor.
 
     Args:
         loop: the mode of the denoising loop, see `check_loop`.
@@ -485,7 +485,7 @@ def make_device(target: Target, engines: Engines, *, loop: str, cache: Path) -> 
     if not target.gpu:
         return None
     runtime = cast(_GpuRuntime, importlib.import_module(target.runtime))
-    return runtime.device(engines, loop, cache)
+    return runtime.device(sessions, loop, cache)
 
 
 def _check_precision(target: Target, precision: Precision) -> None:

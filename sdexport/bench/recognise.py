@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from sdexport.artifacts import reading
-from sdexport.artifacts.documents import Count
 from sdexport.bench.scenario import Text
 from sdexport.errors import FolderError
+from sdexport.model.bounds import Count
 
 Images = NDArray[np.uint8]
 

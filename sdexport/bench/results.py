@@ -11,12 +11,13 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-from sdexport.artifacts.documents import Count, Length, Number
+from sdexport.artifacts.documents import Number
 from sdexport.bench.quality import ImageDistance, Verdict
 from sdexport.bench.recognise import Recognised
 from sdexport.bench.scenario import Scenario, Text, Threads
 from sdexport.bench.statistics import Distribution, Interval
 from sdexport.errors import UsageError
+from sdexport.model.bounds import Count, Length
 
 SCHEMA = 2
 """The version of this format."""

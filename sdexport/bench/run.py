@@ -25,7 +25,7 @@ from sdexport.bench.systems import System
 from sdexport.bench.turns import GENERATED, Harness
 from sdexport.errors import CheckpointError, MissingExtraError, UsageError
 from sdexport.extras import install_command
-from sdexport.pipeline.load import limits_of
+from sdexport.pipeline.load import bounds_of
 from sdexport.pipeline.make_request import make_request
 from sdexport.progress import SILENT, Progress, stage
 from sdexport.sampling import sampler_of_config
@@ -46,13 +46,13 @@ def scenario_for(
         UsageError: a value that no system can generate.
         FolderError: `bundle` is not a bundle.
     """
-    limits = limits_of(open_bundle(bundle, check=False))
-    width, height = limits.default_size
+    bounds = bounds_of(open_bundle(bundle, check=False))
+    width, height = bounds.default_size
     defaults = ScenarioOptions(
         prompts=(prompt,),
         size=f"{width}x{height}",
-        sampler=sampler_of_config(limits.scheduler_config).name,
-        guidance=limits.default_guidance,
+        sampler=sampler_of_config(bounds.scheduler_config).name,
+        guidance=bounds.default_guidance,
     )
     return make_scenario(checkpoint, defaults, *options)
 
@@ -69,10 +69,10 @@ def check(systems: Sequence[System], scenario: Scenario) -> None:
             continue
         path = Path(system.options["bundle"])
         bundle = open_bundle(path, check=False)
-        limits = limits_of(bundle)
+        bounds = bounds_of(bundle)
         try:
             make_request(
-                limits,
+                bounds,
                 list(scenario.prompts),
                 seed=list(scenario.seeds),
                 num_inference_steps=scenario.steps,
@@ -83,13 +83,13 @@ def check(systems: Sequence[System], scenario: Scenario) -> None:
             )
         except UsageError as error:
             raise UsageError(f"{path.name} cannot generate this scenario: {error}") from error
-        largest = limits.profile.serving(height=scenario.height, width=scenario.width).batch.max
+        largest = bounds.profile.serving(height=scenario.height, width=scenario.width).batch.max
         if scenario.batch > largest:
             raise UsageError(
                 f"batch must be at most {largest} for the bundle {path.name}, got "
                 f"{scenario.batch}; give --batch {largest} or build it with a larger batch"
             )
-        _check_checkpoint(path.name, bundle.manifest.embedding_dim, scenario.checkpoint)
+        _check_checkpoint(path.name, bundle.manifest.model.embedding_dim, scenario.checkpoint)
 
 
 def _check_checkpoint(name: str, width: int, checkpoint: str) -> None:

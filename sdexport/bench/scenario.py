@@ -24,8 +24,9 @@ import msgspec
 from msgspec import Meta
 
 from sdexport.artifacts import documents, reading
-from sdexport.artifacts.documents import Length, Number
+from sdexport.artifacts.documents import Number
 from sdexport.errors import FolderError, UsageError
+from sdexport.model.bounds import Length
 from sdexport.model.shapes import PIXEL_MULTIPLE
 
 LARGEST_SEED = 2**32 - 1

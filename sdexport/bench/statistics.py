@@ -18,7 +18,8 @@ import numpy as np
 from msgspec import Meta
 from numpy.typing import NDArray
 
-from sdexport.artifacts.documents import Count, Number
+from sdexport.artifacts.documents import Number
+from sdexport.model.bounds import Count
 
 CONFIDENCE = 0.95
 NORMAL = 1.959963984540054

@@ -253,10 +253,10 @@ def generate(
     check_threads(threads)
     width, height = (None, None) if size is None else size_of(size)
     with open_bundle(bundle, check=False) as opened:
-        limits = loading.limits_of(opened)
+        bounds = loading.bounds_of(opened)
     with _as_options():
         request = make_request(
-            limits,
+            bounds,
             prompt,
             negative_prompt=negative_prompt or None,
             num_inference_steps=steps,

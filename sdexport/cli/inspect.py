@@ -121,6 +121,7 @@ def _show_facts(found: Inspection, wide: bool) -> None:
     if found.kind == "bundle":
         facts += [
             ("checkpoint", about["name"]),
+            ("family", _family(about["model"]["family"])),
             *_profiles(about["profile"]),
             ("guidance", about["default_guidance"]),
             ("parity", _parity(about["parity"])),
@@ -138,6 +139,19 @@ def _show_facts(found: Inspection, wide: bool) -> None:
         facts += _checkpoint_facts(about)
     terminal.print_facts(facts, whole=wide)
     print()
+
+
+def _family(name: str) -> str:
+    """The title of a family, and the options that only its requests have."""
+    from sdexport.errors import UsageError
+    from sdexport.model.families import family_named
+
+    try:
+        family = family_named(name)
+    except UsageError:
+        return f"{name} (not registered here)"
+    own = ", ".join(f"{one.name}: {one.about}" for one in family.options)
+    return f"{family.title}; own options: {own}" if own else family.title
 
 
 def _checkpoint_facts(about: Mapping[str, Any]) -> list[tuple[str, object]]:

@@ -8,8 +8,7 @@ result of a build from scratch, and not by a list of what may change.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, field, fields
-from typing import Any
+from dataclasses import dataclass, field
 
 from sdexport.artifacts import bundle as bundles
 from sdexport.artifacts import reading
@@ -17,13 +16,10 @@ from sdexport.artifacts.bundle import Bundle
 from sdexport.artifacts.export_record import ExportRecord
 from sdexport.artifacts.manifest import Manifest
 from sdexport.artifacts.onnx_folder import PLAIN, digests_of
-from sdexport.compiler.dimensions import Dimensions
 from sdexport.compiler.engines import COMPONENT_OF, PROJECTIONS
 from sdexport.compiler.options import Choice, built_with
 from sdexport.model.shapes import Profile
-
-SIZES = ("latent_channels", "latent_scale", "tokens", "embedding_dim")
-"""The model's dimensions on which the input shapes of other components' engines depend too."""
+from sdexport.model.spec import ModelSpec
 
 NOT_COMPARED = ("engines", "files", "stages", "parity", "half_check")
 """The manifest's fields that record a build's course, or are compared by other means."""
@@ -45,7 +41,7 @@ class BuildSpec:
         choice: target, precision and builder options.
         profile: the shapes to serve.
         guidance: the default guidance scale.
-        native_size: (width, height) in pixels of the images that the model was trained for.
+        model: what the model is.
         fingerprints: the fingerprint of each engine that can be built.
         plain: the files of tokenizer and scheduler that are copied: content by path.
     """
@@ -54,17 +50,15 @@ class BuildSpec:
     choice: Choice
     profile: Profile
     guidance: float
-    native_size: tuple[int, int]
+    model: ModelSpec
     fingerprints: Mapping[str, str]
     plain: Mapping[str, bytes] = field(repr=False)
 
-    def manifest(self, dimensions: Dimensions, export: ExportRecord) -> Manifest:
+    def manifest(self, export: ExportRecord) -> Manifest:
         """The manifest without the build's results: engines, stages, the half-precision check."""
-        (width, height), profile = self.native_size, self.profile
-        shared = {one.name for one in fields(Dimensions)} & set(Manifest.__struct_fields__)
-        model: dict[str, Any] = {name: getattr(dimensions, name) for name in shared}
+        (width, height), profile = self.model.native_size, self.profile
         return Manifest(
-            **model,
+            model=self.model,
             name=self.name,
             target=self.choice.target.name,
             library=self.choice.library,
@@ -87,7 +81,7 @@ def fingerprints_of(
     sources: Mapping[str, object],
     choice: Choice,
     profile: Profile | None,
-    sizes: Mapping[str, int],
+    model: ModelSpec,
     plain: Mapping[str, bytes],
 ) -> dict[str, str]:
     """The fingerprint of each engine that can be built.
@@ -96,11 +90,11 @@ def fingerprints_of(
         sources: everything that determines a component's graph, by component: digests and export.
         choice: target, precision and builder options.
         profile: the shapes to serve.
-        sizes: `SIZES` of the model.
+        model: what the model is; shapes of several components' inputs follow from it.
         plain: the files that the bundle copies. The half-precision check uses the whole model, so
             that they can change which values it keeps in float32.
     """
-    settings = choice.settings(profile) | {"sizes": dict(sizes)}
+    settings = choice.settings(profile) | {"sizes": _sizes(model)}
     if choice.checked:
         settings["checked_with"] = {"sources": dict(sources), "plain": digests_of(plain)}
     return {
@@ -110,9 +104,14 @@ def fingerprints_of(
     }
 
 
-def sizes_of(holder: object) -> dict[str, int]:
-    """`SIZES` of a checkpoint's `Sizes` or an ONNX folder's `Dimensions`."""
-    return {name: getattr(holder, name) for name in SIZES}
+def _sizes(model: ModelSpec) -> dict[str, int]:
+    """The sizes on which the input shapes of other components' engines depend too."""
+    return {
+        "latent_channels": model.latents.channels,
+        "latent_scale": model.latents.scale,
+        "tokens": model.tokens,
+        "embedding_dim": model.embedding_dim,
+    }
 
 
 def components_of(engines: Iterable[str]) -> tuple[str, ...]:
@@ -172,13 +171,6 @@ def _plain_changes(found: Bundle, plain: Mapping[str, bytes]) -> Iterable[str]:
 
 def _below(digests: Mapping[str, str], folder: str) -> dict[str, str]:
     return {name: one for name, one in digests.items() if name.startswith(f"{folder}/")}
-
-
-def dimensions_in(manifest: Manifest, native_size: tuple[int, int]) -> Dimensions:
-    """The dimensions of a bundle's model; the manifest does not contain `native_size`."""
-    names = {one.name for one in fields(Dimensions)} - {"native_size"}
-    model: dict[str, Any] = {name: getattr(manifest, name) for name in names}
-    return Dimensions(**model, native_size=native_size)
 
 
 def kept_files(found: Bundle, engines: Collection[str]) -> list[str]:

@@ -19,13 +19,13 @@ from sdexport.artifacts.onnx_folder import (
 )
 from sdexport.backends import targets
 from sdexport.compiler import folder as folders
-from sdexport.compiler.build_spec import BuildSpec, fingerprints_of, sizes_of
+from sdexport.compiler.build_spec import BuildSpec, fingerprints_of
 from sdexport.compiler.estimate import TimedProgress, estimate
 from sdexport.compiler.options import KEYWORD_HINTS, BuildOptions, checked_options, decide
 from sdexport.compiler.report import BuildReport, Stopwatch
 from sdexport.errors import UsageError
 from sdexport.keywords import explains_keywords
-from sdexport.model.native_size import native_size, profile_for
+from sdexport.model.native_size import profile_for
 from sdexport.model.shapes import COMPONENTS, chosen_components
 from sdexport.progress import SILENT, Progress, stage
 
@@ -182,17 +182,16 @@ def prepare(
     choice = decide(options)
     opened = open_checkpoint(checkpoint)
     _refuse_overlaps(destination, kept, opened.path)
-    scale, plain = opened.sizes.latent_scale, plain_parts(opened)
-    native = native_size(opened.unet_config.sample, scale)
-    profile = profile_for(options.profile, native, scale)
+    model, plain = opened.model, plain_parts(opened)
+    profile = profile_for(options.profile, model.native_size, model.latents.scale)
     sources = made_from(opened, components, choice.graph_precision)
     spec = BuildSpec(
         name=opened.name,
         choice=choice,
         profile=profile,
         guidance=options.guidance,
-        native_size=native,
-        fingerprints=fingerprints_of(sources, choice, profile, sizes_of(opened.sizes), plain),
+        model=model,
+        fingerprints=fingerprints_of(sources, choice, profile, model, plain),
         plain=plain,
     )
     return PreparedBuild(opened, spec, components, destination, kept, sources)

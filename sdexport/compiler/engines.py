@@ -15,7 +15,6 @@ from sdexport.artifacts.manifest import Built, EngineRecord
 from sdexport.artifacts.onnx_folder import MODEL_FILE, OnnxFolder
 from sdexport.backends import targets
 from sdexport.backends.build_request import EngineRequest
-from sdexport.compiler.dimensions import Dimensions
 from sdexport.compiler.options import Choice
 from sdexport.compiler.report import Stopwatch
 from sdexport.compiler.shapes import call_shapes, projected_shapes, shape_ranges
@@ -30,6 +29,7 @@ from sdexport.graph.skeleton import Call, shapes_at, skeleton
 from sdexport.graph.split_unet import CannotSplitError, split_unet
 from sdexport.graph.vector_timestep import vector_timestep
 from sdexport.model.shapes import Profile
+from sdexport.model.spec import ModelSpec
 from sdexport.progress import Progress, stage
 from sdexport.sampling import STATE_SLOTS
 
@@ -48,21 +48,23 @@ PROJECTIONS = ("text_projection", "time_projection")
 
 
 def _passes(
-    dimensions: Dimensions,
+    model: ModelSpec,
 ) -> Mapping[str, Callable[[onnx.ModelProto], onnx.ModelProto]]:
     """The graph pass from component to engine, by engine."""
     return {
-        "text_encoder": lambda model: select_outputs(
-            select_hidden_state(model), ("last_hidden_state",)
+        "text_encoder": lambda graph: select_outputs(
+            select_hidden_state(graph), ("last_hidden_state",)
         ),
-        "denoise_step": lambda model: denoise_step(vector_timestep(model), slots=STATE_SLOTS),
-        "vae_decoder": lambda model: decode_image(
-            model,
+        "denoise_step": lambda graph: denoise_step(
+            vector_timestep(graph), slots=STATE_SLOTS, conditions=model.conditions
+        ),
+        "vae_decoder": lambda graph: decode_image(
+            graph,
             slots=STATE_SLOTS,
-            scaling_factor=dimensions.scaling_factor,
-            shift_factor=dimensions.shift_factor,
+            scaling_factor=model.latents.scaling_factor,
+            shift_factor=model.latents.shift_factor,
         ),
-        "vae_encoder": lambda model: select_outputs(model, ("latent_parameters",)),
+        "vae_encoder": lambda graph: select_outputs(graph, ("latent_parameters",)),
     }
 
 
@@ -74,23 +76,25 @@ class Graphs:
     unsplit_reason: str = ""
 
 
-def make_graphs(folder: OnnxFolder, dimensions: Dimensions, engines: Collection[str]) -> Graphs:
+def make_graphs(folder: OnnxFolder, model: ModelSpec, engines: Collection[str]) -> Graphs:
     """The graphs of `engines`; the UNet is split if they include projections.
 
     Raises:
         FolderError: a model is damaged or of another kind.
     """
-    passes, because = _passes(dimensions), ""
+    passes, because = _passes(model), ""
     models: dict[str, onnx.ModelProto] = {}
     if not set(PROJECTIONS).isdisjoint(engines):
         try:
-            split = split_unet(vector_timestep(load_graph(folder.model("unet"))))
+            split = split_unet(vector_timestep(load_graph(folder.model("unet"))), model.conditions)
         except CannotSplitError as error:
             because = f"in one piece: {error}"
         else:
             models["text_projection"] = text_projection(split)
             models["time_projection"] = time_projection(split)
-            models["denoise_step"] = core_step(split, slots=STATE_SLOTS)
+            models["denoise_step"] = core_step(
+                split, slots=STATE_SLOTS, conditions=model.conditions
+            )
     for name in engines:
         if name in passes and name not in models:
             models[name] = passes[name](load_graph(folder.model(COMPONENT_OF[name])))
@@ -100,7 +104,7 @@ def make_graphs(folder: OnnxFolder, dimensions: Dimensions, engines: Collection[
 def prepare_graphs(
     folder: OnnxFolder,
     work: Path,
-    dimensions: Dimensions,
+    model: ModelSpec,
     engines: Collection[str],
     *,
     consume: bool = False,
@@ -118,17 +122,17 @@ def prepare_graphs(
         FolderError: a model is damaged or of another kind.
         StorageError: `work` cannot be written.
     """
-    made = make_graphs(folder, dimensions, engines)
+    made = make_graphs(folder, model, engines)
     with storage.explained(work):
-        for name, model in made.models.items():
+        for name, graph in made.models.items():
             source = folder.model(COMPONENT_OF[name]).parent
             (work / name).mkdir(parents=True)
             if "text_projection" in made.models and COMPONENT_OF[name] == "unet":
                 # Three engines share the UNet's file of weights: each extracts its own.
-                extract_weights(model, source, work / name)
+                extract_weights(graph, source, work / name)
             else:
-                transfer_weights(model, source, work / name, consume=consume)
-            save_graph(model, work / name / MODEL_FILE)
+                transfer_weights(graph, source, work / name, consume=consume)
+            save_graph(graph, work / name / MODEL_FILE)
         if consume and "text_projection" in made.models:
             unet = folder.model("unet")
             for name in weights_files(load_graph(unet)):
@@ -140,7 +144,7 @@ def build_engines(
     work: Path,
     destination: Path,
     choice: Choice,
-    dimensions: Dimensions,
+    model: ModelSpec,
     profile: Profile,
     fingerprints: Mapping[str, str],
     stopwatch: Stopwatch,
@@ -162,7 +166,7 @@ def build_engines(
             progress.advance(0, name)
             with stopwatch.stage(f"build {name}"), storage.explained(destination):
                 graph = write_skeleton(
-                    load_graph(work / name / MODEL_FILE), name, dimensions, destination
+                    load_graph(work / name / MODEL_FILE), name, model, destination
                 )
                 cost = graph_cost(graph, shapes_at(graph, optimum_call(profile)))
                 output = destination / name
@@ -174,7 +178,7 @@ def build_engines(
                         model=work / name / MODEL_FILE,
                         output=output,
                         precision=choice.precision,
-                        shapes=shape_ranges(name, dimensions, profile),
+                        shapes=shape_ranges(name, model, profile),
                         options=choice.builder,
                         progress=progress,
                     ),
@@ -197,21 +201,21 @@ def optimum_call(profile: Profile) -> Call:
 
 
 def write_skeleton(
-    model: onnx.ModelProto, engine: str, dimensions: Dimensions, bundle: Path
+    graph: onnx.ModelProto, engine: str, model: ModelSpec, bundle: Path
 ) -> onnx.ModelProto:
     """Writes the skeleton of an engine's graph into the folder `bundle`, and returns it."""
 
     def shapes_of(call: Call) -> dict[str, tuple[int, ...]]:
-        shapes = call_shapes(engine, dimensions, **asdict(call))
-        there = {entry.name for entry in model.graph.input}
+        shapes = call_shapes(engine, model, **asdict(call))
+        there = {entry.name for entry in graph.graph.input}
         own = {name: shape for name, shape in shapes.items() if name in there}
-        return own | projected_shapes(model, dimensions, call)
+        return own | projected_shapes(graph, model, call)
 
-    graph = skeleton(model, shapes_of)
+    found = skeleton(graph, shapes_of)
     path = bundle / graph_name(engine)
     path.parent.mkdir(exist_ok=True)
-    save_graph(graph, path)
-    return graph
+    save_graph(found, path)
+    return found
 
 
 def transfer_weights(model: onnx.ModelProto, source: Path, work: Path, *, consume: bool) -> None:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import os
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -19,21 +18,20 @@ from sdexport.artifacts.bundle import Bundle
 from sdexport.artifacts.export_record import ExportRecord
 from sdexport.artifacts.manifest import EngineRecord, HalfCheck, Manifest, Stage
 from sdexport.artifacts.onnx_folder import MODEL_FILE, OnnxFolder, by_component, open_folder
+from sdexport.backends.session import Engine, Sessions
 from sdexport.compiler import half_check
 from sdexport.compiler.build_spec import (
     EXPORT,
     BuildSpec,
     changed_fields,
     components_of,
-    dimensions_in,
     fingerprints_of,
     kept_files,
     missing_engines,
-    sizes_of,
 )
-from sdexport.compiler.dimensions import Dimensions, read_dimensions
 from sdexport.compiler.engines import build_engines, optimum_call, prepare_graphs
 from sdexport.compiler.options import KEYWORD_HINTS, BuildOptions, Choice, checked_options, decide
+from sdexport.compiler.read_model import read_model
 from sdexport.compiler.report import BuildReport, Stopwatch
 from sdexport.compiler.shapes import call_shapes
 from sdexport.compiler.verify import parity_has_passed, parity_is_stale
@@ -42,9 +40,10 @@ from sdexport.graph.flops import graph_cost
 from sdexport.graph.proto import load_graph
 from sdexport.graph.skeleton import shapes_at
 from sdexport.keywords import explains_keywords
-from sdexport.model.native_size import pixel_multiple
+from sdexport.model.native_size import pixel_multiple, profile_for
 from sdexport.model.shapes import Precision, Profile, Range
-from sdexport.pipeline.load import parts_of
+from sdexport.pipeline.load import bounds_in
+from sdexport.pipeline.loaded_model import LoadedModel
 from sdexport.pipeline.tokenizer import PromptTokenizer
 from sdexport.progress import SILENT, Progress, stage
 
@@ -61,13 +60,12 @@ class GraphSource:
             the folder can be created.
         temporary: whether the ONNX folder is discarded afterwards, so that its weights can be
             moved.
-        dimensions, record: the ONNX folder's dimensions and export record; None if they are not
-            known before, and then taken from a bundle that has all engines.
+        record: the ONNX folder's export record; None if it is not known before, and then taken from
+            a bundle that has all engines.
     """
 
     folder: Callable[[Path], OnnxFolder]
     temporary: bool = False
-    dimensions: Dimensions | None = None
     record: ExportRecord | None = None
 
 
@@ -108,19 +106,19 @@ def build_folder(
     stopwatch = Stopwatch()
     with stopwatch.stage("read the ONNX folder"), stage(progress, "reading the ONNX folder"):
         sources = by_component(folder.checked_digests())
-        dimensions, plain = read_dimensions(folder), folder.plain_parts()
-        profile = dimensions.profile(options.profile)
+        model, plain = read_model(folder), folder.plain_parts()
+        profile = profile_for(options.profile, model.native_size, model.latents.scale)
         require_precision(folder, choice)
         spec = BuildSpec(
             name=reading.resolved(folder.path).name,
             choice=choice,
             profile=profile,
             guidance=options.guidance,
-            native_size=dimensions.native_size,
-            fingerprints=fingerprints_of(sources, choice, profile, sizes_of(dimensions), plain),
+            model=model,
+            fingerprints=fingerprints_of(sources, choice, profile, model, plain),
             plain=plain,
         )
-    source = GraphSource(lambda place: folder, dimensions=dimensions, record=folder.about)
+    source = GraphSource(lambda place: folder, record=folder.about)
     return build_bundle(spec, source, destination, stopwatch, progress, force=force)
 
 
@@ -190,7 +188,7 @@ def build_bundle(
         if found is None or missing:
             place = aside / ".onnx"
             folder = source.folder(place)
-            wanted = spec.manifest(read_dimensions(folder), folder.about)
+            wanted = spec.manifest(folder.about)
             made = _build_missing(
                 spec, wanted, folder, missing, aside, stopwatch, progress, source.temporary
             )
@@ -236,12 +234,10 @@ def existing_bundle(destination: Path, stopwatch: Stopwatch, progress: Progress)
 
 def expected_manifest(spec: BuildSpec, source: GraphSource, found: Bundle) -> Manifest:
     """The manifest that a build of `spec` with the engines of `found` would have."""
-    dimensions, record = source.dimensions, source.record
-    if dimensions is None:
-        dimensions = dimensions_in(found.manifest, spec.native_size)
+    record = source.record
     if record is None:
         record = replace(found.manifest.export, checkpoint=spec.name)
-    return spec.manifest(dimensions, record)
+    return spec.manifest(record)
 
 
 def _also_changed(changes: tuple[str, ...]) -> tuple[str, ...]:
@@ -304,17 +300,17 @@ def _build_missing(
     Raises:
         EngineError, FolderError, StorageError: as `build_folder`.
     """
-    dimensions, choice = read_dimensions(folder), spec.choice
+    model, choice = spec.model, spec.choice
     work = aside / ".graphs"
     fingerprints = {name: spec.fingerprints[name] for name in engines}
     with stopwatch.stage("prepare the graphs"), stage(progress, "preparing the graphs"):
-        because = prepare_graphs(folder, work, dimensions, engines, consume=temporary)
+        because = prepare_graphs(folder, work, model, engines, consume=temporary)
     checked = None
     if choice.checked:
         with stopwatch.stage("check half precision"):
-            checked = _check_half(folder, work, dimensions, wanted, progress)
+            checked = _check_half(folder, work, wanted, progress)
     records = build_engines(
-        work, aside, choice, dimensions, spec.profile, fingerprints, stopwatch, progress
+        work, aside, choice, model, spec.profile, fingerprints, stopwatch, progress
     )
     if because:
         step = records["denoise_step"]
@@ -325,17 +321,15 @@ def _build_missing(
     return replace(wanted, engines=records, half_check=checked, stages=stages)
 
 
-def _check_half(
-    folder: OnnxFolder, work: Path, dimensions: Dimensions, wanted: Manifest, progress: Progress
-) -> HalfCheck:
+def _check_half(folder: OnnxFolder, work: Path, wanted: Manifest, progress: Progress) -> HalfCheck:
     """Checks the half-precision graphs in `work` and keeps overflows in float32; the record."""
     usual = wanted.default_size
-    model = load_graph(work / "denoise_step" / MODEL_FILE)
+    graph, model = load_graph(work / "denoise_step" / MODEL_FILE), wanted.model
     shapes = call_shapes(
-        "denoise_step", dimensions, batch=1, branches=2, height=usual[1], width=usual[0]
+        "denoise_step", model, batch=1, branches=2, height=usual[1], width=usual[0]
     )
-    multiple = pixel_multiple(dimensions.latent_scale)
-    trial = half_check.choose_trial(usual, graph_cost(model, shapes).flops, multiple)
+    multiple = pixel_multiple(model.latents.scale)
+    trial = half_check.choose_trial(usual, graph_cost(graph, shapes).flops, multiple)
     manifest = replace(
         wanted,
         # The graphs are dynamic in every dimension; images are generated one by one.
@@ -343,17 +337,13 @@ def _check_half(
         default_size=trial.size,
         default_guidance=half_check.GUIDANCE,
     )
-    make_parts = functools.partial(
-        parts_of,
-        manifest,
-        tokenizer=PromptTokenizer.load(folder.tokenizer, manifest.tokens),
-        scheduler_config=reading.read_json(folder.scheduler_config, infinite=True),
-        about={},
-        vae_encoder=None,
-        text_projection=None,
-        time_projection=None,
-    )
-    return convert(half_check.check_half(work, make_parts, trial, progress), HalfCheck)
+    bounds = bounds_in(manifest, reading.read_json(folder.scheduler_config, infinite=True))
+    tokenizer = PromptTokenizer.load(folder.tokenizer, model.tokens)
+
+    def load(engines: Mapping[str, Engine]) -> LoadedModel:
+        return LoadedModel(bounds, Sessions(model, engines), tokenizer, about={})
+
+    return convert(half_check.check_half(work, load, trial, progress), HalfCheck)
 
 
 def _sides(size: tuple[int, int]) -> tuple[Range, Range]:

@@ -26,14 +26,16 @@ from sdexport import memory
 from sdexport.artifacts import storage
 from sdexport.artifacts.onnx_folder import MODEL_FILE
 from sdexport.backends.onnxruntime.cpu import OnnxRuntimeEngine, runtime
-from sdexport.backends.session import Array, Binding
+from sdexport.backends.session import Array, Binding, Engine
 from sdexport.errors import EngineError, StorageError
 from sdexport.graph.half_values import LARGEST
 from sdexport.graph.keep_float32 import keep_float32, values_to_keep
 from sdexport.graph.proto import load_graph, save_graph
 from sdexport.graph.widen_half import WATCH, widen_half, widen_weights
 from sdexport.model.shapes import TensorSpec
-from sdexport.pipeline.pipeline import Pipeline, PipelineParts
+from sdexport.model.spec import ModelSpec
+from sdexport.pipeline.loaded_model import LoadedModel
+from sdexport.pipeline.pipeline import Pipeline
 from sdexport.progress import Progress, stage
 
 NOT_RUN = "not run on a device"
@@ -185,13 +187,16 @@ def choose_trial(usual: tuple[int, int], flops: int, multiple: int) -> Trial:
 
 
 def check_half(
-    folder: Path, make_parts: Callable[..., PipelineParts], trial: Trial, progress: Progress
+    folder: Path,
+    load: Callable[[Mapping[str, Engine]], LoadedModel],
+    trial: Trial,
+    progress: Progress,
 ) -> dict[str, Any]:
     """Checks the half-precision graphs in `folder`, and keeps in float32 what would overflow.
 
     Args:
         folder: contains `ENGINE/model.onnx` and weights; graphs are rewritten in place if needed.
-        make_parts: `load.parts_of` with all arguments but the engines in `folder`.
+        load: makes a model of the engines in `folder`.
         trial: the images to generate.
 
     Returns:
@@ -206,7 +211,7 @@ def check_half(
     with stage(progress, "checking half precision", None), contextlib.ExitStack() as leftovers:
         trials = _TrialRun(folder, leftovers)
         progress.advance(0, "generating in float32, every value watched")
-        records = trials.generate(make_parts, trial)
+        records = trials.generate(load, trial)
         findings = {}
         for name in trials.engines:
             progress.advance(0, f"{name} rounded to half precision")
@@ -267,12 +272,12 @@ class _TrialRun:
         return tuple(sorted(path.parent.name for path in self.folder.glob(f"*/{MODEL_FILE}")))
 
     def generate(
-        self, make_parts: Callable[..., PipelineParts], trial: Trial
+        self, load: Callable[[Mapping[str, Engine]], LoadedModel], trial: Trial
     ) -> dict[str, _WatchRecord]:
         """Generates the trial's images; returns every engine's measurements."""
         watched = {name: self._load(name) for name in self.engines}
-        parts = make_parts(**watched)
-        pipeline = Pipeline(parts)
+        loaded = load(watched)
+        pipeline = Pipeline(loaded)
         for index, prompt in enumerate(trial.prompts):
             result = pipeline.generate(
                 prompt,
@@ -285,10 +290,10 @@ class _TrialRun:
                 height=trial.size[1],
             )
             if "vae_encoder" in watched:
-                _encode(watched["vae_encoder"], np.asarray(result.images[0]), parts)
+                _encode(watched["vae_encoder"], np.asarray(result.images[0]), loaded.model)
         records = {name: engine.record for name, engine in watched.items()}
         # Frees gigabytes of weights before the next ones are loaded.
-        del watched, parts, pipeline
+        del watched, loaded, pipeline
         gc.collect()
         return records
 
@@ -364,14 +369,14 @@ def _session(name: str, path: Path) -> Any:
         ) from error
 
 
-def _encode(engine: _Watched, image: Array, parts: PipelineParts) -> None:
+def _encode(engine: _Watched, image: Array, model: ModelSpec) -> None:
     """Runs the VAE encoder on an image (height, width, 3) with values from 0 to 255."""
     sample = (image.transpose(2, 0, 1)[None] / 127.5 - 1).astype(np.float32)
-    height, width = (side // parts.latent_scale for side in sample.shape[2:])
+    height, width = (side // model.latents.scale for side in sample.shape[2:])
     (output,) = engine.outputs
     shapes = {
         "sample": sample.shape,
-        output.name: (1, 2 * parts.latent_channels, height, width),
+        output.name: (1, 2 * model.latents.channels, height, width),
     }
     binding = engine.bind(shapes)
     binding.buffers["sample"][...] = sample

@@ -15,7 +15,7 @@ from sdexport.compiler.inspect import Inspection, Part
 from sdexport.errors import CheckpointError, FolderError, SdexportError
 from sdexport.export.checkpoint import Checkpoint, open_checkpoint
 from sdexport.export.weights import read_tensors
-from sdexport.model.native_size import native_size
+from sdexport.model.families import family_named
 from sdexport.sampling import pipeline_config, sampler_of_config
 
 SHORT = {"F32": "fp32", "F16": "fp16", "BF16": "bf16", "F64": "fp64"}
@@ -24,12 +24,6 @@ SHORT = {"F32": "fp32", "F16": "fp16", "BF16": "bf16", "F64": "fp64"}
 
 WHOLE_NUMBERS = ("I64", "I32", "I16", "I8", "U8", "U16", "U32", "U64", "BOOL")
 """Formats that no weights have: tables of positions and the like."""
-
-FAMILIES = {768: "Stable Diffusion 1.x", 1024: "Stable Diffusion 2.x"}
-"""By the text encoder's width, among the checkpoints that can be compiled."""
-
-STRUCTURE = "Stable Diffusion 1.x's structure"
-"""What others among them are."""
 
 MOST_PARTS, MOST_FILES = 64, 256
 """Of a checkpoint, and of one of its parts, whose headers are read."""
@@ -124,11 +118,11 @@ def _about(path: Path, index: Mapping[str, Any], opened: Checkpoint | None) -> d
     about["notes"] = []
     if opened is None:
         return about
-    sizes, config = opened.sizes, opened.scheduler_config
-    about["family"] = FAMILIES.get(sizes.embedding_dim, STRUCTURE)
-    about["size"] = list(native_size(opened.unet_config.sample, sizes.latent_scale))
-    about["latents"] = [sizes.latent_channels, sizes.latent_scale]
-    about["tokens"] = sizes.tokens
+    model, config = opened.model, opened.scheduler_config
+    about["family"] = family_named(model.family).title
+    about["size"] = list(model.native_size)
+    about["latents"] = [model.latents.channels, model.latents.scale]
+    about["tokens"] = model.tokens
     about["prediction"] = config.get("prediction_type", "epsilon")
     about["notes"] = list(opened.notes)
     try:

@@ -5,17 +5,30 @@ from __future__ import annotations
 import onnx
 
 from sdexport.backends.build_request import ShapeRange
-from sdexport.compiler.dimensions import Dimensions
 from sdexport.graph.proto import dimensions as dimensions_of
 from sdexport.graph.skeleton import Call
-from sdexport.graph.split_unet import BATCH, ROWS, TEXT_PROJECTION, TIME_PROJECTION, TOKENS
+from sdexport.graph.split_unet import ROWS, TEXT_PROJECTION, TIME_PROJECTION
 from sdexport.model.shapes import MAX_PIECES, Profile
+from sdexport.model.spec import ModelSpec
+from sdexport.model.step import (
+    BATCH,
+    BRANCHES,
+    COLUMNS,
+    EMBEDDED_GUIDANCE,
+    HEIGHT,
+    SLOTS,
+    TEXT_EMBEDDINGS,
+    TOKENS,
+    WIDTH,
+    Role,
+    step_contract,
+)
 from sdexport.sampling import STATE_SLOTS
 
 
 def call_shapes(
     engine: str,
-    dimensions: Dimensions,
+    model: ModelSpec,
     *,
     batch: int,
     branches: int,
@@ -29,56 +42,53 @@ def call_shapes(
         height, width: in pixels.
         pieces: number of pieces of every prompt, at most `MAX_PIECES`.
     """
-    h, w = height // dimensions.latent_scale, width // dimensions.latent_scale
-    texts, channels = batch * branches * pieces, dimensions.latent_channels
-    context = (batch, branches, pieces * dimensions.tokens, dimensions.embedding_dim)
-    state = (batch, STATE_SLOTS, channels, h, w)
-    guidance: dict[str, tuple[int, ...]] = {}
-    if dimensions.embedded_guidance:
-        guidance["embedded_guidance"] = (batch,)
+    sizes = {
+        BATCH: batch,
+        BRANCHES: branches,
+        SLOTS: STATE_SLOTS,
+        COLUMNS: STATE_SLOTS + 2,
+        HEIGHT: height // model.latents.scale,
+        WIDTH: width // model.latents.scale,
+        TOKENS: pieces * model.tokens,
+    }
+    step = {
+        tensor.name: tensor.resolved(sizes)
+        for tensor in step_contract(model)
+        if tensor.role is not Role.OUTPUT
+    }
+    texts = batch * branches * pieces
     shapes: dict[str, dict[str, tuple[int, ...]]] = {
-        "text_encoder": {"input_ids": (texts, dimensions.tokens)}
-        | ({"clip_skip": (texts,)} if dimensions.text_layers else {}),
-        "denoise_step": {
-            "state": state,
-            "noise": (batch, channels, h, w),
-            "timestep": (batch,),
-            "input_weights": (batch, STATE_SLOTS),
-            "update_weights": (batch, STATE_SLOTS, STATE_SLOTS + 2),
-            "guidance": (batch,),
-            "guidance_rescale": (batch,),
-            "text_embeddings": context,
-            "mask": (batch, 1, h, w),
-            "known": (batch, 2, channels, h, w),
-            "known_weights": (batch, 2),
-        }
-        | guidance,
-        "text_projection": {"text_embeddings": context},
-        "time_projection": {"timestep": (batch,), **guidance},
-        "vae_decoder": {"state": state},
+        "text_encoder": {"input_ids": (texts, model.tokens)}
+        | ({"clip_skip": (texts,)} if model.skippable_layers else {}),
+        "denoise_step": step,
+        "text_projection": {name: step[name] for name in (TEXT_EMBEDDINGS,)},
+        "time_projection": {
+            name: step[name] for name in ("timestep", EMBEDDED_GUIDANCE) if name in step
+        },
+        "vae_decoder": {"state": step["state"]},
         "vae_encoder": {"sample": (batch, 3, height, width)},
     }
     return shapes[engine]
 
 
 def projected_shapes(
-    model: onnx.ModelProto, dimensions: Dimensions, call: Call
+    graph: onnx.ModelProto, model: ModelSpec, call: Call
 ) -> dict[str, tuple[int, ...]]:
     """The shapes of the denoise step's inputs that projections compute.
 
-    They follow from the dimensions in the graph: numbers, and symbols for dynamic ones.
+    They follow from those in the graph: numbers, and symbols for dynamic ones.
     """
-    rows, tokens = call.batch * call.branches, call.pieces * dimensions.tokens
+    rows, tokens = call.batch * call.branches, call.pieces * model.tokens
     lengths = {BATCH: call.batch, ROWS: rows, TOKENS: tokens}
     return {
         entry.name: tuple(n if isinstance(n, int) else lengths[n] for n in dimensions_of(entry))
-        for entry in model.graph.input
+        for entry in graph.graph.input
         if entry.name == TIME_PROJECTION or entry.name.startswith(TEXT_PROJECTION)
     }
 
 
 def shape_ranges(
-    engine: str, dimensions: Dimensions, profile: Profile
+    engine: str, model: ModelSpec, profile: Profile
 ) -> tuple[dict[str, ShapeRange], ...]:
     """The shape ranges of the inputs of `engine`, one mapping per profile.
 
@@ -90,7 +100,7 @@ def shape_ranges(
         batch, height, width = (getattr(r, which) for r in (one.batch, one.height, one.width))
         return call_shapes(
             engine,
-            dimensions,
+            model,
             batch=batch,
             branches=branches,
             height=height,

@@ -28,8 +28,10 @@ from sdexport.errors import ParityError, UsageError
 from sdexport.keywords import explains_keywords
 from sdexport.model.native_size import pixel_multiple
 from sdexport.model.shapes import Precision
-from sdexport.pipeline.load import load_parts
-from sdexport.pipeline.pipeline import Pipeline, PipelineParts
+from sdexport.model.spec import BRANCH, ModelSpec
+from sdexport.pipeline.load import load_model
+from sdexport.pipeline.loaded_model import LoadedModel
+from sdexport.pipeline.pipeline import Pipeline
 from sdexport.pipeline.tokenizer import PromptTokenizer
 from sdexport.progress import SILENT, Progress, stage
 from sdexport.sampling import STATE_SLOTS, TorchNoise
@@ -157,7 +159,7 @@ def parity_has_passed(manifest: Manifest) -> bool:
 
 def _compared_call(manifest: Manifest) -> tuple[int, int, int]:
     """Width and height in pixels, and the batch, of the compared images."""
-    profile, multiple = manifest.profile, pixel_multiple(manifest.latent_scale)
+    profile, multiple = manifest.profile, pixel_multiple(manifest.model.latents.scale)
     width, height = (
         max(limits.min, min(limits.opt, MAX_SIDE) // multiple * multiple)
         for limits in (profile.width, profile.height)
@@ -228,32 +230,38 @@ def verify(
     tolerance = TOLERANCES[manifest.precision]
     reference = ReferenceModels(checkpoint)
     refuse_other_checkpoint(opened, reference.checkpoint)
-    parts = load_parts(opened, threads=threads)
+    loaded = load_model(opened, threads=threads)
     width, height, batch = _compared_call(manifest)
     comparisons: list[Comparison] = []
-    stages = 5 if parts.vae_encoder is not None else 4
+    stages = 5 if loaded.sessions.get("vae_encoder") is not None else 4
     with stage(progress, "comparing with PyTorch", stages):
-        h, w = height // manifest.latent_scale, width // manifest.latent_scale
+        h, w = height // manifest.model.latents.scale, width // manifest.model.latents.scale
         progress.advance(0, "text_encoder")
-        prompts = prompts_for(parts.tokenizer)
-        tokens = parts.tokenizer.encode([NEGATIVE_PROMPT, prompts[0]])
+        prompts = prompts_for(loaded.tokenizer)
+        tokens = loaded.tokenizer.encode([NEGATIVE_PROMPT, prompts[0]])
         inputs: dict[str, Array] = {"input_ids": tokens}
-        if parts.text_layers:
+        if loaded.model.skippable_layers:
             inputs["clip_skip"] = np.zeros(len(tokens), np.int64)
-        ours = _call(parts.text_encoder, inputs, _text_shape(parts))
+        ours = _call(loaded.sessions["text_encoder"], inputs, _text_shape(loaded))
         theirs = reference.text_encoder(tokens)
         comparisons.append(_compare_engine("text_encoder", ours, theirs, tolerance))
         progress.advance(1, "denoise_step")
-        comparisons.append(_denoise_step(parts, reference, theirs, (h, w), batch, tolerance))
+        comparisons.append(_denoise_step(loaded, reference, theirs, (h, w), batch, tolerance))
         progress.advance(1, "vae_decoder")
-        comparisons.append(_vae_decoder(parts, reference, (h, w), tolerance))
-        if parts.vae_encoder is not None:
+        comparisons.append(_vae_decoder(loaded, reference, (h, w), tolerance))
+        if loaded.sessions.get("vae_encoder") is not None:
             progress.advance(1, "vae_encoder")
             comparisons.append(
-                _vae_encoder(parts.vae_encoder, reference, (h, w), manifest.latent_scale, tolerance)
+                _vae_encoder(
+                    loaded.sessions["vae_encoder"],
+                    reference,
+                    (h, w),
+                    manifest.model.latents.scale,
+                    tolerance,
+                )
             )
         progress.advance(1, f"images, {STEPS} steps by the engines and by PyTorch")
-        comparisons.append(_images(parts, reference, (width, height), batch, tolerance))
+        comparisons.append(_images(loaded, reference, (width, height), batch, tolerance))
         progress.advance(1)
     report = VerifyReport(
         target=manifest.target,
@@ -299,8 +307,8 @@ def _call(
     return binding.buffers[name].copy()
 
 
-def _text_shape(parts: PipelineParts) -> tuple[str, tuple[int, ...]]:
-    return "last_hidden_state", (2, parts.tokens, parts.embedding_dim)
+def _text_shape(loaded: LoadedModel) -> tuple[str, tuple[int, ...]]:
+    return "last_hidden_state", (2, loaded.model.tokens, loaded.model.embedding_dim)
 
 
 def _compare_engine(what: str, ours: Array, theirs: Array, tolerance: Tolerance) -> Comparison:
@@ -326,7 +334,7 @@ def _remedy(precision: str) -> str:
 
 
 def _denoise_step(
-    parts: PipelineParts,
+    loaded: LoadedModel,
     reference: Any,
     embeddings: Array,
     latent_size: tuple[int, int],
@@ -338,7 +346,7 @@ def _denoise_step(
     The step runs with the batch of `_images`, repeating one image: for another shape some targets
     would compile the engine a second time.
     """
-    shape = (1, parts.latent_channels, *latent_size)
+    shape = (1, loaded.model.latents.channels, *latent_size)
     sample = TorchNoise(SEED).randn(shape)
     timestep = np.array([500.0], np.float32)
     update = np.zeros((1, STATE_SLOTS, STATE_SLOTS + 2), np.float32)
@@ -348,12 +356,13 @@ def _denoise_step(
     weights = np.zeros((1, STATE_SLOTS), np.float32)
     weights[0, 0] = 1.0
     scale = np.array([GUIDANCE], np.float32)
-    embedded = scale - 1 if parts.embedded_guidance else None
+    embedded = scale - 1 if loaded.model.embeds_guidance else None
     constants = {
         "guidance_rescale": np.zeros(1, np.float32),
         "mask": np.ones((1, 1, *latent_size), np.float32),
         "known": np.zeros((1, 2, *shape[1:]), np.float32),
     } | ({} if embedded is None else {"embedded_guidance": embedded})
+    conditions = _conditions(loaded.model, latent_size)
     tables = {
         "timestep": timestep,
         "input_weights": weights,
@@ -364,16 +373,27 @@ def _denoise_step(
     inputs = BatchInputs(
         np.repeat(state, batch, axis=0),
         {name: np.repeat(table, batch, axis=0)[None] for name, table in tables.items()},
-        {name: np.repeat(array, batch, axis=0) for name, array in constants.items()},
+        {name: np.repeat(array, batch, axis=0) for name, array in (constants | conditions).items()},
     )
-    with closing(parts.placed().workspaces()) as workspaces:
-        workspace = workspaces(Shape(batch, 2, *latent_size, parts.tokens))
+    with closing(loaded.placed().workspaces()) as workspaces:
+        workspace = workspaces(Shape(batch, 2, *latent_size, loaded.model.tokens))
         workspace.embed(np.repeat(embeddings[None].astype(np.float32), batch, axis=0))
         workspace.begin(inputs)
         workspace.advance()
         ours = workspace.latents().copy()
     unguided, guided = (
-        reference.unet(sample, timestep, embeddings[branch : branch + 1], embedded)
+        reference.unet(
+            sample,
+            timestep,
+            embeddings[branch : branch + 1],
+            embedded,
+            {
+                one.name: conditions[one.name][:, branch]
+                if one.per == BRANCH
+                else conditions[one.name]
+                for one in loaded.model.conditions
+            },
+        )
         for branch in (0, 1)
     )
     return _compare_engine(
@@ -381,15 +401,26 @@ def _denoise_step(
     )
 
 
+def _conditions(model: ModelSpec, latent_size: tuple[int, int]) -> dict[str, Array]:
+    """Random values of the model's conditions, (1, …) or (1, 2, …)."""
+    sides = dict(zip(("height", "width"), latent_size, strict=True))
+    found = {}
+    for index, one in enumerate(model.conditions):
+        shape = tuple(n if isinstance(n, int) else sides[n] for n in one.shape)
+        rows = (1, 2) if one.per == BRANCH else (1,)
+        found[one.name] = TorchNoise(SEED + 2 + index).randn((*rows, *shape))
+    return found
+
+
 def _vae_decoder(
-    parts: PipelineParts, reference: Any, latent_size: tuple[int, int], tolerance: Tolerance
+    loaded: LoadedModel, reference: Any, latent_size: tuple[int, int], tolerance: Tolerance
 ) -> Comparison:
     """Compares the image of random latents, in the range 0 to 1."""
-    latents = TorchNoise(SEED + 1).randn((1, parts.latent_channels, *latent_size))
+    latents = TorchNoise(SEED + 1).randn((1, loaded.model.latents.channels, *latent_size))
     state = np.zeros((1, STATE_SLOTS, *latents.shape[1:]), np.float32)
     state[:, 0] = latents
     theirs = reference.decode(latents)
-    ours = _call(parts.vae_decoder, {"state": state}, ("image", theirs.shape))
+    ours = _call(loaded.sessions["vae_decoder"], {"state": state}, ("image", theirs.shape))
     return _compare_engine("vae_decoder", ours / 255, np.round(theirs * 255) / 255, tolerance)
 
 
@@ -409,15 +440,15 @@ def _vae_encoder(
 
 
 def _images(
-    parts: PipelineParts,
+    loaded: LoadedModel,
     reference: Any,
     size: tuple[int, int],
     count: int,
     tolerance: Tolerance,
 ) -> Comparison:
-    prompts = prompts_for(parts.tokenizer)[:count]
+    prompts = prompts_for(loaded.tokenizer)[:count]
     seeds = [SEED + index for index in range(len(prompts))]
-    result = Pipeline(parts).generate(
+    result = Pipeline(loaded).generate(
         list(prompts),
         negative_prompt=NEGATIVE_PROMPT,
         num_inference_steps=STEPS,

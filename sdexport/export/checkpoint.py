@@ -10,13 +10,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from sdexport.artifacts import documents, reading
-from sdexport.artifacts.model_configs import (
-    DEFAULT_SAMPLE_SIZE,
-    ModelIndex,
-    TextConfig,
-    UNetConfig,
-    VaeConfig,
-)
 from sdexport.artifacts.onnx_folder import INDEX_FILE
 from sdexport.errors import (
     CheckpointDocumentError,
@@ -29,6 +22,15 @@ from sdexport.errors import (
 from sdexport.export.config_keys import READ, check_keys
 from sdexport.export.libraries import require_libraries
 from sdexport.export.weights import Weights, find_weights
+from sdexport.model.configs import (
+    DEFAULT_SAMPLE_SIZE,
+    ModelIndex,
+    TextConfig,
+    UNetConfig,
+    VaeConfig,
+)
+from sdexport.model.families import Configs, spec_of
+from sdexport.model.spec import Component, ModelSpec
 from sdexport.pipeline.tokenizer import PromptTokenizer, text_length
 from sdexport.sampling import compile_plan, pipeline_config
 
@@ -36,14 +38,6 @@ T = TypeVar("T")
 
 ACCEPTED = "a diffusers folder of Stable Diffusion 1.x or 2.x (with model_index.json), or a hub id"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-
-FOLDER_OF = {
-    "text_encoder": "text_encoder",
-    "unet": "unet",
-    "vae_decoder": "vae",
-    "vae_encoder": "vae",
-}
-"""The checkpoint's folder by component."""
 
 MODELS = {
     "text_encoder": ("CLIPTextModel", "model"),
@@ -60,10 +54,6 @@ AGAIN = "; download the checkpoint again, or correct the file"
 TRIAL_STEPS, TRIAL_SAMPLER = 4, "ddim"
 """The plan that is compiled to check whether a scheduler's options are supported."""
 
-VAE_PARTS = {
-    "vae_decoder": ("decoder.", "post_quant_conv."),
-    "vae_encoder": ("encoder.", "quant_conv."),
-}
 WEIGHT_FORMATS = (".safetensors", ".bin", ".ckpt", ".pt", ".pth", ".msgpack", ".h5", ".onnx")
 """The suffixes of files of weights; only the selected files of them are read."""
 
@@ -90,30 +80,6 @@ ADAPTER_FILE = "adapter_config.json"
 
 
 @dataclass(frozen=True, slots=True)
-class Sizes:
-    """Sizes from the checkpoint's configurations that several components share.
-
-    Attributes:
-        latent_channels: channels of the latents.
-        latent_scale: pixels per latent along each side.
-        tokens: length of the text encoder's input.
-        vocabulary: number of token ids.
-        embedding_dim: width of the text encoder's output.
-        text_layers: number of the text encoder's layers.
-        guidance_width: width of the guidance scale's embedding that a guidance-distilled UNet takes
-            (diffusers' `time_cond_proj_dim`); 0 for other UNets.
-    """
-
-    latent_channels: int
-    latent_scale: int
-    tokens: int
-    vocabulary: int
-    embedding_dim: int
-    text_layers: int
-    guidance_width: int = 0
-
-
-@dataclass(frozen=True, slots=True)
 class Checkpoint:
     """An opened checkpoint, whose structure and files have been checked.
 
@@ -121,13 +87,15 @@ class Checkpoint:
         name: the folder's name or the hub id, for users.
         path: the diffusers folder on disk.
         weights: by folder: `text_encoder`, `unet`, `vae`.
+        model: what the model is; `configs`: the configurations that say so.
         notes: lines for users: what is not exported or ignored, and what was selected.
     """
 
     name: str
     path: Path
     weights: Mapping[str, Weights]
-    sizes: Sizes
+    model: ModelSpec
+    configs: Configs
     notes: tuple[str, ...] = ()
 
     @property
@@ -143,10 +111,12 @@ class Checkpoint:
         """
         return _scheduler_config(self.path, self.index)
 
-    @property
-    def unet_config(self) -> UNetConfig:
-        """The UNet's config.json."""
-        return documents.from_json(self.path / "unet" / "config.json", UNetConfig)
+    def folder(self, component: str) -> str:
+        """The checkpoint's folder of `component`."""
+        return self._component(component).folder
+
+    def _component(self, name: str) -> Component:
+        return next(one for one in self.model.components if one.name == name)
 
     def files(self, component: str) -> list[Path]:
         """Every file that loading `component` can read.
@@ -154,8 +124,8 @@ class Checkpoint:
         All files of its folder except hidden files and weights in other formats and variants:
         diffusers and transformers may read further ones, such as the configuration of an adapter.
         """
-        folder = self.path / FOLDER_OF[component]
-        chosen = self.weights[FOLDER_OF[component]].files
+        folder = self.path / self.folder(component)
+        chosen = self.weights[self.folder(component)].files
         return [
             file
             for file in reading.files_below(folder)
@@ -166,7 +136,7 @@ class Checkpoint:
         """The SHA-256 of each file by component and path in the checkpoint."""
         found: dict[str, dict[str, str]] = {}
         for name in components:
-            same = [other for other in found if FOLDER_OF[other] == FOLDER_OF[name]]
+            same = [other for other in found if self.folder(other) == self.folder(name)]
             found[name] = (
                 found[same[0]]
                 if same
@@ -179,8 +149,8 @@ class Checkpoint:
 
     def parameters(self, component: str) -> int:
         """The number of parameters of `component`, from its files' headers."""
-        wanted = VAE_PARTS.get(component, ("",))
-        elements = self.weights[FOLDER_OF[component]].elements
+        wanted = self._component(component).weights or ("",)
+        elements = self.weights[self.folder(component)].elements
         return sum(count for name, count in elements.items() if name.startswith(wanted))
 
 
@@ -271,8 +241,8 @@ def _open_folder(path: Path, name: str) -> Checkpoint:
         configs["text_encoder"] = configs["text_encoder"]["text_config"]
     for part, config in configs.items():
         notes += check_keys(path / part / "config.json", part, config)
-    sizes = _read_sizes(path, configs)
-    notes += _check_tokenizer(path / "tokenizer", sizes)
+    typed = _read_configs(path, configs)
+    notes += _check_tokenizer(path / "tokenizer", typed)
     notes += _check_scheduler(path, index)
     if configs["unet"].get("sample_size") is None:
         notes.append(
@@ -281,7 +251,7 @@ def _open_folder(path: Path, name: str) -> Checkpoint:
         )
     weights = {part: find_weights(path / part, stem) for part, (_, stem) in MODELS.items()}
     notes += _not_exported_notes(path, index, weights)
-    return Checkpoint(name, path, weights, sizes, tuple(notes))
+    return Checkpoint(name, path, weights, spec_of(typed), typed, tuple(notes))
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -344,18 +314,19 @@ def _class_of(index: Mapping[str, Any], part: str) -> str | None:
     return value[1] if isinstance(value, list) and len(value) == 2 else None
 
 
-def _check_tokenizer(folder: Path, sizes: Sizes) -> list[str]:
+def _check_tokenizer(folder: Path, configs: Configs) -> list[str]:
     lacking = [name for name in ("vocab.json", "merges.txt") if not reading.is_file(folder / name)]
     if lacking and not reading.is_file(folder / "tokenizer.json"):
         raise CheckpointError(
             f"{folder} must contain tokenizer.json, or vocab.json with merges.txt; missing: "
             f"{', '.join(lacking)}. Download the checkpoint again"
         )
-    tokenizer = PromptTokenizer.load(folder, sizes.tokens)
-    if tokenizer.largest_id >= sizes.vocabulary:
+    tokenizer = PromptTokenizer.load(folder, configs.tokens)
+    vocabulary = configs.text_encoder.vocab_size
+    if tokenizer.largest_id >= vocabulary:
         raise CheckpointError(
             f"the tokenizer in {folder} has {tokenizer.largest_id + 1} tokens, but the text "
-            f"encoder embeddings for {sizes.vocabulary}: tokens were added only to the tokenizer. "
+            f"encoder embeddings for {vocabulary}: tokens were added only to the tokenizer. "
             "Save both with StableDiffusionPipeline.save_pretrained(FOLDER)"
         )
     file = folder / "tokenizer_config.json"
@@ -441,7 +412,7 @@ def _holds_weights(entry: Path) -> bool:
     return any(f.suffix in WEIGHT_FORMATS or f.name == ADAPTER_FILE for f in files)
 
 
-def _read_sizes(path: Path, configs: Mapping[str, Mapping[str, Any]]) -> Sizes:
+def _read_configs(path: Path, configs: Mapping[str, Mapping[str, Any]]) -> Configs:
     def typed(part: str, kind: type[T]) -> T:
         return documents.convert(configs[part], kind, str(path / part / "config.json"))
 
@@ -465,12 +436,12 @@ def _read_sizes(path: Path, configs: Mapping[str, Mapping[str, Any]]) -> Sizes:
                 f"got {width} and {text.hidden_size}: these are parts of different models; "
                 "download the checkpoint again"
             )
-    return Sizes(
-        latent_channels=vae.latent_channels,
-        latent_scale=vae.latent_scale,
+    return Configs(
+        unet=unet,
+        vae=vae,
+        text_encoder=text,
         tokens=text_length(path / "tokenizer", text.max_position_embeddings),
-        vocabulary=text.vocab_size,
-        embedding_dim=text.hidden_size,
-        text_layers=text.num_hidden_layers,
-        guidance_width=unet.time_cond_proj_dim or 0,
+        # The export has all hidden states as outputs.
+        skippable_layers=text.num_hidden_layers,
+        raw=configs,
     )

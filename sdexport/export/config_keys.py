@@ -13,8 +13,8 @@ from typing import Any
 
 from msgspec import Struct, structs
 
-from sdexport.artifacts.model_configs import TextConfig, UNetConfig, VaeConfig
 from sdexport.errors import CheckpointError, shown
+from sdexport.model.configs import TextConfig, UNetConfig, VaeConfig
 
 TRACED: dict[str, frozenset[str]] = {
     "unet": frozenset({
@@ -34,7 +34,7 @@ TRACED: dict[str, frozenset[str]] = {
         "latents_mean", "latents_std",
     }),
     "text_encoder": frozenset({
-        "intermediate_size", "projection_dim", "num_attention_heads", "hidden_act",
+        "intermediate_size", "projection_dim", "num_attention_heads",
         "layer_norm_eps", "attention_dropout", "initializer_range", "initializer_factor",
         "pad_token_id", "bos_token_id", "eos_token_id", "output_hidden_states",
         "output_attentions", "return_dict", "dtype", "chunk_size_feed_forward",

@@ -164,38 +164,41 @@ def _export_component(
     parity: bool,
     progress: Progress,
 ) -> ComponentReport:
-    from sdexport.export import components, loading, modules, onnx_export
+    from sdexport.export import loading, onnx_export
     from sdexport.export import parity as comparing
+    from sdexport.export.components import component_of
+    from sdexport.export.components.component import DTYPE_NAMES, TRACED
 
     start = time.perf_counter()
     memory.reset_peak()
-    output = folder / name
+    output, of = folder / name, loading.described(checkpoint)
+    kind = component_of(of, name)
     with stage(progress, f"export {name}", 3 if parity else 2):
         progress.advance(0, "loading the weights")
         # Loaded in float32 for PyTorch's reference outputs, then rounded.
         model = loading.load_component(
             checkpoint, name, loading.DTYPES[Precision.FP32 if parity else precision]
         )
-        cases = comparing.reference_cases(name, model, checkpoint.sizes) if parity else []
+        cases = comparing.reference_cases(kind, model, of) if parity else []
         model = loading.cast(model, loading.DTYPES[precision])
         with storage.explained(output):
             output.mkdir()
         storage.write_json(output / "config.json", loading.config_of(model))
         progress.advance(1, "PyTorch traces the graph")
-        signature = components.signature(name, checkpoint.sizes, precision)
+        signature = kind.signature(of, precision)
         real = loading.DTYPES[precision]
-        example = components.random_inputs(name, checkpoint.sizes, **components.TRACED)
+        example = kind.inputs(of, TRACED)
         written = onnx_export.export_module(
-            modules.MODULES[name](model),
+            kind.module(model),
             name,
             signature,
             {
                 tensor.name: example[tensor.name].to(real)
-                if tensor.dtype == components.DTYPE_NAMES[precision]
+                if tensor.dtype == DTYPE_NAMES[precision]
                 else example[tensor.name]
                 for tensor in signature.inputs
             },
-            components.open_dimensions(name, checkpoint.sizes),
+            kind.dynamic(of),
             output,
         )
         del model

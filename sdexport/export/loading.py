@@ -12,7 +12,9 @@ import torch
 
 from sdexport.artifacts import reading
 from sdexport.errors import CheckpointError
-from sdexport.export.checkpoint import FOLDER_OF, Checkpoint
+from sdexport.export.checkpoint import Checkpoint
+from sdexport.export.components import Described, component_of
+from sdexport.export.components.component import TRACED
 from sdexport.export.silence import quiet_loading
 from sdexport.model.shapes import Precision
 
@@ -39,12 +41,14 @@ def load_component(
     Raises:
         CheckpointError: weights are missing, or contradict the configuration.
     """
-    model = load_folder(checkpoint, FOLDER_OF[component], dtype)
-    if component == "vae_decoder":
-        model.encoder = model.quant_conv = None
-    elif component == "vae_encoder":
-        model.decoder = model.post_quant_conv = None
+    model = load_folder(checkpoint, checkpoint.folder(component), dtype)
+    component_of(described(checkpoint), component).trim(model)
     return model
+
+
+def described(checkpoint: Checkpoint) -> Described:
+    """What a checkpoint's components are exported by."""
+    return Described(checkpoint.model, checkpoint.configs)
 
 
 def load_folder(checkpoint: Checkpoint, folder: str, dtype: torch.dtype = torch.float32) -> Any:
@@ -89,19 +93,18 @@ def check_models(checkpoint: Checkpoint, components: Iterable[str]) -> None:
     Raises:
         CheckpointError: a configuration is invalid.
     """
-    from sdexport.export import components as tensors
-    from sdexport.export.modules import MODULES
-
+    of, scale = described(checkpoint), checkpoint.model.latents.scale
     for component in components:
-        folder = FOLDER_OF[component]
+        folder = checkpoint.folder(component)
         path = checkpoint.path / folder
-        wanted = tensors.signature(component, checkpoint.sizes, Precision.FP32).outputs
+        kind = component_of(of, component)
+        wanted = kind.signature(of, Precision.FP32).outputs
         with quiet_loading(), torch.inference_mode():
             try:
                 model = _create_on_meta(path, folder)
                 # A configuration can also name sizes that are too large for memory.
-                inputs = tensors.random_inputs(component, checkpoint.sizes, **tensors.TRACED)
-                results = MODULES[component](model)(*(one.to("meta") for one in inputs.values()))
+                inputs = kind.inputs(of, TRACED)
+                results = kind.module(model)(*(one.to("meta") for one in inputs.values()))
                 shapes = [tuple(one.shape) for one in _tensors(results)]
             # A model with invalid options can raise any exception.
             except Exception as error:
@@ -109,10 +112,12 @@ def check_models(checkpoint: Checkpoint, components: Iterable[str]) -> None:
                     f"{path / 'config.json'} describes a model that cannot be run: "
                     f"{_reason(error)}; correct it, or download the checkpoint again"
                 ) from error
-        lengths = tensors.TRACED | {
-            f"{checkpoint.sizes.latent_scale}*{side}": checkpoint.sizes.latent_scale
-            * tensors.TRACED[side]
-            for side in ("height", "width")
+        lengths = {
+            "batch": TRACED.batch,
+            "height": TRACED.height,
+            "width": TRACED.width,
+            f"{scale}*height": scale * TRACED.height,
+            f"{scale}*width": scale * TRACED.width,
         }
         expected = [
             tuple(n if isinstance(n, int) else lengths[n] for n in one.shape) for one in wanted

@@ -16,8 +16,7 @@ from torch import Tensor
 from sdexport.artifacts.onnx_folder import DATA_FILE, MODEL_FILE
 from sdexport.artifacts.storage import temporary_folder
 from sdexport.errors import EngineError, ParityError
-from sdexport.export.checkpoint import Sizes
-from sdexport.export.components import random_inputs, reference_outputs
+from sdexport.export.components import Described, Example, ExportComponent
 from sdexport.model.shapes import Precision
 
 TOLERANCES = {Precision.FP32: 1e-4, Precision.FP16: 2e-2, Precision.BF16: 5e-2}
@@ -31,9 +30,9 @@ COMPARED = {
     Precision.BF16: "bfloat16 weights in float32 arithmetic on ONNX Runtime's CPU",
 }
 
-CASES: tuple[dict[str, int], ...] = (
-    {"batch": 1, "height": 8, "width": 8, "steps": 1},
-    {"batch": 3, "height": 7, "width": 10, "steps": 3, "texts": 2},
+CASES = (
+    Example(batch=1, height=8, width=8),
+    Example(batch=3, height=7, width=10, steps=3, texts=2),
 )
 """Two batches and sizes, one of them odd; one timestep and one per image; one piece and two."""
 
@@ -69,15 +68,14 @@ class Parity:
         return asdict(self)
 
 
-def reference_cases(component: str, model: Any, sizes: Sizes) -> list[Case]:
+def reference_cases(component: ExportComponent, model: Any, of: Described) -> list[Case]:
     """The `CASES` with the outputs of diffusers' unmodified `model` in float32."""
     cases = []
-    for case in CASES:
-        inputs = random_inputs(component, sizes, **case)
-        outputs = {
-            key: value.numpy() for key, value in reference_outputs(component, model, inputs).items()
-        }
-        cases.append(Case(inputs, outputs))
+    for example in CASES:
+        inputs = component.inputs(of, example)
+        with torch.inference_mode():
+            answer = component.reference(model, inputs)
+        cases.append(Case(inputs, {name: value.numpy() for name, value in answer.items()}))
     return cases
 
 

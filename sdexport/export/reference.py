@@ -37,16 +37,15 @@ class ReferenceModels:
 
     def text_encoder(self, input_ids: Array) -> Array:
         """input_ids (N, 77) int64 → last_hidden_state (N, 77, dim) float32."""
-        return self._run("text_encoder", "text_encoder", input_ids=input_ids)["last_hidden_state"]
+        return self._run("text_encoder", input_ids=input_ids)["last_hidden_state"]
 
     def hidden_states(self, input_ids: Array) -> list[Array]:
         """input_ids (N, 77) int64 → (N, 77, dim) float32 after the embeddings and every layer."""
-        from sdexport.export.components import hidden_state
+        from sdexport.export.components.text_encoder import hidden_state
 
-        found = self._run("text_encoder", "text_encoder", input_ids=input_ids)
-        return [
-            found[hidden_state(layer)] for layer in range(self.checkpoint.sizes.text_layers + 1)
-        ]
+        found = self._run("text_encoder", input_ids=input_ids)
+        layers = self.checkpoint.configs.text_encoder.num_hidden_layers
+        return [found[hidden_state(layer)] for layer in range(layers + 1)]
 
     def unet(
         self,
@@ -54,15 +53,17 @@ class ReferenceModels:
         timestep: Array,
         embeddings: Array,
         embedded_guidance: Array | None = None,
+        conditions: Mapping[str, Array] | None = None,
     ) -> Array:
         """sample (B, 4, h, w), timestep (B,) or (1,), embeddings (B, tokens, dim) → (B, 4, h, w).
 
-        A guidance-distilled UNet also takes `embedded_guidance` (B,): the guidance scales - 1.
+        A guidance-distilled UNet also takes `embedded_guidance` (B,): the guidance scales - 1;
+        `conditions` are the model's further inputs, (B, …) each.
         """
         inputs = {"sample": sample, "timestep": timestep, "encoder_hidden_states": embeddings}
         if embedded_guidance is not None:
             inputs["timestep_cond"] = self._guidance_embedding(embedded_guidance)
-        return self._run("unet", "unet", **inputs)["out_sample"]
+        return self._run("unet", **inputs, **(conditions or {}))["out_sample"]
 
     def _guidance_embedding(self, scales: Array) -> Array:
         import torch
@@ -77,12 +78,12 @@ class ReferenceModels:
         """Final latents (B, 4, h, w) of the loop → images (B, H, W, 3) float32, 0 to 1."""
         # Stable Diffusion's pipelines do not apply the VAE's `shift_factor`.
         scaled = latents.astype(np.float32) / self._model("vae").config.scaling_factor
-        sample = self._run("vae_decoder", "vae", latent_sample=scaled)["sample"]
+        sample = self._run("vae_decoder", latent_sample=scaled)["sample"]
         return np.clip(sample / 2 + 0.5, 0, 1).transpose(0, 2, 3, 1)
 
     def encode(self, sample: Array) -> Array:
         """Images (B, 3, H, W) from -1 to 1 → latent_parameters (B, 8, h, w)."""
-        return self._run("vae_encoder", "vae", sample=sample)["latent_parameters"]
+        return self._run("vae_encoder", sample=sample)["latent_parameters"]
 
     def generate(
         self,
@@ -193,10 +194,11 @@ class ReferenceModels:
             self._models[folder] = load_folder(self.checkpoint, folder)
         return self._models[folder]
 
-    def _run(self, component: str, folder: str, **inputs: Array) -> dict[str, Array]:
+    def _run(self, component: str, **inputs: Array) -> dict[str, Array]:
         import torch
 
-        from sdexport.export.components import reference_outputs
+        from sdexport.export.components import component_of
+        from sdexport.export.loading import described
 
         tensors = {
             name: torch.from_numpy(
@@ -206,7 +208,9 @@ class ReferenceModels:
             )
             for name, value in inputs.items()
         }
-        outputs = reference_outputs(component, self._model(folder), tensors)
+        kind = component_of(described(self.checkpoint), component)
+        with torch.inference_mode():
+            outputs = kind.reference(self._model(self.checkpoint.folder(component)), tensors)
         return {name: value.numpy() for name, value in outputs.items()}
 
 

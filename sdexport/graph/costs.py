@@ -84,7 +84,7 @@ def engine_work(
             f"{install_command('build')}"
         ) from None
     width, height = size
-    scale = bundle.manifest.latent_scale
+    scale = bundle.manifest.model.latents.scale
     if min(size) < scale or width % scale or height % scale or batch < 1:
         raise UsageError(
             f"batch must be at least 1 and sides multiples of {scale} pixels, got batch {batch} at "

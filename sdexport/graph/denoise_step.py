@@ -23,6 +23,7 @@ element-wise operators in float32.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import numpy as np
 import onnx
@@ -41,23 +42,18 @@ from sdexport.graph.proto import (
     value,
 )
 from sdexport.graph.split_unet import TIME_PROJECTION, SplitUnet
-
-INPUTS = (
-    "state",
-    "noise",
-    "timestep",
-    "input_weights",
-    "update_weights",
-    "guidance",
-    "guidance_rescale",
-    "text_embeddings",
-    "mask",
-    "known",
-    "known_weights",
+from sdexport.model.spec import BRANCH, Condition
+from sdexport.model.step import (
+    COLUMNS,
+    EMBEDDED_GUIDANCE,
+    NEXT_STATE,
+    SLOTS,
+    TEXT_EMBEDDINGS,
+    Role,
+    StepTensor,
+    step_tensors,
 )
-EMBEDDED = "embedded_guidance"
-"""The additional input of the step of a guidance-distilled UNet."""
-OUTPUT = "next_state"
+
 UNET_INPUTS = ("sample", "timestep", "encoder_hidden_states")
 UNET_CONDITION = "timestep_cond"
 """The additional input of a guidance-distilled UNet."""
@@ -74,46 +70,50 @@ MIN_DIVISOR = 1e-30
 """The minimum divisor, so that an output without variance is not divided by zero."""
 
 
-def denoise_step(unet: onnx.ModelProto, *, slots: int) -> onnx.ModelProto:
+def denoise_step(
+    unet: onnx.ModelProto, *, slots: int, conditions: tuple[Condition, ...] = ()
+) -> onnx.ModelProto:
     """The denoise step of `unet`, which is not modified; opset and external weights are kept.
 
-    Inputs, all float32, with B images, K = `slots`, C latent channels of (h, w), and 1 branch
-    (no guidance) or 2 (negative prompt, prompt):
-        state (B, K, C, h, w), noise (B, C, h, w), timestep (B,), input_weights (B, K),
-        update_weights (B, K, K + 2), guidance (B,), guidance_rescale (B,) from 0 (off) to 1,
-        text_embeddings (B, branches, tokens, dim), mask (B, 1, h, w): 1 generates, 0 keeps,
-        known (B, 2, C, h, w): the kept image's clean latents and noise, known_weights (B, 2)
-    and, if the UNet takes its guidance scale as an embedding,
-        embedded_guidance (B,): the guidance scale − 1
-    Output: next_state (B, K, C, h, w) float32.
+    Its inputs and its output are those of the step contract (`model.step`), all float32, with 1
+    branch (no guidance) or 2 (negative prompt, prompt). `embedded_guidance` is the scale - 1; a
+    mask of 1 generates, 0 keeps; `known` are the kept image's clean latents and noise.
+
+    Args:
+        slots: K of the state.
+        conditions: the UNet's inputs beside sample, timestep and text embeddings.
 
     Raises:
-        FolderError: `unet` has other inputs or outputs than a Stable Diffusion 1.x UNet, or a
-            fixed batch.
+        FolderError: `unet` has other inputs or outputs, or a fixed batch.
     """
     opset_of(unet)
     model = onnx.ModelProto()
     model.CopyFrom(unet)
     graph = model.graph
-    sample, timestep, embeddings, out = _unet_values(graph)
+    sample, timestep, embeddings, out = _unet_values(graph, conditions)
+    further = {one.name: copy_value(_input(graph, one.name)) for one in conditions}
     condition = _guidance_condition(graph)
-    channels = dimensions(sample)[1]
     tokens, dim = dimensions(embeddings)[1:]
-    inputs = (*INPUTS, EMBEDDED) if condition is not None else INPUTS
-    names = rename_io_and_clashes(graph, (*inputs, OUTPUT), PREFIX)
+    contract = step_tensors(
+        channels=dimensions(sample)[1],
+        dim=dim,
+        embeds_guidance=condition is not None,
+        conditions=conditions,
+    )
+    names = rename_io_and_clashes(graph, [tensor.name for tensor in contract], PREFIX)
 
     head = Builder(PREFIX + "in/")
     branches = head.sizes("text_embeddings", 1)
-    one = head.integers(1)
+    one_branch = head.integers(1)
     image = head.sizes("state", 2, 3, 4)
     mixed = _model_input(head)
     # Tile, not Expand: OpenVINO turns Expand into a multiplication in bfloat16.
-    spread = head.node("Tile", mixed, head.lengths(one, branches, head.integers(1, 1, 1)))
+    spread = head.node("Tile", mixed, head.lengths(one_branch, branches, head.integers(1, 1, 1)))
     flat = head.node("Reshape", spread, head.lengths(head.integers(-1), image))
     head.cast(flat, tensor_type(sample), output=names[sample.name])
     # A product with ones, not Tile: OpenVINO would replace Tile by one without the float32 mark.
     once = numpy_helper.from_array(np.ones(1, np.float32))
-    ones = head.node("ConstantOfShape", head.lengths(one, branches), value=once)
+    ones = head.node("ConstantOfShape", head.lengths(one_branch, branches), value=once)
     column = head.node("Reshape", "timestep", head.integers(-1, 1))
     times = head.node("Reshape", head.node("Mul", column, ones), head.integers(-1))
     head.cast(times, tensor_type(timestep), output=names[timestep.name])
@@ -124,50 +124,108 @@ def denoise_step(unet: onnx.ModelProto, *, slots: int) -> onnx.ModelProto:
         width = dimensions(condition)[1]
         assert isinstance(width, int), "_guidance_condition checks it"
         waves = guidance_embedding(head, width)
-        waves = head.node("Tile", waves, head.lengths(one, branches))
+        waves = head.node("Tile", waves, head.lengths(one_branch, branches))
         waves = head.node("Reshape", waves, head.integers(-1, width))
         head.cast(waves, tensor_type(condition), output=names[condition.name])
+    for one in conditions:
+        rows = _rows_of(head, one, head.lengths(one_branch, branches), branch_axis=1)
+        head.cast(rows, tensor_type(further[one.name]), output=names[one.name])
 
     tail = Builder(PREFIX + "out/")
     shape = tail.lengths(tail.sizes("text_embeddings", 0, 1), tail.sizes(names[out.name], 1, 2, 3))
     _add_tail(tail, names[out.name], shape, slots, 1, opset_of(unet))
-    context = ("batch", "branches", tokens if isinstance(tokens, int) else "tokens", dim)
-    shapes = _shapes(slots, channels) | {"text_embeddings": context}
-    ends = [value(name, TensorProto.FLOAT, shapes[name]) for name in inputs]
-    _join(graph, head, tail, ends, value(OUTPUT, TensorProto.FLOAT, shapes["state"]))
+    lengths = {"tokens": tokens} if isinstance(tokens, int) else {}
+    inputs = [_declared(one, slots, lengths) for one in contract if one.role is not Role.OUTPUT]
+    _join(graph, head, tail, inputs, _declared(contract[-1], slots))
     return model
 
 
-def core_step(split: SplitUnet, *, slots: int) -> onnx.ModelProto:
+def core_step(
+    split: SplitUnet, *, slots: int, conditions: tuple[Condition, ...] = ()
+) -> onnx.ModelProto:
     """The denoise step of a split UNet's core, whose inputs include the projections.
 
-    Inputs: those of `denoise_step`, with time_projection (B, P) instead of timestep and the text
-    graph's outputs (branches · B, …) instead of text_embeddings, all float32.
+    Inputs: those of `denoise_step`, with time_projection (B, P) instead of timestep and
+    embedded_guidance, and the text graph's outputs (branches · B, …) instead of text_embeddings,
+    all float32.
     Output: next_state (B, K, C, h, w) float32.
     """
     model = onnx.ModelProto()
     model.CopyFrom(split.core)
     graph = model.graph
-    given = (TIME_PROJECTION, *split.texts)
-    kept = [copy_value(entry) for entry in graph.input if entry.name in given]
-    (sample,) = (copy_value(entry) for entry in graph.input if entry.name not in given)
+    projected = (TIME_PROJECTION, *split.texts)
+    kept = [copy_value(_input(graph, name)) for name in projected]
+    sample = copy_value(_input(graph, "sample"))
+    further = {one.name: copy_value(_input(graph, one.name)) for one in conditions}
     out = graph.output[0].name
-    inputs = tuple(name for name in INPUTS if name not in ("timestep", "text_embeddings"))
-    names = rename_io_and_clashes(graph, (*inputs, OUTPUT), PREFIX)
-    rename(graph, {names[name]: name for name in given})
+    contract = [
+        tensor
+        for tensor in step_tensors(
+            channels=dimensions(sample)[1], dim=1, embeds_guidance=False, conditions=conditions
+        )
+        if tensor.name not in ("timestep", TEXT_EMBEDDINGS)
+    ]
+    names = rename_io_and_clashes(graph, [tensor.name for tensor in contract], PREFIX)
+    rename(graph, {names[name]: name for name in projected})
 
     head = Builder(PREFIX + "in/")
     mixed = _model_input(head)
     flat = head.node("Reshape", mixed, head.sizes("state", 0, 2, 3, 4))
     head.cast(flat, tensor_type(sample), output=names[sample.name])
+    for one in conditions:
+        rows = _rows_of(head, one, "", branch_axis=0)
+        head.cast(rows, tensor_type(further[one.name]), output=names[one.name])
 
     tail = Builder(PREFIX + "out/")
     shape = tail.lengths(tail.integers(-1), tail.sizes("state", 0), tail.sizes(names[out], 1, 2, 3))
     _add_tail(tail, names[out], shape, slots, 0, opset_of(model))
-    shapes = _shapes(slots, dimensions(sample)[1])
-    ends = [*(value(name, TensorProto.FLOAT, shapes[name]) for name in inputs), *kept]
-    _join(graph, head, tail, ends, value(OUTPUT, TensorProto.FLOAT, shapes["state"]))
+    inputs = [_declared(one, slots) for one in contract if one.role is not Role.OUTPUT]
+    _join(graph, head, tail, [*inputs, *kept], _declared(contract[-1], slots))
     return model
+
+
+def _rows_of(head: Builder, condition: Condition, repeats: str, *, branch_axis: int) -> str:
+    """A condition with one row for each of the UNet's.
+
+    Args:
+        repeats: (1, branches), for conditions that the branches share.
+        branch_axis: 1 where an image's rows follow each other; 0 where those of the first branch
+            come first, and what branches share is repeated by the core itself.
+    """
+    name, rest = condition.name, len(condition.shape)
+    further = range(2, 2 + rest) if condition.per == BRANCH else range(1, 1 + rest)
+    sizes = (head.sizes(name, *further),) if rest else ()
+    if condition.per == BRANCH:
+        if branch_axis == 0:
+            name = head.node("Transpose", name, perm=[1, 0, *further])
+        return head.node("Reshape", name, head.lengths(head.integers(-1), *sizes))
+    if branch_axis == 0:
+        return name
+    ones = (head.integers(*[1] * rest),) if rest else ()
+    column = head.node("Reshape", name, head.lengths(head.integers(-1, 1), *sizes))
+    spread = head.node("Tile", column, head.lengths(repeats, *ones))
+    return head.node("Reshape", spread, head.lengths(head.integers(-1), *sizes))
+
+
+def _declared(
+    tensor: StepTensor, slots: int, lengths: Mapping[str, int] | None = None
+) -> onnx.ValueInfoProto:
+    """A tensor of the contract as a graph's input or output; other terms are symbols."""
+    numbers = {SLOTS: slots, COLUMNS: slots + 2} | dict(lengths or {})
+    shape = tuple(
+        numbers.get(term, term) if isinstance(term, str) else term for term in tensor.shape
+    )
+    return value(tensor.name, TensorProto.FLOAT, shape)
+
+
+def _input(graph: onnx.GraphProto, name: str) -> onnx.ValueInfoProto:
+    """The graph's input `name`.
+
+    Raises:
+        FolderError: there is none.
+    """
+    (found,) = find_values(graph.input, (name,), "input")
+    return found
 
 
 def _model_input(head: Builder) -> str:
@@ -205,23 +263,6 @@ def _add_tail(
     updated = tail.node("ReduceSum", products, tail.integers(2), keepdims=0)
     updated = tail.node("Reshape", updated, tail.node("Shape", "state"), output=UPDATED)
     _keep_known(tail, updated, one_slot)
-
-
-def _shapes(slots: int, channels: int | str) -> dict[str, tuple[int | str, ...]]:
-    """The shapes of the step's inputs that follow from the state, by name."""
-    return {
-        "state": ("batch", slots, channels, "height", "width"),
-        "noise": ("batch", channels, "height", "width"),
-        "timestep": ("batch",),
-        "input_weights": ("batch", slots),
-        "update_weights": ("batch", slots, slots + 2),
-        "guidance": ("batch",),
-        "guidance_rescale": ("batch",),
-        "mask": ("batch", 1, "height", "width"),
-        "known": ("batch", 2, channels, "height", "width"),
-        "known_weights": ("batch", 2),
-        EMBEDDED: ("batch",),
-    }
 
 
 def _join(
@@ -283,7 +324,7 @@ def _keep_known(tail: Builder, updated: str, one_slot: str) -> None:
     kept = tail.node("Mul", tail.node("Sub", tail.constant(1.0, np.float32), "mask"), known)
     sample = tail.node("Add", tail.node("Mul", "mask", sample), kept)
     sample = tail.node("Reshape", sample, one_slot)
-    tail.node("Concat", sample, history, axis=1, output=OUTPUT)
+    tail.node("Concat", sample, history, axis=1, output=NEXT_STATE)
 
 
 def guidance_embedding(head: Builder, width: int) -> str:
@@ -295,7 +336,7 @@ def guidance_embedding(head: Builder, width: int) -> str:
     half = width // 2
     steepness = np.float32(math.log(10000.0)) / np.float32(half - 1)
     frequencies = np.exp(np.arange(half, dtype=np.float32) * -steepness)
-    scale = head.node("Reshape", EMBEDDED, head.integers(-1, 1))
+    scale = head.node("Reshape", EMBEDDED_GUIDANCE, head.integers(-1, 1))
     scale = head.node("Mul", scale, head.constant(1000.0, np.float32))
     angles = head.node("Mul", scale, head.constant(frequencies[None], np.float32))
     parts = [head.node("Sin", angles), head.node("Cos", angles)]
@@ -304,7 +345,9 @@ def guidance_embedding(head: Builder, width: int) -> str:
     return head.node("Concat", *parts, axis=1)
 
 
-def _unet_values(graph: onnx.GraphProto) -> list[onnx.ValueInfoProto]:
+def _unet_values(
+    graph: onnx.GraphProto, conditions: tuple[Condition, ...]
+) -> list[onnx.ValueInfoProto]:
     """Copies of the UNet's three inputs and its output.
 
     Raises:
@@ -315,7 +358,7 @@ def _unet_values(graph: onnx.GraphProto) -> list[onnx.ValueInfoProto]:
     found = find_values(inputs, UNET_INPUTS, "input") + find_values(
         graph.output, (UNET_OUTPUT,), "output"
     )
-    taken = (*UNET_INPUTS, UNET_CONDITION)
+    taken = (*UNET_INPUTS, UNET_CONDITION, *(one.name for one in conditions))
     others = [entry.name for entry in inputs if entry.name not in taken]
     if others:
         raise FolderError(

@@ -12,7 +12,7 @@ from __future__ import annotations
 import onnx
 from onnx import TensorProto
 
-from sdexport.graph.denoise_step import EMBEDDED, PREFIX, UNET_CONDITION, guidance_embedding
+from sdexport.graph.denoise_step import PREFIX, UNET_CONDITION, guidance_embedding
 from sdexport.graph.proto import (
     Builder,
     copy_value,
@@ -24,22 +24,23 @@ from sdexport.graph.proto import (
     value,
 )
 from sdexport.graph.split_unet import SplitUnet
-
-TEXTS = "text_embeddings"
+from sdexport.model.step import EMBEDDED_GUIDANCE, TEXT_EMBEDDINGS
 
 
 def text_projection(split: SplitUnet) -> onnx.ModelProto:
     """The graph of the keys and values of all cross-attentions; rows of the first branch first."""
     model = onnx.ModelProto()
     model.CopyFrom(split.text)
-    rename_clashes(model.graph, (TEXTS,), PREFIX)
+    rename_clashes(model.graph, (TEXT_EMBEDDINGS,), PREFIX)
     (entry,) = model.graph.input
     head = Builder(PREFIX + "in/")
     tokens, dim = dimensions(entry)[1:]
-    first = head.node("Transpose", TEXTS, perm=[1, 0, 2, 3])
-    flat = head.node("Reshape", first, head.lengths(head.integers(-1), head.sizes(TEXTS, 2, 3)))
+    first = head.node("Transpose", TEXT_EMBEDDINGS, perm=[1, 0, 2, 3])
+    flat = head.node(
+        "Reshape", first, head.lengths(head.integers(-1), head.sizes(TEXT_EMBEDDINGS, 2, 3))
+    )
     head.cast(flat, tensor_type(entry), output=entry.name)
-    texts = value(TEXTS, TensorProto.FLOAT, ("batch", "branches", tokens, dim))
+    texts = value(TEXT_EMBEDDINGS, TensorProto.FLOAT, ("batch", "branches", tokens, dim))
     return _with_head(model, head, [texts], "text_projection")
 
 
@@ -49,7 +50,7 @@ def time_projection(split: SplitUnet) -> onnx.ModelProto:
     model.CopyFrom(split.time)
     entries = {entry.name: copy_value(entry) for entry in model.graph.input}
     (output,) = (copy_value(entry) for entry in model.graph.output)
-    names = rename_io_and_clashes(model.graph, ("timestep", EMBEDDED), PREFIX)
+    names = rename_io_and_clashes(model.graph, ("timestep", EMBEDDED_GUIDANCE), PREFIX)
     rename(model.graph, {names[output.name]: output.name})
     head = Builder(PREFIX + "in/")
     head.cast("timestep", tensor_type(entries["timestep"]), output=names["timestep"])
@@ -60,7 +61,7 @@ def time_projection(split: SplitUnet) -> onnx.ModelProto:
         assert isinstance(width, int), "the export gives it a fixed width"
         waves = guidance_embedding(head, width)
         head.cast(waves, tensor_type(condition), output=names[UNET_CONDITION])
-        inputs.append(value(EMBEDDED, TensorProto.FLOAT, ("batch",)))
+        inputs.append(value(EMBEDDED_GUIDANCE, TensorProto.FLOAT, ("batch",)))
     return _with_head(model, head, inputs, "time_projection")
 
 

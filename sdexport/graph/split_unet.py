@@ -35,6 +35,7 @@ from sdexport.graph.proto import (
     value_names,
 )
 from sdexport.graph.shapes import Shape, infer_shapes
+from sdexport.model.spec import BRANCH, Condition
 
 SAMPLE, TEXT = "sample", "encoder_hidden_states"
 TIMES = ("timestep", "timestep_cond")
@@ -71,8 +72,8 @@ class SplitUnet:
     Attributes:
         text: encoder_hidden_states (rows, tokens, dim) → `texts`, (rows, …) each.
         time: timestep (batch,) (and timestep_cond (batch, width)) → time_projection (batch, P).
-        core: sample (batch, C, h, w), time_projection (batch, P) and `texts` → the UNet's output
-            (rows, C, h, w).
+        core: sample (batch, C, h, w), time_projection (batch, P), `texts` and the conditions, of
+            an image (batch, …) or of a branch (rows, …) → the UNet's output (rows, C, h, w).
         texts: the names of the text graph's outputs.
     """
 
@@ -86,13 +87,16 @@ class CannotSplitError(Exception):
     """The UNet cannot be split; the message says why."""
 
 
-def split_unet(unet: onnx.ModelProto) -> SplitUnet:
+def split_unet(unet: onnx.ModelProto, conditions: tuple[Condition, ...] = ()) -> SplitUnet:
     """The three graphs of `unet`, which is not modified.
+
+    Args:
+        conditions: the UNet's inputs beside sample, timestep and text embeddings.
 
     Raises:
         CannotSplitError: its structure is not that of a Stable Diffusion UNet.
     """
-    analysis = _UnetAnalysis(unet)
+    analysis = _UnetAnalysis(unet, conditions)
     texts = {
         name: f"{TEXT_PROJECTION}{index}"
         for index, name in enumerate(analysis.values_read_elsewhere(Scope.TEXT))
@@ -116,8 +120,9 @@ class _UnetAnalysis:
         scopes: the scope of each value, by name.
     """
 
-    def __init__(self, unet: onnx.ModelProto) -> None:
+    def __init__(self, unet: onnx.ModelProto, conditions: tuple[Condition, ...]) -> None:
         self.unet = unet
+        self.conditions = {one.name: one for one in conditions}
         self.weights = {tensor.name: tensor for tensor in unet.graph.initializer}
         inputs = [entry for entry in unet.graph.input if entry.name not in self.weights]
         self.inputs = {entry.name: entry for entry in inputs}
@@ -137,11 +142,16 @@ class _UnetAnalysis:
     def _scopes_of_values(self) -> dict[str, Scope]:
         """The scope of each value, from the inputs whose contents it depends on."""
         kinds = {SAMPLE: "sample", TEXT: "text", **dict.fromkeys(TIMES, "time")}
+        # What a branch has of its own is computed with the texts, never before them.
+        own = {"image": frozenset({"sample"}), "branch": frozenset({"sample", "text"})}
         needs: dict[str, frozenset[str]] = dict.fromkeys(self.weights, frozenset())
         for name in self.inputs:
-            if name not in kinds:
+            if name in self.conditions:
+                needs[name] = own[self.conditions[name].per]
+            elif name in kinds:
+                needs[name] = frozenset({kinds[name]})
+            else:
                 raise CannotSplitError(f"it has an input {name}")
-            needs[name] = frozenset({kinds[name]})
         for node in self.unet.graph.node:
             if any(True for _ in subgraphs(node)):
                 raise CannotSplitError(f"{node.name} has a subgraph")
@@ -372,7 +382,11 @@ def _core_graph(
         value(texts[name], TensorProto.FLOAT, analysis.symbolic_shape(name)) for name in texts
     ]
     projection = value(TIME_PROJECTION, TensorProto.FLOAT, (BATCH, sum(widths)))
-    inputs = [_rows(sample, BATCH), projection, *texts_in]
+    further = [
+        _rows(analysis.inputs[name], ROWS if one.per == BRANCH else BATCH)
+        for name, one in analysis.conditions.items()
+    ]
+    inputs = [_rows(sample, BATCH), projection, *texts_in, *further]
     return _model(analysis, graph, inputs, [_rows(analysis.output, ROWS)])
 
 

@@ -19,7 +19,6 @@ COMPONENTS = ("text_encoder", "unet", "vae_decoder", "vae_encoder")
 
 PIXEL_MULTIPLE = 8
 """Heights and widths must be multiples of this many pixels: one latent of an f8 VAE."""
-
 LARGEST = 1 << 24
 """Of a length in pixels, tokens or channels: far beyond any model, and no product overflows."""
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from sdexport.backends.slots import Floats, Workspace
 from sdexport.errors import UsageError
 from sdexport.model.shapes import MAX_PIECES
-from sdexport.pipeline.parts import PipelineParts
+from sdexport.pipeline.loaded_model import LoadedModel
 from sdexport.pipeline.prompts import (
     PLAIN,
     Prompt,
@@ -28,11 +28,11 @@ SHOWN = 300
 class Texts:
     """What a request says to the text encoder, for each of its images."""
 
-    def __init__(self, parts: PipelineParts, request: Request) -> None:
-        self._parts = parts
+    def __init__(self, loaded: LoadedModel, request: Request) -> None:
+        self._loaded = loaded
         self._request = request
         self._read: dict[str, Prompt] = {}
-        self._empty = parts.tokenizer.encode([""])[0]
+        self._empty = loaded.tokenizer.encode([""])[0]
 
     def _branches(self, image: int) -> tuple[Prompt | Floats, ...]:
         """[negative, prompt] of an image, or its prompt alone where it is not guided.
@@ -52,7 +52,7 @@ class Texts:
     def _prompt(self, text: str) -> Prompt:
         if text not in self._read:
             syntax = self._request.prompt_syntax
-            self._read[text] = read_prompt(self._parts.tokenizer, text, syntax)
+            self._read[text] = read_prompt(self._loaded.tokenizer, text, syntax)
         return self._read[text]
 
     def pieces(self, image: int) -> int:
@@ -65,7 +65,7 @@ class Texts:
         found = [self._length(branch) for branch in branches]
         for branch, own in zip(branches, found, strict=True):
             if isinstance(branch, np.ndarray) and own < max(found):
-                tokens = self._parts.tokens
+                tokens = self._loaded.model.tokens
                 raise UsageError(
                     "prompt_embeds and negative_prompt_embeds must have at least as many tokens as "
                     f"the image's other text, {max(found) * tokens}, got {own * tokens}; give "
@@ -76,11 +76,11 @@ class Texts:
     def _length(self, branch: Prompt | Floats) -> int:
         if isinstance(branch, Prompt):
             return len(branch.ids)
-        return len(branch) // self._parts.tokens
+        return len(branch) // self._loaded.model.tokens
 
     def warnings(self) -> list[str]:
         """What has no effect of the texts that were read."""
-        tokens = self._parts.tokens
+        tokens = self._loaded.model.tokens
         said = []
         for prompt in self._read.values():
             if prompt.dropped:
@@ -97,7 +97,7 @@ class Texts:
 
     def encode(self, workspace: Workspace, images: Sequence[int]) -> None:
         """Encodes the texts of `images`, one for each slot of the workspace's batch."""
-        request, tokens = self._request, self._parts.tokens
+        request, tokens = self._request, self._loaded.model.tokens
         branches = [branch for image in images for branch in self._branches(image)]
         pieces = workspace.shape.tokens // tokens
         given = [isinstance(branch, np.ndarray) for branch in branches]

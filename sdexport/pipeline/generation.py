@@ -15,7 +15,7 @@ from sdexport.backends.slots import Floats, Shape, Workspace
 from sdexport.errors import EngineError, UsageError
 from sdexport.pipeline.conditioning import Texts
 from sdexport.pipeline.guidance import WHOLE
-from sdexport.pipeline.parts import PipelineParts
+from sdexport.pipeline.loaded_model import LoadedModel
 from sdexport.pipeline.request import LATENT, Request
 from sdexport.pipeline.result import Result, Timings, images_as, parameters_of
 from sdexport.pipeline.slot_inputs import SlotInputs, inputs_of, slot_inputs
@@ -63,8 +63,8 @@ class Batch:
 class Generation:
     """One request on its way: what has been generated and how long it took."""
 
-    def __init__(self, parts: PipelineParts, request: Request) -> None:
-        self._parts = parts
+    def __init__(self, loaded: LoadedModel, request: Request) -> None:
+        self._loaded = loaded
         self._request = request
         self._images: list[Image.Image] = []
         self._latents: list[Floats] = []
@@ -72,7 +72,7 @@ class Generation:
         self._done = 0
         self._text_encoder = self._denoise = self._vae_decoder = self._total = 0.0
         self._since = perf_counter()
-        self._texts = Texts(parts, request)
+        self._texts = Texts(loaded, request)
         self.batches = self._batches()
         self._text_encoder += perf_counter() - self._since
 
@@ -82,14 +82,14 @@ class Generation:
         An image's texts are not continued for the sake of another's: it would be another image.
         """
         request = self._request
-        profile = self._parts.profile.serving(height=request.height, width=request.width)
+        profile = self._loaded.bounds.profile.serving(height=request.height, width=request.width)
         largest = profile.batch.max
         pieces = [self._texts.pieces(image) for image in range(self._request.images)]
         found: list[Batch] = []
         first = 0
         for image in range(1, len(pieces) + 1):
             if image == len(pieces) or image == first + largest or pieces[image] != pieces[first]:
-                shape = self._parts.shape(self._request, image - first, pieces[first])
+                shape = self._loaded.shape(self._request, image - first, pieces[first])
                 found.append(Batch(first, image, shape))
                 first = image
         return tuple(found)
@@ -115,7 +115,7 @@ class Generation:
         images = [min(first + slot, last - 1) for slot in range(workspace.shape.batch)]
         self._texts.encode(workspace, images)
         started = perf_counter()
-        inputs = inputs_of(batch_inputs(self._parts, request, images, workspace))
+        inputs = inputs_of(batch_inputs(self._loaded, request, images, workspace))
         self._denoise += perf_counter() - started
         workspace.begin(inputs, watched=watched)
         done = 0
@@ -153,7 +153,7 @@ class Generation:
         """The finished latents, which are seen to be numbers."""
         finite = np.isfinite(latents).all(axis=(1, 2, 3))
         if not finite.all():
-            raise not_finite(self._parts, self._request, first + int(np.argmin(finite)))
+            raise not_finite(self._loaded, self._request, first + int(np.argmin(finite)))
         return latents
 
     def _finish(self, workspace: Workspace, latents: Floats) -> None:
@@ -177,7 +177,7 @@ class Generation:
         return Result(
             images=images_as(self._request.output_type, self._images, self._latents),
             seeds=self._request.seeds,
-            parameters=parameters_of(self._request, self._parts.about),
+            parameters=parameters_of(self._request, self._loaded.about),
             timings=Timings(
                 total=self._total + perf_counter() - self._since,
                 text_encoder=self._text_encoder,
@@ -189,9 +189,9 @@ class Generation:
         )
 
 
-def not_finite(parts: PipelineParts, request: Request, image: int) -> EngineError:
+def not_finite(loaded: LoadedModel, request: Request, image: int) -> EngineError:
     """The error that an image's latents hold values that are no numbers."""
-    precision = parts.about.get("precision")
+    precision = loaded.about.get("precision")
     remedy = (
         "check the engines with `sdexport verify`"
         if precision == "fp32"
@@ -200,7 +200,7 @@ def not_finite(parts: PipelineParts, request: Request, image: int) -> EngineErro
     return EngineError(
         f"image {image} (seed {request.seeds[image]}) failed: its latents are not "
         f"finite after evaluation {request.plan.evaluations} of "
-        f"{parts.denoise_step.name} in {precision or 'its precision'} with guidance "
+        f"{loaded.sessions['denoise_step'].name} in {precision or 'its precision'} with guidance "
         f"{request.guidance_scale:g}; {remedy}, or use a smaller guidance"
     )
 
@@ -213,7 +213,7 @@ def warnings_of(request: Request, texts: Texts) -> list[str]:
         said.append(
             "the negative prompt has no effect: this model takes the guidance scale as an "
             "embedding and is not guided away from anything"
-            if request.embedded_guidance
+            if request.model.embeds_guidance
             else f"the negative prompt has no effect: {_unguided(request)}"
         )
     if request.branches == 1 and request.guidance_rescale > 0:
@@ -232,7 +232,7 @@ def _unguided(request: Request) -> str:
 
 
 def batch_inputs(
-    parts: PipelineParts, request: Request, images: list[int], workspace: Workspace
+    loaded: LoadedModel, request: Request, images: list[int], workspace: Workspace
 ) -> list[SlotInputs]:
     """The inputs of `images` of a request, one for each slot of the workspace's batch."""
     encoded: list[Floats] | list[None] = [None] * len(images)
@@ -240,7 +240,7 @@ def batch_inputs(
         pixels = np.stack([request.sources[image].pixels for image in images])
         encoded = list(workspace.encode_images(pixels))
     return [
-        slot_inputs(parts, request, image, latents)
+        slot_inputs(loaded, request, image, latents)
         for image, latents in zip(images, encoded, strict=True)
     ]
 

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import fields, replace
 from functools import partial
 from typing import Any
 
 from sdexport import __version__
 from sdexport.artifacts import reading
 from sdexport.artifacts.builder_options import BuiltFor
-from sdexport.artifacts.bundle import Bundle, open_bundle
+from sdexport.artifacts.bundle import ENGINES, Bundle, open_bundle
 from sdexport.artifacts.manifest import Manifest
 from sdexport.backends.lazy_session import LazySession
-from sdexport.backends.session import Engine
+from sdexport.backends.session import Engine, Sessions
 from sdexport.backends.targets import (
     AUTO,
     check_device,
@@ -26,9 +25,10 @@ from sdexport.backends.targets import (
 )
 from sdexport.errors import SdexportError
 from sdexport.keywords import explains_keywords
-from sdexport.pipeline.parts import PipelineParts
+from sdexport.model.families import family_named
+from sdexport.pipeline.loaded_model import LoadedModel
 from sdexport.pipeline.pipeline import Pipeline
-from sdexport.pipeline.request import Limits
+from sdexport.pipeline.request import Bounds
 from sdexport.pipeline.tokenizer import PromptTokenizer
 
 
@@ -58,14 +58,14 @@ def load(
         FolderError: no bundle, or a damaged one.
         MissingExtraError: the target's library is not installed.
         EngineError: an engine cannot be loaded.
-        UsageError: `threads` is not a number of threads, `loop` not a form for this target, or
-            `device` not one of its GPUs.
+        UsageError: `threads` is not a number of threads, `loop` not a form for this target,
+            `device` not one of its GPUs, or the model's family is not registered.
     """
     place = reading.given_path(path, "the bundle's path")
     for retry in (True, False):
         bundle = open_bundle(place, check=check)
         try:
-            return Pipeline(load_parts(bundle, threads=threads, loop=loop, device=device))
+            return Pipeline(load_model(bundle, threads=threads, loop=loop, device=device))
         except SdexportError:
             # Another was built in its place: the message would be about what is gone.
             replaced = bundle.replaced
@@ -75,34 +75,34 @@ def load(
     raise AssertionError("the second time it was loaded or said why not")
 
 
-def limits_of(bundle: Bundle) -> Limits:
+def bounds_of(bundle: Bundle) -> Bounds:
     """What requests to this bundle are checked against; needs no engine."""
-    manifest = bundle.manifest
-    return Limits(
-        manifest.profile,
-        bundle.scheduler_config,
-        manifest.default_guidance,
-        manifest.default_size,
-        latent_channels=manifest.latent_channels,
-        tokens=manifest.tokens,
-        embedding_dim=manifest.embedding_dim,
-        text_layers=manifest.text_layers,
-        embedded_guidance=manifest.embedded_guidance,
+    return bounds_in(bundle.manifest, bundle.scheduler_config)
+
+
+def bounds_in(manifest: Manifest, scheduler_config: Mapping[str, Any]) -> Bounds:
+    """What requests to the bundle of a manifest are checked against."""
+    return Bounds(
+        model=manifest.model,
+        profile=manifest.profile,
+        scheduler_config=scheduler_config,
+        default_guidance=manifest.default_guidance,
+        default_size=manifest.default_size,
         takes_images="vae_encoder" in manifest.engines,
-        latent_scale=manifest.latent_scale,
     )
 
 
-def load_parts(
+def load_model(
     bundle: Bundle,
     *,
     threads: int | None = None,
     loop: str = AUTO,
     device: int | None = None,
-) -> PipelineParts:
-    """The parts of a bundle that is open, its engines loaded; see `load`."""
+) -> LoadedModel:
+    """The model of a bundle that is open, its engines loaded; see `load`."""
     check_threads(threads)
     manifest = bundle.manifest
+    family_named(manifest.model.family)
     target = find_target(manifest.target)
     check_loop(target, loop)
     check_device(target, device)
@@ -122,58 +122,19 @@ def load_parts(
             )
         )
 
-    def optional(name: str) -> Engine | None:
-        return engine(name) if name in manifest.engines else None
-
-    parts = parts_of(
-        manifest,
-        tokenizer=bundle.read(lambda _: PromptTokenizer.load(bundle.tokenizer, manifest.tokens)),
-        scheduler_config=bundle.scheduler_config,
+    engines = {
+        name: LazySession(name, partial(engine, name)) if name == "vae_encoder" else engine(name)
+        for name in ENGINES
+        if name in manifest.engines
+    }
+    model, sessions = manifest.model, Sessions(manifest.model, engines)
+    return LoadedModel(
+        bounds=bounds_of(bundle),
+        sessions=sessions,
+        tokenizer=bundle.read(lambda _: PromptTokenizer.load(bundle.tokenizer, model.tokens)),
         about=_about(bundle),
-        text_encoder=engine("text_encoder"),
-        denoise_step=engine("denoise_step"),
-        vae_decoder=engine("vae_decoder"),
-        vae_encoder=LazySession("vae_encoder", partial(engine, "vae_encoder"))
-        if "vae_encoder" in manifest.engines
-        else None,
-        text_projection=optional("text_projection"),
-        time_projection=optional("time_projection"),
-    )
-    placed = make_device(target, parts.engines, loop=loop, cache=bundle.runtime_cache)
-    return replace(parts, device=placed, bundle=bundle)
-
-
-def parts_of(
-    manifest: Manifest,
-    *,
-    tokenizer: PromptTokenizer,
-    scheduler_config: Mapping[str, Any],
-    about: Mapping[str, Any],
-    text_encoder: Engine,
-    denoise_step: Engine,
-    vae_decoder: Engine,
-    vae_encoder: Engine | None,
-    text_projection: Engine | None,
-    time_projection: Engine | None,
-) -> PipelineParts:
-    """The parts of the model that `manifest` is about, on the processor until they are placed.
-
-    The one place where they are made, for whoever has engines. What a manifest and the parts both
-    have by name is handed over by name, so that no field can be forgotten.
-    """
-    shared = {one.name for one in fields(PipelineParts)} & set(Manifest.__struct_fields__)
-    model: dict[str, Any] = {name: getattr(manifest, name) for name in shared}
-    return PipelineParts(
-        **model,
-        tokenizer=tokenizer,
-        scheduler_config=scheduler_config,
-        about=about,
-        text_encoder=text_encoder,
-        denoise_step=denoise_step,
-        vae_decoder=vae_decoder,
-        vae_encoder=vae_encoder,
-        text_projection=text_projection,
-        time_projection=time_projection,
+        device=make_device(target, sessions, loop=loop, cache=bundle.runtime_cache),
+        bundle=bundle,
     )
 
 

@@ -15,10 +15,12 @@ import numpy as np
 from PIL import Image
 
 from sdexport.backends.slots import Floats
-from sdexport.errors import UsageError, shown
+from sdexport.errors import UsageError, did_you_mean, shown
 from sdexport.keywords import explains_keywords
+from sdexport.model.families import family_named
 from sdexport.model.native_size import pixel_multiple
 from sdexport.model.shapes import MAX_PIECES, PIXEL_MULTIPLE
+from sdexport.model.spec import ModelSpec
 from sdexport.pipeline.arrays import embeddings_of, latents_of
 from sdexport.pipeline.checks import (
     index_of,
@@ -42,7 +44,7 @@ from sdexport.pipeline.images import (
 )
 from sdexport.pipeline.option_names import EARLIER, HINTS
 from sdexport.pipeline.prompts import PLAIN, SYNTAXES, WEIGHTS, parse
-from sdexport.pipeline.request import MOST_IMAGES, OUTPUT_TYPES, PIL, Limits, Request
+from sdexport.pipeline.request import MOST_IMAGES, OUTPUT_TYPES, PIL, Bounds, Request
 from sdexport.sampling import (
     NOISE_SOURCES,
     SamplingPlan,
@@ -70,7 +72,7 @@ DEFAULT_STRENGTH = 0.8
 
 @explains_keywords(HINTS, EARLIER)
 def make_request(
-    limits: Limits,
+    bounds: Bounds,
     prompt: str | Sequence[str] | None = None,
     *,
     negative_prompt: str | Sequence[str] | None = None,
@@ -97,13 +99,14 @@ def make_request(
     noise: str = NOISE_SOURCES[0],
     prompt_syntax: str = PLAIN,
     fit: str = EXACT,
+    model_options: Mapping[str, Any] | None = None,
 ) -> Request:
     """The checked request for images of every prompt, prompt by prompt.
 
     The options have the names that diffusers' pipelines give them, where those have them.
 
     Args:
-        limits: what the bundle can serve, and its defaults.
+        bounds: what the bundle can serve, and its defaults.
         prompt: one text or several; an empty text is a prompt as well. None with `prompt_embeds`.
         negative_prompt: one text for all, or one for each prompt; without guidance it has no
             effect, which the result's warnings say. Empty.
@@ -142,6 +145,8 @@ def make_request(
             torch's on a GPU; torch-cpu.
         prompt_syntax: how prompts are read, see `prompts.SYNTAXES`; plain.
         fit: how an image of another size is fitted, see `images.FITS`; exact.
+        model_options: options that only the model's family has, by name; they can be given by
+            their own names too. A bundle's `inspect` lists them; None is their defaults.
 
     Raises:
         UsageError: names the value, what is accepted, and the remedy.
@@ -151,7 +156,7 @@ def make_request(
     if prompt_embeds is not None:
         if prompt is not None:
             raise UsageError("prompt must be left out where prompt_embeds is given, got both")
-        embeds = _embeddings(prompt_embeds, "prompt_embeds", limits, None)
+        embeds = _embeddings(prompt_embeds, "prompt_embeds", bounds, None)
     prompts = ("",) * len(embeds) if embeds is not None else _prompts(prompt)
     images_each = whole_of(num_images_per_prompt, "num_images_per_prompt", MOST_IMAGES)
     if len(prompts) * images_each > MOST_IMAGES:
@@ -159,46 +164,46 @@ def make_request(
             f"a request must be for at most {MOST_IMAGES} images, got {len(prompts)} prompts times "
             f"{images_each}; make several requests of it"
         )
-    negative_embeds = _negative_embeds(negative_prompt, negative_prompt_embeds, limits, prompts)
+    negative_embeds = _negative_embeds(negative_prompt, negative_prompt_embeds, bounds, prompts)
     negatives = _negatives(negative_prompt, len(prompts))
     syntax = one_of(prompt_syntax, SYNTAXES, "prompt_syntax")
     if syntax == WEIGHTS:
         for text in {*prompts, *negatives}:
             parse(text)
     fit = one_of(fit, FITS, "fit")
-    images, masks = _images(image, mask_image, strength, limits, len(prompts))
-    default = size_for(images[0], limits.profile, fit) if images else limits.default_size
+    images, masks = _images(image, mask_image, strength, bounds, len(prompts))
+    default = size_for(images[0], bounds.profile, fit) if images else bounds.default_size
     width, height = _side(width, "width", default[0]), _side(height, "height", default[1])
-    _check_size(limits, width, height, images, fit)
-    scale = _guidance(limits.default_guidance if guidance_scale is None else guidance_scale)
-    interval = _interval(guidance_interval, limits)
+    _check_size(bounds, width, height, images, fit)
+    scale = _guidance(bounds.default_guidance if guidance_scale is None else guidance_scale)
+    interval = _interval(guidance_interval, bounds)
     if fit != EXACT and not images:
         raise UsageError(f"fit is given without an image, got {fit}; give the image to start from")
     share = _strength(strength, images, masks)
     noise = one_of(noise, NOISE_SOURCES, "noise")
     own = _own_levels(timesteps, sigmas)
     noise_share = _eta(eta)
-    plan = _plan(limits, sampler, num_inference_steps, share, noise_share, own)
+    plan = _plan(bounds, sampler, num_inference_steps, share, noise_share, own)
     start = None
     if latents is not None:
         if images:
             raise UsageError(
                 "latents must be left out where an image is given: it is what the images start from"
             )
-        factor = limits.latent_scale
+        factor = bounds.model.latents.scale
         sides = (height // factor, width // factor)
-        shape = (len(prompts) * images_each, limits.latent_channels, *sides)
+        shape = (len(prompts) * images_each, bounds.model.latents.channels, *sides)
         start = latents_of(latents, shape)
     made: dict[tuple[int, int], Source] = {}  # One image for all prompts is fitted once.
     sources = []
     for one, its_mask in zip_longest(images, masks):
         pair = id(one), id(its_mask)
         if pair not in made:
-            made[pair] = source_of(one, its_mask, (width, height), fit, limits.latent_scale)
+            made[pair] = source_of(one, its_mask, (width, height), fit, bounds.model.latents.scale)
         sources.append(made[pair])
-    skip = 0 if clip_skip is None else _clip_skip(clip_skip, limits)
+    skip = 0 if clip_skip is None else _clip_skip(clip_skip, bounds)
     notes = [note_of(one, (width, height), fit) for one in images]
-    if unknown := unknown_options(limits.scheduler_config):
+    if unknown := unknown_options(bounds.scheduler_config):
         notes.append(f"no scheduler knows these options of the checkpoint: {', '.join(unknown)}")
     if embeds is not None and skip:
         notes.append("clip_skip has no effect on prompt_embeds")
@@ -217,7 +222,7 @@ def make_request(
         noise=noise,
         guidance_rescale=share_of(guidance_rescale, "guidance_rescale"),
         guidance_interval=interval,
-        embedded_guidance=limits.embedded_guidance,
+        model=bounds.model,
         prompt_syntax=syntax,
         clip_skip=skip,
         eta=noise_share,
@@ -226,6 +231,7 @@ def make_request(
         sources=tuple(source for source in sources for _ in range(images_each)),
         strength=share,
         fit=fit,
+        model_options=_model_options(model_options, bounds.model),
         latents=start,
         digest=_digest(start, embeds, negative_embeds, sources),
         prompt_embeds=_repeated(embeds, images_each),
@@ -242,12 +248,14 @@ def _prompts(prompt: str | Sequence[str] | None) -> tuple[str, ...]:
     return prompts
 
 
-def _embeddings(value: object, name: str, limits: Limits, prompts: int | None) -> Floats:
-    return embeddings_of(value, name, prompts, limits.tokens, limits.embedding_dim, MAX_PIECES)
+def _embeddings(value: object, name: str, bounds: Bounds, prompts: int | None) -> Floats:
+    return embeddings_of(
+        value, name, prompts, bounds.model.tokens, bounds.model.embedding_dim, MAX_PIECES
+    )
 
 
 def _negative_embeds(
-    text: object, value: object, limits: Limits, prompts: Sequence[str]
+    text: object, value: object, bounds: Bounds, prompts: Sequence[str]
 ) -> Floats | None:
     if value is None:
         return None
@@ -256,11 +264,11 @@ def _negative_embeds(
             "negative_prompt must be left out where negative_prompt_embeds is given, got both"
         )
     name = "negative_prompt_embeds"
-    found = _embeddings(value, name, limits, None)
+    found = _embeddings(value, name, bounds, None)
     return (
         np.repeat(found, len(prompts), axis=0)
         if len(found) == 1
-        else _embeddings(value, name, limits, len(prompts))
+        else _embeddings(value, name, bounds, len(prompts))
     )
 
 
@@ -274,6 +282,25 @@ def _digest(*given: Floats | Sequence[Source] | None) -> str:
             for source in one or ():
                 found.update(f"{number} {source.digests} ".encode())
     return found.hexdigest() if any(one is not None and len(one) for one in given) else ""
+
+
+def _model_options(given: object, model: ModelSpec) -> dict[str, Any]:
+    """All options of the model's family: what was given, checked, or the default."""
+    options = family_named(model.family).options
+    found = {} if given is None else given
+    if not isinstance(found, Mapping):
+        raise UsageError(f"model_options must be a mapping of names to values, got {shown(given)}")
+    known = [one.name for one in options]
+    for name in found:
+        if name not in known:
+            guess = did_you_mean(name, known) or ";"
+            raise UsageError(
+                f"model_options has {shown(name)}, which the family {model.family} does not "
+                f"know{guess} it knows: {', '.join(known) or 'none'}"
+            )
+    return {
+        one.name: one.read(found[one.name]) if one.name in found else one.default for one in options
+    }
 
 
 def _repeated(embeds: Floats | None, times: int) -> Floats | None:
@@ -294,7 +321,7 @@ def _own_levels(timesteps: object, sigmas: object) -> dict[str, tuple[float, ...
 
 
 def _plan(
-    limits: Limits,
+    bounds: Bounds,
     sampler: object,
     steps: int | None,
     strength: float,
@@ -305,7 +332,7 @@ def _plan(
         raise UsageError(
             f"sampler must be a name that `sdexport samplers` lists, got {shown(sampler)}"
         )
-    config = pipeline_config(limits.scheduler_config)
+    config = pipeline_config(bounds.scheduler_config)
     if eta == 0 and not _sampler(config, sampler).takes_eta:
         eta = None
     if steps is not None:
@@ -331,7 +358,7 @@ def _images(
     image: ImageLike | Sequence[ImageLike] | None,
     mask: ImageLike | Sequence[ImageLike] | None,
     strength: float | None,
-    limits: Limits,
+    bounds: Bounds,
     prompts: int,
 ) -> tuple[list[Image.Image], list[Image.Image]]:
     """The request's images and masks, one a prompt each, or none."""
@@ -340,7 +367,7 @@ def _images(
             if value is not None:
                 raise UsageError(f"{name} is given without an image; give the image to start from")
         return [], []
-    if not limits.takes_images:
+    if not bounds.takes_images:
         raise UsageError(
             "this bundle cannot start from an image: it has no VAE encoder; build it again with "
             "all components"
@@ -362,18 +389,18 @@ def _opened(value: ImageLike | Sequence[ImageLike], what: str, prompts: int) -> 
 
 
 def _check_size(
-    limits: Limits, width: int, height: int, images: Sequence[Image.Image], fit: str
+    bounds: Bounds, width: int, height: int, images: Sequence[Image.Image], fit: str
 ) -> None:
     """Refuses a size that the bundle does not serve; of an image, with what can be done."""
-    multiple = pixel_multiple(limits.latent_scale)
+    multiple = pixel_multiple(bounds.model.latents.scale)
     for name, value in (("width", width), ("height", height)):
         if multiple > PIXEL_MULTIPLE and value % multiple:
             raise UsageError(
                 f"{name} must be a multiple of {multiple} pixels, of which this model's latents "
-                f"have {limits.latent_scale} a side; got {value}"
+                f"have {bounds.model.latents.scale} a side; got {value}"
             )
     try:
-        limits.profile.serving(height=height, width=width)
+        bounds.profile.serving(height=height, width=width)
     except UsageError as error:
         if images and images[0].size == (width, height):
             ways = ", ".join(FITS[1:])
@@ -393,7 +420,7 @@ def _strength(value: object, images: Sequence[object], masks: Sequence[object]) 
     return number
 
 
-def _interval(value: object, limits: Limits) -> tuple[float, float]:
+def _interval(value: object, bounds: Bounds) -> tuple[float, float]:
     given = sequence_of(value)
     shares = [number_of(share) for share in given] if given and len(given) == 2 else []
     if len(shares) != 2 or None in shares or not 0 <= shares[0] <= shares[1] <= 1:  # type: ignore[operator]  # None is ruled out before
@@ -402,7 +429,7 @@ def _interval(value: object, limits: Limits) -> tuple[float, float]:
             f"example (0.2, 0.8), got {shown(value)}"
         )
     interval = (float(shares[0]), float(shares[1]))  # type: ignore[arg-type]  # as above
-    if limits.embedded_guidance and interval != WHOLE:
+    if bounds.model.embeds_guidance and interval != WHOLE:
         raise UsageError(
             "guidance_interval must be left out with this model, which takes the guidance scale as "
             f"an embedding, the same at every step; got {shown(value)}"
@@ -410,16 +437,16 @@ def _interval(value: object, limits: Limits) -> tuple[float, float]:
     return interval
 
 
-def _clip_skip(value: object, limits: Limits) -> int:
+def _clip_skip(value: object, bounds: Bounds) -> int:
     number = index_of(value)
     if number is None or number < 0:
         raise UsageError(
             f"clip_skip must be a whole number of layers, at least 0, got {shown(value)}"
         )
-    if number > limits.text_layers:
+    if number > bounds.model.skippable_layers:
         remedy = (
-            f"give at most {limits.text_layers}"
-            if limits.text_layers
+            f"give at most {bounds.model.skippable_layers}"
+            if bounds.model.skippable_layers
             else "its export left the hidden states out: export the checkpoint again"
         )
         raise UsageError(

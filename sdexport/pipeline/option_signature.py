@@ -6,13 +6,14 @@ import functools
 import inspect
 import re
 from collections.abc import Callable
-from typing import Concatenate, ParamSpec, Protocol, TypeVar
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 from sdexport.keywords import explains_keywords
+from sdexport.model.families import family_named
+from sdexport.pipeline.loaded_model import LoadedModel
 from sdexport.pipeline.make_request import make_request
 from sdexport.pipeline.option_names import EARLIER, HINTS
-from sdexport.pipeline.parts import PipelineParts
-from sdexport.pipeline.request import Limits, Request
+from sdexport.pipeline.request import Bounds, Request
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -21,14 +22,14 @@ R = TypeVar("R")
 class Asked(Protocol):
     """What has methods of a request: a pipeline."""
 
-    parts: PipelineParts
+    loaded: LoadedModel
 
 
 A = TypeVar("A", bound=Asked)
 
 
 def _taking(
-    make: Callable[Concatenate[Limits, P], Request],
+    make: Callable[Concatenate[Bounds, P], Request],
 ) -> Callable[[Callable[[A, Request], R]], Callable[Concatenate[A, P], R]]:
     """Gives a method of a request the options of `make` instead, with their documentation.
 
@@ -37,8 +38,8 @@ def _taking(
     options = inspect.signature(make)
     # Empty under `python -OO`, which drops docstrings.
     described = "Args:" + inspect.cleandoc(make.__doc__ or "").partition("Args:")[2]
-    # What comes first is the pipeline here, not its limits.
-    described = re.sub(r"(?m)^    limits: .*\n", "", described.partition("Raises:")[0])
+    # What comes first is the pipeline here, not its bounds.
+    described = re.sub(r"(?m)^    bounds: .*\n", "", described.partition("Raises:")[0])
 
     def decorate(
         method: Callable[[A, Request], R],
@@ -50,7 +51,7 @@ def _taking(
                     f"{method.__qualname__}() takes one positional argument, the prompt, got "
                     f"{len(args)}; give the options by name"
                 )
-            return method(self, make(self.parts.limits, *args, **kwargs))
+            return method(self, make(self.loaded.bounds, *args, **kwargs))
 
         own = inspect.signature(method)
         this, *_ = own.parameters.values()
@@ -61,9 +62,27 @@ def _taking(
         }
         said, raises, errors = inspect.cleandoc(method.__doc__ or "").partition("Raises:")
         called.__doc__ = f"{said}{described}{raises}{errors}"
-        return explains_keywords(HINTS, EARLIER)(called)
+        return _with_model_options(explains_keywords(HINTS, EARLIER)(called))
 
     return decorate
+
+
+def _with_model_options(
+    method: Callable[Concatenate[A, P], R],
+) -> Callable[Concatenate[A, P], R]:
+    """A method that also takes the options of the model's family by their own names."""
+
+    @functools.wraps(method)
+    def called(self: A, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        names = {one.name for one in family_named(self.loaded.bounds.model.family).options}
+        own = names.intersection(kwargs)
+        if own:
+            given: dict[str, Any] = {name: kwargs.pop(name) for name in own}
+            before: Any = kwargs.get("model_options") or {}
+            kwargs["model_options"] = {**before, **given}
+        return method(self, *args, **kwargs)
+
+    return called
 
 
 takes_options = _taking(make_request)

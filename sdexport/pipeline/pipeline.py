@@ -14,14 +14,14 @@ from sdexport.backends.slots import CLOSED_MESSAGE, Workspaces
 from sdexport.errors import UsageError, shown
 from sdexport.pipeline.checks import sequence_of
 from sdexport.pipeline.generation import Generation, Step
+from sdexport.pipeline.loaded_model import LoadedModel
 from sdexport.pipeline.option_signature import takes_options
-from sdexport.pipeline.parts import PipelineParts
 from sdexport.pipeline.request import MOST_IMAGES, Request
 from sdexport.pipeline.result import Result
 from sdexport.pipeline.scheduler import StepScheduler
 from sdexport.pipeline.workspace_pool import WorkspacePool
 
-__all__ = ["Pipeline", "PipelineParts", "Step"]
+__all__ = ["LoadedModel", "Pipeline", "Step"]
 
 
 class Pipeline:
@@ -32,13 +32,15 @@ class Pipeline:
     only, not on what it shares a batch with.
     """
 
-    def __init__(self, parts: PipelineParts) -> None:
-        if not isinstance(parts, PipelineParts):
-            raise UsageError(f"parts must be those of a bundle that was loaded, got {shown(parts)}")
+    def __init__(self, loaded: LoadedModel) -> None:
+        if not isinstance(loaded, LoadedModel):
+            raise UsageError(
+                f"a pipeline must be given a loaded model, got {shown(loaded)}; call load()"
+            )
         self._process = os.getpid()
-        self._device = parts.placed()
-        # So that memory which is taken by way of the parts is closed with the pipeline.
-        self.parts = replace(parts, device=self._device)
+        self._device = loaded.placed()
+        # So that memory which is taken by way of it is closed with the pipeline.
+        self.loaded = replace(loaded, device=self._device)
         self._pool: WorkspacePool[Workspaces] = WorkspacePool(
             self._device.workspaces, self._device.requests
         )
@@ -58,8 +60,8 @@ class Pipeline:
         with ExitStack() as stack:
             made = self._pool.close()
             # Whatever one of them says, the others are closed as well.
-            if self.parts.bundle is not None:
-                stack.callback(self.parts.bundle.close)
+            if self.loaded.bundle is not None:
+                stack.callback(self.loaded.bundle.close)
             stack.callback(self._device.close)
             for workspaces in made:
                 stack.callback(workspaces.close)
@@ -110,7 +112,7 @@ class Pipeline:
         for request in requests:
             self._check(request)
         with self._pool.taken() as held:
-            scheduler = StepScheduler(self.parts, held.workspaces)
+            scheduler = StepScheduler(self.loaded, held.workspaces)
             jobs = [scheduler.add(request) for request in requests]
             while scheduler.step():
                 pass
@@ -147,19 +149,19 @@ class Pipeline:
             UsageError: it is not of `request`.
         """
         _require_request(request)
-        return Generation(self.parts, request).evaluations
+        return Generation(self.loaded, request).evaluations
 
     def _check(self, request: Request) -> None:
         _require_request(request)
         check_process(self._process)
         if self._pool.closed:
             raise UsageError(CLOSED_MESSAGE)
-        self.parts.profile.serving(height=request.height, width=request.width)
+        self.loaded.bounds.profile.serving(height=request.height, width=request.width)
 
     def _steps(self, request: Request, watched: bool) -> Generator[Step]:
         finished: Step | None = None
         check_process(self._process)
-        with self._pool.taken() as held, closing(Generation(self.parts, request)) as generation:
+        with self._pool.taken() as held, closing(Generation(self.loaded, request)) as generation:
             for batch in generation.batches:
                 for step in generation.batch(held.workspaces(batch.shape), batch, watched=watched):
                     if step.result is not None:

@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sdexport.backends.slots import Floats
-from sdexport.model.shapes import PIXEL_MULTIPLE, Profile
+from sdexport.model.shapes import Profile
+from sdexport.model.spec import ModelSpec
 from sdexport.pipeline.guidance import WHOLE, guidance_scales
 from sdexport.pipeline.images import (
     EXACT,
@@ -31,32 +32,23 @@ OUTPUT_TYPES = (PIL, NUMPY, LATENT)
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class Bounds:
     """What requests are checked against.
 
     Attributes:
+        model: what the model is.
         profile: the sizes and batches that the engines were built for.
         scheduler_config: the checkpoint's scheduler configuration, as diffusers writes it.
         default_guidance, default_size: used where a request says nothing; (width, height) pixels.
-        latent_channels: of a latent.
-        tokens, embedding_dim: length and width of the text encoder's output.
-        text_layers: layers of the text encoder that may be left out; 0: none.
-        embedded_guidance: the model takes the guidance scale as an embedding.
         takes_images: there is a VAE encoder.
-        latent_scale: pixels a side of a latent.
     """
 
+    model: ModelSpec
     profile: Profile
     scheduler_config: Mapping[str, Any]
     default_guidance: float
     default_size: tuple[int, int]
-    latent_channels: int = 4
-    tokens: int = 77
-    embedding_dim: int = 768
-    text_layers: int = 0
-    embedded_guidance: bool = False
     takes_images: bool = False
-    latent_scale: int = PIXEL_MULTIPLE
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,8 +63,7 @@ class Request:
         width, height: pixels.
         guidance_rescale: φ of section 3.4 of 2305.08891, from 0 (off) to 1.
         guidance_interval: see `guidance.guidance_scales`.
-        embedded_guidance: the model takes the guidance scale as an embedding, and is evaluated
-            once a step.
+        model: what the model is.
         prompt_syntax: see `prompts.SYNTAXES`.
         clip_skip: layers of the text encoder left out for the prompts.
         eta, timesteps, sigmas: what the plan was compiled with; None where the request says
@@ -84,6 +75,7 @@ class Request:
         prompt_embeds, negative_prompt_embeds: (images, tokens, dim) float32, in the place of the
             texts, which are empty then; None takes the texts.
         digest: of the arrays and images that were given, by which requests are told apart.
+        model_options: options of the model's family, all of them, by name.
         output_type: what the result's images are, one of `OUTPUT_TYPES`.
     """
 
@@ -95,11 +87,11 @@ class Request:
     sampler: str
     width: int
     height: int
+    model: ModelSpec = field(repr=False)
     plan: SamplingPlan = field(repr=False, compare=False)
     noise: str = NOISE_SOURCES[0]
     guidance_rescale: float = 0.0
     guidance_interval: tuple[float, float] = WHOLE
-    embedded_guidance: bool = False
     prompt_syntax: str = PLAIN
     clip_skip: int = 0
     eta: float | None = None
@@ -113,6 +105,7 @@ class Request:
     negative_prompt_embeds: Floats | None = field(default=None, repr=False, compare=False)
     digest: str = field(default="", repr=False)
     output_type: str = PIL
+    model_options: Mapping[str, Any] = field(default_factory=dict, hash=False)
     notes: tuple[str, ...] = ()
 
     @property
@@ -132,5 +125,5 @@ class Request:
         Outside the interval it is 1, and the model is evaluated twice there all the same. A model
         that takes the scale as an embedding is not guided from outside.
         """
-        scale = 1.0 if self.embedded_guidance else self.guidance_scale
+        scale = 1.0 if self.model.embeds_guidance else self.guidance_scale
         return guidance_scales(scale, self.guidance_interval, self.plan.evaluations)

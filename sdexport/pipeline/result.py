@@ -308,6 +308,7 @@ def parameters_of(request: Request, about: Mapping[str, Any]) -> dict[str, Any]:
         "prompt_syntax": request.prompt_syntax,
         "clip_skip": request.clip_skip,
         **_given(request),
+        **({"model_options": dict(request.model_options)} if request.model_options else {}),
         **_sources_of(request),
         "about": dict(about),
     }

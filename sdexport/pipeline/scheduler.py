@@ -26,7 +26,7 @@ from sdexport.backends.slots import Floats, Shape, Workspace, Workspaces
 from sdexport.errors import EngineError, UsageError
 from sdexport.pipeline.conditioning import Texts
 from sdexport.pipeline.generation import batch_inputs, not_finite, warnings_of
-from sdexport.pipeline.parts import PipelineParts
+from sdexport.pipeline.loaded_model import LoadedModel
 from sdexport.pipeline.request import LATENT, Request
 from sdexport.pipeline.result import Result, Timings, images_as, parameters_of
 from sdexport.pipeline.slot_inputs import SlotInputs, inputs_of
@@ -44,11 +44,11 @@ class Job:
         finished: there is a result, or an error.
     """
 
-    def __init__(self, parts: PipelineParts, request: Request) -> None:
+    def __init__(self, loaded: LoadedModel, request: Request) -> None:
         self.request = request
         self.done = 0
-        self.texts = Texts(parts, request)
-        self._about = parts.about
+        self.texts = Texts(loaded, request)
+        self._about = loaded.about
         self._images: list[Image.Image | Floats | None] = [None] * request.images
         self._error: EngineError | None = None
         self._started = perf_counter()
@@ -143,8 +143,8 @@ class StepScheduler:
     It takes the memory of one request (`workspaces`), which must not be used otherwise meanwhile.
     """
 
-    def __init__(self, parts: PipelineParts, workspaces: Workspaces) -> None:
-        self._parts = parts
+    def __init__(self, loaded: LoadedModel, workspaces: Workspaces) -> None:
+        self._loaded = loaded
         self._process = os.getpid()
         self._workspaces = workspaces
         self._groups: dict[Shape, _Group] = {}
@@ -156,9 +156,9 @@ class StepScheduler:
 
     def add(self, request: Request) -> Job:
         """Hands a request in; its images join as soon as there is room, in order."""
-        job = Job(self._parts, request)
+        job = Job(self._loaded, request)
         for image in range(request.images):
-            shape = self._parts.shape(request, 1, job.texts.pieces(image))
+            shape = self._loaded.shape(request, 1, job.texts.pieces(image))
             group = self._groups.setdefault(shape, _Group(shape))
             group.waiting.append((job, image))
         return job
@@ -181,7 +181,7 @@ class StepScheduler:
         group = self._whose_turn()
         if group is None:
             return False
-        joins = bool(group.waiting) and len(group.running) < self._parts.batches(group.shape).max
+        joins = bool(group.waiting) and len(group.running) < self._loaded.batches(group.shape).max
         if group is not self._current or joins or self._left == 0:
             self._arrange(group)
         assert self._workspace is not None, "_arrange has set it"
@@ -227,7 +227,7 @@ class StepScheduler:
     def _arrange(self, group: _Group) -> None:
         """Begins a batch of the images of `group`, with those that wait while there is room."""
         self._pause()
-        room = self._parts.batches(group.shape).max - len(group.running)
+        room = self._loaded.batches(group.shape).max - len(group.running)
         entering = [group.waiting.popleft() for _ in range(min(room, len(group.waiting)))]
         for job in dict.fromkeys(job for job, _ in entering):
             images = [image for owner, image in entering if owner is job]
@@ -246,20 +246,20 @@ class StepScheduler:
 
     def _filled(self, group: _Group) -> list[_Slot]:
         """As many as the engines take at least; slots that nobody needs repeat the last one."""
-        missing = max(0, self._parts.batches(group.shape).min - len(group.running))
+        missing = max(0, self._loaded.batches(group.shape).min - len(group.running))
         return [*group.running, *[group.running[-1]] * missing]
 
     def _prepared(self, job: Job, images: Sequence[int]) -> list[_Slot]:
         """Texts and start of images of one job."""
         started = perf_counter()
         texts, request = job.texts, job.request
-        shape = self._parts.shape(request, len(images), texts.pieces(images[0]))
+        shape = self._loaded.shape(request, len(images), texts.pieces(images[0]))
         workspace = self._workspaces(shape)
         filled = [images[min(slot, len(images) - 1)] for slot in range(shape.batch)]
         texts.encode(workspace, filled)
         embeddings = workspace.embeddings().copy()
         job.text_encoder += perf_counter() - started
-        inputs = batch_inputs(self._parts, request, filled, workspace)
+        inputs = batch_inputs(self._loaded, request, filled, workspace)
         return [
             _Slot(job, image, one, own)
             for image, one, own in zip(images, inputs, embeddings, strict=False)
@@ -282,7 +282,7 @@ class StepScheduler:
             slot = group.running[index]
             job = slot.job
             if not finite[index]:
-                job.fail(not_finite(self._parts, job.request, slot.image))
+                job.fail(not_finite(self._loaded, job.request, slot.image))
             elif decoded is None or job.request.output_type == LATENT:
                 job.deliver(slot.image, latents[index].copy())
             else:

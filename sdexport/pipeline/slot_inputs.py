@@ -14,7 +14,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from sdexport.backends.slots import BatchInputs, Floats
-from sdexport.pipeline.parts import PipelineParts
+from sdexport.model.families import ConditionInputs, family_named
+from sdexport.model.spec import BRANCH, ModelSpec
+from sdexport.pipeline.loaded_model import LoadedModel
 from sdexport.pipeline.request import Request
 from sdexport.sampling import STATE_SLOTS, SamplingPlan, noise_source
 
@@ -42,26 +44,26 @@ class SlotInputs:
 
 
 def slot_inputs(
-    parts: PipelineParts, request: Request, image: int, encoded: Floats | None = None
+    loaded: LoadedModel, request: Request, image: int, encoded: Floats | None = None
 ) -> SlotInputs:
     """The inputs of image `image` of a request.
 
     Args:
-        parts: of the pipeline.
+        loaded: of the pipeline.
         request: what is asked for.
         image: its index.
         encoded: (2 · C, h, w): means and log variances of the image that it starts from.
     """
-    plan, scale = request.plan, parts.latent_scale
+    plan, scale = request.plan, loaded.model.latents.scale
     size = (request.height // scale, request.width // scale)
-    shape = (parts.latent_channels, *size)
+    shape = (loaded.model.latents.channels, *size)
     source = noise_source(request.noise, request.seeds[image])
 
     def draw() -> Floats:
         drawn: Floats = source.randn((1, *shape))[0]
         return drawn
 
-    clean = None if encoded is None else _latents(parts, encoded, draw())
+    clean = None if encoded is None else _latents(loaded, encoded, draw())
     # As in diffusers, latents that are given take no numbers from the generator.
     noise = draw() if request.latents is None else request.latents[image]
     mask = request.sources[image].mask if request.sources else None
@@ -84,9 +86,32 @@ def slot_inputs(
     if clean is not None and mask is not None:
         tables["known_weights"] = plan.blend_weights
         constants["mask"], constants["known"] = mask, np.stack([clean, noise])
-    if parts.embedded_guidance:
+    constants |= _conditions(loaded.model, request)
+    if loaded.model.embeds_guidance:
         constants["embedded_guidance"] = np.array(request.guidance_scale - 1, np.float32)
     return SlotInputs(state, tables, constants, fresh)
+
+
+def _conditions(model: ModelSpec, request: Request) -> dict[str, Floats]:
+    """The values of the model's conditions for an image of a request.
+
+    Raises `ValueError` where the family gives others: a defect of the family, not of a user.
+    """
+    if not model.conditions:
+        return {}
+    scale = model.latents.scale
+    sides = {"height": request.height // scale, "width": request.width // scale}
+    inputs = ConditionInputs(request.width, request.height, request.model_options)
+    given = family_named(model.family).conditions(inputs)
+    found = {}
+    for one in model.conditions:
+        value: Floats = np.asarray(given[one.name], np.float32)
+        shape = tuple(n if isinstance(n, int) else sides[n] for n in one.shape)
+        wanted = (2, *shape) if one.per == BRANCH else shape
+        if value.shape != wanted:
+            raise ValueError(f"{one.name} must have the shape {wanted}, got {value.shape}")
+        found[one.name] = value[-request.branches :] if one.per == BRANCH else value
+    return found
 
 
 def step_inputs(
@@ -112,12 +137,12 @@ def step_inputs(
     return tables, constants
 
 
-def _latents(parts: PipelineParts, encoded: Floats, noise: Floats) -> Floats:
+def _latents(loaded: LoadedModel, encoded: Floats, noise: Floats) -> Floats:
     """A sample of the VAE's posterior, scaled: diffusers' `DiagonalGaussianDistribution`."""
     mean, log_variance = encoded.reshape(2, *noise.shape)
     deviation = np.exp(np.float32(0.5) * np.clip(log_variance, -30, 20))
-    sample: Floats = mean + deviation * noise - np.float32(parts.shift_factor)
-    return np.float32(parts.scaling_factor) * sample
+    sample: Floats = mean + deviation * noise - np.float32(loaded.model.latents.shift_factor)
+    return np.float32(loaded.model.latents.scaling_factor) * sample
 
 
 def inputs_of(

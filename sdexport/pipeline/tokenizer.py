@@ -16,8 +16,8 @@ from tokenizers import AddedToken, Regex, Tokenizer, normalizers, pre_tokenizers
 from tokenizers.models import BPE
 
 from sdexport.artifacts import documents, reading
-from sdexport.artifacts.model_configs import TokenizerConfig
 from sdexport.errors import DocumentError, FolderError, shown
+from sdexport.model.configs import TokenizerConfig
 
 TOKENS = 77
 """Tokens of a CLIP text, its begin and end included."""

@@ -12,6 +12,7 @@ from sdexport.artifacts import reading, storage
 from sdexport.artifacts.manifest import EngineRecord, Manifest, Parity
 from sdexport.errors import FolderError
 from sdexport.model.shapes import Precision, Profile
+from tests.specs import make_spec
 
 
 def make(path: Path) -> bundles.Bundle:
@@ -30,10 +31,7 @@ def make(path: Path) -> bundles.Bundle:
             library="onnxruntime 1",
             precision=Precision.FP32,
             profile=Profile(),
-            latent_channels=4,
-            latent_scale=8,
-            tokens=77,
-            embedding_dim=32,
+            model=make_spec(width=32),
             default_guidance=7.5,
             default_size=(512, 512),
             engines=engines,
@@ -108,7 +106,7 @@ def resigned(path: Path, **changes: object) -> None:
         (remove, r"vae_decoder/engine\.onnx is missing; build"),
         (cut_manifest, r"bundle\.json is damaged"),
         (edit_manifest, r"bundle\.json was altered.*digest"),
-        (other_format, r"format 99 is that of a newer sdexport; this version reads 2 and 3"),
+        (other_format, r"format 99 is that of a newer sdexport; this version reads 2, 3 and 4"),
         (
             lambda path: resigned(path, engines={}, fingerprint=NO_ENGINES),
             r"lacks text_encoder, denoise_step",

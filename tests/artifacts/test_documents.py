@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from msgspec import Meta, Struct
 
 from sdexport.artifacts import documents
-from sdexport.artifacts.documents import Count, Length, Number, RelativeFile, Sha256, convert
+from sdexport.artifacts.documents import Number, RelativeFile, Sha256, convert
 from sdexport.errors import DocumentError, FolderError, SdexportError, UsageError
+from sdexport.model.bounds import Count, Length
 
 
 class Colour(StrEnum):

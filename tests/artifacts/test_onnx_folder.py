@@ -10,7 +10,7 @@ import pytest
 
 from sdexport.artifacts.export_record import ExportRecord
 from sdexport.artifacts.onnx_folder import RECORD_FILE, OnnxFolder
-from sdexport.compiler.dimensions import read_dimensions
+from sdexport.compiler.read_model import read_model
 from sdexport.errors import DocumentError, FolderError
 from sdexport.model.shapes import Precision
 
@@ -85,4 +85,4 @@ def test_sizes_are_numbers(tmp_path: Path, component: str, key: str, value: obje
             json.dumps(config | ({key: value} if part == component else {}))
         )
     with pytest.raises(FolderError, match=rf"{key}.*export the checkpoint again"):
-        read_dimensions(OnnxFolder(tmp_path))
+        read_model(OnnxFolder(tmp_path))

@@ -16,6 +16,7 @@ from sdexport.artifacts.manifest import CHANGES, FORMAT, Comparison, Parity
 from sdexport.artifacts.upgrade import upgrade
 from sdexport.errors import DocumentError, FolderError, StorageError
 from tests.artifacts.test_bundle import make
+from tests.earlier_formats import as_format_2, as_format_3
 
 PARITY = Parity(
     ok=True, comparisons=(Comparison("images", 0.001, 1.0, 0.008, True),), measured_on="x"
@@ -28,18 +29,21 @@ def written(path: Path, value: dict[str, Any]) -> None:
     storage.write_json(path / "bundle.json", value | {"digest": reading.digest_of(value)})
 
 
-@pytest.fixture
-def old(tmp_path: Path) -> Path:
-    """A bundle as version 0.2.0.dev0 wrote it, which had format 2."""
+EARLIER = {2: as_format_2, 3: as_format_3}
+
+
+@pytest.fixture(params=EARLIER)
+def old(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
+    """A bundle of an earlier format."""
     path = tmp_path / "old"
     bundles.record(make(path), parity=PARITY)
-    value = json.loads((path / "bundle.json").read_text())
-    value["format"] = 2
-    value["parity"]["comparisons"][0]["what"] = "pictures"
-    for name in ("builder", "half_check", "stages"):
-        del value[name]
-    written(path, value)
+    written(path, EARLIER[request.param](json.loads((path / "bundle.json").read_text())))
     return path
+
+
+def format_of(path: Path) -> int:
+    number: int = json.loads((path / "bundle.json").read_text())["format"]
+    return number
 
 
 def contents(path: Path) -> dict[str, bytes]:
@@ -55,7 +59,8 @@ def test_an_earlier_format_is_read_as_the_present_one(old: Path, tmp_path: Path)
     with bundles.open_bundle(old) as opened:
         found = opened.manifest
     present = make(tmp_path / "present").manifest
-    assert found.format == 2
+    assert found.format == format_of(old)
+    assert found.model == present.model
     assert found.parity == PARITY
     assert found.engines == present.engines
     assert (found.stages, found.half_check) == ((), None)
@@ -66,14 +71,17 @@ def test_an_upgrade_changes_the_manifest_alone(old: Path) -> None:
     before = contents(old)
     with bundles.open_bundle(old) as opened:
         found = opened.manifest
+    number = format_of(old)
     done = upgrade(old)
-    assert (done.before, done.after, done.changes) == (2, FORMAT, CHANGES[2])
+    assert (done.before, done.after) == (number, FORMAT)
+    assert done.changes == tuple(one for n in range(number, FORMAT) for one in CHANGES[n])
+    assert set(CHANGES) == set(EARLIER)
     after = contents(old)
     assert {name for name in before | after if before.get(name) != after.get(name)} == {
         "bundle.json"
     }
     value = json.loads(after["bundle.json"])
-    assert value["format"] == FORMAT == 3
+    assert value["format"] == FORMAT == 4
     assert value["parity"]["comparisons"][0]["what"] == "images"
     with bundles.open_bundle(old) as opened:
         assert opened.manifest.format == FORMAT
@@ -106,13 +114,19 @@ def test_a_disk_that_takes_nothing_leaves_the_old_one(
 @pytest.mark.parametrize(
     ("number", "said"),
     [
-        (1, "format 1 has engines that this version cannot run; this version reads 2 and 3; build"),
-        (4, "format 4 is that of a newer sdexport; this version reads 2 and 3; install a newer"),
+        (
+            1,
+            "format 1 has engines that this version cannot run; this version reads 2, 3 and 4;",
+        ),
+        (5, "format 5 is that of a newer sdexport; this version reads 2, 3 and 4; install a"),
         (10**30, "is that of a newer sdexport"),
-        (0, "format must be a number, got 0; this version reads 2 and 3; build the bundle again"),
+        (
+            0,
+            "format must be a number, got 0; this version reads 2, 3 and 4; build the bundle again",
+        ),
         (True, "format must be a number, got True"),
-        (3.0, "format must be a number, got 3.0"),
-        ("3", "format must be a number, got '3'"),
+        (4.0, "format must be a number, got 4.0"),
+        ("4", "format must be a number, got '4'"),
         ([], "format must be a number"),
         (None, "format must be a number, got None"),
     ],
@@ -155,11 +169,11 @@ def test_an_onnx_folder_needs_none(tmp_path: Path) -> None:
         upgrade(tmp_path / "nothing")
 
 
-def test_a_bundle_of_an_earlier_format_generates(own_bundle: Path) -> None:
-    value = json.loads((own_bundle / "bundle.json").read_text())
-    written(own_bundle, value | {"format": 2})
+@pytest.mark.parametrize("number", EARLIER)
+def test_a_bundle_of_an_earlier_format_generates(own_bundle: Path, number: int) -> None:
+    written(own_bundle, EARLIER[number](json.loads((own_bundle / "bundle.json").read_text())))
     with sdexport.load(own_bundle) as pipeline:
         before = pipeline.generate("a fox", num_inference_steps=1, seed=1).images
-    assert sdexport.upgrade(own_bundle).before == 2
+    assert sdexport.upgrade(own_bundle).before == number
     with sdexport.load(own_bundle) as pipeline:
         assert pipeline.generate("a fox", num_inference_steps=1, seed=1).images == before

@@ -12,7 +12,7 @@ import pytest
 
 from sdexport.artifacts.bundle import open_bundle
 from sdexport.bench import bundle_adapter
-from sdexport.pipeline.load import load_parts
+from sdexport.pipeline.load import load_model
 
 
 def scenario(checkpoint: Path, **changes: Any) -> dict[str, Any]:
@@ -71,13 +71,13 @@ def test_its_latents_are_those_of_its_images(
     ours: tuple[dict[str, Any], float, dict[str, Any]], tiny_bundle: Callable[[str], Path]
 ) -> None:
     found, _, _ = ours
-    parts = load_parts(open_bundle(tiny_bundle("onnxruntime-cpu"), check=False))
-    state_shape = next(s.shape for s in parts.vae_decoder.inputs if s.name == "state")
+    parts = load_model(open_bundle(tiny_bundle("onnxruntime-cpu"), check=False))
+    state_shape = next(s.shape for s in parts.sessions["vae_decoder"].inputs if s.name == "state")
     slots = state_shape[1]
     assert isinstance(slots, int)
     latents = found["latents"]
     assert latents.shape[0] == 3
-    decoder = parts.vae_decoder.bind(
+    decoder = parts.sessions["vae_decoder"].bind(
         {"state": (3, slots, *latents.shape[1:]), "image": (3, 64, 64, 3)}
     )
     decoder.buffers["state"][:, 0] = latents

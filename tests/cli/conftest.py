@@ -13,6 +13,7 @@ from sdexport.artifacts.manifest import EngineRecord, Manifest
 from sdexport.cli import main
 from sdexport.model.shapes import Precision
 from tests.cli.doubles import PROFILE, SCHEDULER, PipelineDouble, Ran
+from tests.specs import make_spec
 
 
 @pytest.fixture(autouse=True)
@@ -52,10 +53,7 @@ def bundle(tmp_path: Path) -> Path:
             library="onnxruntime 1.0",
             precision=Precision.FP32,
             profile=PROFILE,
-            latent_channels=4,
-            latent_scale=8,
-            tokens=77,
-            embedding_dim=8,
+            model=make_spec(width=8),
             default_guidance=2.5,
             default_size=(64, 64),
             engines={

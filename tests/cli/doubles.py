@@ -48,14 +48,14 @@ class PipelineDouble:
     """Generates grey images; remembers what it was asked for."""
 
     def __init__(self) -> None:
-        self.parts = SimpleNamespace(profile=PROFILE)
+        self.loaded = SimpleNamespace(bounds=SimpleNamespace(profile=PROFILE))
         self.requests: list[Request] = []
-        self.loaded: list[tuple[Path, int | None]] = []
+        self.loads: list[tuple[Path, int | None]] = []
         self.failure: BaseException | None = None
         self.warnings: tuple[str, ...] = ()
 
     def load(self, path: Path, *, threads: int | None = None) -> PipelineDouble:
-        self.loaded.append((path, threads))
+        self.loads.append((path, threads))
         return self
 
     def evaluations(self, request: Request) -> int:

@@ -48,7 +48,7 @@ def test_a_image_is_generated_saved_and_told_of(
         "euler-a",
     )
     assert request.seeds == (0,)
-    assert generation.loaded == [(bundle, 2)]
+    assert generation.loads == [(bundle, 2)]
     with Image.open(file) as image:
         assert image.size == (128, 64)
         assert json.loads(image.text["sdexport"])["seed"] == 0  # type: ignore[attr-defined]
@@ -158,7 +158,7 @@ def test_a_request_is_refused_before_engines_are_loaded(
     assert (ended.code, ended.out) == (2, "")
     assert ended.err.startswith("error: ")
     assert "Traceback" not in ended.err
-    assert generation.loaded == []
+    assert generation.loads == []
 
 
 def test_a_file_is_no_folder(
@@ -168,7 +168,7 @@ def test_a_file_is_no_folder(
     ended = run("generate", bundle, "x", "-o", tmp_path / "file" / "x.png")
     assert ended.code == 2
     assert str(tmp_path / "file") in ended.err
-    assert generation.loaded == []
+    assert generation.loads == []
 
 
 def test_no_bundle(run: Run, generation: PipelineDouble, tmp_path: Path) -> None:
@@ -279,7 +279,7 @@ def test_stdout_takes_one_image_alone(
     ended = run("generate", bundle, "x", "-o", "-", *options)
     assert ended.code == 2
     assert said in ended.err
-    assert generation.loaded == []
+    assert generation.loads == []
 
 
 def test_a_terminal_gets_no_bytes(
@@ -289,7 +289,7 @@ def test_a_terminal_gets_no_bytes(
     ended = run("generate", bundle, "x", "-o", "-")
     assert (ended.code, ended.out) == (2, "")
     assert "stdout, which is a terminal; redirect it" in ended.err
-    assert generation.loaded == []
+    assert generation.loads == []
 
 
 def test_no_clobber_refuses_before_the_first_step(
@@ -300,7 +300,7 @@ def test_no_clobber_refuses_before_the_first_step(
     ended = run("generate", bundle, "x", *options)
     assert ended.code == 2
     assert f"{tmp_path / 'x-001.png'} exists" in ended.err
-    assert (generation.loaded, generation.requests) == ([], [])
+    assert (generation.loads, generation.requests) == ([], [])
     (tmp_path / "x-001.png").unlink()
     assert run("generate", bundle, "x", *options).code == 0
     again = run("generate", bundle, "x", *options)

@@ -97,7 +97,7 @@ def test_what_is_wide_has_a_row_a_line(screen: Screen, verb: tuple[str, ...]) ->
         (("engines", "prune", "{folder}", "--older-than", "0"), "would remove 2 of 2, "),
         (("inspect", "{bundle}"), "Ready: onnxruntime-cpu fp32"),
         (("inspect", "{other}"), "Not ready on this machine: abacus fp32"),
-        (("inspect", "{checkpoint}"), "Can be compiled: Stable Diffusion 1.x's structure"),
+        (("inspect", "{checkpoint}"), "Can be compiled: Stable Diffusion 1.x"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )

@@ -12,6 +12,7 @@ import pytest
 from sdexport.artifacts.manifest import CHANGES
 from tests.artifacts.test_upgrade import written
 from tests.cli.doubles import Ran
+from tests.earlier_formats import as_format_2
 
 Run = Callable[..., Ran]
 
@@ -19,16 +20,16 @@ Run = Callable[..., Ran]
 @pytest.fixture
 def old(bundle: Path) -> Path:
     """A bundle of format 2."""
-    written(bundle, json.loads((bundle / "bundle.json").read_text()) | {"format": 2})
+    written(bundle, as_format_2(json.loads((bundle / "bundle.json").read_text())))
     return bundle
 
 
 def test_what_was_done_is_said(run: Run, old: Path) -> None:
     first, *rest = run("upgrade", old).out.splitlines()
-    assert first == f"{old} was upgraded from format 2 to 3:"
-    assert [line.strip() for line in rest] == list(CHANGES[2])
+    assert first == f"{old} was upgraded from format 2 to 4:"
+    assert [line.strip() for line in rest] == [*CHANGES[2], *CHANGES[3]]
     ended = run("upgrade", old)
-    assert (ended.code, ended.out) == (0, f"{old} has format 3 already; nothing was changed\n")
+    assert (ended.code, ended.out) == (0, f"{old} has format 4 already; nothing was changed\n")
 
 
 def test_as_json(run: Run, old: Path) -> None:
@@ -36,8 +37,8 @@ def test_as_json(run: Run, old: Path) -> None:
     assert document == {
         "bundle": str(old),
         "before": 2,
-        "after": 3,
-        "changes": list(CHANGES[2]),
+        "after": 4,
+        "changes": [*CHANGES[2], *CHANGES[3]],
     }
     assert run("upgrade", old, "--json").document["changes"] == []
 

@@ -60,7 +60,7 @@ def test_a_unet_that_cannot_be_split_is_built_whole(
 ) -> None:
     """It generates the same image, says why it is whole, and is reused like any other."""
 
-    def refuse(unet: object) -> None:
+    def refuse(unet: object, conditions: object = ()) -> None:
         raise CannotSplitError("it is of another kind")
 
     monkeypatch.setattr(build_engines_module, "split_unet", refuse)

@@ -17,6 +17,7 @@ from sdexport.artifacts.manifest import EngineRecord, Manifest, Parity, read_man
 from sdexport.compiler.inspect import inspect
 from sdexport.errors import FolderError, MissingExtraError, UsageError
 from sdexport.model.shapes import Precision, Profile, TensorSpec
+from tests.specs import make_spec
 
 
 def write_model(
@@ -186,10 +187,7 @@ def write_bundle(path: Path, suffix: str) -> Path:
         library="openvino 1.0",
         precision=Precision.BF16,
         profile=Profile(),
-        latent_channels=4,
-        latent_scale=8,
-        tokens=77,
-        embedding_dim=8,
+        model=make_spec(width=8),
         default_guidance=7.5,
         default_size=(512, 512),
         engines={

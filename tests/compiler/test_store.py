@@ -23,6 +23,7 @@ from sdexport.compiler.store import Stored, prune, stored_in, why_not
 from sdexport.errors import FolderError, UsageError
 from sdexport.model.shapes import Precision
 from tests.cli.doubles import PROFILE, SCHEDULER, Ran
+from tests.specs import make_spec
 
 Run = Callable[..., Ran]
 
@@ -44,10 +45,7 @@ def make(path: Path, target: str = "onnxruntime-cpu", **changes: object) -> Path
         "library": f"{found.library} {targets.library_version(found)}",
         "precision": Precision.FP32,
         "profile": PROFILE,
-        "latent_channels": 4,
-        "latent_scale": 8,
-        "tokens": 77,
-        "embedding_dim": 8,
+        "model": make_spec(width=8),
         "default_guidance": 2.5,
         "default_size": (64, 64),
         "engines": {

@@ -152,8 +152,8 @@ def test_whatever_changes_bytes_changes_every_fingerprint(
     change: Callable[[pytest.MonkeyPatch], BuildOptions],
 ) -> None:
     from sdexport.artifacts.onnx_folder import by_component, open_folder
-    from sdexport.compiler.build_spec import fingerprints_of, sizes_of
-    from sdexport.compiler.dimensions import read_dimensions
+    from sdexport.compiler.build_spec import fingerprints_of
+    from sdexport.compiler.read_model import read_model
 
     before = {name: e.fingerprint for name, e in manifest_of(built).engines.items()}
     options = change(monkeypatch)
@@ -162,7 +162,7 @@ def test_whatever_changes_bytes_changes_every_fingerprint(
         by_component(folder.digests()),
         options_module.decide(options),
         options.profile,
-        sizes_of(read_dimensions(folder)),
+        read_model(folder),
         folder.plain_parts(),
     )
     assert set(after) == set(before)

@@ -34,12 +34,12 @@ def refused(path: Path | str, *words: str) -> str:
     return message
 
 
-def test_sizes_are_known_before_loading(tiny_checkpoint: Path) -> None:
+def test_the_model_is_known_before_loading(tiny_checkpoint: Path) -> None:
     checkpoint = open_checkpoint(tiny_checkpoint)
     assert checkpoint.name == "tiny"
-    sizes = checkpoint.sizes
-    assert (sizes.latent_channels, sizes.latent_scale) == (4, 8)
-    assert (sizes.tokens, sizes.embedding_dim) == (77, 32)
+    model = checkpoint.model
+    assert (model.latents.channels, model.latents.scale) == (4, 8)
+    assert (model.tokens, model.embedding_dim) == (77, 32)
     decoder, encoder = map(checkpoint.parameters, ("vae_decoder", "vae_encoder"))
     whole = sum(checkpoint.weights["vae"].elements.values())
     assert decoder + encoder == whole

@@ -15,10 +15,11 @@ from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionMod
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from sdexport.errors import CheckpointError
-from sdexport.export import components, config_keys, export_checkpoint, open_checkpoint
-from sdexport.export.checkpoint import Sizes
+from sdexport.export import config_keys, export_checkpoint, open_checkpoint
+from sdexport.export.components import Described, Example, component_of
 from sdexport.export.config_keys import ACCEPTED, BOOKKEEPING, READ, TRACED
-from sdexport.export.modules import MODULES
+from sdexport.model.configs import TextConfig, UNetConfig, VaeConfig
+from sdexport.model.families import Configs, spec_of
 from tests.checkpoints import TINY_TEXT, TINY_UNET, TINY_VAE, copy_checkpoint, edit_json
 
 
@@ -177,7 +178,7 @@ BLOCKS = [
 ]
 
 
-def model_and_sizes(part: str, changes: Change) -> tuple[Any, Sizes]:
+def model_and_description(part: str, changes: Change) -> tuple[Any, Described]:
     unet, vae, text = TINY_UNET, TINY_VAE, TINY_TEXT
     torch.manual_seed(7)
     if part == "unet":
@@ -188,21 +189,30 @@ def model_and_sizes(part: str, changes: Change) -> tuple[Any, Sizes]:
         config = CLIPTextConfig(**text | {"vocab_size": 99, "eos_token_id": 2} | changes)
         config._attn_implementation = "eager"
         model = CLIPTextModel(config)
-    scale = 2 ** (len(vae["block_out_channels"]) - 1)
-    return model.eval(), Sizes(4, scale, 77, 99, 32, text["num_hidden_layers"])
+    configs = Configs(
+        unet=UNetConfig(cross_attention_dim=32),
+        vae=VaeConfig(block_out_channels=tuple(vae["block_out_channels"])),
+        text_encoder=TextConfig(
+            vocab_size=99, hidden_size=32, num_hidden_layers=text["num_hidden_layers"]
+        ),
+        tokens=77,
+        skippable_layers=text["num_hidden_layers"],
+    )
+    return model.eval(), Described(spec_of(configs), configs)
 
 
 @torch.inference_mode()
 def same_as_its_library(part: str, changes: Change) -> None:
     of_part = {"text_encoder": ("text_encoder",), "unet": ("unet",)}
     for component in of_part.get(part, ("vae_decoder", "vae_encoder")):
-        model, sizes = model_and_sizes(part, changes)
+        model, of = model_and_description(part, changes)
+        kind = component_of(of, component)
         for height, width in ((8, 8), (9, 13), (8, 5)):
-            inputs = components.random_inputs(component, sizes, batch=2, height=height, width=width)
+            inputs = kind.inputs(of, Example(batch=2, height=height, width=width))
             if component == "text_encoder":
                 inputs["input_ids"][:, 40:] = 5
-            wanted = components.reference_outputs(component, model, inputs)
-            ours = MODULES[component](model_and_sizes(part, changes)[0])(*inputs.values())
+            wanted = kind.reference(model, inputs)
+            ours = kind.module(model_and_description(part, changes)[0])(*inputs.values())
             ours = ours if isinstance(ours, tuple) else (ours,)
             for mine, theirs in zip(ours, wanted.values(), strict=True):
                 torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-4)

@@ -365,11 +365,12 @@ class TestWriting:
     ) -> None:
         """The comparison notices other weights, and values that are no numbers."""
         from sdexport.export import open_checkpoint, parity
-        from sdexport.export.loading import load_component
+        from sdexport.export.components import component_of
+        from sdexport.export.loading import described, load_component
 
         checkpoint = open_checkpoint(tiny_checkpoint)
-        model = load_component(checkpoint, "vae_decoder")
-        cases = parity.reference_cases("vae_decoder", model, checkpoint.sizes)
+        model, of = load_component(checkpoint, "vae_decoder"), described(checkpoint)
+        cases = parity.reference_cases(component_of(of, "vae_decoder"), model, of)
         folder = tiny_onnx / "vae_decoder"
         assert parity.compare("vae_decoder", folder, cases, Precision.FP32, 1).rel_rms < 1e-4
         cases[1].outputs["sample"] *= 1.01

@@ -75,7 +75,7 @@ def onnx_bundle(folder: Path) -> Path:
     from sdexport.compiler import engines
     from sdexport.graph.split_unet import CannotSplitError
 
-    def refuse(unet: object) -> None:
+    def refuse(unet: object, conditions: object = ()) -> None:
         raise CannotSplitError("it is held against a step on a GPU")
 
     path = folder / "onnxruntime-cpu"

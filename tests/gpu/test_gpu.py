@@ -23,14 +23,14 @@ from sdexport.backends.slots import Shape, image_shapes, step_shapes, text_shape
 from sdexport.backends.targets import Target
 from sdexport.backends.tensorrt import refusal, session
 from sdexport.backends.tensorrt.library import capture_log, library, logger
-from sdexport.compiler.dimensions import read_dimensions
 from sdexport.compiler.engines import make_graphs, transfer_weights
+from sdexport.compiler.read_model import read_model
 from sdexport.errors import EngineError
 from sdexport.export import export_checkpoint
 from sdexport.graph.proto import save_graph
 from sdexport.model.shapes import Precision
-from sdexport.pipeline.load import load_parts
-from sdexport.pipeline.parts import PipelineParts
+from sdexport.pipeline.load import load_model
+from sdexport.pipeline.loaded_model import LoadedModel
 from tests.conftest import EMOJI
 
 pytestmark = pytest.mark.gpu
@@ -49,8 +49,8 @@ REQUEST: dict[str, Any] = {
 DRAWN = ("text_encoder", "denoise_step", "vae_decoder")
 
 
-def shapes_of(parts: PipelineParts, shape: Shape) -> dict[str, dict[str, tuple[int, ...]]]:
-    engines = parts.engines
+def shapes_of(parts: LoadedModel, shape: Shape) -> dict[str, dict[str, tuple[int, ...]]]:
+    engines = parts.sessions
     return {
         "text_encoder": text_shapes(engines, shape),
         "denoise_step": step_shapes(engines, shape),
@@ -63,10 +63,10 @@ def pixels(result: Any) -> np.ndarray[Any, Any]:
 
 
 def test_engines_are_deserialised(built: Built, tell: Tell) -> None:
-    parts = load_parts(open_bundle(built()))
-    gpu = parts.text_encoder.context  # type: ignore[attr-defined]  # on a GPU
+    parts = load_model(open_bundle(built()))
+    gpu = parts.sessions["text_encoder"].context  # type: ignore[attr-defined]  # on a GPU
     free, total = gpu.memory()
-    assert {spec.name for spec in parts.denoise_step.outputs} == {"next_state"}
+    assert {spec.name for spec in parts.sessions["denoise_step"].outputs} == {"next_state"}
     tell(gpu=gpu.name, capability=gpu.capability, memory_total=total, memory_free=free)
 
 
@@ -75,7 +75,7 @@ def test_an_engine_computes_what_onnx_runtime_does(
     built: Built, onnx_bundle: Path, tell: Tell, name: str
 ) -> None:
     """One run on host arrays of random inputs."""
-    ours, theirs = load_parts(open_bundle(built())), load_parts(open_bundle(onnx_bundle))
+    ours, theirs = load_model(open_bundle(built())), load_model(open_bundle(onnx_bundle))
     shapes = shapes_of(ours, Shape(1, 2, 16, 16, ours.tokens))[name]
     found = []
     for parts in (ours, theirs):
@@ -146,7 +146,7 @@ def test_steps_and_cancellation(built: Built) -> None:
 @pytest.mark.parametrize("count", [100])
 def test_memory_does_not_grow(built: Built, tell: Tell, count: int) -> None:
     with sdexport.load(built()) as pipe:
-        gpu = pipe.parts.denoise_step.context  # type: ignore[attr-defined]  # on a GPU
+        gpu = pipe.loaded.sessions["denoise_step"].context  # type: ignore[attr-defined]  # on a GPU
         for seed in range(3):
             pipe.generate("rose", **(REQUEST | {"seed": seed}))
         before, _ = gpu.memory()
@@ -202,9 +202,9 @@ def test_an_engine_is_refitted_with_its_own_weights(
 
     The weights come from the graph that the engine was built from, which is made again.
     """
-    parts = load_parts(open_bundle(built(refittable=True)))
-    shapes = shapes_of(parts, Shape(1, 2, 16, 16, parts.tokens))["vae_decoder"]
-    engine: Any = parts.vae_decoder
+    parts = load_model(open_bundle(built(refittable=True)))
+    shapes = shapes_of(parts, Shape(1, 2, 16, 16, parts.model.tokens))["vae_decoder"]
+    engine: Any = parts.sessions["vae_decoder"]
     binding = engine.bind(shapes)
     binding.buffers["state"][...] = np.random.default_rng(2).standard_normal(shapes["state"])
     binding.run()
@@ -214,7 +214,7 @@ def test_an_engine_is_refitted_with_its_own_weights(
     export_checkpoint(EMOJI, tmp_path / "onnx", precision=Precision.FP16)
     folder = open_folder(tmp_path / "onnx")
     source = folder.model("vae_decoder")
-    made = make_graphs(folder, read_dimensions(folder), ["vae_decoder"])
+    made = make_graphs(folder, read_model(folder), ["vae_decoder"])
     graph = made.models["vae_decoder"]
     (tmp_path / "graph").mkdir()
     save_graph(graph, tmp_path / "graph" / "model.onnx")
@@ -236,7 +236,7 @@ def test_an_engine_is_refitted_with_its_own_weights(
 
 @pytest.fixture
 def decoder(built: Built) -> Any:
-    return load_parts(open_bundle(built())).vae_decoder
+    return load_model(open_bundle(built())).sessions["vae_decoder"]
 
 
 def test_a_missing_address_is_refused(decoder: Any) -> None:

@@ -8,11 +8,18 @@ import pytest
 from onnx import TensorProto
 
 from sdexport.errors import FolderError
-from sdexport.graph.denoise_step import EMBEDDED, INPUTS, denoise_step
+from sdexport.graph.denoise_step import denoise_step
 from sdexport.graph.proto import dimensions
+from sdexport.model.step import EMBEDDED_GUIDANCE, Role, step_tensors
 from tests.graph.models import FLOAT, HALF, numpy_step, run, step_inputs, unet
 
 SLOTS = 3
+
+INPUTS = tuple(
+    tensor.name
+    for tensor in step_tensors(channels=4, dim=8, embeds_guidance=False, conditions=())
+    if tensor.role is not Role.OUTPUT
+)
 
 
 @pytest.mark.parametrize("batch", [1, 2, 3])
@@ -149,8 +156,8 @@ def test_embedded_guidance_equals_diffusers(width: int, branches: int) -> None:
     ).numpy()
     inputs = step_inputs(3, branches, 4, 6, SLOTS)
     step = denoise_step(unet(condition=width), slots=SLOTS)
-    assert tuple(entry.name for entry in step.graph.input) == (*INPUTS, EMBEDDED)
-    (found,) = run(step, inputs | {EMBEDDED: scales})
+    assert tuple(entry.name for entry in step.graph.input) == (*INPUTS, EMBEDDED_GUIDANCE)
+    (found,) = run(step, inputs | {EMBEDDED_GUIDANCE: scales})
     wanted = numpy_step(inputs, waves.astype(float).mean(1))
     # An angle of 7500 has a unit in the last place of 5e-4.
     np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=5e-3)

@@ -11,7 +11,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import helper, numpy_helper
 
-from sdexport.compiler.dimensions import Dimensions
 from sdexport.compiler.shapes import call_shapes
 from sdexport.errors import FolderError
 from sdexport.graph.denoise_step import denoise_step
@@ -19,21 +18,14 @@ from sdexport.graph.flops import graph_cost
 from sdexport.graph.skeleton import Call, shapes_at, skeleton
 from sdexport.graph.traffic import traffic
 from tests.graph.models import CHANNELS, DIM, FLOAT, TOKENS, model, unet
+from tests.specs import make_spec
 
-DIMENSIONS = Dimensions(
-    latent_channels=CHANNELS,
-    latent_scale=8,
-    scaling_factor=1.0,
-    shift_factor=0.0,
-    tokens=TOKENS,
-    embedding_dim=DIM,
-    native_size=(64, 64),
-)
+SPEC = make_spec(channels=CHANNELS, tokens=TOKENS, width=DIM, native_size=(64, 64))
 CALL = Call(height=64, width=128)
 
 
 def step_shapes(call: Call) -> dict[str, tuple[int, ...]]:
-    return call_shapes("denoise_step", DIMENSIONS, **asdict(call))
+    return call_shapes("denoise_step", SPEC, **asdict(call))
 
 
 @given(

@@ -12,7 +12,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from sdexport.artifacts.onnx_folder import MODEL_FILE
-from sdexport.graph.denoise_step import EMBEDDED, core_step
+from sdexport.graph.denoise_step import core_step
 from sdexport.graph.flops import graph_cost
 from sdexport.graph.projections import text_projection, time_projection
 from sdexport.graph.proto import dimensions, load_graph
@@ -22,6 +22,8 @@ from sdexport.graph.split_unet import (
     CannotSplitError,
     split_unet,
 )
+from sdexport.model.spec import Condition
+from sdexport.model.step import EMBEDDED_GUIDANCE
 from tests.graph.models import CHANNELS, FLOAT, HALF, Array, numpy_step, run, step_inputs, unet
 
 SLOTS = 3
@@ -35,17 +37,19 @@ def session(path: Path) -> Any:
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
-def through_three(made: onnx.ModelProto, inputs: dict[str, Array]) -> Array:
+def through_three(
+    made: onnx.ModelProto, inputs: dict[str, Array], conditions: tuple[Condition, ...] = ()
+) -> Array:
     """The output of the denoise step of a split UNet and its projections."""
-    split = split_unet(made)
+    split = split_unet(made, conditions)
     given = dict(inputs)
     texts = run(text_projection(split), {"text_embeddings": given.pop("text_embeddings")})
     times = {"timestep": given.pop("timestep")}
-    if EMBEDDED in given:
-        times[EMBEDDED] = given.pop(EMBEDDED)
+    if EMBEDDED_GUIDANCE in given:
+        times[EMBEDDED_GUIDANCE] = given.pop(EMBEDDED_GUIDANCE)
     (row,) = run(time_projection(split), times)
     (found,) = run(
-        core_step(split, slots=SLOTS),
+        core_step(split, slots=SLOTS, conditions=conditions),
         {**given, TIME_PROJECTION: row, **dict(zip(split.texts, texts, strict=True))},
     )
     return found
@@ -81,9 +85,9 @@ def test_the_time_projection_of_a_distilled_unet_takes_guidance() -> None:
     made = unet(condition=8)
     # The toy adds it behind the text; a real one adds it to the timestep's embedding.
     inputs = step_inputs(2, 1, 3, 4, SLOTS)
-    inputs[EMBEDDED] = np.zeros(2, np.float32)
+    inputs[EMBEDDED_GUIDANCE] = np.zeros(2, np.float32)
     found = through_three(made, inputs)
-    del inputs[EMBEDDED]
+    del inputs[EMBEDDED_GUIDANCE]
     np.testing.assert_allclose(found, numpy_step(inputs, np.full(2, 0.5)), rtol=1e-5, atol=2e-4)
 
 

@@ -28,4 +28,4 @@ def fakes() -> Fakes:
 
 @pytest.fixture
 def pipe(fakes: Fakes, tokenizer: PromptTokenizer) -> Pipeline:
-    return Pipeline(fakes.parts(tokenizer))
+    return Pipeline(fakes.loaded(tokenizer))

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from sdexport.backends.session import Sessions
 from sdexport.errors import EngineError
 from sdexport.model.shapes import Profile, Range, TensorSpec
-from sdexport.pipeline.parts import PipelineParts
+from sdexport.pipeline.loaded_model import LoadedModel
+from sdexport.pipeline.request import Bounds
 from sdexport.pipeline.tokenizer import PromptTokenizer
 from sdexport.sampling import STATE_SLOTS
+from tests.specs import make_spec
 
 Array = np.ndarray[Any, Any]
 Compute = Callable[[Mapping[str, Array]], None]
@@ -83,7 +86,7 @@ class FakeEngine:
         return self.bound[-1]
 
 
-def _specs(**tensors: tuple[str, str]) -> tuple[TensorSpec, ...]:
+def _specs(**tensors: tuple[str, Sequence[int | str]]) -> tuple[TensorSpec, ...]:
     return tuple(TensorSpec(n, dtype, tuple(dims)) for n, (dtype, dims) in tensors.items())
 
 
@@ -148,7 +151,7 @@ class Fakes:
         self.denoise_step = FakeEngine(
             "denoise_step",
             _specs(
-                state=("float32", "bkchw"),
+                state=("float32", ("b", STATE_SLOTS, *"chw")),
                 noise=("float32", "bchw"),
                 timestep=("float32", "b"),
                 input_weights=("float32", "bk"),
@@ -160,7 +163,7 @@ class Fakes:
                 known_weights=("float32", "bt"),
                 text_embeddings=("float32", "brtd"),
             ),
-            _specs(next_state=("float32", "bkchw")),
+            _specs(next_state=("float32", ("b", STATE_SLOTS, *"chw"))),
             denoise,
             self.log,
         )
@@ -184,24 +187,39 @@ class Fakes:
         """The engines in the order in which they ran."""
         return [name for name, _, _ in self.log]
 
-    def parts(self, tokenizer: PromptTokenizer, **changes: Any) -> PipelineParts:
+    def loaded(
+        self,
+        tokenizer: PromptTokenizer,
+        *,
+        about: Mapping[str, Any] | None = None,
+        without: tuple[str, ...] = (),
+        model: Mapping[str, Any] | None = None,
+        **bounds: Any,
+    ) -> LoadedModel:
+        """A loaded model of these engines, but those that are left out."""
+        spec = make_spec(
+            channels=CHANNELS,
+            tokens=TOKENS,
+            width=DIM,
+            native_size=(32, 32),
+            **({"skippable_layers": 3} | dict(model or {})),
+        )
+        names = ("text_encoder", "denoise_step", "vae_decoder", "vae_encoder")
+        engines = {name: getattr(self, name) for name in names if name not in without}
         values: dict[str, Any] = {
-            "text_encoder": self.text_encoder,
-            "denoise_step": self.denoise_step,
-            "vae_decoder": self.vae_decoder,
-            "vae_encoder": self.vae_encoder,
-            "text_layers": 3,
-            "tokenizer": tokenizer,
-            "scheduler_config": SCHEDULER,
+            "model": spec,
             "profile": Profile(Range(1, 1, 4), Range(16, 32, 64), Range(16, 32, 64)),
-            "latent_channels": CHANNELS,
-            "tokens": TOKENS,
-            "embedding_dim": DIM,
+            "scheduler_config": SCHEDULER,
             "default_guidance": 7.5,
             "default_size": (32, 32),
-            "about": {"model": "fake", "precision": "bf16", "sdexport": "0.0"},
+            "takes_images": "vae_encoder" in engines,
         }
-        return PipelineParts(**(values | changes))
+        return LoadedModel(
+            Bounds(**(values | bounds)),
+            Sessions(spec, engines),
+            tokenizer,
+            about={"model": "fake", "precision": "bf16", "sdexport": "0.0"} | dict(about or {}),
+        )
 
 
 __all__ = ["CHANNELS", "DIM", "SCHEDULER", "STATE_SLOTS", "TOKENS", "Fakes", "make_tokenizer"]

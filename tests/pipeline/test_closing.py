@@ -15,7 +15,7 @@ from tests.pipeline.fakes import Fakes
 
 
 def _scheduler(pipe: Pipeline) -> Callable[[], object]:
-    scheduler = StepScheduler(pipe.parts, pipe.parts.placed().workspaces())
+    scheduler = StepScheduler(pipe.loaded, pipe.loaded.placed().workspaces())
     scheduler.add(pipe.request("apple", num_inference_steps=4, seed=1))
     scheduler.step()
     return scheduler.step

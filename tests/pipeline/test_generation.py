@@ -215,7 +215,7 @@ def test_an_image_does_not_depend_on_its_batch(pipe: Pipeline) -> None:
 
 def test_a_batch_below_the_profile_is_filled_up(fakes: Fakes, tokenizer: PromptTokenizer) -> None:
     profile = Profile(Range(2, 3, 3), Range(32, 32, 32), Range(32, 32, 32))
-    pipe = Pipeline(fakes.parts(tokenizer, profile=profile))
+    pipe = Pipeline(fakes.loaded(tokenizer, profile=profile))
     result = pipe.generate(
         "apple", num_inference_steps=2, seed=8, sampler="ddim", num_images_per_prompt=4
     )
@@ -329,10 +329,10 @@ def test_a_wrong_value_is_refused_before_anything_runs(pipe: Pipeline, fakes: Fa
 def test_a_request_for_other_engines_is_refused(fakes: Fakes, tokenizer: PromptTokenizer) -> None:
     from sdexport.pipeline.make_request import make_request
 
-    request = make_request(fakes.parts(tokenizer).limits, "apple", width=64, height=64)
+    request = make_request(fakes.loaded(tokenizer).bounds, "apple", width=64, height=64)
     small = Profile(Range(1, 1, 1), Range(32, 32, 32), Range(32, 32, 32))
     with pytest.raises(UsageError, match="height 64 is outside"):
-        Pipeline(fakes.parts(tokenizer, profile=small)).steps(request)
+        Pipeline(fakes.loaded(tokenizer, profile=small)).steps(request)
 
 
 # Cancellation and threads
@@ -471,7 +471,7 @@ def test_latents_that_are_no_numbers_are_refused(
         buffers["next_state"][1, 0, 0, 0, 0] = value
 
     fakes.denoise_step.compute = broken
-    pipe = Pipeline(fakes.parts(tokenizer))
+    pipe = Pipeline(fakes.loaded(tokenizer))
     with pytest.raises(EngineError, match=r"image 1 \(seed 8\).*bf16.*--precision fp32"):
         pipe.generate(
             "apple", num_inference_steps=1, sampler="ddim", seed=7, num_images_per_prompt=3
@@ -485,7 +485,7 @@ def test_latents_that_are_no_numbers_are_refused(
 
 def test_the_remedy_for_full_precision_is_another(fakes: Fakes, tokenizer: PromptTokenizer) -> None:
     fakes.text_encoder.compute = lambda buffers: buffers["last_hidden_state"].fill(np.nan)
-    pipe = Pipeline(fakes.parts(tokenizer, about={"precision": "fp32"}))
+    pipe = Pipeline(fakes.loaded(tokenizer, about={"precision": "fp32"}))
     with pytest.raises(EngineError, match="image 0.*sdexport verify"):
         pipe.generate("apple", num_inference_steps=1)
 

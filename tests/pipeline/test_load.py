@@ -18,6 +18,7 @@ from sdexport.model.shapes import Precision, Profile, Range
 from sdexport.pipeline import load as loading
 from sdexport.pipeline.make_request import make_request
 from tests.pipeline.fakes import CHANNELS, DIM, SCHEDULER, TOKENS, Fakes
+from tests.specs import make_spec
 
 PROFILE = Profile(Range(1, 1, 2), Range(32, 32, 64), Range(32, 48, 64))
 
@@ -40,10 +41,7 @@ def bundle(tmp_path: Path, clip_folder: Path) -> Path:
         library="onnxruntime 1",
         precision=Precision.FP32,
         profile=PROFILE,
-        latent_channels=CHANNELS,
-        latent_scale=8,
-        tokens=TOKENS,
-        embedding_dim=DIM,
+        model=make_spec(channels=CHANNELS, tokens=TOKENS, width=DIM, native_size=(48, 32)),
         default_guidance=3.0,
         default_size=(48, 32),
         engines=engines,
@@ -94,10 +92,10 @@ def test_the_manifest_decides(bundle: Path, asked: list[tuple[Any, ...]]) -> Non
 
 
 def test_a_request_is_made_before_the_engines(bundle: Path, asked: list[tuple[Any, ...]]) -> None:
-    limits = loading.limits_of(bundles.open_bundle(bundle))
-    request = make_request(limits, "apple", num_inference_steps=1, seed=4)
+    bounds = loading.bounds_of(bundles.open_bundle(bundle))
+    request = make_request(bounds, "apple", num_inference_steps=1, seed=4)
     with pytest.raises(UsageError, match="width 72"):
-        make_request(limits, "apple", width=72, height=32)
+        make_request(bounds, "apple", width=72, height=32)
     assert asked == []
     *_, last = loading.load(str(bundle)).steps(request)
     assert last.result is not None

@@ -277,7 +277,7 @@ def test_layers_that_are_not_there_are_refused(pipe: Pipeline, skip: Any) -> Non
 
 
 def test_an_encoder_without_hidden_states_says_so(fakes: Fakes, tokenizer: PromptTokenizer) -> None:
-    pipe = Pipeline(fakes.parts(tokenizer, text_layers=0))
+    pipe = Pipeline(fakes.loaded(tokenizer, model={"skippable_layers": 0}))
     with pytest.raises(UsageError, match="clip_skip 1 .*export the checkpoint again"):
         pipe.generate("apple", clip_skip=1)
 

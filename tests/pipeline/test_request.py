@@ -11,17 +11,22 @@ from sdexport.errors import UsageError
 from sdexport.model.shapes import Profile, Range
 from sdexport.pipeline.checks import size_of
 from sdexport.pipeline.make_request import make_request
-from sdexport.pipeline.request import Limits, Request
+from sdexport.pipeline.request import Bounds, Request
 from tests.pipeline.fakes import SCHEDULER
 from tests.sizes import sides
+from tests.specs import make_spec
 
-LIMITS = Limits(
-    Profile(Range(1, 1, 2), Range(256, 512, 768), Range(256, 512, 1024)), SCHEDULER, 7.5, (512, 512)
+BOUNDS = Bounds(
+    make_spec(),
+    Profile(Range(1, 1, 2), Range(256, 512, 768), Range(256, 512, 1024)),
+    SCHEDULER,
+    7.5,
+    (512, 512),
 )
 
 
 def request(prompt: Any = "a", **values: Any) -> Request:
-    return make_request(LIMITS, prompt, **values)
+    return make_request(BOUNDS, prompt, **values)
 
 
 class _Hostile:

@@ -18,7 +18,7 @@ from tests.pipeline.fakes import Fakes
 
 def asked(pipe: Pipeline, prompt: Any = "apple", **options: Any) -> Request:
     options = {"seed": 0, "num_inference_steps": 4, "sampler": "ddim"} | options
-    return make_request(pipe.parts.limits, prompt, **options)
+    return make_request(pipe.loaded.bounds, prompt, **options)
 
 
 def alone(pipe: Pipeline, request: Request) -> list[bytes]:
@@ -28,7 +28,7 @@ def alone(pipe: Pipeline, request: Request) -> list[bytes]:
 
 
 def scheduler_of(pipe: Pipeline) -> StepScheduler:
-    return StepScheduler(pipe.parts, pipe.parts.placed().workspaces())
+    return StepScheduler(pipe.loaded, pipe.loaded.placed().workspaces())
 
 
 def batches(fakes: Fakes) -> list[int]:
@@ -178,7 +178,7 @@ def test_one_that_comes_out_as_no_numbers_fails_alone(
         buffers["next_state"][sick] = np.nan
 
     fakes.denoise_step.compute = broken
-    pipe = Pipeline(fakes.parts(tokenizer))
+    pipe = Pipeline(fakes.loaded(tokenizer))
     scheduler = scheduler_of(pipe)
     good, bad = (scheduler.add(asked(pipe, guidance_scale=g, seed=8)) for g in (7, 66))
     while scheduler.step():
@@ -194,7 +194,7 @@ def test_engines_that_need_a_larger_batch_are_filled_up(
     from sdexport.model.shapes import Profile, Range
 
     profile = Profile(Range(3, 3, 4), Range(16, 32, 64), Range(16, 32, 64))
-    pipe = Pipeline(fakes.parts(tokenizer, profile=profile))
+    pipe = Pipeline(fakes.loaded(tokenizer, profile=profile))
     requests = [
         asked(pipe, num_inference_steps=2, seed=1),
         asked(pipe, num_inference_steps=4, seed=2, sampler="euler-a"),

@@ -35,7 +35,7 @@ def half() -> Image.Image:
 
 def asked(pipe: Pipeline, **options: Any) -> Request:
     options = {"seed": 5, "num_inference_steps": 6, "sampler": "euler-a"} | options
-    return make_request(pipe.parts.limits, "apple", **options)
+    return make_request(pipe.loaded.bounds, "apple", **options)
 
 
 def encoded(seed: int = 1) -> np.ndarray[Any, Any]:
@@ -51,7 +51,7 @@ def test_the_order_of_what_is_generated(
     fakes: Fakes, tokenizer: PromptTokenizer, masked: bool, strength: float
 ) -> None:
     """Posterior, start noise, (masked image's posterior,) sampler: as diffusers' generators go."""
-    parts = fakes.parts(tokenizer, scaling_factor=0.5, shift_factor=0.25)
+    parts = fakes.loaded(tokenizer, model={"scaling_factor": 0.5, "shift_factor": 0.25})
     mask = half() if masked else None
     request = asked(Pipeline(parts), image=source_image(), mask_image=mask, strength=strength)
     plan, moments, source = request.plan, encoded(), TorchNoise(5)
@@ -142,8 +142,8 @@ def test_an_interval_without_any_step_is_unguided(pipe: Pipeline) -> None:
 
 def test_a_course_goes_on_from_where_each_row_is(pipe: Pipeline) -> None:
     rows = [
-        slot_inputs(pipe.parts, asked(pipe, num_inference_steps=4, sampler="ddim"), 0),
-        slot_inputs(pipe.parts, asked(pipe, num_inference_steps=6), 0),
+        slot_inputs(pipe.loaded, asked(pipe, num_inference_steps=4, sampler="ddim"), 0),
+        slot_inputs(pipe.loaded, asked(pipe, num_inference_steps=6), 0),
     ]
     course = inputs_of(rows, [1, 3], 3)
     assert course.evaluations == 3

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from sdexport.pipeline.parts import PipelineParts
+    from sdexport.pipeline.loaded_model import LoadedModel
     from sdexport.pipeline.pipeline import Pipeline
 
 
@@ -28,7 +28,7 @@ def standin() -> Iterator[Any]:
 
 
 @pytest.fixture(scope="session")
-def parts() -> PipelineParts:
+def parts() -> LoadedModel:
     """The bundle's parts on the processor, one thread."""
     from tests.standin.world import host_parts
 
@@ -36,7 +36,7 @@ def parts() -> PipelineParts:
 
 
 @pytest.fixture(scope="session")
-def host(parts: PipelineParts) -> Pipeline:
+def host(parts: LoadedModel) -> Pipeline:
     """The pipeline on the processor."""
     from sdexport.pipeline.pipeline import Pipeline
 
@@ -44,7 +44,7 @@ def host(parts: PipelineParts) -> Pipeline:
 
 
 @pytest.fixture(scope="session")
-def plans(parts: PipelineParts, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def plans(parts: LoadedModel, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The double's engines for the bundle."""
     from tests.standin.world import write_plans
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from sdexport.pipeline.parts import PipelineParts
+from sdexport.pipeline.loaded_model import LoadedModel
 from sdexport.pipeline.pipeline import Pipeline
 from tests.standin.world import Standin, gpu_pipeline, tell
 
@@ -19,7 +19,7 @@ ENQUEUE = ["cuStreamIsCapturing", "cuLaunchHostFunc"]
 
 
 @pytest.fixture
-def pipe(standin: Standin, parts: PipelineParts, plans: dict[str, Path]) -> Iterator[Pipeline]:
+def pipe(standin: Standin, parts: LoadedModel, plans: dict[str, Path]) -> Iterator[Pipeline]:
     with gpu_pipeline(parts, plans) as pipeline:
         yield pipeline
 
@@ -121,7 +121,7 @@ def test_many_images_take_no_more_memory(standin: Standin, pipe: Pipeline, image
 
 
 def test_closing_releases_everything(
-    standin: Standin, parts: PipelineParts, plans: dict[str, Path]
+    standin: Standin, parts: LoadedModel, plans: dict[str, Path]
 ) -> None:
     before = standin.held()
     pipeline = gpu_pipeline(parts, plans)

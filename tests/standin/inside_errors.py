@@ -17,7 +17,7 @@ from sdexport.backends.tensorrt import session
 from sdexport.backends.tensorrt.library import capture_log
 from sdexport.errors import DeviceLostError, EngineError, FolderError
 from sdexport.model.shapes import Precision
-from sdexport.pipeline.parts import PipelineParts
+from sdexport.pipeline.loaded_model import LoadedModel
 from tests.standin.world import Standin, gpu_pipeline, write_plans
 
 
@@ -28,9 +28,7 @@ def load(path: Path, name: str = "vae_decoder") -> session.TensorRtEngine:
 # Engines that cannot be loaded
 
 
-def test_an_engine_of_another_version(
-    standin: Standin, parts: PipelineParts, tmp_path: Path
-) -> None:
+def test_an_engine_of_another_version(standin: Standin, parts: LoadedModel, tmp_path: Path) -> None:
     plans = write_plans(tmp_path, parts, version="1.2.0.54")
     with pytest.raises(
         EngineError,
@@ -67,7 +65,7 @@ def test_a_missing_engine(standin: Standin, tmp_path: Path) -> None:
 # Shapes
 
 
-def test_a_size_that_was_not_built(standin: Standin, parts: PipelineParts, tmp_path: Path) -> None:
+def test_a_size_that_was_not_built(standin: Standin, parts: LoadedModel, tmp_path: Path) -> None:
     plans = write_plans(tmp_path, parts, sizes=((1, 1, 2), (64, 64, 64), (64, 64, 96)))
     with gpu_pipeline(parts, plans) as pipe:
         with pytest.raises(
@@ -84,27 +82,27 @@ def test_a_size_that_was_not_built(standin: Standin, parts: PipelineParts, tmp_p
 
 
 def test_the_smallest_suitable_profile_is_chosen(
-    standin: Standin, parts: PipelineParts, tmp_path: Path
+    standin: Standin, parts: LoadedModel, tmp_path: Path
 ) -> None:
     wide = write_plans(tmp_path / "wide", parts)["vae_decoder"]
     plan = tensorrt_rtx._read_plan(wide.read_bytes())
     assert plan is not None
     exact = {
         name: [shape] * 3
-        for name, shape in image_shapes(parts.engines, Shape(1, 2, 8, 8, 77)).items()
+        for name, shape in image_shapes(parts.sessions, Shape(1, 2, 8, 8, 77)).items()
     }
     path = tensorrt_rtx.write_plan(
         tmp_path / "two.plan", Path(plan["onnx"]), [plan["profiles"][0], exact]
     )
     engine = load(path)
     for size, profile in ((8, 1), (12, 0)):
-        shapes = image_shapes(parts.engines, Shape(1, 2, size, size, 77))
+        shapes = image_shapes(parts.sessions, Shape(1, 2, size, size, 77))
         assert engine._profile(shapes) == profile
     engine.close()
 
 
 def test_engines_with_different_dtypes_are_refused(
-    standin: Standin, parts: PipelineParts, plans: dict[str, Path]
+    standin: Standin, parts: LoadedModel, plans: dict[str, Path]
 ) -> None:
     other = plans | {"text_encoder": plans["vae_decoder"]}
     with (
@@ -115,13 +113,13 @@ def test_engines_with_different_dtypes_are_refused(
 
 
 def test_a_binding_to_host_arrays(
-    standin: Standin, parts: PipelineParts, plans: dict[str, Path]
+    standin: Standin, parts: LoadedModel, plans: dict[str, Path]
 ) -> None:
     """As `verify` uses an engine."""
-    shapes = image_shapes(parts.engines, Shape(2, 2, 8, 8, 77))
+    shapes = image_shapes(parts.sessions, Shape(2, 2, 8, 8, 77))
     random = np.random.default_rng(0)
     images = []
-    for engine in (load(plans["vae_decoder"]), parts.vae_decoder):
+    for engine in (load(plans["vae_decoder"]), parts.sessions["vae_decoder"]):
         binding = engine.bind(shapes)
         for _ in range(2):
             random = np.random.default_rng(0)
@@ -137,10 +135,10 @@ def test_a_binding_to_host_arrays(
 
 @contextmanager
 def ready(
-    parts: PipelineParts, plans: dict[str, Path]
+    parts: LoadedModel, plans: dict[str, Path]
 ) -> Iterator[tuple[DeviceCall, dict[str, int], driver.Stream]]:
     """The decoder's call, and the addresses of its own device memory."""
-    shapes = image_shapes(parts.engines, Shape(1, 2, 8, 8, 77))
+    shapes = image_shapes(parts.sessions, Shape(1, 2, 8, 8, 77))
     engine = load(plans["vae_decoder"])
     with driver.Stream() as stream, driver.DeviceBuffer(1 << 20) as memory:
         stream.zero(memory.address, memory.size)
@@ -153,7 +151,7 @@ def ready(
         engine.close()
 
 
-def test_a_missing_address(standin: Standin, parts: PipelineParts, plans: dict[str, Path]) -> None:
+def test_a_missing_address(standin: Standin, parts: LoadedModel, plans: dict[str, Path]) -> None:
     with ready(parts, plans) as (call, addresses, stream):
         del addresses["image"]
         with pytest.raises(EngineError, match="vae_decoder needs the address .* missing: image"):
@@ -161,7 +159,7 @@ def test_a_missing_address(standin: Standin, parts: PipelineParts, plans: dict[s
 
 
 def test_an_address_that_is_not_aligned(
-    standin: Standin, parts: PipelineParts, plans: dict[str, Path]
+    standin: Standin, parts: LoadedModel, plans: dict[str, Path]
 ) -> None:
     with ready(parts, plans) as (call, addresses, stream):
         addresses["state"] += 4
@@ -170,7 +168,7 @@ def test_an_address_that_is_not_aligned(
 
 
 def test_a_first_run_during_a_capture(
-    standin: Standin, parts: PipelineParts, plans: dict[str, Path]
+    standin: Standin, parts: LoadedModel, plans: dict[str, Path]
 ) -> None:
     with ready(parts, plans) as (call, addresses, stream):
         with pytest.raises(EngineError, match="failed to run: .*not in a capture"):
@@ -183,7 +181,7 @@ def test_a_first_run_during_a_capture(
 
 
 def test_a_graph_whose_context_was_closed(
-    standin: Standin, parts: PipelineParts, plans: dict[str, Path]
+    standin: Standin, parts: LoadedModel, plans: dict[str, Path]
 ) -> None:
     with ready(parts, plans) as (call, addresses, stream):
         call.enqueue(addresses, stream)
@@ -197,7 +195,7 @@ def test_a_graph_whose_context_was_closed(
 
 
 def test_a_read_of_freed_memory(
-    standin: Standin, parts: PipelineParts, plans: dict[str, Path]
+    standin: Standin, parts: LoadedModel, plans: dict[str, Path]
 ) -> None:
     with ready(parts, plans) as (call, addresses, stream):
         with driver.DeviceBuffer(1 << 16) as short:

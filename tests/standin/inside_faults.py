@@ -19,7 +19,7 @@ from sdexport.backends.cuda.gpus import find_gpus
 from sdexport.backends.cuda.slots import LoopMode
 from sdexport.backends.tensorrt import session
 from sdexport.errors import DeviceLostError, DeviceMemoryError, EngineError
-from sdexport.pipeline.parts import PipelineParts
+from sdexport.pipeline.loaded_model import LoadedModel
 from sdexport.pipeline.pipeline import Pipeline
 from tests.sizes import sides
 from tests.standin.world import (
@@ -69,7 +69,7 @@ class Trial:
     """Loads, generates twice (once watched) and closes, with one injected failure."""
 
     def __init__(
-        self, standin: Standin, parts: PipelineParts, plans: dict[str, Path], form: LoopMode
+        self, standin: Standin, parts: LoadedModel, plans: dict[str, Path], form: LoopMode
     ) -> None:
         self._standin = standin
         self._parts = parts
@@ -118,7 +118,7 @@ class Trial:
 
 @pytest.fixture
 def trial(
-    standin: Standin, parts: PipelineParts, plans: dict[str, Path], request: pytest.FixtureRequest
+    standin: Standin, parts: LoadedModel, plans: dict[str, Path], request: pytest.FixtureRequest
 ) -> Iterator[Trial]:
     yield Trial(standin, parts, plans, request.param)
     forget_the_device()
@@ -198,7 +198,7 @@ def test_the_message_of_a_failure(
 
 
 def test_memory_is_freed_before_a_request_is_refused(
-    standin: Standin, parts: PipelineParts, plans: dict[str, Path], wanted: bytes
+    standin: Standin, parts: LoadedModel, plans: dict[str, Path], wanted: bytes
 ) -> None:
     with gpu_pipeline(parts, plans) as pipe:
         for size in ("32x32", "96x96"):
@@ -212,7 +212,7 @@ def test_memory_is_freed_before_a_request_is_refused(
 
 
 def test_a_request_too_large_for_the_memory_is_refused(
-    standin: Standin, parts: PipelineParts, plans: dict[str, Path], wanted: bytes
+    standin: Standin, parts: LoadedModel, plans: dict[str, Path], wanted: bytes
 ) -> None:
     with gpu_pipeline(parts, plans) as pipe:
         standin.device(size=standin.held()[0] + (4 << 10))
@@ -224,7 +224,7 @@ def test_a_request_too_large_for_the_memory_is_refused(
 
 def test_an_interrupt_frees_the_workspaces(
     standin: Standin,
-    parts: PipelineParts,
+    parts: LoadedModel,
     plans: dict[str, Path],
     wanted: bytes,
     monkeypatch: pytest.MonkeyPatch,

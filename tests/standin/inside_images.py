@@ -19,7 +19,7 @@ import pytest
 from sdexport.backends.cuda import device
 from sdexport.backends.cuda.slots import LoopMode
 from sdexport.errors import EngineError
-from sdexport.pipeline.parts import PipelineParts
+from sdexport.pipeline.loaded_model import LoadedModel
 from sdexport.pipeline.pipeline import Pipeline
 from tests.sizes import sides
 from tests.standin.world import Standin, gpu_pipeline, write_plans
@@ -82,14 +82,14 @@ def form(request: pytest.FixtureRequest) -> LoopMode:
 
 
 @pytest.fixture
-def pipe(standin: Standin, parts: PipelineParts, plans: dict[str, Path]) -> Iterator[Pipeline]:
+def pipe(standin: Standin, parts: LoadedModel, plans: dict[str, Path]) -> Iterator[Pipeline]:
     with gpu_pipeline(parts, plans) as pipeline:
         yield pipeline
 
 
 def test_alternating_samplers_batches_and_sizes(
     standin: Standin,
-    parts: PipelineParts,
+    parts: LoadedModel,
     plans: dict[str, Path],
     wanted: dict[tuple[Any, ...], list[bytes]],
     form: LoopMode,
@@ -202,7 +202,7 @@ def test_more_images_than_a_batch(pipe: Pipeline, host: Pipeline) -> None:
 
 
 def test_an_explicit_whole_loop_yields_only_the_last_step(
-    parts: PipelineParts, plans: dict[str, Path], standin: Standin
+    parts: LoadedModel, plans: dict[str, Path], standin: Standin
 ) -> None:
     with gpu_pipeline(parts, plans, LoopMode.WHOLE_LOOP) as pipeline:
         steps = list(
@@ -242,7 +242,7 @@ def test_times_are_measured_on_the_device(pipe: Pipeline) -> None:
 
 def test_least_recently_used_loops_are_freed(
     standin: Standin,
-    parts: PipelineParts,
+    parts: LoadedModel,
     plans: dict[str, Path],
     wanted: dict[tuple[Any, ...], list[bytes]],
 ) -> None:
@@ -263,7 +263,7 @@ def test_least_recently_used_loops_are_freed(
 def test_a_bounded_number_of_loops_is_kept(
     monkeypatch: pytest.MonkeyPatch,
     standin: Standin,
-    parts: PipelineParts,
+    parts: LoadedModel,
     plans: dict[str, Path],
 ) -> None:
     monkeypatch.setattr(device, "MAX_KEPT_LOOPS", 3)
@@ -276,7 +276,7 @@ def test_a_bounded_number_of_loops_is_kept(
 
 def test_activations_are_shared_and_grow(
     standin: Standin,
-    parts: PipelineParts,
+    parts: LoadedModel,
     plans: dict[str, Path],
     wanted: dict[tuple[Any, ...], list[bytes]],
 ) -> None:
@@ -295,7 +295,7 @@ def test_activations_are_shared_and_grow(
 
 def test_an_engine_that_cannot_be_captured(
     standin: Standin,
-    parts: PipelineParts,
+    parts: LoadedModel,
     tmp_path: Path,
     wanted: dict[tuple[Any, ...], list[bytes]],
 ) -> None:
@@ -311,7 +311,7 @@ def test_an_engine_that_cannot_be_captured(
 
 
 def test_compiled_kernels_are_cached(
-    standin: Standin, parts: PipelineParts, plans: dict[str, Path], tmp_path: Path
+    standin: Standin, parts: LoadedModel, plans: dict[str, Path], tmp_path: Path
 ) -> None:
     cache = tmp_path / "runtime_cache"
     with gpu_pipeline(parts, plans, cache=cache) as pipeline:
@@ -320,7 +320,7 @@ def test_compiled_kernels_are_cached(
     assert names == {f"{name}.sm89.cache" for name in plans}
     before = {file: file.read_bytes() for file in cache.iterdir()}
     with gpu_pipeline(parts, plans, cache=cache) as pipeline:
-        engine = pipeline.parts.denoise_step
+        engine = pipeline.loaded.sessions["denoise_step"]
         generate(pipeline, IN_TURN[0])
         assert engine._cache.hits == 1  # type: ignore[attr-defined]  # the double's
     assert {file: file.read_bytes() for file in cache.iterdir()} == before
@@ -332,7 +332,7 @@ def test_compiled_kernels_are_cached(
 
 
 def test_a_cache_folder_that_cannot_be_written_is_ignored(
-    standin: Standin, parts: PipelineParts, plans: dict[str, Path], tmp_path: Path
+    standin: Standin, parts: LoadedModel, plans: dict[str, Path], tmp_path: Path
 ) -> None:
     (tmp_path / "file").write_text("in the way")
     with gpu_pipeline(parts, plans, cache=tmp_path / "file" / "cache") as pipeline:
@@ -345,7 +345,7 @@ def test_nan_latents_are_refused(
     from sdexport.pipeline.make_request import make_request
 
     request = make_request(
-        pipe.parts.limits,
+        pipe.loaded.bounds,
         "a bee",
         sampler="ddim",
         num_inference_steps=4,

@@ -19,7 +19,7 @@ from sdexport.backends.cuda.gpus import find_gpus
 from sdexport.backends.cuda.slots import LoopMode
 from sdexport.backends.tensorrt import session
 from sdexport.errors import DeviceLostError, EngineError, UsageError
-from sdexport.pipeline.parts import PipelineParts
+from sdexport.pipeline.loaded_model import LoadedModel
 from sdexport.pipeline.pipeline import Pipeline
 from tests.standin.world import Standin, forget_devices, gpu_pipeline, make_bundle, write_plans
 
@@ -78,7 +78,7 @@ def test_the_suitable_one_of_several_gpus_is_used(
     bundle = make_bundle(tmp_path / "b", builder=ADA, capabilities=["sm89"])
     standin.device(75, 86, 89)
     with sdexport.load(bundle.path) as pipe:
-        gpu = pipe.parts.denoise_step.context  # type: ignore[attr-defined]  # on a GPU
+        gpu = pipe.loaded.sessions["denoise_step"].context  # type: ignore[attr-defined]  # on a GPU
         assert (gpu.ordinal, gpu.capability) == (2, "sm89")
         assert pipe.generate("apple", **REQUEST).images[0].tobytes() == wanted
     standin.device(75, 86)
@@ -91,8 +91,12 @@ def test_the_requested_gpu_is_used(standin: Standin, tmp_path: Path, wanted: byt
     standin.device(89, 89, 75)
     for device in (0, 1):
         with sdexport.load(bundle.path, device=device) as pipe:
-            parts = pipe.parts
-            for engine in (parts.text_encoder, parts.denoise_step, parts.vae_decoder):
+            parts = pipe.loaded
+            for engine in (
+                parts.sessions["text_encoder"],
+                parts.sessions["denoise_step"],
+                parts.sessions["vae_decoder"],
+            ):
                 assert engine.context.ordinal == device  # type: ignore[attr-defined]  # on a GPU
             assert pipe.generate("apple", **REQUEST).images[0].tobytes() == wanted
     with pytest.raises(EngineError, match=r"built for .* sm89, and this machine has sm75 \(stand"):
@@ -202,7 +206,7 @@ def test_host_code_is_allowed_only_for_plans_that_declare_it(
     plain = make_bundle(tmp_path / "b")
     for bundle, allowed in ((brings, True), (plain, False), (brings, True)):
         with sdexport.load(bundle.path) as pipe:
-            engine: Any = pipe.parts.denoise_step
+            engine: Any = pipe.loaded.sessions["denoise_step"]
             assert engine._engine.runtime.engine_host_code_allowed is allowed
             assert pipe.generate("apple", **REQUEST).images[0].tobytes() == wanted
 
@@ -224,7 +228,7 @@ def test_a_plan_of_a_later_version(standin: Standin, tmp_path: Path) -> None:
 # Errors that the library reports otherwise than by raising
 
 
-def failing(parts: PipelineParts, folder: Path, said: str, **changes: Any) -> None:
+def failing(parts: LoadedModel, folder: Path, said: str, **changes: Any) -> None:
     plans = write_plans(folder, parts, **changes)
     for mode in (LoopMode.EAGER, LoopMode.WHOLE_LOOP):
         with (
@@ -235,40 +239,40 @@ def failing(parts: PipelineParts, folder: Path, said: str, **changes: Any) -> No
 
 
 def test_activation_memory_that_is_not_reported(
-    standin: Standin, parts: PipelineParts, tmp_path: Path
+    standin: Standin, parts: LoadedModel, tmp_path: Path
 ) -> None:
     said = "text_encoder does not report how much activation memory.*shapes are not known"
     failing(parts, tmp_path, said, untold=True)
 
 
 def test_an_engine_that_needs_no_activation_memory(
-    standin: Standin, parts: PipelineParts, tmp_path: Path
+    standin: Standin, parts: LoadedModel, tmp_path: Path
 ) -> None:
     (call,) = prepared(parts, write_plans(tmp_path, parts, activations=0), "text_encoder")
     assert call.memory == 0
 
 
 def test_activation_memory_that_is_rejected(
-    standin: Standin, parts: PipelineParts, tmp_path: Path
+    standin: Standin, parts: LoadedModel, tmp_path: Path
 ) -> None:
     said = "text_encoder does not accept its activation memory: .*setDeviceMemory.*are too few"
     failing(parts, tmp_path, said, deaf=True)
 
 
-def test_an_input_in_host_memory(standin: Standin, parts: PipelineParts, tmp_path: Path) -> None:
+def test_an_input_in_host_memory(standin: Standin, parts: LoadedModel, tmp_path: Path) -> None:
     said = r"text_encoder has shape tensors in host memory \(input_ids\), .*build the bundle again"
     plans = write_plans(tmp_path, parts, host=["input_ids"])
     with pytest.raises(EngineError, match=said):
         gpu_pipeline(parts, plans)
 
 
-def prepared(parts: PipelineParts, plans: dict[str, Path], name: str) -> list[Any]:
+def prepared(parts: LoadedModel, plans: dict[str, Path], name: str) -> list[Any]:
     from sdexport.backends.slots import Shape, text_shapes
 
     pipe = gpu_pipeline(parts, plans)
-    engine: Any = getattr(pipe.parts, name)
+    engine: Any = pipe.loaded.sessions[name]
     with driver.Stream() as stream:
-        shapes = text_shapes(pipe.parts.engines, Shape(1, 2, 8, 8, parts.tokens))
+        shapes = text_shapes(pipe.loaded.sessions, Shape(1, 2, 8, 8, parts.model.tokens))
         call = engine.prepare(shapes, stream)
         held = [call]
         assert session.compiles_at_run_time(tensorrt_rtx)
@@ -280,7 +284,7 @@ def prepared(parts: PipelineParts, plans: dict[str, Path], name: str) -> list[An
 
 
 def test_memory_that_contexts_keep_is_counted(
-    standin: Standin, parts: PipelineParts, tmp_path: Path
+    standin: Standin, parts: LoadedModel, tmp_path: Path
 ) -> None:
     size = 4 << 20
     found = []
@@ -294,7 +298,7 @@ def test_memory_that_contexts_keep_is_counted(
 
 
 def test_the_device_is_not_queried_during_a_capture(
-    standin: Standin, parts: PipelineParts, tmp_path: Path
+    standin: Standin, parts: LoadedModel, tmp_path: Path
 ) -> None:
     """The library's error is reported, and the next image is correct."""
     with gpu_pipeline(parts, write_plans(tmp_path, parts), LoopMode.STEP_GRAPH) as pipe:

@@ -23,9 +23,10 @@ from sdexport.backends.cuda import driver as cuda
 from sdexport.backends.cuda.device import CudaDevice
 from sdexport.backends.cuda.slots import LoopMode
 from sdexport.backends.onnxruntime import cuda as onnxruntime_cuda
+from sdexport.backends.session import Sessions
 from sdexport.errors import DeviceLostError, EngineError, FolderError, MissingExtraError
 from sdexport.model.shapes import Precision
-from sdexport.pipeline.parts import PipelineParts
+from sdexport.pipeline.loaded_model import LoadedModel
 from sdexport.pipeline.pipeline import Pipeline
 from tests.standin.world import BUNDLE, LAUNCH_FAILED, OUT_OF_RESOURCES, Standin
 
@@ -144,14 +145,14 @@ def library(monkeypatch: pytest.MonkeyPatch, standin: Standin) -> Iterator[None]
     onnxruntime_cuda._stream.cache_clear()
 
 
-def pipeline(parts: PipelineParts, target: str, loop: LoopMode = LoopMode.AUTO) -> Pipeline:
+def pipeline(parts: LoadedModel, target: str, loop: LoopMode = LoopMode.AUTO) -> Pipeline:
     bundle = open_bundle(BUNDLE, check=False)
     engines: dict[str, Any] = {
         name: onnxruntime_cuda.load(target, name, bundle.engine_file(name), Precision.FP32, None)
         for name in ("text_encoder", "denoise_step", "vae_decoder")
     }
-    changed = replace(parts, **engines)
-    return Pipeline(replace(changed, device=CudaDevice(changed.engines, loop)))
+    sessions = Sessions(parts.model, {**parts.sessions.engines, **engines})
+    return Pipeline(replace(parts, sessions=sessions, device=CudaDevice(sessions, loop)))
 
 
 def generate(pipe: Pipeline, seed: int = 1, **more: Any) -> list[bytes]:
@@ -163,7 +164,7 @@ def generate(pipe: Pipeline, seed: int = 1, **more: Any) -> list[bytes]:
 
 @pytest.mark.parametrize("target", onnxruntime_cuda.PROVIDERS)
 def test_images_equal_the_processors(
-    library: None, standin: Standin, parts: PipelineParts, host: Pipeline, target: str
+    library: None, standin: Standin, parts: LoadedModel, host: Pipeline, target: str
 ) -> None:
     Session.streams.clear()
     with pipeline(parts, target) as pipe:
@@ -185,7 +186,7 @@ def test_images_equal_the_processors(
     assert len(Session.streams) == 1, "engines on several streams would run out of order"
 
 
-def test_a_session_cannot_be_captured(library: None, parts: PipelineParts) -> None:
+def test_a_session_cannot_be_captured(library: None, parts: LoadedModel) -> None:
     with (
         pipeline(parts, "onnxruntime-cuda", LoopMode.WHOLE_LOOP) as pipe,
         pytest.raises(EngineError, match="cannot be captured in a CUDA graph here.*'eager'"),
@@ -193,7 +194,7 @@ def test_a_session_cannot_be_captured(library: None, parts: PipelineParts) -> No
         generate(pipe)
 
 
-def test_failures(library: None, standin: Standin, parts: PipelineParts, host: Pipeline) -> None:
+def test_failures(library: None, standin: Standin, parts: LoadedModel, host: Pipeline) -> None:
     with pipeline(parts, "onnxruntime-cuda") as pipe:
         generate(pipe)
         standin.fail("cuLaunchHostFunc", 2, OUT_OF_RESOURCES)

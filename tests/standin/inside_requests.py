@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from sdexport.backends.cuda.slots import LoopMode
-from sdexport.pipeline.parts import PipelineParts
+from sdexport.pipeline.loaded_model import LoadedModel
 from sdexport.pipeline.pipeline import Pipeline
 from tests.standin.world import Standin, gpu_pipeline
 
@@ -54,7 +54,7 @@ def generate(pipeline: Pipeline, name: str) -> list[bytes]:
 
 @pytest.fixture(params=[LoopMode.STEP_GRAPH, LoopMode.WHOLE_LOOP], ids=str)
 def pipe(
-    request: pytest.FixtureRequest, standin: Standin, parts: PipelineParts, plans: dict[str, Path]
+    request: pytest.FixtureRequest, standin: Standin, parts: LoadedModel, plans: dict[str, Path]
 ) -> Iterator[Pipeline]:
     with gpu_pipeline(parts, plans, request.param) as pipeline:
         yield pipeline
@@ -69,9 +69,9 @@ def test_every_request_gives_the_processors_image(pipe: Pipeline, host: Pipeline
 
 
 def test_embeddings_and_latents_are_the_processors(
-    pipe: Pipeline, host: Pipeline, parts: PipelineParts
+    pipe: Pipeline, host: Pipeline, parts: LoadedModel
 ) -> None:
-    shape = (1, parts.tokens, parts.embedding_dim)
+    shape = (1, parts.model.tokens, parts.model.embedding_dim)
     positive, negative = np.random.default_rng(3).standard_normal((2, *shape)).astype(np.float32)
     for embeds in (
         {"prompt_embeds": positive, "negative_prompt_embeds": negative},
@@ -96,7 +96,7 @@ def test_given_embeddings_hold_for_one_batch(pipe: Pipeline, host: Pipeline) -> 
 
 
 def test_a_mixed_batch_gives_the_processors_images(
-    standin: Standin, parts: PipelineParts, plans: dict[str, Path], host: Pipeline
+    standin: Standin, parts: LoadedModel, plans: dict[str, Path], host: Pipeline
 ) -> None:
     def generated(pipeline: Pipeline) -> list[bytes]:
         requests = [

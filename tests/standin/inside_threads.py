@@ -10,7 +10,7 @@ import pytest
 
 from sdexport.backends.cuda.slots import LoopMode
 from sdexport.errors import UsageError
-from sdexport.pipeline.parts import PipelineParts
+from sdexport.pipeline.loaded_model import LoadedModel
 from sdexport.pipeline.pipeline import Pipeline
 from tests.sizes import sides
 from tests.standin.world import Standin, gpu_pipeline
@@ -20,7 +20,7 @@ SAMPLERS = ("ddim", "euler-a", "pndm", "dpmpp-2m")
 
 
 @pytest.fixture
-def pipe(standin: Standin, parts: PipelineParts, plans: dict[str, Path]) -> Iterator[Pipeline]:
+def pipe(standin: Standin, parts: LoadedModel, plans: dict[str, Path]) -> Iterator[Pipeline]:
     with gpu_pipeline(parts, plans) as pipeline:
         yield pipeline
 
@@ -44,7 +44,7 @@ def generate(pipe: Pipeline, number: int, *, watched: bool = False) -> list[byte
 
 @pytest.mark.parametrize("loop", list(LoopMode), ids=str)
 def test_eight_threads_generate_the_same_images_as_one(
-    standin: Standin, parts: PipelineParts, plans: dict[str, Path], host: Pipeline, loop: LoopMode
+    standin: Standin, parts: LoadedModel, plans: dict[str, Path], host: Pipeline, loop: LoopMode
 ) -> None:
     wanted = [generate(host, number) for number in range(16)]
     found: dict[int, list[bytes]] = {}

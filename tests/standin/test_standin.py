@@ -108,7 +108,7 @@ def whole_bundle(
     """A bundle with the graphs of GPU targets: the denoise step is not split."""
     made: dict[str, Path] = {}
 
-    def refuse(unet: object) -> None:
+    def refuse(unet: object, conditions: object = ()) -> None:
         raise CannotSplitError("it stands for a step on a GPU")
 
     def bundle(which: str) -> Path:

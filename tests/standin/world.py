@@ -27,10 +27,11 @@ from sdexport.backends.cuda import driver
 from sdexport.backends.cuda.device import MAX_KEPT_BYTES, CudaDevice
 from sdexport.backends.cuda.gpus import find_gpus
 from sdexport.backends.cuda.slots import LoopMode
+from sdexport.backends.session import Sessions
 from sdexport.backends.tensorrt import session
 from sdexport.model.shapes import MAX_PIECES, Precision
-from sdexport.pipeline.load import load_parts
-from sdexport.pipeline.parts import PipelineParts
+from sdexport.pipeline.load import load_model
+from sdexport.pipeline.loaded_model import LoadedModel
 from sdexport.pipeline.pipeline import Pipeline
 
 BUNDLE = Path(os.environ.get("STANDIN_BUNDLE", "."))
@@ -112,7 +113,7 @@ def forget_devices() -> None:
     find_gpus()  # Before a call is made to fail: what is found is kept.
 
 
-def profiles(parts: PipelineParts, sizes: tuple[tuple[int, int, int], ...]) -> dict[str, Any]:
+def profiles(parts: LoadedModel, sizes: tuple[tuple[int, int, int], ...]) -> dict[str, Any]:
     """Profiles of the engines for (minimum, optimum, maximum) of batch, height and width."""
     from sdexport.backends.slots import (
         Shape,
@@ -122,13 +123,13 @@ def profiles(parts: PipelineParts, sizes: tuple[tuple[int, int, int], ...]) -> d
         text_shapes,
     )
 
-    engines = parts.engines
+    engines = parts.sessions
     found = []
     for place in range(3):
         batch, height, width = (sizes[axis][place] for axis in range(3))
-        scale = parts.latent_scale
+        scale = parts.model.latents.scale
         branches = (1, 2, 2)[place]
-        tokens = (1, 1, MAX_PIECES)[place] * parts.tokens
+        tokens = (1, 1, MAX_PIECES)[place] * parts.model.tokens
         shape = Shape(batch, branches, height // scale, width // scale, tokens)
         found.append(
             {
@@ -144,13 +145,13 @@ def profiles(parts: PipelineParts, sizes: tuple[tuple[int, int, int], ...]) -> d
     }
 
 
-def write_plans(folder: Path, parts: PipelineParts, **changes: Any) -> dict[str, Path]:
+def write_plans(folder: Path, parts: LoadedModel, **changes: Any) -> dict[str, Path]:
     """The double's engines for the bundle's models; `changes` are those of `write_plan`."""
     import tensorrt_rtx
 
     bundle = open_bundle(BUNDLE, check=False)
     made = {}
-    limits = (parts.profile.batch, parts.profile.height, parts.profile.width)
+    limits = (parts.bounds.profile.batch, parts.bounds.profile.height, parts.bounds.profile.width)
     sizes = changes.pop("sizes", tuple((one.min, one.opt, one.max) for one in limits))
     for name, shapes in profiles(parts, sizes).items():
         made[name] = tensorrt_rtx.write_plan(
@@ -159,13 +160,13 @@ def write_plans(folder: Path, parts: PipelineParts, **changes: Any) -> dict[str,
     return made
 
 
-def host_parts(bundle: Path = BUNDLE) -> PipelineParts:
+def host_parts(bundle: Path = BUNDLE) -> LoadedModel:
     """The parts of the bundle for ONNX Runtime, on one thread as the double's engines are."""
-    return load_parts(open_bundle(bundle, check=False), threads=1)
+    return load_model(open_bundle(bundle, check=False), threads=1)
 
 
 def gpu_pipeline(
-    parts: PipelineParts,
+    parts: LoadedModel,
     plans: dict[str, Path],
     loop: LoopMode = LoopMode.AUTO,
     *,
@@ -177,9 +178,9 @@ def gpu_pipeline(
         name: session.load("tensorrt-rtx", name, path, Precision.FP32, None)
         for name, path in plans.items()
     }
-    changed = dataclasses.replace(parts, **engines)
-    device = CudaDevice(changed.engines, loop, cache=cache, kept_bytes=kept_bytes)
-    return Pipeline(dataclasses.replace(changed, device=device))
+    sessions = Sessions(parts.model, {**parts.sessions.engines, **engines})
+    device = CudaDevice(sessions, loop, cache=cache, kept_bytes=kept_bytes)
+    return Pipeline(dataclasses.replace(parts, sessions=sessions, device=device))
 
 
 def make_bundle(

@@ -44,7 +44,7 @@ def test_images_follow_from_prompt_seed_and_options(pipe: Any) -> None:
 
 
 def test_it_is_of_the_present_format_and_whole(pipe: Any) -> None:
-    assert pipe.parts.profile.batch.max == 4
+    assert pipe.loaded.bounds.profile.batch.max == 4
     assert len(pipe.generate(["a dog"] * 5, num_inference_steps=1, seed=0).images) == 5
 
 

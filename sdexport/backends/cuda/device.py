@@ -16,7 +16,8 @@ from sdexport.backends.cuda import driver
 from sdexport.backends.cuda.loop import Loop
 from sdexport.backends.cuda.session import DeviceEngine
 from sdexport.backends.cuda.slots import CudaWorkspace, LoopMode
-from sdexport.backends.slots import Engines, Shape
+from sdexport.backends.session import Sessions
+from sdexport.backends.slots import Shape
 from sdexport.errors import DeviceMemoryError, EngineError, UsageError, shown
 
 MAX_KEPT_BYTES = 2 << 30
@@ -43,7 +44,7 @@ class CudaWorkspaces:
 
     def __init__(
         self,
-        engines: Engines,
+        sessions: Sessions,
         context: driver.Context,
         stream: driver.Stream | None,
         mode: LoopMode,
@@ -53,7 +54,7 @@ class CudaWorkspaces:
         self.context = context
         self.mode = mode
         self.busy = False
-        self._engines = engines
+        self._sessions = sessions
         self._kept_bytes = kept_bytes
         self._compiled = compiled
         self._own_stream = stream is None
@@ -72,9 +73,9 @@ class CudaWorkspaces:
         found = self._bound.get(shape)
         if found is None:
             with self._free_when_full():
-                found = CudaWorkspace(self, self._engines, shape)
+                found = CudaWorkspace(self, self._sessions, shape)
             if found is None:
-                found = CudaWorkspace(self, self._engines, shape)
+                found = CudaWorkspace(self, self._sessions, shape)
             self._bound[shape] = found
         return found
 
@@ -185,7 +186,7 @@ class CudaDevice:
     """A GPU as a `Device`.
 
     Args:
-        engines: engines loaded on one GPU.
+        sessions: engines loaded on one GPU, and what their model is.
         mode: how the loop runs; `auto` is `whole-loop` for unwatched batches, else `step-graph`.
         cache: the folder for kernels that are compiled at first use; None keeps no kernels.
         kept_bytes: bytes of device memory that each concurrent request may keep for later ones.
@@ -193,13 +194,13 @@ class CudaDevice:
 
     def __init__(
         self,
-        engines: Engines,
+        sessions: Sessions,
         mode: LoopMode = LoopMode.AUTO,
         *,
         cache: Path | None = None,
         kept_bytes: int = MAX_KEPT_BYTES,
     ) -> None:
-        self._engines = engines
+        self._sessions = sessions
         self._mode = mode
         self._kept_bytes = kept_bytes
         if cache is not None:
@@ -208,12 +209,12 @@ class CudaDevice:
 
     def _generation(self) -> tuple[DeviceEngine, ...]:
         """The engines that every request needs."""
-        engines = self._engines
-        return engines.text_encoder, engines.denoise_step, engines.vae_decoder  # type: ignore[return-value]  # on a GPU every engine is one
+        names = ("text_encoder", "denoise_step", "vae_decoder")
+        return tuple(cast(DeviceEngine, self._sessions[name]) for name in names)
 
     def _all(self) -> tuple[DeviceEngine, ...]:
         """All engines: the VAE encoder is loaded with the first input image."""
-        encoder = self._engines.vae_encoder
+        encoder = self._sessions.get("vae_encoder")
         return (*self._generation(), *([] if encoder is None else [cast(DeviceEngine, encoder)]))
 
     @property
@@ -224,7 +225,7 @@ class CudaDevice:
     def workspaces(self) -> CudaWorkspaces:
         engine = self._generation()[0]
         return CudaWorkspaces(
-            self._engines,
+            self._sessions,
             engine.context,
             engine.stream,
             self._mode,

@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 
 from sdexport.backends.cuda import driver
 from sdexport.backends.cuda.layout import Block, Layout, Tensor
-from sdexport.backends.session import numpy_dtype
-from sdexport.backends.slots import BatchInputs, Engines, Shape, step_shapes, text_shapes
+from sdexport.backends.session import Sessions, numpy_dtype
+from sdexport.backends.slots import BatchInputs, Shape, step_shapes, text_shapes
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,19 +45,19 @@ class LoopKey:
         """The key of the loop for `batch`."""
         return cls(batch.evaluations, tuple(sorted(batch.tables)), tuple(sorted(batch.constants)))
 
-    def layout(self, engines: Engines, shape: Shape) -> Layout:
+    def layout(self, sessions: Sessions, shape: Shape) -> Layout:
         """The memory layout of a batch's inputs; noise comes last, because it may be left out."""
-        step = engines.denoise_step
+        step = sessions["denoise_step"]
         dtypes = {spec.name: numpy_dtype(spec.dtype) for spec in step.inputs}
-        dtypes |= {spec.name: numpy_dtype(spec.dtype) for spec in engines.text_encoder.inputs}
-        shapes = step_shapes(engines, shape) | text_shapes(engines, shape)
+        dtypes |= {spec.name: numpy_dtype(spec.dtype) for spec in sessions["text_encoder"].inputs}
+        shapes = step_shapes(sessions, shape) | text_shapes(sessions, shape)
 
         def tensor(name: str, rows: int | None = None) -> Tensor:
             return Tensor(name, dtypes[name], shapes[name], rows)
 
         return Layout.of(
             [
-                *(tensor(name) for name in text_inputs(engines, shape)),
+                *(tensor(name) for name in text_inputs(sessions, shape)),
                 tensor("state"),
                 *(tensor(name) for name in self.constants),
                 *(tensor(name, self.evaluations) for name in self.tables),
@@ -66,9 +66,9 @@ class LoopKey:
         )
 
 
-def text_inputs(engines: Engines, shape: Shape) -> tuple[str, ...]:
+def text_inputs(sessions: Sessions, shape: Shape) -> tuple[str, ...]:
     """The names of the text encoder's inputs."""
-    return tuple(name for name in text_shapes(engines, shape) if name != "last_hidden_state")
+    return tuple(name for name in text_shapes(sessions, shape) if name != "last_hidden_state")
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +92,7 @@ class Loop:
     def __init__(
         self,
         key: LoopKey,
-        engines: Engines,
+        sessions: Sessions,
         shape: Shape,
         chain: Chain,
         stream: driver.Stream,
@@ -102,7 +102,7 @@ class Loop:
         self.whole: driver.Graph | None = None
         self.steps: tuple[driver.Graph, ...] = ()
         self.graph_bytes = 0
-        layout = key.layout(engines, shape)
+        layout = key.layout(sessions, shape)
         with ExitStack() as stack:
             self.inputs = Block(layout, f"the inputs of {key.evaluations} evaluations")
             stack.callback(self.inputs.close)

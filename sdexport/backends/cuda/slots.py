@@ -26,10 +26,9 @@ from sdexport.backends.cuda import driver
 from sdexport.backends.cuda.layout import Block, Layout, Tensor
 from sdexport.backends.cuda.loop import Chain, Loop, LoopKey
 from sdexport.backends.cuda.session import DeviceCall, DeviceEngine
-from sdexport.backends.session import Engine, numpy_dtype
+from sdexport.backends.session import Engine, Sessions, numpy_dtype
 from sdexport.backends.slots import (
     BatchInputs,
-    Engines,
     Floats,
     Shape,
     Times,
@@ -101,16 +100,16 @@ def _discard_on_error(
 class CudaWorkspace:
     """A `Workspace` on a GPU."""
 
-    def __init__(self, owner: Owner, engines: Engines, shape: Shape) -> None:
+    def __init__(self, owner: Owner, sessions: Sessions, shape: Shape) -> None:
         self._owner = owner
-        self._engines = engines
+        self._sessions = sessions
         self._shape = shape
         self._context = owner.context
         self._stream = owner.stream
         self.loops: dict[LoopKey, Loop] = {}
-        texts, step = text_shapes(engines, shape), step_shapes(engines, shape)
-        image = image_shapes(engines, shape)
-        _check_dtypes(engines)
+        texts, step = text_shapes(sessions, shape), step_shapes(sessions, shape)
+        image = image_shapes(sessions, shape)
+        _check_dtypes(sessions)
         with ExitStack() as stack:
 
             def call(engine: DeviceEngine, shapes: dict[str, tuple[int, ...]]) -> DeviceCall:
@@ -118,9 +117,9 @@ class CudaWorkspace:
                 stack.callback(made.close)
                 return made
 
-            self._text = call(engines.text_encoder, texts)  # type: ignore[arg-type]  # on a GPU
-            self._step = call(engines.denoise_step, step)  # type: ignore[arg-type]  # every engine
-            self._decoder = call(engines.vae_decoder, image)  # type: ignore[arg-type]  # is one
+            self._text = call(sessions["text_encoder"], texts)  # type: ignore[arg-type]  # on a GPU
+            self._step = call(sessions["denoise_step"], step)  # type: ignore[arg-type]  # every engine
+            self._decoder = call(sessions["vae_decoder"], image)  # type: ignore[arg-type]  # is one
             calls = self._text, self._step, self._decoder
             self._kept = sum(made.kept for made in calls)
             size = max(made.memory for made in calls)
@@ -128,7 +127,9 @@ class CudaWorkspace:
                 memory = owner.activations(size)
                 for made in calls:
                     made.use_memory(memory.address, memory.size)
-            dtypes = {spec.name: numpy_dtype(spec.dtype) for spec in engines.denoise_step.inputs}
+            dtypes = {
+                spec.name: numpy_dtype(spec.dtype) for spec in sessions["denoise_step"].inputs
+            }
             self._fixed = Layout.of(
                 [
                     Tensor("text_embeddings", dtypes["text_embeddings"], step["text_embeddings"]),
@@ -179,7 +180,7 @@ class CudaWorkspace:
 
     def encode(self, ids: NDArray[np.int64], clip_skip: NDArray[np.int64] | None = None) -> None:
         # Copied to the device with the other inputs in `begin`.
-        shapes = text_shapes(self._engines, self._shape)
+        shapes = text_shapes(self._sessions, self._shape)
         self._texts = {"input_ids": ids.reshape(shapes["input_ids"])}
         if "clip_skip" in shapes:
             skipped = np.zeros(len(ids), np.int64) if clip_skip is None else clip_skip
@@ -202,7 +203,7 @@ class CudaWorkspace:
         stream.copy_out(block.pinned, block.device.address, block.layout.size)
         self._owner.wait_idle()
         found: Floats = block.host("last_hidden_state")
-        return found.reshape(step_shapes(self._engines, self._shape)["text_embeddings"])
+        return found.reshape(step_shapes(self._sessions, self._shape)["text_embeddings"])
 
     def embed(self, embeddings: Floats) -> None:
         # A copy, because the array may be a view of memory that the next prompts overwrite.
@@ -211,11 +212,9 @@ class CudaWorkspace:
     @_discard_on_error
     def encode_images(self, pixels: Floats) -> Floats:
         """See `Workspace`; allocates memory for this call only, because it is large."""
-        engine = self._engines.vae_encoder
-        if engine is None:
-            raise EngineError("this bundle has no VAE encoder; build it again with all components")
+        engine = self._sessions["vae_encoder"]
         self._owner.wait_idle()
-        binding = engine.bind(encoder_shapes(self._engines, self._shape))
+        binding = engine.bind(encoder_shapes(self._sessions, self._shape))
         binding.buffers["sample"][...] = pixels
         binding.run()
         found: Floats = binding.buffers["latent_parameters"]
@@ -224,7 +223,10 @@ class CudaWorkspace:
     def _staging(self) -> Block:
         """The memory for the text encoder's tensors, allocated at the first use."""
         if self._staged is None:
-            engine, shapes = self._engines.text_encoder, text_shapes(self._engines, self._shape)
+            engine, shapes = (
+                self._sessions["text_encoder"],
+                text_shapes(self._sessions, self._shape),
+            )
             dtypes = {spec.name: spec.dtype for spec in (*engine.inputs, *engine.outputs)}
             tensors = [
                 Tensor(name, numpy_dtype(dtypes[name]), shape) for name, shape in shapes.items()
@@ -234,7 +236,7 @@ class CudaWorkspace:
 
     @_discard_on_error
     def begin(self, batch: BatchInputs, *, watched: bool = True) -> None:
-        check_inputs(self._engines, batch)
+        check_inputs(self._sessions, batch)
         assert self._texts or self._given is not None, "encode or embed comes first"
         # An unfinished batch may have left work on the stream.
         self._owner.wait_idle()
@@ -266,10 +268,10 @@ class CudaWorkspace:
         """The loop for `key`; a new one may free others to fit into memory."""
         found = self.loops.get(key)
         if found is None:
-            needed = key.layout(self._engines, self._shape).size
+            needed = key.layout(self._sessions, self._shape).size
 
             def make() -> Loop:
-                return Loop(key, self._engines, self._shape, self._chain, self._stream)
+                return Loop(key, self._sessions, self._shape, self._chain, self._stream)
 
             found = self.loops[key] = self._owner.make_loop(needed, make, keep=self)
         self._owner.touch(found)
@@ -296,7 +298,7 @@ class CudaWorkspace:
         if wanted is LoopMode.AUTO:
             return LoopMode.EAGER
         raise EngineError(
-            f"{self._engines.denoise_step.name} cannot be captured in a CUDA graph here, which "
+            f"{self._sessions['denoise_step'].name} cannot be captured in a CUDA graph here, which "
             f"loop={wanted.value!r} needs; load the bundle with loop='eager' or 'auto'"
         )
 
@@ -401,7 +403,7 @@ class CudaWorkspace:
             driver.close_all(loops if staged is None else [*loops, staged])
 
 
-def _check_dtypes(engines: Engines) -> None:
+def _check_dtypes(sessions: Sessions) -> None:
     """Checks that engines that share a tensor declare the same dtype for it."""
 
     def dtype(engine: Engine, tensor: str) -> str:
@@ -410,7 +412,11 @@ def _check_dtypes(engines: Engines) -> None:
             "missing",
         )
 
-    text, step, decoder = engines.text_encoder, engines.denoise_step, engines.vae_decoder
+    text, step, decoder = (
+        sessions["text_encoder"],
+        sessions["denoise_step"],
+        sessions["vae_decoder"],
+    )
     for writer, output, reader, wanted in (
         (text, "last_hidden_state", step, "text_embeddings"),
         (step, "next_state", step, "state"),

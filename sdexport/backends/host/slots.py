@@ -19,13 +19,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sdexport.backends.host.time_projection import TimeProjection, TimeTable
-from sdexport.backends.session import Array, Binding
+from sdexport.backends.session import Array, Binding, Sessions
 from sdexport.backends.slots import (
     CLOSED_MESSAGE,
     TEXT_PROJECTION,
     TIME_PROJECTION,
     BatchInputs,
-    Engines,
     Floats,
     Shape,
     Times,
@@ -37,7 +36,8 @@ from sdexport.backends.slots import (
     step_shapes,
     text_shapes,
 )
-from sdexport.errors import EngineError, UsageError
+from sdexport.errors import UsageError
+from sdexport.model.step import step_contract
 
 MAX_KEPT = 4
 """Workspaces that stay bound; the least recently used one is dropped."""
@@ -58,24 +58,26 @@ class _BoundLoop:
     other state. `decoders[k]` reads `states[k]`; both write the same `image`.
     """
 
-    def __init__(self, engines: Engines, shape: Shape, embeddings: Floats) -> None:
-        self._step = step = engines.denoise_step
-        self._shapes = shapes = step_shapes(engines, shape)
+    def __init__(self, sessions: Sessions, shape: Shape, embeddings: Floats) -> None:
+        self._step = step = sessions["denoise_step"]
+        self._contract = step_contract(sessions.model)
+        self._shapes = shapes = step_shapes(sessions, shape)
         least = {name: length for name, length in shapes.items() if name not in step.optional}
         self.project_texts: Binding | None = None
         shared: dict[str, Array] = {"text_embeddings": embeddings}
-        if engines.text_projection is not None:
-            project = engines.text_projection.bind(projection_shapes(engines, shape), shared)
+        projection = sessions.get("text_projection")
+        if projection is not None:
+            project = projection.bind(projection_shapes(sessions, shape), shared)
             shared = {n: b for n, b in project.buffers.items() if n.startswith(TEXT_PROJECTION)}
             self.project_texts = project
         self.usual = self._bind(least, shared)
         # Bound with every input, once an optional one is needed.
         self._full: _SwappedBindings | None = None if step.optional else self.usual
         self.states = self.usual.buffers["state"], self.usual.buffers["next_state"]
-        image = image_shapes(engines, shape)
-        decoder = engines.vae_decoder.bind(image, {"state": self.states[0]})
+        image = image_shapes(sessions, shape)
+        decoder = sessions["vae_decoder"].bind(image, {"state": self.states[0]})
         self.image: NDArray[np.uint8] = decoder.buffers["image"]
-        other = engines.vae_decoder.bind(image, {"state": self.states[1], "image": self.image})
+        other = sessions["vae_decoder"].bind(image, {"state": self.states[1], "image": self.image})
         self.decoders = decoder, other
 
     def _bind(
@@ -90,7 +92,7 @@ class _BoundLoop:
     def step(self, batch: BatchInputs) -> _SwappedBindings:
         """The bindings for `batch`: without the optional inputs if they have no effect on it."""
         optional = self._step.optional
-        if optional and has_no_effect(batch, optional):
+        if optional and has_no_effect(batch, self._contract, optional):
             return self.usual
         if self._full is None:
             self._full = self._bind(self._shapes, self.usual.buffers)
@@ -104,13 +106,15 @@ class HostWorkspace:
     encode prompts, for images that join another workspace's batch.
     """
 
-    def __init__(self, engines: Engines, shape: Shape, times: TimeProjection | None = None) -> None:
-        self._engines = engines
+    def __init__(
+        self, sessions: Sessions, shape: Shape, times: TimeProjection | None = None
+    ) -> None:
+        self._sessions = sessions
         self._shape = shape
         self._times = times
-        text_encoder = engines.text_encoder.bind(text_shapes(engines, shape))
+        text_encoder = sessions["text_encoder"].bind(text_shapes(sessions, shape))
         hidden = text_encoder.buffers["last_hidden_state"]
-        texts = (shape.batch, shape.branches, shape.tokens, engines.embedding_dim)
+        texts = (shape.batch, shape.branches, shape.tokens, sessions.model.embedding_dim)
         self._text_encoder = text_encoder
         # A view, not a copy: the text encoder's output buffer is contiguous.
         self._embeddings: Floats = hidden.reshape(texts)
@@ -133,7 +137,7 @@ class HostWorkspace:
     @property
     def _loop(self) -> _BoundLoop:
         if self._bound is None:
-            self._bound = _BoundLoop(self._engines, self._shape, self._embeddings)
+            self._bound = _BoundLoop(self._sessions, self._shape, self._embeddings)
         return self._bound
 
     def encode(self, ids: NDArray[np.int64], clip_skip: NDArray[np.int64] | None = None) -> None:
@@ -157,19 +161,15 @@ class HostWorkspace:
 
     def encode_images(self, pixels: Floats) -> Floats:
         if self._vae_encoder is None:
-            engine = self._engines.vae_encoder
-            if engine is None:
-                raise EngineError(
-                    "this bundle has no VAE encoder; build it again with all components"
-                )
-            self._vae_encoder = engine.bind(encoder_shapes(self._engines, self._shape))
+            shapes = encoder_shapes(self._sessions, self._shape)
+            self._vae_encoder = self._sessions["vae_encoder"].bind(shapes)
         self._vae_encoder.buffers["sample"][...] = pixels
         self._vae_encoder.run()
         found: Floats = self._vae_encoder.buffers["latent_parameters"].copy()
         return found
 
     def begin(self, batch: BatchInputs, *, watched: bool = True) -> None:
-        check_inputs(self._engines, batch)
+        check_inputs(self._sessions, batch)
         loop = self._loop
         # Of a batch whose embeddings were given, nothing.
         self._encoded, self._encoding = self._encoding, 0.0
@@ -254,9 +254,9 @@ def _per_evaluation(batch: BatchInputs, names: tuple[str, ...]) -> dict[str, Flo
 class HostWorkspaces:
     """The most recently used workspaces, at most `MAX_KEPT`."""
 
-    def __init__(self, engines: Engines) -> None:
-        self._engines = engines
-        projection = engines.time_projection
+    def __init__(self, sessions: Sessions) -> None:
+        self._sessions = sessions
+        projection = sessions.get("time_projection")
         self._times = None if projection is None else TimeProjection(projection)
         self._bound: OrderedDict[Shape, HostWorkspace] = OrderedDict()
         self._closed = False
@@ -270,7 +270,7 @@ class HostWorkspaces:
             return self._bound[shape]
         while len(self._bound) >= MAX_KEPT:
             self._bound.popitem(last=False)
-        workspace = self._bound[shape] = HostWorkspace(self._engines, shape, self._times)
+        workspace = self._bound[shape] = HostWorkspace(self._sessions, shape, self._times)
         return workspace
 
     def close(self) -> None:
@@ -285,8 +285,8 @@ class HostDevice:
 
     requests = 1
 
-    def __init__(self, engines: Engines) -> None:
-        self._engines = engines
+    def __init__(self, sessions: Sessions) -> None:
+        self._sessions = sessions
         self._made: weakref.WeakSet[HostWorkspaces] = weakref.WeakSet()
         self._closed = False
 
@@ -294,7 +294,7 @@ class HostDevice:
         """See `Device`, also for the other methods."""
         if self._closed:
             _raise_closed()
-        made = HostWorkspaces(self._engines)
+        made = HostWorkspaces(self._sessions)
         self._made.add(made)
         return made
 

@@ -27,8 +27,7 @@ from sdexport.backends.cuda.device import CudaDevice, parse_loop_mode
 from sdexport.backends.cuda.session import HostBinding
 from sdexport.backends.onnxruntime import cpu
 from sdexport.backends.onnxruntime.cpu import SILENT, runtime
-from sdexport.backends.session import Array, numpy_dtype
-from sdexport.backends.slots import Engines
+from sdexport.backends.session import Array, Sessions, numpy_dtype
 from sdexport.errors import DeviceMemoryError, EngineError, FolderError, MissingExtraError
 from sdexport.extras import install_command
 from sdexport.model.shapes import Precision, TensorSpec
@@ -181,9 +180,9 @@ def _bracketed(said: io.StringIO) -> str:
     return f" ({text})" if text else ""
 
 
-def device(engines: Engines, loop: str, cache: Path) -> CudaDevice:
-    """The GPU on which `engines` were loaded; see `cuda.device`."""
-    return CudaDevice(engines, parse_loop_mode(loop))
+def device(sessions: Sessions, loop: str, cache: Path) -> CudaDevice:
+    """The GPU on which `sessions` were loaded; see `cuda.device`."""
+    return CudaDevice(sessions, parse_loop_mode(loop))
 
 
 def _failure(gpu: driver.Context, what: str, error: Exception) -> EngineError:

@@ -19,8 +19,7 @@ from sdexport.artifacts.builder_options import ANYWHERE, BuiltFor
 from sdexport.backends.cuda import driver
 from sdexport.backends.cuda.device import CudaDevice, parse_loop_mode
 from sdexport.backends.cuda.session import HostBinding, aligned
-from sdexport.backends.session import Array
-from sdexport.backends.slots import Engines
+from sdexport.backends.session import Array, Sessions
 from sdexport.backends.tensorrt.library import (
     Log,
     capture_log,
@@ -111,9 +110,9 @@ def load(
     return TensorRtEngine(name, module, engine, gpu)
 
 
-def device(engines: Engines, loop: str, cache: Path) -> CudaDevice:
-    """The GPU on which `engines` were loaded; see `cuda.device`."""
-    return CudaDevice(engines, parse_loop_mode(loop), cache=cache)
+def device(sessions: Sessions, loop: str, cache: Path) -> CudaDevice:
+    """The GPU on which `sessions` were loaded; see `cuda.device`."""
+    return CudaDevice(sessions, parse_loop_mode(loop), cache=cache)
 
 
 class TensorRtEngine:

@@ -20,11 +20,11 @@ import msgspec
 from msgspec import Meta
 
 from sdexport.artifacts import documents
-from sdexport.artifacts.documents import Length
 from sdexport.artifacts.storage import temporary_folder
 from sdexport.bench.results import MatrixProduct, Memory, Peaks, Rates, Share
 from sdexport.bench.scenario import Text, Threads
 from sdexport.errors import EngineError, UsageError
+from sdexport.model.bounds import Length
 
 ROUNDS = 3
 """Turns of each measurement."""

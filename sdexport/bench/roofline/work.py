@@ -135,6 +135,6 @@ def _stages(
                 engine,
                 size=(scenario.width, scenario.height),
                 batch=images,
-                guided=scenario.guidance > 1 and not bundle.manifest.embedded_guidance,
+                guided=scenario.guidance > 1 and not bundle.manifest.model.embeds_guidance,
             )
     return found

@@ -14,7 +14,7 @@ from sdexport.artifacts.bundle import open_bundle
 from sdexport.backends.host.slots import HostDevice
 from sdexport.backends.slots import BatchInputs, Shape, Workspace, text_shapes
 from sdexport.errors import EngineError
-from sdexport.pipeline.load import load_parts
+from sdexport.pipeline.load import load_model
 from sdexport.pipeline.slot_inputs import SlotInputs, inputs_of, step_inputs
 from sdexport.pipeline.tokenizer import PromptTokenizer
 from sdexport.sampling import STATE_SLOTS, compile_plan
@@ -84,13 +84,13 @@ def test_changed_embeddings_are_projected_again(
     target: str, tiny_bundle: Callable[[str], Path]
 ) -> None:
     """A reused workspace computes the same latents as a new one, with and without guidance."""
-    parts = load_parts(open_bundle(tiny_bundle(target), check=False))
-    assert parts.text_projection is not None
+    parts = load_model(open_bundle(tiny_bundle(target), check=False))
+    assert parts.sessions.get("text_projection") is not None
     workspaces = parts.placed().workspaces()
     random = np.random.default_rng(0)
     for branches in (1, 2):
-        shape = Shape(2, branches, 4, 4, parts.tokens)
-        texts = (2, branches, parts.tokens, parts.embedding_dim)
+        shape = Shape(2, branches, 4, 4, parts.model.tokens)
+        texts = (2, branches, parts.model.tokens, parts.model.embedding_dim)
         first, second = random.standard_normal((2, *texts)).astype(np.float32)
         used = workspaces(shape)
         plan = batch_inputs(["ddim", "euler-a"], [7.5, 2])
@@ -108,7 +108,7 @@ def test_changed_embeddings_are_projected_again(
 def test_images_of_a_batch_have_different_samplers(
     fakes: Fakes, tokenizer: PromptTokenizer
 ) -> None:
-    workspace = HostDevice(fakes.parts(tokenizer).engines).workspaces()(SHAPE)
+    workspace = HostDevice(fakes.loaded(tokenizer).sessions).workspaces()(SHAPE)
     mixed = finish(workspace, batch_inputs(["ddim", "euler-a"], [7.5, 2]))
     ddim = finish(workspace, batch_inputs(["ddim", "ddim"], [7.5, 7.5]))
     euler = finish(workspace, batch_inputs(["euler-a", "euler-a"], [2, 2]))
@@ -118,16 +118,16 @@ def test_images_of_a_batch_have_different_samplers(
 
 
 def test_a_batch_without_noise_reads_none(fakes: Fakes, tokenizer: PromptTokenizer) -> None:
-    workspace = HostDevice(fakes.parts(tokenizer).engines).workspaces()(SHAPE)
+    workspace = HostDevice(fakes.loaded(tokenizer).sessions).workspaces()(SHAPE)
     given = batch_inputs(["ddim", "ddim"], [7.5, 2])
     with_noise = finish(workspace, given)
-    workspace = HostDevice(fakes.parts(tokenizer).engines).workspaces()(SHAPE)
+    workspace = HostDevice(fakes.loaded(tokenizer).sessions).workspaces()(SHAPE)
     # The fakes' fresh memory is NaN.
     assert (finish(workspace, replace(given, noise=None)) == with_noise).all()
 
 
 def test_missing_and_unknown_inputs_are_named(fakes: Fakes, tokenizer: PromptTokenizer) -> None:
-    workspace = HostDevice(fakes.parts(tokenizer).engines).workspaces()(SHAPE)
+    workspace = HostDevice(fakes.loaded(tokenizer).sessions).workspaces()(SHAPE)
     given = batch_inputs(["ddim", "ddim"], [7.5, 2])
     workspace.encode(np.zeros((4, TOKENS), np.int64))
     lacking = {name: table for name, table in given.tables.items() if name != "guidance"}
@@ -147,7 +147,7 @@ def test_a_constant_input_is_written_once(fakes: Fakes, tokenizer: PromptTokeniz
         compute(buffers)
 
     step.compute = masked
-    workspace = HostDevice(fakes.parts(tokenizer).engines).workspaces()(SHAPE)
+    workspace = HostDevice(fakes.loaded(tokenizer).sessions).workspaces()(SHAPE)
     given = batch_inputs(["ddim", "ddim"], [7.5, 2])
     wanted = finish(workspace, given)
     tables_ = dict(given.tables)
@@ -168,7 +168,7 @@ def test_a_batch_with_contradicting_lengths_is_rejected() -> None:
 
 
 def test_long_prompts_are_encoded_in_pieces(fakes: Fakes, tokenizer: PromptTokenizer) -> None:
-    engines = fakes.parts(tokenizer).engines
+    engines = fakes.loaded(tokenizer).sessions
     assert text_shapes(engines, replace(SHAPE, tokens=3 * TOKENS))["input_ids"] == (12, TOKENS)
     with pytest.raises(ValueError, match="tokens must be a multiple of .*, got 100"):
         text_shapes(engines, replace(SHAPE, tokens=100))
@@ -183,7 +183,7 @@ def test_long_prompts_are_encoded_in_pieces(fakes: Fakes, tokenizer: PromptToken
 
 def test_a_batch_continues_from_a_state(fakes: Fakes, tokenizer: PromptTokenizer) -> None:
     """Split in two, with state and embeddings moved to a new workspace, the latents are equal."""
-    engines = fakes.parts(tokenizer).engines
+    engines = fakes.loaded(tokenizer).sessions
     given = batch_inputs(["ddim", "euler-a"], [7.5, 2])
     workspace = HostDevice(engines).workspaces()(SHAPE)
     whole = finish(workspace, given)
@@ -206,13 +206,13 @@ def test_a_batch_continues_from_a_state(fakes: Fakes, tokenizer: PromptTokenizer
 
 def test_encoding_images_needs_the_vae_encoder(fakes: Fakes, tokenizer: PromptTokenizer) -> None:
     pixels = np.zeros((2, 3, 32, 32), np.float32)
-    workspace = HostDevice(fakes.parts(tokenizer).engines).workspaces()(SHAPE)
+    workspace = HostDevice(fakes.loaded(tokenizer).sessions).workspaces()(SHAPE)
     assert fakes.vae_encoder.bound == []
     found = [workspace.encode_images(pixels + shade) for shade in (0.0, 0.5)]
     assert len(fakes.vae_encoder.bound) == 1
     assert found[0].shape == (2, 2 * CHANNELS, 4, 4)
     assert not found[0][:, :CHANNELS].any()
     assert (found[1][:, :CHANNELS] == 0.5).all()
-    without = fakes.parts(tokenizer, vae_encoder=None).engines
+    without = fakes.loaded(tokenizer, without=("vae_encoder",)).sessions
     with pytest.raises(EngineError, match="no VAE encoder; build it again"):
         HostDevice(without).workspaces()(SHAPE).encode_images(pixels)

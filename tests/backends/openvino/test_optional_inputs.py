@@ -10,15 +10,19 @@ import pytest
 
 from sdexport.backends.host.slots import HostWorkspace
 from sdexport.backends.openvino.optional_inputs import OPTIONAL
+from sdexport.backends.session import Sessions
 from sdexport.backends.slots import BatchInputs, Shape, has_no_effect
 from sdexport.backends.targets import OPENVINO_CPU
 from sdexport.errors import EngineError
 from sdexport.graph.denoise_step import core_step, denoise_step
 from sdexport.graph.split_unet import split_unet
+from sdexport.model.step import step_contract
 from tests.backends.conftest import Load, linear, needs
 from tests.graph.models import CHANNELS, DIM, TOKENS, Array, step_inputs, unet
+from tests.specs import make_spec
 
 SLOTS = 5
+CONTRACT = step_contract(make_spec())
 NEUTRAL = {"guidance_rescale": 0.0, "mask": 1.0, "known_weights": 0.0}
 
 
@@ -89,22 +93,20 @@ EFFECTS: dict[str, Callable[[], BatchInputs]] = {
 
 
 def test_inputs_that_have_an_effect() -> None:
-    assert has_no_effect(batch_inputs(), OPTIONAL)
+    assert has_no_effect(batch_inputs(), CONTRACT, OPTIONAL)
     for name, make in EFFECTS.items():
-        assert not has_no_effect(make(), OPTIONAL), name
-    assert not has_no_effect(batch_inputs(), (*OPTIONAL, "something_else"))
+        assert not has_no_effect(make(), CONTRACT, OPTIONAL), name
+    assert not has_no_effect(batch_inputs(), CONTRACT, (*OPTIONAL, "something_else"))
 
 
 def test_a_workspace_binds_optional_inputs_when_needed(load: Load, tmp_path: Path) -> None:
     """Alternating batches give the same states as an engine that is bound with every input."""
-    from dataclasses import replace
-
     from tests.pipeline.fakes import Fakes, make_tokenizer
 
     (tmp_path / "tokenizer").mkdir()
-    parts = Fakes().parts(make_tokenizer(tmp_path / "tokenizer"))
+    fakes = Fakes().loaded(make_tokenizer(tmp_path / "tokenizer")).sessions
     made = denoise_step(unet(), slots=SLOTS)
-    engines = replace(parts.engines, tokens=TOKENS, embedding_dim=DIM, latent_channels=CHANNELS)
+    spec = make_spec(tokens=TOKENS, width=DIM, channels=CHANNELS)
     step = load(OPENVINO_CPU, made)
 
     class Whole:
@@ -115,7 +117,8 @@ def test_a_workspace_binds_optional_inputs_when_needed(load: Load, tmp_path: Pat
 
     shape = Shape(1, 2, 4, 4, TOKENS)
     workspaces = [
-        HostWorkspace(replace(engines, denoise_step=one), shape) for one in (step, Whole())
+        HostWorkspace(Sessions(spec, {**fakes.engines, "denoise_step": one}), shape)
+        for one in (step, Whole())
     ]
     for make in (batch_inputs, *EFFECTS.values(), batch_inputs):
         states = []

@@ -12,7 +12,7 @@ import pytest
 
 from sdexport.backends import targets
 from sdexport.backends.cuda.gpus import find_gpus
-from sdexport.backends.slots import Engines
+from sdexport.backends.session import Sessions
 from sdexport.backends.tensorrt import refusal as tensorrt_refusal
 from sdexport.backends.tensorrt import session
 from sdexport.backends.tensorrt.library import Log
@@ -104,7 +104,7 @@ def test_loop_modes_are_checked_by_target(tmp_path: Path) -> None:
         targets.check_loop(targets.TENSORRT, "graph")
     with pytest.raises(UsageError, match="must be 'auto' for openvino-cpu, got 'eager'; the other"):
         targets.check_loop(targets.OPENVINO_CPU, "eager")
-    nothing: Engines = None  # type: ignore[assignment]  # a processor's target does not look at it
+    nothing: Sessions = None  # type: ignore[assignment]  # a processor's target does not look at it
     assert targets.make_device(targets.OPENVINO_CPU, nothing, loop="auto", cache=tmp_path) is None
 
 

@@ -7,13 +7,11 @@ about every other key.
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from msgspec import Meta, Struct, field
 
-from sdexport.artifacts import documents
-from sdexport.artifacts.documents import Length
-from sdexport.errors import UsageError, shown
+from sdexport.model.bounds import Factor, Length
 
 DEFAULT_SAMPLE_SIZE = 64
 """Latents a side where a configuration says nothing; diffusers then asks its caller for a size."""
@@ -26,19 +24,6 @@ MOST_BLOCKS = 16
 
 Side = Annotated[int, Meta(ge=1, le=1 << 16)]
 """In latents."""
-
-
-def _factor(value: object) -> float:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or value == 0 or not -1e30 <= value <= 1e30:  # type: ignore[operator]
-        raise UsageError(f"must be a number other than 0, got {shown(value)}")
-    return float(value)  # type: ignore[arg-type]
-
-
-if TYPE_CHECKING:
-    _Factor = float
-else:
-    _Factor = documents.form(float, _factor, "a number other than 0")
 
 
 Sides = Annotated[tuple[Side, ...], Meta(min_length=2, max_length=2, description="[height, width]")]
@@ -88,7 +73,11 @@ class VaeConfig(Struct, frozen=True):
         tuple[Length, ...], Meta(min_length=1, max_length=MOST_BLOCKS)
     ] = (64,)
     latent_channels: Length = 4
-    scaling_factor: _Factor = 0.18215
+    scaling_factor: Factor = 0.18215
+
+    def __post_init__(self) -> None:
+        if self.scaling_factor == 0:
+            raise ValueError("scaling_factor must be a number other than 0, got 0")
 
     @property
     def latent_scale(self) -> int:
@@ -99,6 +88,7 @@ class VaeConfig(Struct, frozen=True):
 class TextConfig(Struct, frozen=True):
     """Of `CLIPTextConfig`."""
 
+    hidden_act: str = "quick_gelu"
     vocab_size: Length = 49408
     hidden_size: Length = 512
     num_hidden_layers: Length = 12

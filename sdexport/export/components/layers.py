@@ -1,12 +1,7 @@
-"""Torch modules whose inputs and outputs are those of the exported ONNX models.
+"""Layers that replace diffusers' own where those would make an exported graph wrong or slow.
 
-They run the checkpoint's own layers. They differ from diffusers' forward passes only where those
-would make an exported graph wrong for some batch or size, or slower:
+They compute the same with the checkpoint's own weights:
 
-* the UNet passes every skip connection's size to the upsampler, where diffusers decides by the
-  latents' size (`UNet2DConditionModel.forward`, `forward_upsample_size`), which an export would
-  freeze. The result is the same: diffusers does so too for sizes that need it, and for others
-  nearest-neighbour upsampling to that size is upsampling by two;
 * upsampling has no special cases for large batches (`Upsample2D.forward`);
 * GEGLU has two projections instead of one that is split, which would copy the widest activation of
   a transformer block;
@@ -20,110 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-
-
-class TextEncoder(nn.Module):
-    """input_ids (batch, 77) int64 → last_hidden_state (batch, 77, dim), pooler_output and, before
-    the last normalisation, the hidden states: of the embeddings and of each layer, in order.
-    """
-
-    def __init__(self, model: Any) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, input_ids: Tensor) -> tuple[Tensor, ...]:
-        output = self.model(input_ids=input_ids, output_hidden_states=True, return_dict=True)
-        return output.last_hidden_state, output.pooler_output, *output.hidden_states
-
-
-class Unet(nn.Module):
-    """sample (batch, 4, h, w), timestep (1,), encoder_hidden_states (batch, tokens, dim) →
-    out_sample; a guidance-distilled one also takes timestep_cond (batch, width).
-
-    The timestep is float32 whatever the model's precision: half precision cannot tell 999 from
-    999.3, and bfloat16 not even 997 from 1000.
-    """
-
-    def __init__(self, model: Any) -> None:
-        super().__init__()
-        self.model = prepare(model)
-
-    def forward(
-        self,
-        sample: Tensor,
-        timestep: Tensor,
-        encoder_hidden_states: Tensor,
-        timestep_cond: Tensor | None = None,
-    ) -> Tensor:
-        model = self.model
-        if model.config.center_input_sample:
-            sample = 2 * sample - 1.0
-        timesteps = timestep.expand(sample.shape[0])
-        emb = model.time_embedding(model.time_proj(timesteps).to(sample.dtype), timestep_cond)
-        if model.time_embed_act is not None:
-            emb = model.time_embed_act(emb)
-
-        sample = model.conv_in(sample)
-        skips: tuple[Tensor, ...] = (sample,)
-        for block in model.down_blocks:
-            extra = _attended(block, encoder_hidden_states)
-            sample, more = block(hidden_states=sample, temb=emb, **extra)
-            skips += more
-        if model.mid_block is not None:
-            extra = _attended(model.mid_block, encoder_hidden_states)
-            sample = model.mid_block(sample, emb, **extra)
-        for block in model.up_blocks:
-            count = len(block.resnets)
-            own, skips = skips[-count:], skips[:-count]
-            sample = block(
-                hidden_states=sample,
-                temb=emb,
-                res_hidden_states_tuple=own,
-                upsample_size=skips[-1].shape[2:] if skips else None,
-                **_attended(block, encoder_hidden_states),
-            )
-        if model.conv_norm_out is not None:
-            sample = model.conv_act(model.conv_norm_out(sample))
-        result: Tensor = model.conv_out(sample)
-        return result
-
-
-class VaeDecoder(nn.Module):
-    """latent_sample (batch, 4, h, w), already divided by the scaling factor → sample."""
-
-    def __init__(self, model: Any) -> None:
-        super().__init__()
-        self.decoder = prepare(model.decoder)
-        self.post_quant_conv = model.post_quant_conv
-
-    def forward(self, latent_sample: Tensor) -> Tensor:
-        if self.post_quant_conv is not None:
-            latent_sample = self.post_quant_conv(latent_sample)
-        result: Tensor = self.decoder(latent_sample)
-        return result
-
-
-class VaeEncoder(nn.Module):
-    """sample (batch, 3, H, W) → latent_parameters (batch, 8, H/8, W/8): means, log variances."""
-
-    def __init__(self, model: Any) -> None:
-        super().__init__()
-        self.encoder = prepare(model.encoder)
-        self.quant_conv = model.quant_conv
-
-    def forward(self, sample: Tensor) -> Tensor:
-        moments: Tensor = self.encoder(sample)
-        if self.quant_conv is not None:
-            moments = self.quant_conv(moments)
-        return moments
-
-
-MODULES: dict[str, type[nn.Module]] = {
-    "text_encoder": TextEncoder,
-    "unet": Unet,
-    "vae_decoder": VaeDecoder,
-    "vae_encoder": VaeEncoder,
-}
 
 
 class Upsample(nn.Module):
@@ -239,7 +130,7 @@ def _is_plain(upsampler: Any) -> bool:
     )
 
 
-def _attended(block: Any, encoder_hidden_states: Tensor) -> dict[str, Tensor]:
+def attended(block: Any, encoder_hidden_states: Tensor) -> dict[str, Tensor]:
     """The argument with the text embeddings for blocks with cross-attention; else none."""
     if getattr(block, "has_cross_attention", False):
         return {"encoder_hidden_states": encoder_hidden_states}
