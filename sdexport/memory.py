@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import ctypes
 import gc
-import re
 import sys
 from pathlib import Path
+
+from sdexport import cgroups
 
 
 def peak_bytes() -> int:
@@ -50,20 +51,12 @@ def give_back() -> None:
 def available_bytes() -> int | None:
     """What can be taken without pushing others out; None where the system does not tell.
 
-    On Linux MemAvailable, and no more than a control group (version 2) leaves.
+    On Linux MemAvailable, and no more than the control groups leave.
     """
     try:
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
         (free,) = (int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvail"))
     except (OSError, ValueError, IndexError):
         return None
-    group = Path("/sys/fs/cgroup")
-    try:
-        limit = (group / "memory.max").read_text(encoding="ascii").strip()
-        used = int((group / "memory.current").read_text(encoding="ascii"))
-        cached = re.search(r"^inactive_file (\d+)", (group / "memory.stat").read_text(), re.M)
-    except (OSError, ValueError):
-        return free
-    # What files left in memory is given back when it is needed.
-    left = int(limit) - used + int(cached[1] if cached else 0) if limit.isdigit() else free
-    return min(free, left)
+    left = cgroups.memory_left()
+    return free if left is None else min(free, left)

@@ -13,7 +13,7 @@ import sdexport
 
 PACKAGE = Path(sdexport.__file__).parent
 
-GROUND = {"__init__", "errors", "extras", "keywords", "memory", "privacy", "progress"}
+GROUND = {"__init__", "cgroups", "errors", "extras", "keywords", "memory", "privacy", "progress"}
 """What everything may import; it imports nothing of ours but of itself."""
 
 RUN = GROUND | {"artifacts", "backends", "model", "sampling"}

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from sdexport import __version__
 from sdexport.artifacts import storage
 from sdexport.artifacts.bundle import open_bundle
-from sdexport.backends.host.device import physical_cores
+from sdexport.backends.host.device import default_threads
 from sdexport.pipeline.load import load as load_pipeline
 from sdexport.pipeline.pipeline import Pipeline
 from sdexport.pipeline.request import Request
@@ -49,7 +49,7 @@ class BundleSystem:
             "precision": str(self._manifest.precision),
             "device": "cpu" if target.endswith("-cpu") else "cuda",
             # The default of the CPU's runtimes.
-            "threads": physical_cores() if threads is None else threads,
+            "threads": default_threads() if threads is None else threads,
             "versions": {"sdexport": __version__, "numpy": np.__version__} | _library(target),
             "setup": [
                 f"target {target}, built with {self._manifest.library}",

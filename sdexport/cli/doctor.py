@@ -70,6 +70,8 @@ def _show_machine(found: Diagnosis, wide: bool) -> None:
         terminal.plural(number, noun) if isinstance(number, int) else f"{number} {noun}s"
         for number, noun in ((cores, "core"), (threads, "thread"))
     ]
+    if isinstance(cpu.get("allowed"), float):
+        counts.append(f"a control group allows the time of {cpu['allowed']:g}")
     print()
     terminal.print_facts(
         [

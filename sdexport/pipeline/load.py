@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-from sdexport import __version__
+from sdexport import __version__, memory
 from sdexport.artifacts import reading
 from sdexport.artifacts.builder_options import BuiltFor
 from sdexport.artifacts.bundle import ENGINES, Bundle, open_bundle
@@ -16,6 +16,7 @@ from sdexport.backends.lazy_session import LazySession
 from sdexport.backends.session import Engine, Sessions
 from sdexport.backends.targets import (
     AUTO,
+    Target,
     check_device,
     check_loop,
     check_threads,
@@ -23,9 +24,10 @@ from sdexport.backends.targets import (
     load_engine,
     make_device,
 )
-from sdexport.errors import SdexportError
+from sdexport.errors import EngineError, SdexportError
 from sdexport.keywords import explains_keywords
 from sdexport.model.families import family_named
+from sdexport.model.shapes import Precision
 from sdexport.pipeline.loaded_model import LoadedModel
 from sdexport.pipeline.pipeline import Pipeline
 from sdexport.pipeline.request import Bounds
@@ -57,7 +59,7 @@ def load(
     Raises:
         FolderError: no bundle, or a damaged one.
         MissingExtraError: the target's library is not installed.
-        EngineError: an engine cannot be loaded.
+        EngineError: an engine cannot be loaded, or memory is too small for the weights.
         UsageError: `threads` is not a number of threads, `loop` not a form for this target,
             `device` not one of its GPUs, or the model's family is not registered.
     """
@@ -106,6 +108,7 @@ def load_model(
     target = find_target(manifest.target)
     check_loop(target, loop)
     check_device(target, device)
+    _check_memory(manifest, target)
 
     def engine(name: str) -> Engine:
         built = BuiltFor.of(manifest.builder)
@@ -136,6 +139,29 @@ def load_model(
         device=make_device(target, sessions, loop=loop, cache=bundle.runtime_cache),
         bundle=bundle,
     )
+
+
+def _check_memory(manifest: Manifest, target: Target) -> None:
+    """Checks that memory suffices for the weights of the engines that are loaded at once.
+
+    What is needed beside them (activations, what the runtime packs anew) is not counted, so that
+    nothing is refused that could run. A GPU says itself when its memory is too small.
+
+    Raises:
+        EngineError: the message says what is needed and what is free, in GB.
+    """
+    if target.gpu:
+        return
+    width = 4 if manifest.precision is Precision.FP32 else 2
+    records = (one for name, one in manifest.engines.items() if name != "vae_encoder")
+    needed = sum(one.parameters for one in records) * width
+    free = memory.available_bytes()
+    if free is not None and free < needed:
+        raise EngineError(
+            f"the engines' weights take {needed / 1e9:.2f} GB of memory and {free / 1e9:.2f} GB "
+            "are free; end other programs, raise the container's limit, or build the bundle with "
+            "--precision bf16"
+        )
 
 
 def _about(bundle: Bundle) -> dict[str, Any]:

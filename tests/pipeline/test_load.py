@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec import structs
 
 import sdexport
 from sdexport.artifacts import bundle as bundles
 from sdexport.artifacts.manifest import EngineRecord, Manifest
-from sdexport.errors import FolderError, UsageError
+from sdexport.errors import EngineError, FolderError, UsageError
 from sdexport.model.shapes import Precision, Profile, Range
 from sdexport.pipeline import load as loading
 from sdexport.pipeline.make_request import make_request
@@ -118,3 +119,21 @@ def test_a_damaged_bundle_is_refused(bundle: Path, asked: list[tuple[Any, ...]])
 def test_a_target_on_the_processor_has_no_devices(tiny_bundle: Callable[[str], Path]) -> None:
     with pytest.raises(UsageError, match="device 0 is for targets on a GPU; onnxruntime-cpu runs"):
         sdexport.load(tiny_bundle("onnxruntime-cpu"), device=0)
+
+
+def test_a_bundle_that_memory_cannot_hold_is_refused_before_it_is_loaded(
+    bundle: Path, asked: list[tuple[Any, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest = bundles.open_bundle(bundle).manifest
+    large = {
+        name: structs.replace(one, parameters=250_000_000) for name, one in manifest.engines.items()
+    }
+    bundles.record(bundles.open_bundle(bundle), engines=large)
+    monkeypatch.setattr(loading.memory, "available_bytes", lambda: 2_000_000_000)
+    with pytest.raises(EngineError, match=r"take 3\.00 GB of memory and 2\.00 GB are free"):
+        loading.load(bundle)
+    assert asked == []
+    monkeypatch.setattr(loading.memory, "available_bytes", lambda: 3_000_000_000)
+    loading.load(bundle)
+    monkeypatch.setattr(loading.memory, "available_bytes", lambda: None)
+    loading.load(bundle)

@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from sdexport import cgroups
+
 ALIGNMENT = 64
 """In bytes: a cache line, and the widest vector register. Runtimes use aligned memory in place."""
 
@@ -43,7 +45,8 @@ def aligned(shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
 def describe_cpu() -> dict[str, object]:
     """The processor: `model`, physical `cores`, logical `threads` and instruction-set `flags`.
 
-    Only cores and threads that this process may use are counted.
+    Only cores and threads that this process may use are counted. `allowed` is how many processors'
+    worth of time control groups allow, or None.
     """
     processors = list(_processors())
     first: dict[str, str] = processors[0] if processors else {}
@@ -52,6 +55,7 @@ def describe_cpu() -> dict[str, object]:
         "model": first.get("model name") or platform.processor() or platform.machine(),
         "cores": physical_cores(),
         "threads": len(_allowed()),
+        "allowed": cgroups.processors(),
         "flags": [flag for flag in FLAGS_OF_INTEREST if flag in flags],
     }
 
@@ -68,6 +72,17 @@ def physical_cores() -> int:
         if "core id" in processor and int(processor.get("processor", -1)) in allowed
     }
     return len(cores) or len(allowed)
+
+
+def default_threads() -> int:
+    """Threads of an engine where nobody says: the physical cores, or what a control group allows.
+
+    More threads than the allowed processors' worth of time are stopped by the system in the middle
+    of a computation, so that the others wait for them.
+    """
+    allowed = cgroups.processors()
+    cores = physical_cores()
+    return cores if allowed is None else max(1, min(cores, math.ceil(allowed)))
 
 
 def _allowed() -> set[int]:

@@ -10,7 +10,7 @@ from typing import Any
 from sdexport.artifacts import reading, storage
 from sdexport.backends.build_request import BuiltEngine, EngineRequest
 from sdexport.backends.host.buffers import host_buffers
-from sdexport.backends.host.device import physical_cores
+from sdexport.backends.host.device import default_threads
 from sdexport.backends.session import Array
 from sdexport.errors import EngineError, FolderError, MissingExtraError
 from sdexport.extras import install_command
@@ -84,7 +84,7 @@ def load(
         raise FolderError(f"the engine of {name} is missing: {path}; build the bundle again")
     options = library.SessionOptions()
     # The runtime would also count processors that this container may not use.
-    options.intra_op_num_threads = physical_cores() if threads is None else threads
+    options.intra_op_num_threads = default_threads() if threads is None else threads
     options.inter_op_num_threads = 1
     options.graph_optimization_level = library.GraphOptimizationLevel.ORT_ENABLE_ALL
     options.log_severity_level = SILENT

@@ -12,6 +12,7 @@ from sdexport.artifacts import reading, storage
 from sdexport.backends import forks
 from sdexport.backends.build_request import BuiltEngine, EngineRequest
 from sdexport.backends.host.buffers import host_buffers
+from sdexport.backends.host.device import default_threads, physical_cores
 from sdexport.backends.openvino import optional_inputs
 from sdexport.backends.openvino import precision as openvino_precision
 from sdexport.backends.openvino.compilations import Compilations
@@ -121,6 +122,9 @@ def load(
         "NUM_STREAMS": 1,
         "INFERENCE_PRECISION_HINT": HINTS[precision],
     }
+    # OpenVINO chooses by the processor's kinds of cores, but does not see control groups.
+    if threads is None and default_threads() < physical_cores():
+        threads = default_threads()
     if threads is not None:
         settings["INFERENCE_NUM_THREADS"] = threads
     try:

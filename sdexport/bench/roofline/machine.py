@@ -281,13 +281,13 @@ def _others(
 
 def main() -> None:
     """The measuring process: writes an `Attempt` to the file of its first argument."""
-    from sdexport.backends.host.device import physical_cores
+    from sdexport.backends.host.device import default_threads
 
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("result", type=Path)
     parser.add_argument("--threads", type=int, default=None)
     given = parser.parse_args()
-    value = _measure_here(given.threads or physical_cores())
+    value = _measure_here(given.threads or default_threads())
     given.result.write_bytes(msgspec.json.encode(value))
 
 

@@ -38,7 +38,13 @@ def test_only_allowed_cores_are_counted(monkeypatch: pytest.MonkeyPatch, tmp_pat
     cpuinfo.write_text("\n\n".join(blocks) + "\n\n")
     monkeypatch.setattr(device, "CPUINFO", cpuinfo)
     monkeypatch.setattr(device, "_allowed", lambda: {0, 2})
-    expected = {"model": "Test", "cores": 1, "threads": 2, "flags": ["avx512_bf16"]}
+    expected = {
+        "model": "Test",
+        "cores": 1,
+        "threads": 2,
+        "allowed": None,
+        "flags": ["avx512_bf16"],
+    }
     assert device.describe_cpu() == expected
 
 
@@ -49,3 +55,14 @@ def test_logical_processors_are_counted_on_other_systems(
     monkeypatch.setattr(device, "_allowed", lambda: {0, 1, 2})
     assert device.physical_cores() == 3
     assert device.describe_cpu()["flags"] == []
+
+
+@pytest.mark.parametrize(
+    ("allowed", "threads"), [(None, 4), (8.0, 4), (4.0, 4), (2.5, 3), (1.0, 1), (0.1, 1)]
+)
+def test_a_control_group_bounds_the_default_threads(
+    monkeypatch: pytest.MonkeyPatch, allowed: float | None, threads: int
+) -> None:
+    monkeypatch.setattr(device, "physical_cores", lambda: 4)
+    monkeypatch.setattr(device.cgroups, "processors", lambda: allowed)
+    assert device.default_threads() == threads
