@@ -132,6 +132,7 @@ class Choice:
             value["profiles"] = None if profile is None else profile.as_json()
             value["builder"] = self.builder.as_json()
             value["arithmetic"] = dict(self.target.arithmetic)
+            value["user_allocation"] = self.target.suffix == ".plan"
             value["half_check"] = CHECK_VERSION if self.checked else None
         return value
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from sdexport.backends.cuda import driver
 from sdexport.backends.cuda.slots import LoopMode
 from sdexport.errors import UsageError
 from sdexport.pipeline.loaded_model import LoadedModel
@@ -108,3 +110,20 @@ def test_one_stream_too_many_is_refused(standin: Standin, pipe: Pipeline) -> Non
         next(streams[-1])
     for stream in streams:
         stream.close()
+
+
+def test_garbage_that_holds_device_memory_does_not_spoil_a_capture(
+    standin: Standin, parts: LoadedModel, plans: dict[str, Path], host: Pipeline
+) -> None:
+    """A pipeline in a cycle of objects frees its memory when Python finds it: not in a capture."""
+    wanted = generate(host, 2)
+    dropped: list[object] = [gpu_pipeline(parts, plans)]
+    generate(dropped[0], 1)  # type: ignore[arg-type]  # the list holds itself too
+    dropped.append(dropped)
+    with gpu_pipeline(parts, plans) as pipe:
+        generate(pipe, 1)
+        enabled = gc.isenabled()
+        del dropped
+        assert generate(pipe, 2) == wanted
+        assert gc.isenabled() == enabled
+        assert driver._Collection.captures == 0

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import ctypes
 import functools
-from collections.abc import Callable, Iterable
-from contextlib import ExitStack
+import gc
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any, Protocol, Self
 
 import numpy as np
@@ -371,6 +373,36 @@ class Stream(_Resource):
         _call("cuStreamSynchronize", self.handle)
 
 
+class _Collection:
+    """How many captures there are, and whether Python collected garbage before the first."""
+
+    lock = threading.Lock()
+    captures = 0
+    enabled = False
+
+
+@contextmanager
+def _without_collection() -> Iterator[None]:
+    """Holds Python's garbage collection off during the body, in all threads.
+
+    It would free device memory that a cycle of objects holds, which a capture does not survive; it
+    is done before instead. Captures of several threads may overlap: the last one allows it again.
+    """
+    with _Collection.lock:
+        if _Collection.captures == 0:
+            _Collection.enabled = gc.isenabled()
+            gc.collect()
+            gc.disable()
+        _Collection.captures += 1
+    try:
+        yield
+    finally:
+        with _Collection.lock:
+            _Collection.captures -= 1
+            if _Collection.captures == 0 and _Collection.enabled:
+                gc.enable()
+
+
 class Graph(_Resource):
     """A CUDA graph: captured work, launched as one unit with the addresses of its capture.
 
@@ -384,16 +416,17 @@ class Graph(_Resource):
     def __init__(self, stream: Stream, enqueue: Callable[[], None]) -> None:
         # Thread-local, so that other threads may allocate meanwhile.
         mode = driver().CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
-        _call("cuStreamBeginCapture", stream.handle, mode)
-        try:
-            enqueue()
-        except BaseException:
-            # Makes the stream usable again; only the first error is raised.
-            status, graph = driver().cuStreamEndCapture(stream.handle)
-            if int(status) == 0:
-                driver().cuGraphDestroy(graph)
-            raise
-        graph = _call("cuStreamEndCapture", stream.handle)
+        with _without_collection():
+            _call("cuStreamBeginCapture", stream.handle, mode)
+            try:
+                enqueue()
+            except BaseException:
+                # Makes the stream usable again; only the first error is raised.
+                status, graph = driver().cuStreamEndCapture(stream.handle)
+                if int(status) == 0:
+                    driver().cuGraphDestroy(graph)
+                raise
+            graph = _call("cuStreamEndCapture", stream.handle)
         try:
             super().__init__(_call("cuGraphInstantiate", graph, 0))
         except BaseException:

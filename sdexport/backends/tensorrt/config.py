@@ -165,6 +165,7 @@ def apply(target: str, module: Any, config: Any, request: EngineRequest) -> None
             config.builder_optimization_level,
         )
     _clear_tf32(module, config, name)
+    _require_user_allocation(module, config, name)
     for option, flag in FLAGS.items():
         if getattr(options, option):
             value = getattr(module.BuilderFlag, flag)
@@ -201,6 +202,20 @@ def _clear_tf32(module: Any, config: Any, name: str) -> None:
         )
     config.clear_flag(flag)
     _check_taken(name, "tf32", False, bool(config.get_flag(flag)))
+
+
+def _require_user_allocation(module: Any, config: Any, name: str) -> None:
+    """Forbids memory that an engine would allocate while it runs, beside the caller's block.
+
+    Without this, profiles beyond the library's limits for static allocation make an engine that
+    cannot be captured in a CUDA graph (TensorRT-RTX release notes 1.2, the flag's docstring in
+    1.7). TensorRT 10 has no such flag: it allocates nothing at run time when the caller owns the
+    memory.
+    """
+    flag = getattr(module.BuilderFlag, "REQUIRE_USER_ALLOCATION", None)
+    if flag is not None:
+        config.set_flag(flag)
+        _check_taken(name, "require_user_allocation", True, bool(config.get_flag(flag)))
 
 
 def _set_capabilities(module: Any, config: Any, request: EngineRequest) -> None:

@@ -46,7 +46,8 @@ def read_back(
         was not loaded) and `not_checked` (the options that could not be read back).
 
     Raises:
-        EngineError: an option did not take effect; names the option and the engine.
+        EngineError: an option did not take effect (the message names the option and the engine),
+            or the engine cannot be captured in a CUDA graph.
     """
     for severity, text in log.entries:
         if severity == "WARNING" and IGNORED.search(text):
@@ -79,6 +80,11 @@ def read_back(
     asked = _requested(request)
     _check_options(request, asked, found)
     _check_capabilities(request, found)
+    if found.get("stream_capturable") is False:
+        raise EngineError(
+            f"the engine of {request.name} must be capturable in a CUDA graph, but says that it is "
+            "not: it allocates memory while it runs. Build with smaller profiles"
+        )
     unread = sorted(name for name in (*asked, "compute_capabilities") if name not in found)
     return facts | {"read_back": found, "read_from": source, "not_checked": unread}
 

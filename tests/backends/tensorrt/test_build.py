@@ -192,6 +192,30 @@ def test_float32_is_not_computed_in_tf32(
     assert module.BuilderFlag.TF32 is not None
 
 
+def test_no_memory_is_allocated_at_run_time(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that a stream can be captured; see CUDA graphs in the library's release notes."""
+    module, request = library(TENSORRT_RTX), write()
+    config = module.Builder(logger(module)).create_builder_config()
+    assert not config.get_flag(module.BuilderFlag.REQUIRE_USER_ALLOCATION)
+    tensorrt_config.apply(TENSORRT_RTX, module, config, request)
+    assert config.get_flag(module.BuilderFlag.REQUIRE_USER_ALLOCATION)
+
+    class Deaf:
+        """A configuration that ignores the flag."""
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(config, name)
+
+        def get_flag(self, flag: Any) -> bool:
+            return flag != module.BuilderFlag.REQUIRE_USER_ALLOCATION and config.get_flag(flag)
+
+    with pytest.raises(EngineError, match="ignored require_user_allocation = True for denoise"):
+        tensorrt_config.apply(TENSORRT_RTX, module, Deaf(), request)
+    monkeypatch.setattr(readback, "_read_plan", lambda plan: {"stream_capturable": False})
+    with pytest.raises(EngineError, match="denoise_step must be capturable in a CUDA graph"):
+        build(request)
+
+
 # The library's flags that do not change float32 arithmetic, and those that do.
 HARMLESS = {
     "DEBUG", "GPU_FALLBACK", "REFIT", "DISABLE_TIMING_CACHE", "EDITABLE_TIMING_CACHE",

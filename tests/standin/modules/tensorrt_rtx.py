@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import ctypes
 import enum
+import gc
 import hashlib
 import itertools
 import json
@@ -515,6 +516,8 @@ class IExecutionContext:
             return self._error(f"{call}: Error Code 3: no device memory was given")
         try:
             capturing = int(_driver("cuStreamIsCapturing", stream)) != 0
+            if capturing and gc.isenabled():
+                gc.collect()  # As Python may at any allocation.
             if capturing and not (self.warm and self.engine.plan["capturable"]):
                 return self._error(f"{call}: kernels are compiled at first use, not in a capture")
             config = self.config()
