@@ -11,8 +11,10 @@ import inspect
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
+import numpy as np
 import onnxruntime
 import pytest
 import tensorrt_rtx
@@ -32,11 +34,19 @@ from tests.standin.world import BUNDLE, LAUNCH_FAILED, OUT_OF_RESOURCES, Standin
 
 
 class Binding:
+    """Inputs that are read on the processor are copied when they are bound, as documented."""
+
     def __init__(self) -> None:
         self.tensors: list[tuple[bool, tuple[Any, ...]]] = []
+        self.copies: list[Any] = []
 
     def bind_input(self, name: str, place: str, number: int, *rest: Any) -> None:
         assert (place, number) == ("cuda", 0)
+        if name in Session.on_host:
+            dtype, shape, address = rest
+            size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+            self.copies.append(ctypes.create_string_buffer(ctypes.string_at(address, size), size))
+            rest = (dtype, shape, ctypes.addressof(self.copies[-1]))
         self.tensors.append((True, (name, *rest)))
 
     def bind_output(self, name: str, place: str, number: int, *rest: Any) -> None:
@@ -71,6 +81,7 @@ class Session:
 
     streams: ClassVar[set[str]] = set()
     asked: ClassVar[list[dict[str, dict[str, str]]]] = []
+    on_host: ClassVar[frozenset[str]] = frozenset()
 
     def __init__(self, path: str, sess_options: Any, providers: list[Any]) -> None:
         assert Library.preloaded, "CUDA's libraries in site-packages would not be found"
@@ -93,6 +104,10 @@ class Session:
 
     def get_outputs(self) -> list[Any]:
         return list(self.inner.get_outputs())
+
+    def get_input_memory_infos(self) -> list[Any]:
+        names = ("Cpu" if one.name in Session.on_host else "Cuda" for one in self.get_inputs())
+        return [SimpleNamespace(name=name) for name in names]
 
     def io_binding(self) -> Binding:
         return Binding()
@@ -184,6 +199,21 @@ def test_images_equal_the_processors(
         ]
         assert all((a == b).all() for a, b in zip(latents, wanted, strict=True))
     assert len(Session.streams) == 1, "engines on several streams would run out of order"
+
+
+@pytest.mark.parametrize("name", ["timestep", "update_weights", "input_ids", "state"])
+def test_an_input_that_is_read_on_the_processor_is_bound_anew(
+    library: None,
+    standin: Standin,
+    parts: LoadedModel,
+    host: Pipeline,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+) -> None:
+    monkeypatch.setattr(Session, "on_host", frozenset({name}))
+    with pipeline(parts, "onnxruntime-cuda") as pipe:
+        for seed in (1, 2):
+            assert generate(pipe, seed) == generate(host, seed)
 
 
 def test_a_session_cannot_be_captured(library: None, parts: LoadedModel) -> None:

@@ -215,6 +215,7 @@ class OnnxRuntimeGpuEngine:
         self._gpu = gpu
         self._stream = stream
         self._inputs = cpu.specs(session.get_inputs())
+        self.reads_on_host = _reads_on_host(session)
         self._outputs = cpu.specs(session.get_outputs())
 
     @property
@@ -266,6 +267,16 @@ class OnnxRuntimeGpuEngine:
         self._session = None
 
 
+def _reads_on_host(session: Any) -> bool:
+    """Whether a node of the session reads an input on the processor, as far as it is known.
+
+    ONNX Runtime copies such an input when it is bound, not when the session runs (`BindInput` in
+    onnxruntime/core/session/IOBinding.cc).
+    """
+    infos = getattr(session, "get_input_memory_infos", None)
+    return infos is None or any(one.name != "Cuda" for one in infos())
+
+
 class OnnxRuntimeGpuCall:
     """A session prepared for one set of shapes; see `cuda.session.DeviceCall`."""
 
@@ -283,6 +294,7 @@ class OnnxRuntimeGpuCall:
         self._name = name
         self._session = session
         self._gpu = engine.context
+        self._reads_on_host = engine.reads_on_host
         self._tensors = tuple(
             (spec.name, numpy_dtype(spec.dtype).type, shapes[spec.name], spec in engine.inputs)
             for spec in (*engine.inputs, *engine.outputs)
@@ -304,6 +316,10 @@ class OnnxRuntimeGpuCall:
                 f"{self._name} needs the address of every tensor before each run; missing: "
                 f"{', '.join(missing)}"
             )
+        if self._reads_on_host:
+            # Inputs are read as they are bound, which is after what was enqueued before.
+            stream.wait()
+            self._bindings.clear()
         try:
             self._session.run_with_iobinding(self._binding(addresses), self._options)
         except Exception as error:  # The library's own classes derive from Exception alone.
