@@ -258,7 +258,7 @@ def part_of(part: str, checkpoint: Path, folder: Path) -> dict[str, str]:
         engines = module("sdexport.compiler.engines", "sdexport.build.engines")
         split = module("sdexport.graph.split_unet")
 
-        def refuse(unet: object) -> None:
+        def refuse(unet: object, conditions: object = ()) -> None:
             raise split.CannotSplitError("it stands for a step on a GPU")
 
         engines.split_unet = refuse

@@ -79,8 +79,9 @@ GOOD: dict[str, st.SearchStrategy[Any]] = {
     "mask_image": PICTURES | st.sampled_from(["/dev/zero", "\0", "a" * 300]),
     "strength": st.floats(0, 1),
     "fit": st.sampled_from(["exact", "resize", "crop", "pad", "stretch"]),
+    "model_options": st.none() | st.sampled_from([{}, {"x": 1}, [], 3]),
 }
-UNKNOWN = st.sampled_from(["num_steps", "guidanse", "prompts", "", "self", "limits"])
+UNKNOWN = st.sampled_from(["num_steps", "guidanse", "prompts", "", "self", "bounds"])
 ASKING = ("generate", "stream", "batch", "request", "abandon", "close")
 
 
@@ -162,7 +163,7 @@ def ask(pipe: Pipeline, how: str, prompt: Any, given: dict[str, Any]) -> None:
 
 
 def test_an_image_or_a_users_error(tiny_bundle: Callable[[str], Path]) -> None:
-    parts = load(tiny_bundle("onnxruntime-cpu")).parts
+    parts = load(tiny_bundle("onnxruntime-cpu")).loaded
     outcomes: dict[str, int] = {}
 
     def run(calls: list[tuple[str, Any, dict[str, Any]]]) -> None:

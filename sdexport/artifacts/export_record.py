@@ -64,12 +64,14 @@ class MadeFrom(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=Tr
     Attributes:
         checkpoint: the SHA-256 of the component's files, by path in the checkpoint.
         exporter: the version of the code that exports.
+        kind: how it is exported, where a family from outside has a way of its own.
     """
 
     checkpoint: Mapping[RelativeFile, Sha256]
     precision: Precision | None = None
     exporter: Count = 0
     versions: Versions = {}
+    kind: str = ""
 
 
 class ExportRecord(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):

@@ -18,7 +18,7 @@ from sdexport.artifacts.documents import Number, RelativeFile, Sha256
 from sdexport.artifacts.export_record import ExportRecord, Tensor
 from sdexport.errors import DocumentError, FolderError, shown
 from sdexport.model.bounds import Count, Factor, Length, Size
-from sdexport.model.families import sd1
+from sdexport.model.families import sd1, sd2
 from sdexport.model.shapes import Precision, Profile, Range
 from sdexport.model.spec import CLASSIFIER_FREE, EMBEDDED, ModelSpec
 
@@ -215,7 +215,7 @@ class Manifest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         name: the checkpoint's name, for people.
         target, library, precision: where the engines run and what built them.
         profile: the sizes and batches that are served, in pixels and images.
-        model: what the model is.
+        model: its specification.
         default_guidance, default_size: used where a request says nothing; (width, height) pixels.
         engines: by name, see `bundle.ENGINES`.
         files: every file of the bundle but the manifest, by relative path.
@@ -279,7 +279,10 @@ def read_manifest(path: Path) -> Manifest:
             f"{path} was altered after it was built: its digest does not fit; {REMEDY}"
         )
     if isinstance(found, int) and found in _EARLIER:
-        value = _EARLIER[found](value)
+        try:
+            value = _EARLIER[found](value)
+        except DocumentError as error:
+            raise DocumentError(f"{path}: {error}; {REMEDY}") from error
     fingerprint = value.pop("fingerprint", None)
     for name in Manifest.__struct_fields__:
         if name not in value:
@@ -326,13 +329,21 @@ def _from_2(value: dict[str, Any]) -> dict[str, Any]:
     return _from_3(later | value)
 
 
+WIDTH_OF_2 = 1024
+"""Of the text embeddings of Stable Diffusion 2.x."""
+
+
 def _from_3(value: dict[str, Any]) -> dict[str, Any]:
     """Of format 3: the model's facts were fields of the manifest, for one family of models.
 
-    The native size was not written: the default size stands for it.
+    The native size was not written: the default size stands for it. Nor was the family: 1.x and 2.x
+    differ in the width of their texts.
     """
+    embeds = value.get("embedded_guidance", False)
+    if not isinstance(embeds, bool):
+        raise DocumentError(f"embedded_guidance must be true or false, got {shown(embeds)}")
     model = {
-        "family": sd1.NAME,
+        "family": sd2.NAME if value.get("embedding_dim") == WIDTH_OF_2 else sd1.NAME,
         "components": [documents.to_builtins(one) for one in sd1.COMPONENTS],
         "text_encoders": [
             _named(value, tokens="tokens", width="embedding_dim", skippable_layers="text_layers")
@@ -344,14 +355,14 @@ def _from_3(value: dict[str, Any]) -> dict[str, Any]:
             scaling_factor="scaling_factor",
             shift_factor="shift_factor",
         ),
-        "guidance": EMBEDDED if value.get("embedded_guidance") is True else CLASSIFIER_FREE,
+        "guidance": EMBEDDED if embeds else CLASSIFIER_FREE,
         **_named(value, native_size="default_size"),
     }
     return {name: one for name, one in value.items() if name not in _FIELDS_OF_3} | {"model": model}
 
 
 def _named(value: Mapping[str, Any], **names: str) -> dict[str, Any]:
-    """Fields of `value` under other names; what it has not is left out, and found missing later."""
+    """Fields of `value` under other names; what it lacks is left out."""
     return {name: value[old] for name, old in names.items() if old in value}
 
 
@@ -369,6 +380,6 @@ CHANGES: Mapping[int, tuple[str, ...]] = {
         "the comparison of images with PyTorch is called images (it was called pictures)",
         "every field is there, also one that says nothing (builder, half_check, stages)",
     ),
-    3: ("what the model is stands in one field, model, with its family and native size",),
+    3: ("the model is described by one field, model, with its family and its native size",),
 }
 """Earlier formats that are read → what the present one says otherwise."""

@@ -104,18 +104,26 @@ class Sessions:
             )
         return found
 
+    def __contains__(self, name: object) -> bool:
+        """Whether there is an engine `name`."""
+        return name in self.engines
+
     def get(self, name: str) -> Engine | None:
         """The engine `name`, or None."""
         return self.engines.get(name)
 
     @property
     def state_slots(self) -> int:
-        """K, the latents that a state holds for each image."""
+        """K, the latents that a state holds for each image.
+
+        Raises:
+            EngineError: the denoise step has no input `state` of a fixed K.
+        """
         step = self["denoise_step"]
-        length = next(one.shape[1] for one in step.inputs if one.name == "state")
-        if not isinstance(length, int):
-            raise EngineError(f"{step.name} must have a fixed number of state slots, got {length}")
-        return length
+        for one in step.inputs:
+            if one.name == "state" and isinstance(one.shape[1], int):
+                return one.shape[1]
+        raise EngineError(f"{step.name} must have an input state of a fixed number of slots")
 
 
 def numpy_dtype(name: str) -> np.dtype[Any]:

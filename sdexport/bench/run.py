@@ -25,7 +25,7 @@ from sdexport.bench.systems import System
 from sdexport.bench.turns import GENERATED, Harness
 from sdexport.errors import CheckpointError, MissingExtraError, UsageError
 from sdexport.extras import install_command
-from sdexport.pipeline.load import bounds_of
+from sdexport.pipeline.load import request_bounds
 from sdexport.pipeline.make_request import make_request
 from sdexport.progress import SILENT, Progress, stage
 from sdexport.sampling import sampler_of_config
@@ -46,7 +46,7 @@ def scenario_for(
         UsageError: a value that no system can generate.
         FolderError: `bundle` is not a bundle.
     """
-    bounds = bounds_of(open_bundle(bundle, check=False))
+    bounds = request_bounds(open_bundle(bundle, check=False))
     width, height = bounds.default_size
     defaults = ScenarioOptions(
         prompts=(prompt,),
@@ -69,7 +69,7 @@ def check(systems: Sequence[System], scenario: Scenario) -> None:
             continue
         path = Path(system.options["bundle"])
         bundle = open_bundle(path, check=False)
-        bounds = bounds_of(bundle)
+        bounds = request_bounds(bundle)
         try:
             make_request(
                 bounds,

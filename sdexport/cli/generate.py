@@ -253,7 +253,7 @@ def generate(
     check_threads(threads)
     width, height = (None, None) if size is None else size_of(size)
     with open_bundle(bundle, check=False) as opened:
-        bounds = loading.bounds_of(opened)
+        bounds = loading.request_bounds(opened)
     with _as_options():
         request = make_request(
             bounds,

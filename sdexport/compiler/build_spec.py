@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from sdexport.artifacts import bundle as bundles
-from sdexport.artifacts import reading
+from sdexport.artifacts import documents, reading
 from sdexport.artifacts.bundle import Bundle
 from sdexport.artifacts.export_record import ExportRecord
 from sdexport.artifacts.manifest import Manifest
@@ -95,6 +95,8 @@ def fingerprints_of(
             that they can change which values it keeps in float32.
     """
     settings = choice.settings(profile) | {"sizes": _sizes(model)}
+    if model.conditions:
+        settings["conditions"] = documents.to_builtins(model.conditions)
     if choice.checked:
         settings["checked_with"] = {"sources": dict(sources), "plain": digests_of(plain)}
     return {

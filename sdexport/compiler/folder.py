@@ -42,7 +42,7 @@ from sdexport.graph.skeleton import shapes_at
 from sdexport.keywords import explains_keywords
 from sdexport.model.native_size import pixel_multiple, profile_for
 from sdexport.model.shapes import Precision, Profile, Range
-from sdexport.pipeline.load import bounds_in
+from sdexport.pipeline.load import manifest_bounds
 from sdexport.pipeline.loaded_model import LoadedModel
 from sdexport.pipeline.tokenizer import PromptTokenizer
 from sdexport.progress import SILENT, Progress, stage
@@ -337,7 +337,7 @@ def _check_half(folder: OnnxFolder, work: Path, wanted: Manifest, progress: Prog
         default_size=trial.size,
         default_guidance=half_check.GUIDANCE,
     )
-    bounds = bounds_in(manifest, reading.read_json(folder.scheduler_config, infinite=True))
+    bounds = manifest_bounds(manifest, reading.read_json(folder.scheduler_config, infinite=True))
     tokenizer = PromptTokenizer.load(folder.tokenizer, model.tokens)
 
     def load(engines: Mapping[str, Engine]) -> LoadedModel:

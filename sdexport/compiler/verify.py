@@ -29,9 +29,12 @@ from sdexport.keywords import explains_keywords
 from sdexport.model.native_size import pixel_multiple
 from sdexport.model.shapes import Precision
 from sdexport.model.spec import BRANCH, ModelSpec
+from sdexport.model.step import EMBEDDED_GUIDANCE
 from sdexport.pipeline.load import load_model
 from sdexport.pipeline.loaded_model import LoadedModel
 from sdexport.pipeline.pipeline import Pipeline
+from sdexport.pipeline.request import Request
+from sdexport.pipeline.slot_inputs import slot_inputs
 from sdexport.pipeline.tokenizer import PromptTokenizer
 from sdexport.progress import SILENT, Progress, stage
 from sdexport.sampling import STATE_SLOTS, TorchNoise
@@ -439,6 +442,42 @@ def _vae_encoder(
     return _compare_engine("vae_encoder", ours, theirs, tolerance)
 
 
+def _image_by_plan(loaded: LoadedModel, reference: Any, request: Request, image: int) -> Array:
+    """An image of a request, (height, width, 3) from 0 to 255: PyTorch's models along the plan.
+
+    The loop is `sampling.plan`'s definition in numpy; the request has one text of one piece, and
+    nothing to start from.
+    """
+    inputs = slot_inputs(loaded, request, image)
+    tables, constants, state = inputs.tables, inputs.constants, inputs.state
+    texts = [request.negative_prompts[image], request.prompts[image]][-request.branches :]
+    embeddings = reference.text_encoder(loaded.tokenizer.encode(texts))
+    embedded = constants.get(EMBEDDED_GUIDANCE)
+    for index in range(inputs.evaluations):
+        sample = np.tensordot(tables["input_weights"][index], state, 1)[None]
+        outputs = [
+            reference.unet(
+                sample,
+                tables["timestep"][index : index + 1].copy(),
+                embeddings[branch : branch + 1],
+                None if embedded is None else embedded[None],
+                {
+                    one.name: constants[one.name][[branch]]
+                    if one.per == BRANCH
+                    else constants[one.name][None]
+                    for one in loaded.model.conditions
+                },
+            )[0]
+            for branch in range(request.branches)
+        ]
+        guided = outputs[0] + tables["guidance"][index] * (outputs[-1] - outputs[0])
+        fresh = np.zeros_like(guided) if inputs.noise is None else inputs.noise[index]
+        terms = np.concatenate([state, guided[None], fresh[None]])
+        state = np.tensordot(tables["update_weights"][index], terms, 1).astype(np.float32)
+    decoded: Array = np.round(reference.decode(state[:1])[0] * 255)
+    return decoded
+
+
 def _images(
     loaded: LoadedModel,
     reference: Any,
@@ -448,7 +487,8 @@ def _images(
 ) -> Comparison:
     prompts = prompts_for(loaded.tokenizer)[:count]
     seeds = [SEED + index for index in range(len(prompts))]
-    result = Pipeline(loaded).generate(
+    pipeline = Pipeline(loaded)
+    request = pipeline.request(
         list(prompts),
         negative_prompt=NEGATIVE_PROMPT,
         num_inference_steps=STEPS,
@@ -458,16 +498,23 @@ def _images(
         width=size[0],
         height=size[1],
     )
-    theirs = reference.generate(
-        list(prompts),
-        seeds=seeds,
-        num_inference_steps=STEPS,
-        guidance_scale=GUIDANCE,
-        sampler=SAMPLER,
-        width=size[0],
-        height=size[1],
-        negative_prompt=NEGATIVE_PROMPT,
-    )
+    *_, last = pipeline.steps(request, watched=False)
+    result = last.result
+    assert result is not None, "the last step carries the result"
+    if loaded.model.conditions:
+        # diffusers' pipelines know nothing of a family's own conditions.
+        theirs = [_image_by_plan(loaded, reference, request, index) for index in range(len(seeds))]
+    else:
+        theirs = reference.generate(
+            list(prompts),
+            seeds=seeds,
+            num_inference_steps=STEPS,
+            guidance_scale=GUIDANCE,
+            sampler=SAMPLER,
+            width=size[0],
+            height=size[1],
+            negative_prompt=NEGATIVE_PROMPT,
+        )
     ours = np.stack([np.asarray(image) for image in result.images]).astype(np.float64)
     difference = ours - np.stack(theirs).astype(np.float64)
     rms = float(np.sqrt(np.mean(np.square(difference / 255), axis=(1, 2, 3))).max())

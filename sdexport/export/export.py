@@ -24,6 +24,7 @@ from sdexport.export.destination import check_space, refuse_other_folder
 from sdexport.export.libraries import require_libraries, versions
 from sdexport.export.report import ComponentReport, ExportReport
 from sdexport.keywords import explains_keywords
+from sdexport.model.families import sd1
 from sdexport.model.shapes import COMPONENTS, Precision, chosen_components
 from sdexport.progress import SILENT, Progress, stage
 
@@ -125,9 +126,17 @@ def made_from(
             "precision": str(precision),
             "exporter": EXPORT_VERSION,
             "versions": versions(),
+            **_kind(checkpoint, name),
         }
         for name, files in checkpoint.digests(components).items()
     }
+
+
+def _kind(checkpoint: Checkpoint, name: str) -> dict[str, str]:
+    """The kind of a component that a family from outside exports in its own way."""
+    own = next(one.kind for one in checkpoint.model.components if one.name == name)
+    usual = {one.name: one.kind for one in sd1.COMPONENTS}
+    return {} if own == usual.get(name) else {"kind": own}
 
 
 def plain_parts(checkpoint: Checkpoint) -> dict[str, bytes]:
@@ -171,25 +180,25 @@ def _export_component(
 
     start = time.perf_counter()
     memory.reset_peak()
-    output, of = folder / name, loading.described(checkpoint)
-    kind = component_of(of, name)
+    output, context = folder / name, loading.export_context(checkpoint)
+    component = component_of(context, name)
     with stage(progress, f"export {name}", 3 if parity else 2):
         progress.advance(0, "loading the weights")
         # Loaded in float32 for PyTorch's reference outputs, then rounded.
         model = loading.load_component(
             checkpoint, name, loading.DTYPES[Precision.FP32 if parity else precision]
         )
-        cases = comparing.reference_cases(kind, model, of) if parity else []
+        cases = comparing.reference_cases(component, model, context) if parity else []
         model = loading.cast(model, loading.DTYPES[precision])
         with storage.explained(output):
             output.mkdir()
         storage.write_json(output / "config.json", loading.config_of(model))
         progress.advance(1, "PyTorch traces the graph")
-        signature = kind.signature(of, precision)
+        signature = component.signature(context, precision)
         real = loading.DTYPES[precision]
-        example = kind.inputs(of, TRACED)
+        example = component.inputs(context, TRACED)
         written = onnx_export.export_module(
-            kind.module(model),
+            component.module(model),
             name,
             signature,
             {
@@ -198,7 +207,7 @@ def _export_component(
                 else example[tensor.name]
                 for tensor in signature.inputs
             },
-            kind.dynamic(of),
+            component.dynamic(context),
             output,
         )
         del model

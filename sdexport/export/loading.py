@@ -13,7 +13,7 @@ import torch
 from sdexport.artifacts import reading
 from sdexport.errors import CheckpointError
 from sdexport.export.checkpoint import Checkpoint
-from sdexport.export.components import Described, component_of
+from sdexport.export.components import ExportContext, component_of
 from sdexport.export.components.component import TRACED
 from sdexport.export.silence import quiet_loading
 from sdexport.model.shapes import Precision
@@ -42,13 +42,13 @@ def load_component(
         CheckpointError: weights are missing, or contradict the configuration.
     """
     model = load_folder(checkpoint, checkpoint.folder(component), dtype)
-    component_of(described(checkpoint), component).trim(model)
+    component_of(export_context(checkpoint), component).trim(model)
     return model
 
 
-def described(checkpoint: Checkpoint) -> Described:
-    """What a checkpoint's components are exported by."""
-    return Described(checkpoint.model, checkpoint.configs)
+def export_context(checkpoint: Checkpoint) -> ExportContext:
+    """What the components of a checkpoint are exported from."""
+    return ExportContext(checkpoint.model, checkpoint.configs)
 
 
 def load_folder(checkpoint: Checkpoint, folder: str, dtype: torch.dtype = torch.float32) -> Any:
@@ -93,18 +93,18 @@ def check_models(checkpoint: Checkpoint, components: Iterable[str]) -> None:
     Raises:
         CheckpointError: a configuration is invalid.
     """
-    of, scale = described(checkpoint), checkpoint.model.latents.scale
+    context, scale = export_context(checkpoint), checkpoint.model.latents.scale
     for component in components:
         folder = checkpoint.folder(component)
         path = checkpoint.path / folder
-        kind = component_of(of, component)
-        wanted = kind.signature(of, Precision.FP32).outputs
+        exported = component_of(context, component)
+        wanted = exported.signature(context, Precision.FP32).outputs
         with quiet_loading(), torch.inference_mode():
             try:
                 model = _create_on_meta(path, folder)
                 # A configuration can also name sizes that are too large for memory.
-                inputs = kind.inputs(of, TRACED)
-                results = kind.module(model)(*(one.to("meta") for one in inputs.values()))
+                inputs = exported.inputs(context, TRACED)
+                results = exported.module(model)(*(one.to("meta") for one in inputs.values()))
                 shapes = [tuple(one.shape) for one in _tensors(results)]
             # A model with invalid options can raise any exception.
             except Exception as error:

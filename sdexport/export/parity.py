@@ -16,7 +16,7 @@ from torch import Tensor
 from sdexport.artifacts.onnx_folder import DATA_FILE, MODEL_FILE
 from sdexport.artifacts.storage import temporary_folder
 from sdexport.errors import EngineError, ParityError
-from sdexport.export.components import Described, Example, ExportComponent
+from sdexport.export.components import Example, ExportComponent, ExportContext
 from sdexport.model.shapes import Precision
 
 TOLERANCES = {Precision.FP32: 1e-4, Precision.FP16: 2e-2, Precision.BF16: 5e-2}
@@ -68,11 +68,11 @@ class Parity:
         return asdict(self)
 
 
-def reference_cases(component: ExportComponent, model: Any, of: Described) -> list[Case]:
+def reference_cases(component: ExportComponent, model: Any, context: ExportContext) -> list[Case]:
     """The `CASES` with the outputs of diffusers' unmodified `model` in float32."""
     cases = []
     for example in CASES:
-        inputs = component.inputs(of, example)
+        inputs = component.inputs(context, example)
         with torch.inference_mode():
             answer = component.reference(model, inputs)
         cases.append(Case(inputs, {name: value.numpy() for name, value in answer.items()}))

@@ -198,7 +198,7 @@ class ReferenceModels:
         import torch
 
         from sdexport.export.components import component_of
-        from sdexport.export.loading import described
+        from sdexport.export.loading import export_context
 
         tensors = {
             name: torch.from_numpy(
@@ -208,9 +208,9 @@ class ReferenceModels:
             )
             for name, value in inputs.items()
         }
-        kind = component_of(described(self.checkpoint), component)
+        exported = component_of(export_context(self.checkpoint), component)
         with torch.inference_mode():
-            outputs = kind.reference(self._model(self.checkpoint.folder(component)), tensors)
+            outputs = exported.reference(self._model(self.checkpoint.folder(component)), tensors)
         return {name: value.numpy() for name, value in outputs.items()}
 
 

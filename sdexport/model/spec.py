@@ -47,8 +47,8 @@ class TextEncoder(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
         component: its name; `tokenizer`: the folder of its tokenizer.
         tokens: length of its input.
         width: of its output.
-        skippable_layers: layers that CLIP skip can leave out; 0 where the export has not their
-            hidden states.
+        skippable_layers: layers that CLIP skip can leave out; 0 if the export lacks the hidden
+            states.
     """
 
     component: str = "text_encoder"
@@ -79,17 +79,18 @@ class Condition(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         name: of the UNet's input in the ONNX folder, and of the denoise step's.
         per: `image`: both branches of an image share it; `branch`: each has its own.
         shape: its dimensions after (batch,) or (batch, branches).
-        neutral: the value that a slot without an image has.
+        neutral: the value with which it has no effect, whatever the others are; None where there
+            is none.
     """
 
-    name: Annotated[str, Meta(pattern="^[a-z][a-z0-9_]*$")]
+    name: Annotated[str, Meta(pattern="^[a-z][a-z0-9_]*$", max_length=64)]
     per: Literal["image", "branch"]
     shape: Annotated[tuple[Term, ...], Meta(max_length=4)] = ()
-    neutral: Factor = 0.0
+    neutral: Factor | None = None
 
 
 class ModelSpec(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What a model is.
+    """The specification of a model.
 
     Attributes:
         family: the name of the family module that made it, see `families`.
@@ -99,13 +100,28 @@ class ModelSpec(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         native_size: (width, height) in pixels of the images that it was trained for.
     """
 
-    family: str
-    components: tuple[Component, ...]
+    family: Annotated[str, Meta(pattern="^[a-z][a-z0-9_-]*$", max_length=64)]
+    components: Annotated[tuple[Component, ...], Meta(min_length=1, max_length=32)]
     text_encoders: Annotated[tuple[TextEncoder, ...], Meta(min_length=1, max_length=4)]
     latents: Latents
     guidance: Guidance = CLASSIFIER_FREE
     conditions: Annotated[tuple[Condition, ...], Meta(max_length=32)] = ()
     native_size: Size
+
+    def __post_init__(self) -> None:
+        for what, names in (
+            ("components", [one.name for one in self.components]),
+            ("conditions", [one.name for one in self.conditions]),
+            ("text_encoders", [one.component for one in self.text_encoders]),
+        ):
+            if len({*names}) != len(names):
+                raise ValueError(f"{what} must have different names, got {', '.join(names)}")
+            if any(name.endswith("\n") for name in (*names, self.family)):
+                raise ValueError(f"{what} must have names without a line's end")
+        if len({one.tokens for one in self.text_encoders}) != 1:
+            raise ValueError("text_encoders must all have inputs of one length")
+        if self.latents.scaling_factor == 0:
+            raise ValueError("latents.scaling_factor must be a number other than 0, got 0")
 
     @property
     def tokens(self) -> int:

@@ -30,7 +30,7 @@ from sdexport.model.families import family_named
 from sdexport.model.shapes import Precision
 from sdexport.pipeline.loaded_model import LoadedModel
 from sdexport.pipeline.pipeline import Pipeline
-from sdexport.pipeline.request import Bounds
+from sdexport.pipeline.request import RequestBounds
 from sdexport.pipeline.tokenizer import PromptTokenizer
 
 
@@ -47,8 +47,8 @@ def load(
 
     Args:
         path: a folder that `sdexport compile` or `sdexport build` made.
-        threads: processor threads an engine; None leaves it to the runtime. On a GPU it means
-            nothing.
+        threads: processor threads an engine; None takes the physical cores, or as many as a
+            control group allows. On a GPU it means nothing.
         check: compare every file's digest with the manifest first.
         loop: how the denoising loop runs on a GPU: `whole-loop` launches a batch's evaluations as
             one CUDA graph, `step-graph` each as one, `eager` each kernel by itself; `auto` takes
@@ -77,14 +77,14 @@ def load(
     raise AssertionError("the second time it was loaded or said why not")
 
 
-def bounds_of(bundle: Bundle) -> Bounds:
+def request_bounds(bundle: Bundle) -> RequestBounds:
     """What requests to this bundle are checked against; needs no engine."""
-    return bounds_in(bundle.manifest, bundle.scheduler_config)
+    return manifest_bounds(bundle.manifest, bundle.scheduler_config)
 
 
-def bounds_in(manifest: Manifest, scheduler_config: Mapping[str, Any]) -> Bounds:
+def manifest_bounds(manifest: Manifest, scheduler_config: Mapping[str, Any]) -> RequestBounds:
     """What requests to the bundle of a manifest are checked against."""
-    return Bounds(
+    return RequestBounds(
         model=manifest.model,
         profile=manifest.profile,
         scheduler_config=scheduler_config,
@@ -110,6 +110,9 @@ def load_model(
     check_device(target, device)
     _check_memory(manifest, target)
 
+    model = manifest.model
+    tokenizer = bundle.read(lambda _: PromptTokenizer.load(bundle.tokenizer, model.tokens))
+
     def engine(name: str) -> Engine:
         built = BuiltFor.of(manifest.builder)
         # What it takes from the disk is what was opened, also when that lies elsewhere by now.
@@ -130,11 +133,11 @@ def load_model(
         for name in ENGINES
         if name in manifest.engines
     }
-    model, sessions = manifest.model, Sessions(manifest.model, engines)
+    sessions = Sessions(model, engines)
     return LoadedModel(
-        bounds=bounds_of(bundle),
+        bounds=request_bounds(bundle),
         sessions=sessions,
-        tokenizer=bundle.read(lambda _: PromptTokenizer.load(bundle.tokenizer, model.tokens)),
+        tokenizer=tokenizer,
         about=_about(bundle),
         device=make_device(target, sessions, loop=loop, cache=bundle.runtime_cache),
         bundle=bundle,
@@ -145,7 +148,7 @@ def _check_memory(manifest: Manifest, target: Target) -> None:
     """Checks that memory suffices for the weights of the engines that are loaded at once.
 
     What is needed beside them (activations, what the runtime packs anew) is not counted, so that
-    nothing is refused that could run. A GPU says itself when its memory is too small.
+    little is refused that could run. A GPU says itself when its memory is too small.
 
     Raises:
         EngineError: the message says what is needed and what is free, in GB.
@@ -157,10 +160,10 @@ def _check_memory(manifest: Manifest, target: Target) -> None:
     needed = sum(one.parameters for one in records) * width
     free = memory.available_bytes()
     if free is not None and free < needed:
+        fewer = ", or build the bundle with --precision bf16" if width == 4 else ""
         raise EngineError(
             f"the engines' weights take {needed / 1e9:.2f} GB of memory and {free / 1e9:.2f} GB "
-            "are free; end other programs, raise the container's limit, or build the bundle with "
-            "--precision bf16"
+            f"are free; end other programs, or raise the container's limit{fewer}"
         )
 
 

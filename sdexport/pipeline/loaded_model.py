@@ -12,7 +12,7 @@ from sdexport.backends.session import Sessions
 from sdexport.backends.slots import Device, Shape
 from sdexport.model.shapes import Range
 from sdexport.model.spec import ModelSpec
-from sdexport.pipeline.request import Bounds, Request
+from sdexport.pipeline.request import Request, RequestBounds
 from sdexport.pipeline.tokenizer import PromptTokenizer
 
 
@@ -30,7 +30,7 @@ class LoadedModel:
             was made another way.
     """
 
-    bounds: Bounds
+    bounds: RequestBounds
     sessions: Sessions
     tokenizer: PromptTokenizer
     about: Mapping[str, Any]

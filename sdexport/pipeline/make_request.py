@@ -44,7 +44,7 @@ from sdexport.pipeline.images import (
 )
 from sdexport.pipeline.option_names import EARLIER, HINTS
 from sdexport.pipeline.prompts import PLAIN, SYNTAXES, WEIGHTS, parse
-from sdexport.pipeline.request import MOST_IMAGES, OUTPUT_TYPES, PIL, Bounds, Request
+from sdexport.pipeline.request import MOST_IMAGES, OUTPUT_TYPES, PIL, Request, RequestBounds
 from sdexport.sampling import (
     NOISE_SOURCES,
     SamplingPlan,
@@ -72,7 +72,7 @@ DEFAULT_STRENGTH = 0.8
 
 @explains_keywords(HINTS, EARLIER)
 def make_request(
-    bounds: Bounds,
+    bounds: RequestBounds,
     prompt: str | Sequence[str] | None = None,
     *,
     negative_prompt: str | Sequence[str] | None = None,
@@ -248,14 +248,14 @@ def _prompts(prompt: str | Sequence[str] | None) -> tuple[str, ...]:
     return prompts
 
 
-def _embeddings(value: object, name: str, bounds: Bounds, prompts: int | None) -> Floats:
+def _embeddings(value: object, name: str, bounds: RequestBounds, prompts: int | None) -> Floats:
     return embeddings_of(
         value, name, prompts, bounds.model.tokens, bounds.model.embedding_dim, MAX_PIECES
     )
 
 
 def _negative_embeds(
-    text: object, value: object, bounds: Bounds, prompts: Sequence[str]
+    text: object, value: object, bounds: RequestBounds, prompts: Sequence[str]
 ) -> Floats | None:
     if value is None:
         return None
@@ -284,7 +284,7 @@ def _digest(*given: Floats | Sequence[Source] | None) -> str:
     return found.hexdigest() if any(one is not None and len(one) for one in given) else ""
 
 
-def _model_options(given: object, model: ModelSpec) -> dict[str, Any]:
+def _model_options(given: object, model: ModelSpec) -> tuple[tuple[str, Any], ...]:
     """All options of the model's family: what was given, checked, or the default."""
     options = family_named(model.family).options
     found = {} if given is None else given
@@ -298,9 +298,10 @@ def _model_options(given: object, model: ModelSpec) -> dict[str, Any]:
                 f"model_options has {shown(name)}, which the family {model.family} does not "
                 f"know{guess} it knows: {', '.join(known) or 'none'}"
             )
-    return {
-        one.name: one.read(found[one.name]) if one.name in found else one.default for one in options
-    }
+    return tuple(
+        (one.name, one.read(found[one.name]) if one.name in found else one.default)
+        for one in options
+    )
 
 
 def _repeated(embeds: Floats | None, times: int) -> Floats | None:
@@ -321,7 +322,7 @@ def _own_levels(timesteps: object, sigmas: object) -> dict[str, tuple[float, ...
 
 
 def _plan(
-    bounds: Bounds,
+    bounds: RequestBounds,
     sampler: object,
     steps: int | None,
     strength: float,
@@ -358,7 +359,7 @@ def _images(
     image: ImageLike | Sequence[ImageLike] | None,
     mask: ImageLike | Sequence[ImageLike] | None,
     strength: float | None,
-    bounds: Bounds,
+    bounds: RequestBounds,
     prompts: int,
 ) -> tuple[list[Image.Image], list[Image.Image]]:
     """The request's images and masks, one a prompt each, or none."""
@@ -389,7 +390,7 @@ def _opened(value: ImageLike | Sequence[ImageLike], what: str, prompts: int) -> 
 
 
 def _check_size(
-    bounds: Bounds, width: int, height: int, images: Sequence[Image.Image], fit: str
+    bounds: RequestBounds, width: int, height: int, images: Sequence[Image.Image], fit: str
 ) -> None:
     """Refuses a size that the bundle does not serve; of an image, with what can be done."""
     multiple = pixel_multiple(bounds.model.latents.scale)
@@ -420,7 +421,7 @@ def _strength(value: object, images: Sequence[object], masks: Sequence[object]) 
     return number
 
 
-def _interval(value: object, bounds: Bounds) -> tuple[float, float]:
+def _interval(value: object, bounds: RequestBounds) -> tuple[float, float]:
     given = sequence_of(value)
     shares = [number_of(share) for share in given] if given and len(given) == 2 else []
     if len(shares) != 2 or None in shares or not 0 <= shares[0] <= shares[1] <= 1:  # type: ignore[operator]  # None is ruled out before
@@ -437,7 +438,7 @@ def _interval(value: object, bounds: Bounds) -> tuple[float, float]:
     return interval
 
 
-def _clip_skip(value: object, bounds: Bounds) -> int:
+def _clip_skip(value: object, bounds: RequestBounds) -> int:
     number = index_of(value)
     if number is None or number < 0:
         raise UsageError(

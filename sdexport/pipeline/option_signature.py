@@ -6,14 +6,14 @@ import functools
 import inspect
 import re
 from collections.abc import Callable
-from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
+from typing import Concatenate, ParamSpec, Protocol, TypeVar
 
 from sdexport.keywords import explains_keywords
 from sdexport.model.families import family_named
 from sdexport.pipeline.loaded_model import LoadedModel
 from sdexport.pipeline.make_request import make_request
 from sdexport.pipeline.option_names import EARLIER, HINTS
-from sdexport.pipeline.request import Bounds, Request
+from sdexport.pipeline.request import Request, RequestBounds
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -29,7 +29,7 @@ A = TypeVar("A", bound=Asked)
 
 
 def _taking(
-    make: Callable[Concatenate[Bounds, P], Request],
+    make: Callable[Concatenate[RequestBounds, P], Request],
 ) -> Callable[[Callable[[A, Request], R]], Callable[Concatenate[A, P], R]]:
     """Gives a method of a request the options of `make` instead, with their documentation.
 
@@ -71,15 +71,20 @@ def _with_model_options(
     method: Callable[Concatenate[A, P], R],
 ) -> Callable[Concatenate[A, P], R]:
     """A method that also takes the options of the model's family by their own names."""
+    general = frozenset(inspect.signature(method).parameters)
 
     @functools.wraps(method)
     def called(self: A, /, *args: P.args, **kwargs: P.kwargs) -> R:
         names = {one.name for one in family_named(self.loaded.bounds.model.family).options}
-        own = names.intersection(kwargs)
+        # A name that every request has means that one; the other is given in `model_options`.
+        own = names.intersection(kwargs) - general
         if own:
-            given: dict[str, Any] = {name: kwargs.pop(name) for name in own}
-            before: Any = kwargs.get("model_options") or {}
-            kwargs["model_options"] = {**before, **given}
+            if kwargs.get("model_options") is not None:
+                raise TypeError(
+                    f"{method.__qualname__}() got {min(own)!r} beside 'model_options'; give it in "
+                    "'model_options' too"
+                )
+            kwargs["model_options"] = {name: kwargs.pop(name) for name in own}
         return method(self, *args, **kwargs)
 
     return called

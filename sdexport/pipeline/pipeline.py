@@ -156,6 +156,11 @@ class Pipeline:
         check_process(self._process)
         if self._pool.closed:
             raise UsageError(CLOSED_MESSAGE)
+        if request.model != self.loaded.model:
+            raise UsageError(
+                f"the request must be one of this pipeline's, got one of a {request.model.family} "
+                "model with other sizes; make it with this pipeline's `request`"
+            )
         self.loaded.bounds.profile.serving(height=request.height, width=request.width)
 
     def _steps(self, request: Request, watched: bool) -> Generator[Step]:

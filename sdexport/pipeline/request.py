@@ -32,7 +32,7 @@ OUTPUT_TYPES = (PIL, NUMPY, LATENT)
 
 
 @dataclass(frozen=True, slots=True)
-class Bounds:
+class RequestBounds:
     """What requests are checked against.
 
     Attributes:
@@ -75,7 +75,7 @@ class Request:
         prompt_embeds, negative_prompt_embeds: (images, tokens, dim) float32, in the place of the
             texts, which are empty then; None takes the texts.
         digest: of the arrays and images that were given, by which requests are told apart.
-        model_options: options of the model's family, all of them, by name.
+        model_options: (name, value) of every option of the model's family.
         output_type: what the result's images are, one of `OUTPUT_TYPES`.
     """
 
@@ -105,7 +105,7 @@ class Request:
     negative_prompt_embeds: Floats | None = field(default=None, repr=False, compare=False)
     digest: str = field(default="", repr=False)
     output_type: str = PIL
-    model_options: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    model_options: tuple[tuple[str, Any], ...] = ()
     notes: tuple[str, ...] = ()
 
     @property

@@ -101,15 +101,22 @@ def _conditions(model: ModelSpec, request: Request) -> dict[str, Floats]:
         return {}
     scale = model.latents.scale
     sides = {"height": request.height // scale, "width": request.width // scale}
-    inputs = ConditionInputs(request.width, request.height, request.model_options)
+    inputs = ConditionInputs(request.width, request.height, dict(request.model_options))
     given = family_named(model.family).conditions(inputs)
+    names = [one.name for one in model.conditions]
+    if set(given) != set(names):
+        raise ValueError(f"{model.family} must give the conditions {names}, got {list(given)}")
     found = {}
     for one in model.conditions:
         value: Floats = np.asarray(given[one.name], np.float32)
+        if not np.isfinite(value).all():
+            raise ValueError(f"{one.name} of {model.family} must be finite")
         shape = tuple(n if isinstance(n, int) else sides[n] for n in one.shape)
         wanted = (2, *shape) if one.per == BRANCH else shape
         if value.shape != wanted:
-            raise ValueError(f"{one.name} must have the shape {wanted}, got {value.shape}")
+            raise ValueError(
+                f"{one.name} of {model.family} must have the shape {wanted}, got {value.shape}"
+            )
         found[one.name] = value[-request.branches :] if one.per == BRANCH else value
     return found
 

@@ -143,19 +143,18 @@ def test_room_on_the_disk_of_what_is_not_there_yet(tmp_path: Path) -> None:
     )
 
 
-def test_memory_that_can_be_taken(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_memory_that_can_be_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What control groups leave is in `tests/test_cgroups.py`."""
     from sdexport import memory
 
     free = memory.available_bytes()
     assert free is None or 0 < free < 1 << 50
     files = {"meminfo": "MemTotal: 9 kB\nMemAvailable:  1000 kB\n"}
-    files |= {"memory.max": "900000", "memory.current": "500000"}
-    files |= {"memory.stat": "anon 1\ninactive_file 100000\n"}
     monkeypatch.setattr(Path, "read_text", lambda path, **kinds: files[path.name])
-    # What a control group leaves: its limit, less what is used and not given back on demand.
-    assert memory.available_bytes() == 500_000
-    files["memory.max"] = "max\n"
+    monkeypatch.setattr(memory.cgroups, "memory_left", lambda: None)
     assert memory.available_bytes() == 1_024_000
+    monkeypatch.setattr(memory.cgroups, "memory_left", lambda: 500_000)
+    assert memory.available_bytes() == 500_000
     files["meminfo"] = "nothing known\n"
     assert memory.available_bytes() is None
 

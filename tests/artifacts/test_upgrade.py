@@ -151,6 +151,21 @@ def test_an_earlier_format_is_checked_all_the_same(old: Path, parity: object) ->
         upgrade(old)
 
 
+@pytest.mark.parametrize("embeds", ["yes", 1, None])
+def test_an_earlier_field_of_the_model_is_checked(old: Path, embeds: object) -> None:
+    value = json.loads((old / "bundle.json").read_text())
+    written(old, value | {"embedded_guidance": embeds})
+    with pytest.raises(DocumentError, match="embedded_guidance must be true or false, got"):
+        upgrade(old)
+
+
+def test_the_family_of_an_earlier_bundle_follows_from_its_texts(old: Path) -> None:
+    assert bundles.open_bundle(old, check=False).manifest.model.family == "sd1"
+    value = json.loads((old / "bundle.json").read_text())
+    written(old, value | {"embedding_dim": 1024})
+    assert bundles.open_bundle(old, check=False).manifest.model.family == "sd2"
+
+
 def test_a_damaged_bundle_is_not_upgraded(old: Path) -> None:
     file = old / "vae_decoder" / "engine.onnx"
     file.write_bytes(b"X" + file.read_bytes()[1:])

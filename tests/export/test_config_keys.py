@@ -16,7 +16,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from sdexport.errors import CheckpointError
 from sdexport.export import config_keys, export_checkpoint, open_checkpoint
-from sdexport.export.components import Described, Example, component_of
+from sdexport.export.components import Example, ExportContext, component_of
 from sdexport.export.config_keys import ACCEPTED, BOOKKEEPING, READ, TRACED
 from sdexport.model.configs import TextConfig, UNetConfig, VaeConfig
 from sdexport.model.families import Configs, spec_of
@@ -178,7 +178,7 @@ BLOCKS = [
 ]
 
 
-def model_and_description(part: str, changes: Change) -> tuple[Any, Described]:
+def model_and_description(part: str, changes: Change) -> tuple[Any, ExportContext]:
     unet, vae, text = TINY_UNET, TINY_VAE, TINY_TEXT
     torch.manual_seed(7)
     if part == "unet":
@@ -198,7 +198,7 @@ def model_and_description(part: str, changes: Change) -> tuple[Any, Described]:
         tokens=77,
         skippable_layers=text["num_hidden_layers"],
     )
-    return model.eval(), Described(spec_of(configs), configs)
+    return model.eval(), ExportContext(spec_of(configs), configs)
 
 
 @torch.inference_mode()

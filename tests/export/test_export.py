@@ -366,10 +366,10 @@ class TestWriting:
         """The comparison notices other weights, and values that are no numbers."""
         from sdexport.export import open_checkpoint, parity
         from sdexport.export.components import component_of
-        from sdexport.export.loading import described, load_component
+        from sdexport.export.loading import export_context, load_component
 
         checkpoint = open_checkpoint(tiny_checkpoint)
-        model, of = load_component(checkpoint, "vae_decoder"), described(checkpoint)
+        model, of = load_component(checkpoint, "vae_decoder"), export_context(checkpoint)
         cases = parity.reference_cases(component_of(of, "vae_decoder"), model, of)
         folder = tiny_onnx / "vae_decoder"
         assert parity.compare("vae_decoder", folder, cases, Precision.FP32, 1).rel_rms < 1e-4

@@ -13,6 +13,8 @@ from sdexport.model.spec import Condition, ModelSpec
 from sdexport.model.step import Role, step_contract
 from tests.specs import make_spec
 
+SIZE = Condition(name="size", per="image")
+
 
 def configs(*, activation: str = "quick_gelu", guidance: int | None = None) -> Configs:
     return Configs(
@@ -79,3 +81,36 @@ def test_guidance_embedding_is_a_row_of_the_contract() -> None:
     names = [one.name for one in step_contract(make_spec(embeds_guidance=True))]
     assert "embedded_guidance" in names
     assert "embedded_guidance" not in [one.name for one in step_contract(make_spec())]
+
+
+def test_the_packages_own_cannot_be_removed() -> None:
+    from sdexport.export import components
+
+    with pytest.raises(UsageError, match="a family that was registered must be given, got 'sd1'"):
+        families.unregister("sd1")
+    with pytest.raises(UsageError, match="a kind that was registered must be given, got 'unet'"):
+        components.unregister("unet")
+
+
+def test_a_family_names_its_own_specification() -> None:
+    families.register(Family("mine", "Mine", lambda configs: True, sd1.spec))
+    try:
+        with pytest.raises(ValueError, match="the family mine gave a specification of sd1"):
+            families.spec_of(configs())
+    finally:
+        families.unregister("mine")
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"conditions": (SIZE, SIZE)}, "conditions must have different names, got size, size"),
+        ({"family": ""}, "family"),
+        ({"components": ()}, "components"),
+        ({"latents": msgspec.structs.replace(make_spec().latents, scaling_factor=0.0)}, "0"),
+    ],
+)
+def test_what_no_model_is_is_refused(changes: dict[str, object], said: str) -> None:
+    value = msgspec.to_builtins(make_spec()) | msgspec.to_builtins(changes)
+    with pytest.raises(msgspec.ValidationError, match=said):
+        msgspec.convert(value, ModelSpec)

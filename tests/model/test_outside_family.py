@@ -7,7 +7,7 @@ functions of its one option, `strength_of_tint`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -72,7 +72,7 @@ FAMILY = Family(
     "Tinted",
     detect,
     spec,
-    options=(Option("strength_of_tint", strength, 0.0, "0 is the plain model"),),
+    options=(Option("strength_of_tint", strength, 0.5, "0 is the plain model; 0.5"),),
     conditions=conditions,
 )
 
@@ -232,7 +232,7 @@ def test_the_conditions_alone_move_the_image(bundle: Path) -> None:
                     "red apple", num_inference_steps=4, seed=3, model_options=options
                 ).images[0]
             ).astype(int)
-            for options in (None, {"strength_of_tint": 2})
+            for options in ({"strength_of_tint": 0}, {"strength_of_tint": 2})
         )
         alone = pipeline.generate(
             "red apple", num_inference_steps=4, guidance_scale=1, seed=3, model_options=None
@@ -269,6 +269,28 @@ def test_wrong_options_are_named(bundle: Path) -> None:
             pipeline.generate("x", model_options={"strenght_of_tint": 1})
         with pytest.raises(TypeError, match="strenght"):
             pipeline.generate("x", strenght_of_tint=1)  # type: ignore[call-arg]  # misspelled
+
+
+def test_an_option_has_one_value(bundle: Path) -> None:
+    with sdexport.load(bundle) as pipeline:
+        options: dict[str, Any] = {"strength_of_tint": 1, "model_options": {"strength_of_tint": 2}}
+        with pytest.raises(TypeError, match="got 'strength_of_tint' beside 'model_options'"):
+            pipeline.request("x", **options)
+        with pytest.raises(UsageError, match="model_options must be a mapping"):
+            pipeline.request("x", model_options=5)  # type: ignore[arg-type]  # wrong on purpose
+        request = pipeline.request("x", strength_of_tint=1)  # type: ignore[call-arg]  # its own
+        assert request.model_options == (("strength_of_tint", 1.0),)
+        assert hash(request) is not None
+
+
+def test_a_request_of_another_model_is_refused(
+    bundle: Path, tiny_bundle: Callable[[str], Path]
+) -> None:
+    with sdexport.load(bundle) as one, sdexport.load(tiny_bundle("onnxruntime-cpu")) as other:
+        with pytest.raises(UsageError, match="must be one of this pipeline's, got one of a sd1"):
+            list(one.steps(other.request("x", num_inference_steps=1)))
+        with pytest.raises(UsageError, match="must be one of this pipeline's, got one of a tinted"):
+            other.generate_batch([one.request("x", num_inference_steps=1)])
 
 
 def test_a_bundle_whose_family_is_not_registered_says_so(bundle: Path) -> None:

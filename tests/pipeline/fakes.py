@@ -13,7 +13,7 @@ from sdexport.backends.session import Sessions
 from sdexport.errors import EngineError
 from sdexport.model.shapes import Profile, Range, TensorSpec
 from sdexport.pipeline.loaded_model import LoadedModel
-from sdexport.pipeline.request import Bounds
+from sdexport.pipeline.request import RequestBounds
 from sdexport.pipeline.tokenizer import PromptTokenizer
 from sdexport.sampling import STATE_SLOTS
 from tests.specs import make_spec
@@ -215,7 +215,7 @@ class Fakes:
             "takes_images": "vae_encoder" in engines,
         }
         return LoadedModel(
-            Bounds(**(values | bounds)),
+            RequestBounds(**(values | bounds)),
             Sessions(spec, engines),
             tokenizer,
             about={"model": "fake", "precision": "bf16", "sdexport": "0.0"} | dict(about or {}),

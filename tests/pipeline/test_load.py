@@ -93,7 +93,7 @@ def test_the_manifest_decides(bundle: Path, asked: list[tuple[Any, ...]]) -> Non
 
 
 def test_a_request_is_made_before_the_engines(bundle: Path, asked: list[tuple[Any, ...]]) -> None:
-    bounds = loading.bounds_of(bundles.open_bundle(bundle))
+    bounds = loading.request_bounds(bundles.open_bundle(bundle))
     request = make_request(bounds, "apple", num_inference_steps=1, seed=4)
     with pytest.raises(UsageError, match="width 72"):
         make_request(bounds, "apple", width=72, height=32)

@@ -11,12 +11,12 @@ from sdexport.errors import UsageError
 from sdexport.model.shapes import Profile, Range
 from sdexport.pipeline.checks import size_of
 from sdexport.pipeline.make_request import make_request
-from sdexport.pipeline.request import Bounds, Request
+from sdexport.pipeline.request import Request, RequestBounds
 from tests.pipeline.fakes import SCHEDULER
 from tests.sizes import sides
 from tests.specs import make_spec
 
-BOUNDS = Bounds(
+BOUNDS = RequestBounds(
     make_spec(),
     Profile(Range(1, 1, 2), Range(256, 512, 768), Range(256, 512, 1024)),
     SCHEDULER,

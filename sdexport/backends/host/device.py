@@ -77,8 +77,8 @@ def physical_cores() -> int:
 def default_threads() -> int:
     """Threads of an engine where nobody says: the physical cores, or what a control group allows.
 
-    More threads than the allowed processors' worth of time are stopped by the system in the middle
-    of a computation, so that the others wait for them.
+    With many more threads than the allowed processors' worth of time, the system stops them all for
+    most of each period. A part of a processor counts as one: with fewer threads it would be lost.
     """
     allowed = cgroups.processors()
     cores = physical_cores()

@@ -18,8 +18,8 @@ DTYPE_NAMES = {Precision.FP32: "float32", Precision.FP16: "float16", Precision.B
 
 
 @dataclass(frozen=True, slots=True)
-class Described:
-    """A model's specification, and the configurations that it was made from."""
+class ExportContext:
+    """What a component is exported from: the model's specification, and its configurations."""
 
     model: ModelSpec
     configs: Configs
@@ -68,13 +68,13 @@ class ExportComponent:
 
     trim: Callable[[Any], None]
     module: Callable[[Any], nn.Module]
-    signature: Callable[[Described, Precision], Signature]
-    dynamic: Callable[[Described], dict[str, dict[int, Any]]]
-    inputs: Callable[[Described, Example], dict[str, Tensor]]
+    signature: Callable[[ExportContext, Precision], Signature]
+    dynamic: Callable[[ExportContext], dict[str, dict[int, Any]]]
+    inputs: Callable[[ExportContext, Example], dict[str, Tensor]]
     reference: Callable[[Any, Mapping[str, Tensor]], dict[str, Tensor]]
 
 
-def whole(model: Any) -> None:
+def trim_nothing(model: Any) -> None:
     """A `trim` that leaves the model as it is."""
 
 

@@ -11,10 +11,10 @@ from torch.export import Dim
 
 from sdexport.export.components.component import (
     DTYPE_NAMES,
-    Described,
     Example,
     ExportComponent,
-    whole,
+    ExportContext,
+    trim_nothing,
 )
 from sdexport.export.onnx_export import Signature
 from sdexport.model.shapes import Precision, TensorSpec
@@ -39,8 +39,8 @@ class TextEncoder(nn.Module):
         return output.last_hidden_state, output.pooler_output, *output.hidden_states
 
 
-def _signature(of: Described, precision: Precision) -> Signature:
-    (encoder,), real = of.model.text_encoders, DTYPE_NAMES[precision]
+def _signature(context: ExportContext, precision: Precision) -> Signature:
+    (encoder,), real = context.model.text_encoders, DTYPE_NAMES[precision]
     text = ("batch", encoder.tokens, encoder.width)
     return Signature(
         (TensorSpec("input_ids", "int64", ("batch", encoder.tokens)),),
@@ -49,18 +49,18 @@ def _signature(of: Described, precision: Precision) -> Signature:
             TensorSpec("pooler_output", real, ("batch", encoder.width)),
             *(
                 TensorSpec(hidden_state(layer), real, text)
-                for layer in range(of.configs.text_encoder.num_hidden_layers + 1)
+                for layer in range(context.configs.text_encoder.num_hidden_layers + 1)
             ),
         ),
     )
 
 
-def _dynamic(of: Described) -> dict[str, dict[int, Any]]:
+def _dynamic(context: ExportContext) -> dict[str, dict[int, Any]]:
     return {"input_ids": {0: Dim.DYNAMIC}}
 
 
-def _inputs(of: Described, example: Example) -> dict[str, Tensor]:
-    (encoder,), vocabulary = of.model.text_encoders, of.configs.text_encoder.vocab_size
+def _inputs(context: ExportContext, example: Example) -> dict[str, Tensor]:
+    (encoder,), vocabulary = context.model.text_encoders, context.configs.text_encoder.vocab_size
     shape = (example.batch, encoder.tokens)
     ids = torch.randint(0, vocabulary, shape, generator=example.generator)
     # A prompt ends with the last token id, at which the pooled output is taken.
@@ -78,7 +78,7 @@ def _reference(model: Any, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 TEXT_ENCODER = ExportComponent(
-    trim=whole,
+    trim=trim_nothing,
     module=TextEncoder,
     signature=_signature,
     dynamic=_dynamic,

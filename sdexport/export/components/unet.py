@@ -17,11 +17,11 @@ from torch.export import Dim
 
 from sdexport.export.components.component import (
     DTYPE_NAMES,
-    Described,
     Example,
     ExportComponent,
+    ExportContext,
     normal,
-    whole,
+    trim_nothing,
 )
 from sdexport.export.components.layers import attended, prepare
 from sdexport.export.onnx_export import Signature
@@ -80,25 +80,25 @@ class Unet(nn.Module):
         return result
 
 
-def signature(of: Described, precision: Precision) -> Signature:
+def signature(context: ExportContext, precision: Precision) -> Signature:
     """Inputs and outputs of the UNet."""
-    real, width = DTYPE_NAMES[precision], of.configs.unet.time_cond_proj_dim
-    latent = ("batch", of.model.latents.channels, "height", "width")
+    real, width = DTYPE_NAMES[precision], context.configs.unet.time_cond_proj_dim
+    latent = ("batch", context.model.latents.channels, "height", "width")
     # A dynamic number of tokens: a long prompt is several pieces in sequence.
-    context = ("batch", "tokens", of.model.embedding_dim)
+    texts = ("batch", "tokens", context.model.embedding_dim)
     guidance = [] if width is None else [TensorSpec("timestep_cond", real, ("batch", width))]
     return Signature(
         (
             TensorSpec("sample", real, latent),
             TensorSpec("timestep", "float32", ("steps",)),
-            TensorSpec("encoder_hidden_states", real, context),
+            TensorSpec("encoder_hidden_states", real, texts),
             *guidance,
         ),
         (TensorSpec("out_sample", real, latent),),
     )
 
 
-def dynamic(of: Described) -> dict[str, dict[int, Any]]:
+def dynamic(context: ExportContext) -> dict[str, dict[int, Any]]:
     """Its dynamic dimensions.
 
     The timestep is traced with one element and declared with `steps`: the graph expands it to the
@@ -109,13 +109,13 @@ def dynamic(of: Described) -> dict[str, dict[int, Any]]:
         "timestep": {},
         "encoder_hidden_states": {0: Dim.DYNAMIC, 1: Dim.DYNAMIC},
     }
-    embeds = of.configs.unet.time_cond_proj_dim is not None
+    embeds = context.configs.unet.time_cond_proj_dim is not None
     return inputs | ({"timestep_cond": {0: Dim.DYNAMIC}} if embeds else {})
 
 
-def random_inputs(of: Described, example: Example) -> dict[str, Tensor]:
+def random_inputs(context: ExportContext, example: Example) -> dict[str, Tensor]:
     """Random latents, timesteps and text embeddings."""
-    generator, batch, model = example.generator, example.batch, of.model
+    generator, batch, model = example.generator, example.batch, context.model
     inputs = {
         "sample": normal(generator, batch, model.latents.channels, example.height, example.width),
         "timestep": torch.linspace(981.0, 1.0, example.steps),
@@ -123,8 +123,8 @@ def random_inputs(of: Described, example: Example) -> dict[str, Tensor]:
             generator, batch, example.texts * model.tokens, model.embedding_dim
         ),
     }
-    if of.configs.unet.time_cond_proj_dim is not None:
-        inputs["timestep_cond"] = normal(generator, batch, of.configs.unet.time_cond_proj_dim)
+    if context.configs.unet.time_cond_proj_dim is not None:
+        inputs["timestep_cond"] = normal(generator, batch, context.configs.unet.time_cond_proj_dim)
     return inputs
 
 
@@ -140,7 +140,7 @@ def reference(model: Any, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 UNET = ExportComponent(
-    trim=whole,
+    trim=trim_nothing,
     module=Unet,
     signature=signature,
     dynamic=dynamic,

@@ -10,9 +10,9 @@ from torch.export import Dim
 
 from sdexport.export.components.component import (
     DTYPE_NAMES,
-    Described,
     Example,
     ExportComponent,
+    ExportContext,
     normal,
 )
 from sdexport.export.components.layers import prepare
@@ -39,8 +39,8 @@ def _trim(model: Any) -> None:
     model.encoder = model.quant_conv = None
 
 
-def _signature(of: Described, precision: Precision) -> Signature:
-    latents, real = of.model.latents, DTYPE_NAMES[precision]
+def _signature(context: ExportContext, precision: Precision) -> Signature:
+    latents, real = context.model.latents, DTYPE_NAMES[precision]
     pixels = ("batch", 3, f"{latents.scale}*height", f"{latents.scale}*width")
     latent = ("batch", latents.channels, "height", "width")
     return Signature(
@@ -49,12 +49,12 @@ def _signature(of: Described, precision: Precision) -> Signature:
     )
 
 
-def _dynamic(of: Described) -> dict[str, dict[int, Any]]:
+def _dynamic(context: ExportContext) -> dict[str, dict[int, Any]]:
     return {"latent_sample": {0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC}}
 
 
-def _inputs(of: Described, example: Example) -> dict[str, Tensor]:
-    latents = of.model.latents
+def _inputs(context: ExportContext, example: Example) -> dict[str, Tensor]:
+    latents = context.model.latents
     shape = (example.batch, latents.channels, example.height, example.width)
     return {"latent_sample": normal(example.generator, *shape)}
 

@@ -11,9 +11,9 @@ from torch.export import Dim
 
 from sdexport.export.components.component import (
     DTYPE_NAMES,
-    Described,
     Example,
     ExportComponent,
+    ExportContext,
 )
 from sdexport.export.components.layers import prepare
 from sdexport.export.onnx_export import Signature
@@ -39,8 +39,8 @@ def _trim(model: Any) -> None:
     model.decoder = model.post_quant_conv = None
 
 
-def _signature(of: Described, precision: Precision) -> Signature:
-    latents, real = of.model.latents, DTYPE_NAMES[precision]
+def _signature(context: ExportContext, precision: Precision) -> Signature:
+    latents, real = context.model.latents, DTYPE_NAMES[precision]
     pixels = ("batch", 3, f"{latents.scale}*height", f"{latents.scale}*width")
     parameters = ("batch", 2 * latents.channels, "height", "width")
     return Signature(
@@ -49,14 +49,14 @@ def _signature(of: Described, precision: Precision) -> Signature:
     )
 
 
-def _dynamic(of: Described) -> dict[str, dict[int, Any]]:
-    scale = of.model.latents.scale
+def _dynamic(context: ExportContext) -> dict[str, dict[int, Any]]:
+    scale = context.model.latents.scale
     height, width = scale * Dim("height"), scale * Dim("width")
     return {"sample": {0: Dim("batch"), 2: height, 3: width}}
 
 
-def _inputs(of: Described, example: Example) -> dict[str, Tensor]:
-    latents = of.model.latents
+def _inputs(context: ExportContext, example: Example) -> dict[str, Tensor]:
+    latents = context.model.latents
     shape = (example.batch, 3, example.height * latents.scale, example.width * latents.scale)
     return {"sample": torch.rand(*shape, generator=example.generator) * 2 - 1}
 

@@ -6,7 +6,7 @@ the package's own.
 
 from __future__ import annotations
 
-from sdexport.errors import UsageError
+from sdexport.errors import UsageError, shown
 from sdexport.model.families import sd1, sd2
 from sdexport.model.families.family import ConditionInputs, Configs, Family, Option
 from sdexport.model.spec import ModelSpec
@@ -23,23 +23,27 @@ __all__ = [
 ]
 
 # The first that detects configurations takes them: what is like sd1 but for a little comes before.
-_FAMILIES = [sd2.FAMILY, sd1.FAMILY]
+_OWN = (sd2.FAMILY, sd1.FAMILY)
+_FAMILIES = [*_OWN]
 
 
 def register(family: Family) -> None:
-    """Adds a family, before those that are there.
+    """Adds a family, which is asked before those that are there.
 
     Raises:
         UsageError: there is one of that name.
     """
     if any(one.name == family.name for one in _FAMILIES):
-        raise UsageError(f"a family's name must be new, got {family.name!r}; choose another name")
+        raise UsageError(f"a family's name must be new, got {shown(family.name)}; choose another")
     _FAMILIES.insert(0, family)
 
 
 def unregister(name: str) -> None:
-    """Removes a family that `register` added."""
-    _FAMILIES.remove(family_named(name))
+    """Removes a family that `register` added; raises UsageError if it added none of that name."""
+    found = family_named(name)
+    if found in _OWN:
+        raise UsageError(f"a family that was registered must be given, got {shown(name)}")
+    _FAMILIES.remove(found)
 
 
 def family_named(name: str) -> Family:
@@ -53,11 +57,18 @@ def family_named(name: str) -> Family:
             return family
     known = ", ".join(sorted(family.name for family in _FAMILIES))
     raise UsageError(
-        f"the family {name!r} is not known here, which has {known}; import the module that "
-        "registers it first, or install a newer sdexport"
+        f"the family {shown(name)} is not known here, which has {known}; import the module that "
+        "registers it before the bundle is loaded, or install a newer sdexport"
     )
 
 
 def spec_of(configs: Configs) -> ModelSpec:
-    """What the model of these configurations is, said by the first family that detects it."""
-    return next(family for family in _FAMILIES if family.detect(configs)).spec(configs)
+    """The specification of the model of these configurations, by the first family that detects it.
+
+    Raises `ValueError` where that family gives the specification another family's name.
+    """
+    family = next(family for family in _FAMILIES if family.detect(configs))
+    found = family.spec(configs)
+    if found.family != family.name:
+        raise ValueError(f"the family {family.name} gave a specification of {found.family}")
+    return found
