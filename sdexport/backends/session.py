@@ -73,7 +73,7 @@ class Engine(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Sessions:
-    """A model's engines, loaded, and what the model is.
+    """A model's engines, loaded, and the model's specification.
 
     Attributes:
         engines: by name. Always there are

@@ -17,17 +17,13 @@ from numpy.typing import NDArray
 from sdexport.backends.session import Sessions
 from sdexport.errors import EngineError
 from sdexport.model.step import (
-    BATCH,
-    BRANCHES,
-    COLUMNS,
-    HEIGHT,
-    SLOTS,
     TEXT_EMBEDDINGS,
-    TOKENS,
-    WIDTH,
+    TEXT_PROJECTION,
+    TIME_PROJECTION,
     Role,
     StepTensor,
     step_contract,
+    step_sizes,
 )
 
 Floats = NDArray[np.float32]
@@ -229,7 +225,14 @@ def text_shapes(sessions: Sessions, shape: Shape) -> dict[str, tuple[int, ...]]:
 
 def step_shapes(sessions: Sessions, shape: Shape) -> dict[str, tuple[int, ...]]:
     """The shapes of those tensors of the denoise step that the engine has."""
-    sizes = _sizes(sessions, shape)
+    sizes = step_sizes(
+        batch=shape.batch,
+        branches=shape.branches,
+        slots=sessions.state_slots,
+        height=shape.height,
+        width=shape.width,
+        tokens=shape.tokens,
+    )
     shapes = {one.name: one.resolved(sizes) for one in step_contract(sessions.model)}
     found: dict[str, tuple[int, ...]] = {}
     step = sessions["denoise_step"]
@@ -242,20 +245,6 @@ def step_shapes(sessions: Sessions, shape: Shape) -> dict[str, tuple[int, ...]]:
             rows = shape.batch * shape.branches
             found[spec.name] = (rows, *_with_tokens(spec.shape[1:], shape.tokens))
     return found
-
-
-def _sizes(sessions: Sessions, shape: Shape) -> dict[str, int]:
-    """The terms of the step contract for a call of `shape`."""
-    slots = sessions.state_slots
-    return {
-        BATCH: shape.batch,
-        BRANCHES: shape.branches,
-        SLOTS: slots,
-        COLUMNS: slots + 2,
-        HEIGHT: shape.height,
-        WIDTH: shape.width,
-        TOKENS: shape.tokens,
-    }
 
 
 def _with_tokens(lengths: tuple[int | str, ...], tokens: int) -> tuple[int, ...]:
@@ -289,10 +278,6 @@ def encoder_shapes(sessions: Sessions, shape: Shape) -> dict[str, tuple[int, ...
     parameters = (shape.batch, 2 * latents.channels, shape.height, shape.width)
     return {"sample": (shape.batch, 3, height, width), "latent_parameters": parameters}
 
-
-TIME_PROJECTION, TEXT_PROJECTION = "time_projection", "text_projection_"
-"""The denoise step's input that the time projection computes, and the prefix of those that the text
-projection computes."""
 
 LOOP_ROLES = (Role.STATE, Role.TEXT, Role.OUTPUT)
 """Of the tensors that are not in `BatchInputs.tables` or `.constants`; nor is the noise."""

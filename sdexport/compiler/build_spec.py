@@ -41,7 +41,7 @@ class BuildSpec:
         choice: target, precision and builder options.
         profile: the shapes to serve.
         guidance: the default guidance scale.
-        model: what the model is.
+        model: the model's specification.
         fingerprints: the fingerprint of each engine that can be built.
         plain: the files of tokenizer and scheduler that are copied: content by path.
     """
@@ -90,7 +90,7 @@ def fingerprints_of(
         sources: everything that determines a component's graph, by component: digests and export.
         choice: target, precision and builder options.
         profile: the shapes to serve.
-        model: what the model is; shapes of several components' inputs follow from it.
+        model: the model's specification; shapes of several components' inputs follow from it.
         plain: the files that the bundle copies. The half-precision check uses the whole model, so
             that they can change which values it keeps in float32.
     """

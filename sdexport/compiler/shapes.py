@@ -7,21 +7,19 @@ import onnx
 from sdexport.backends.build_request import ShapeRange
 from sdexport.graph.proto import dimensions as dimensions_of
 from sdexport.graph.skeleton import Call
-from sdexport.graph.split_unet import ROWS, TEXT_PROJECTION, TIME_PROJECTION
+from sdexport.graph.split_unet import ROWS
 from sdexport.model.shapes import MAX_PIECES, Profile
 from sdexport.model.spec import ModelSpec
 from sdexport.model.step import (
     BATCH,
-    BRANCHES,
-    COLUMNS,
     EMBEDDED_GUIDANCE,
-    HEIGHT,
-    SLOTS,
     TEXT_EMBEDDINGS,
+    TEXT_PROJECTION,
+    TIME_PROJECTION,
     TOKENS,
-    WIDTH,
     Role,
     step_contract,
+    step_sizes,
 )
 from sdexport.sampling import STATE_SLOTS
 
@@ -42,15 +40,15 @@ def call_shapes(
         height, width: in pixels.
         pieces: number of pieces of every prompt, at most `MAX_PIECES`.
     """
-    sizes = {
-        BATCH: batch,
-        BRANCHES: branches,
-        SLOTS: STATE_SLOTS,
-        COLUMNS: STATE_SLOTS + 2,
-        HEIGHT: height // model.latents.scale,
-        WIDTH: width // model.latents.scale,
-        TOKENS: pieces * model.tokens,
-    }
+    scale = model.latents.scale
+    sizes = step_sizes(
+        batch=batch,
+        branches=branches,
+        slots=STATE_SLOTS,
+        height=height // scale,
+        width=width // scale,
+        tokens=pieces * model.tokens,
+    )
     step = {
         tensor.name: tensor.resolved(sizes)
         for tensor in step_contract(model)

@@ -29,7 +29,7 @@ from sdexport.keywords import explains_keywords
 from sdexport.model.native_size import pixel_multiple
 from sdexport.model.shapes import Precision
 from sdexport.model.spec import BRANCH, ModelSpec
-from sdexport.model.step import EMBEDDED_GUIDANCE
+from sdexport.model.step import EMBEDDED_GUIDANCE, condition_shape
 from sdexport.pipeline.load import load_model
 from sdexport.pipeline.loaded_model import LoadedModel
 from sdexport.pipeline.pipeline import Pipeline
@@ -406,13 +406,13 @@ def _denoise_step(
 
 def _conditions(model: ModelSpec, latent_size: tuple[int, int]) -> dict[str, Array]:
     """Random values of the model's conditions, (1, …) or (1, 2, …)."""
-    sides = dict(zip(("height", "width"), latent_size, strict=True))
-    found = {}
-    for index, one in enumerate(model.conditions):
-        shape = tuple(n if isinstance(n, int) else sides[n] for n in one.shape)
-        rows = (1, 2) if one.per == BRANCH else (1,)
-        found[one.name] = TorchNoise(SEED + 2 + index).randn((*rows, *shape))
-    return found
+    height, width = latent_size
+    return {
+        one.name: TorchNoise(SEED + 2 + index).randn(
+            (1, *condition_shape(one, branches=2, height=height, width=width))
+        )
+        for index, one in enumerate(model.conditions)
+    }
 
 
 def _vae_decoder(

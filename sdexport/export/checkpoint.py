@@ -87,7 +87,7 @@ class Checkpoint:
         name: the folder's name or the hub id, for users.
         path: the diffusers folder on disk.
         weights: by folder: `text_encoder`, `unet`, `vae`.
-        model: what the model is; `configs`: the configurations that say so.
+        model: the model's specification; `configs`: the configurations that say so.
         notes: lines for users: what is not exported or ignored, and what was selected.
     """
 

@@ -41,7 +41,7 @@ from sdexport.graph.proto import (
     tensor_type,
     value,
 )
-from sdexport.graph.split_unet import TIME_PROJECTION, SplitUnet
+from sdexport.graph.split_unet import SplitUnet
 from sdexport.model.spec import BRANCH, Condition
 from sdexport.model.step import (
     COLUMNS,
@@ -49,6 +49,7 @@ from sdexport.model.step import (
     NEXT_STATE,
     SLOTS,
     TEXT_EMBEDDINGS,
+    TIME_PROJECTION,
     Role,
     StepTensor,
     step_tensors,

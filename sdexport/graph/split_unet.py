@@ -35,17 +35,15 @@ from sdexport.graph.proto import (
     value_names,
 )
 from sdexport.graph.shapes import Shape, infer_shapes
-from sdexport.model.spec import BRANCH, Condition
+from sdexport.model.spec import BRANCH, IMAGE, Condition
+from sdexport.model.step import BATCH, TEXT_PROJECTION, TIME_PROJECTION, TOKENS
 
 SAMPLE, TEXT = "sample", "encoder_hidden_states"
 TIMES = ("timestep", "timestep_cond")
 """The inputs that are known before an image's first evaluation."""
-TIME_PROJECTION = "time_projection"
-TEXT_PROJECTION = "text_projection_"
-"""The prefix of the names of the text graph's outputs."""
 PREFIX = "split/"
-ROWS, BATCH, TOKENS = "rows", "batch", "tokens"
-"""The symbols of dynamic dimensions."""
+ROWS = "rows"
+"""The symbol of the number of branches times images."""
 
 TRIAL_ROWS, TRIAL_SIDE, TRIAL_TOKENS = 3, 32, (77, 154)
 """The distinct lengths with which shapes are inferred, to recognise each dimension."""
@@ -143,7 +141,7 @@ class _UnetAnalysis:
         """The scope of each value, from the inputs whose contents it depends on."""
         kinds = {SAMPLE: "sample", TEXT: "text", **dict.fromkeys(TIMES, "time")}
         # What a branch has of its own is computed with the texts, never before them.
-        own = {"image": frozenset({"sample"}), "branch": frozenset({"sample", "text"})}
+        own = {IMAGE: frozenset({"sample"}), BRANCH: frozenset({"sample", "text"})}
         needs: dict[str, frozenset[str]] = dict.fromkeys(self.weights, frozenset())
         for name in self.inputs:
             if name in self.conditions:

@@ -22,6 +22,11 @@ TEXT_EMBEDDINGS, EMBEDDED_GUIDANCE = "text_embeddings", "embedded_guidance"
 NEXT_STATE = "next_state"
 
 
+TIME_PROJECTION, TEXT_PROJECTION = "time_projection", "text_projection_"
+"""A split step's input that the time projection computes, and the prefix of the names of those that
+the text projection computes."""
+
+
 class Role(Enum):
     """Where a tensor's values come from."""
 
@@ -87,8 +92,38 @@ def step_tensors(
     )
 
 
+def step_sizes(
+    *, batch: int, branches: int, slots: int, height: int, width: int, tokens: int
+) -> dict[str, int]:
+    """The terms of the contract in numbers.
+
+    Args:
+        slots: K, the latents of a state.
+        height, width: in latents.
+        tokens: length of a prompt.
+    """
+    return {
+        BATCH: batch,
+        BRANCHES: branches,
+        SLOTS: slots,
+        COLUMNS: slots + 2,
+        HEIGHT: height,
+        WIDTH: width,
+        TOKENS: tokens,
+    }
+
+
 def _rows(condition: Condition) -> tuple[str, ...]:
     return (BATCH, BRANCHES) if condition.per == BRANCH else (BATCH,)
+
+
+def condition_shape(
+    condition: Condition, *, branches: int, height: int, width: int
+) -> tuple[int, ...]:
+    """The shape of a condition of one image, sides in latents."""
+    sides = {HEIGHT: height, WIDTH: width}
+    shape = tuple(term if isinstance(term, int) else sides[term] for term in condition.shape)
+    return (branches, *shape) if condition.per == BRANCH else shape
 
 
 def step_contract(model: ModelSpec) -> tuple[StepTensor, ...]:

@@ -22,7 +22,7 @@ class LoadedModel:
 
     Attributes:
         bounds: what requests are checked against.
-        sessions: the engines, and what their model is.
+        sessions: the engines, and their model's specification.
         tokenizer: for prompts of `model.tokens` tokens.
         about: what the images' metadata says of the engines; JSON values.
         device: where the engines run; None is the processor, over numpy memory.
@@ -39,7 +39,7 @@ class LoadedModel:
 
     @property
     def model(self) -> ModelSpec:
-        """What the model is."""
+        """The model's specification."""
         return self.bounds.model
 
     def placed(self) -> Device:

@@ -36,7 +36,7 @@ class RequestBounds:
     """What requests are checked against.
 
     Attributes:
-        model: what the model is.
+        model: the model's specification.
         profile: the sizes and batches that the engines were built for.
         scheduler_config: the checkpoint's scheduler configuration, as diffusers writes it.
         default_guidance, default_size: used where a request says nothing; (width, height) pixels.
@@ -63,7 +63,7 @@ class Request:
         width, height: pixels.
         guidance_rescale: φ of section 3.4 of 2305.08891, from 0 (off) to 1.
         guidance_interval: see `guidance.guidance_scales`.
-        model: what the model is.
+        model: the model's specification.
         prompt_syntax: see `prompts.SYNTAXES`.
         clip_skip: layers of the text encoder left out for the prompts.
         eta, timesteps, sigmas: what the plan was compiled with; None where the request says

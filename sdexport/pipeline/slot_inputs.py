@@ -16,6 +16,7 @@ import numpy as np
 from sdexport.backends.slots import BatchInputs, Floats
 from sdexport.model.families import ConditionInputs, family_named
 from sdexport.model.spec import BRANCH, ModelSpec
+from sdexport.model.step import condition_shape
 from sdexport.pipeline.loaded_model import LoadedModel
 from sdexport.pipeline.request import Request
 from sdexport.sampling import STATE_SLOTS, SamplingPlan, noise_source
@@ -111,8 +112,7 @@ def _conditions(model: ModelSpec, request: Request) -> dict[str, Floats]:
         value: Floats = np.asarray(given[one.name], np.float32)
         if not np.isfinite(value).all():
             raise ValueError(f"{one.name} of {model.family} must be finite")
-        shape = tuple(n if isinstance(n, int) else sides[n] for n in one.shape)
-        wanted = (2, *shape) if one.per == BRANCH else shape
+        wanted = condition_shape(one, branches=2, **sides)
         if value.shape != wanted:
             raise ValueError(
                 f"{one.name} of {model.family} must have the shape {wanted}, got {value.shape}"

@@ -16,14 +16,9 @@ from sdexport.graph.denoise_step import core_step
 from sdexport.graph.flops import graph_cost
 from sdexport.graph.projections import text_projection, time_projection
 from sdexport.graph.proto import dimensions, load_graph
-from sdexport.graph.split_unet import (
-    TEXT_PROJECTION,
-    TIME_PROJECTION,
-    CannotSplitError,
-    split_unet,
-)
+from sdexport.graph.split_unet import CannotSplitError, split_unet
 from sdexport.model.spec import Condition
-from sdexport.model.step import EMBEDDED_GUIDANCE
+from sdexport.model.step import EMBEDDED_GUIDANCE, TEXT_PROJECTION, TIME_PROJECTION
 from tests.graph.models import CHANNELS, FLOAT, HALF, Array, numpy_step, run, step_inputs, unet
 
 SLOTS = 3

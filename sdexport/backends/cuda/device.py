@@ -186,7 +186,7 @@ class CudaDevice:
     """A GPU as a `Device`.
 
     Args:
-        sessions: engines loaded on one GPU, and what their model is.
+        sessions: engines loaded on one GPU, and their model's specification.
         mode: how the loop runs; `auto` is `whole-loop` for unwatched batches, else `step-graph`.
         cache: the folder for kernels that are compiled at first use; None keeps no kernels.
         kept_bytes: bytes of device memory that each concurrent request may keep for later ones.

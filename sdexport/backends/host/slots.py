@@ -22,8 +22,6 @@ from sdexport.backends.host.time_projection import TimeProjection, TimeTable
 from sdexport.backends.session import Array, Binding, Sessions
 from sdexport.backends.slots import (
     CLOSED_MESSAGE,
-    TEXT_PROJECTION,
-    TIME_PROJECTION,
     BatchInputs,
     Floats,
     Shape,
@@ -37,7 +35,7 @@ from sdexport.backends.slots import (
     text_shapes,
 )
 from sdexport.errors import UsageError
-from sdexport.model.step import step_contract
+from sdexport.model.step import TEXT_PROJECTION, TIME_PROJECTION, step_contract
 
 MAX_KEPT = 4
 """Workspaces that stay bound; the least recently used one is dropped."""

@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any, Generic, TypeVar
 
 from sdexport.backends.openvino import optional_inputs
-from sdexport.backends.slots import TEXT_PROJECTION
+from sdexport.model.step import TEXT_PROJECTION
 
 MAX_COPIES_BYTES = 2 << 30
 """The maximum size of all copies of a model's weights; one copy is always made."""
