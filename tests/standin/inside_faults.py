@@ -161,7 +161,9 @@ def test_any_call_can_fail(
     tell(form=trial._form, status=status, calls=len(calls), silent=sorted(set(silent)))
     if status != LAUNCH_FAILED:
         assert {name for name in silent if "Destroy" not in name and "Free" not in name} <= (
-            harmless | {"cuGraphDestroy", "cuStreamSynchronize", "cuCtxSetCurrent"}
+            # The last one is the library's, which goes on as well.
+            harmless
+            | {"cuGraphDestroy", "cuStreamSynchronize", "cuCtxSetCurrent", "cuCtxSynchronize"}
         )
 
 

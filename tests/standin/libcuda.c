@@ -191,6 +191,7 @@ struct Queued { struct Queued *next; struct Op op; };
 struct Graph { struct Op *ops; size_t count; int executables; };
 struct Exec { struct Op *ops; size_t count; int users, destroyed; };
 struct Stream {
+    struct Stream *next; /* of all streams */
     struct Queued *first, **last;
     int busy; /* a thread runs its work just now */
     int capturing, mode;
@@ -204,6 +205,7 @@ static struct Context primary[DEVICES];
 static __thread CUcontext current;
 static __thread CUstream thread_captures; /* what this thread captures, in a mode that forbids */
 static int global_captures;
+static CUstream streams;
 
 static double now(void) {
     struct timespec time;
@@ -389,6 +391,20 @@ CUresult cuCtxGetDevice(CUdevice *device) {
     *device = (CUdevice)(current - primary);
     return OK;
 }
+/* Breaks every capture, whatever its mode and thread; else waits for all streams. */
+CUresult cuCtxSynchronize(void) {
+    CALL(1)
+    int spoilt = 0;
+    for (CUstream stream = streams; stream; stream = stream->next)
+        if (stream->capturing) stream->capturing = CAPTURE_SPOILED, spoilt = 1;
+    if (spoilt) return CAPTURE_UNSUPPORTED;
+    for (CUstream stream = streams; stream && !lost;) {
+        int waits = stream->first || stream->busy;
+        if (waits) run_until(stream, 0, 0); /* gives the lock up: the list may have changed */
+        stream = waits ? streams : stream->next;
+    }
+    return lost;
+}
 CUresult cuMemGetInfo_v2(size_t *free_bytes, size_t *total) {
     CALL(1)
     if (forbidden()) return CAPTURE_UNSUPPORTED; /* not among what may be asked in a capture */
@@ -443,12 +459,15 @@ CUresult cuStreamCreate(CUstream *stream, unsigned flags) {
     if (flags != NON_BLOCKING) return INVALID_VALUE; /* no other kind is used */
     if (!(*stream = calloc(1, sizeof **stream))) return OUT_OF_MEMORY;
     (*stream)->last = &(*stream)->first;
+    (*stream)->next = streams, streams = *stream;
     objects++;
     return OK;
 }
 static CUresult destroy_stream(CUstream stream) {
     if (!stream) return INVALID_HANDLE;
     while (run_next(stream)) continue; /* "released once the device has completed all work" */
+    for (CUstream *place = &streams; *place; place = &(*place)->next)
+        if (*place == stream) { *place = stream->next; break; }
     free(stream);
     objects--;
     return OK;
@@ -609,7 +628,7 @@ CUresult cuGetErrorString(CUresult status, const char **text) {
 static const struct { const char *name; void *function; } functions[] = {
     PLAIN(cuInit), PLAIN(cuDriverGetVersion), PLAIN(cuDeviceGetCount), PLAIN(cuDeviceGet),
     PLAIN(cuDeviceGetName), NEWER(cuDeviceTotalMem, _v2), PLAIN(cuDeviceGetAttribute),
-    PLAIN(cuDevicePrimaryCtxRetain), NEWER(cuDevicePrimaryCtxRelease, _v2), PLAIN(cuCtxSetCurrent), PLAIN(cuCtxGetDevice),
+    PLAIN(cuDevicePrimaryCtxRetain), NEWER(cuDevicePrimaryCtxRelease, _v2), PLAIN(cuCtxSetCurrent), PLAIN(cuCtxGetDevice), PLAIN(cuCtxSynchronize),
     NEWER(cuMemGetInfo, _v2), NEWER(cuMemAlloc, _v2), NEWER(cuMemFree, _v2), PLAIN(cuMemHostAlloc),
     PLAIN(cuMemFreeHost), NEWER(cuMemcpyHtoDAsync, _v2), NEWER(cuMemcpyDtoHAsync, _v2),
     PLAIN(cuMemsetD8Async), PLAIN(cuLaunchHostFunc), PLAIN(cuStreamCreate),

@@ -12,7 +12,7 @@ import functools
 import gc
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any, Protocol, Self
 
 import numpy as np
@@ -373,6 +373,62 @@ class Stream(_Resource):
         _call("cuStreamSynchronize", self.handle)
 
 
+SPOILT = frozenset({900, 901})
+"""Statuses of a capture that something else than its own work ended."""
+
+
+class _Gate:
+    """Keeps what may synchronise the whole device apart from captures, in this process.
+
+    Synchronising a device or context breaks every capture that is under way there, whatever its
+    mode, and the libraries do so when they load an engine, make an execution context, or run one
+    for the first time (TensorRT issue 2888).
+    """
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._shared = 0
+        self._capturer: int | None = None
+
+    @contextmanager
+    def shared(self) -> Iterator[None]:
+        """For what may synchronise: waits until no other thread captures."""
+        own = threading.get_ident()
+        with self._changed:
+            inside = self._capturer == own
+            while not inside and self._capturer is not None:
+                self._changed.wait()
+            self._shared += not inside
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._shared -= not inside
+                self._changed.notify_all()
+
+    @contextmanager
+    def exclusive(self) -> Iterator[None]:
+        """For a capture: waits until nobody else captures or may synchronise."""
+        with self._changed:
+            while self._shared or self._capturer is not None:
+                self._changed.wait()
+            self._capturer = threading.get_ident()
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._capturer = None
+                self._changed.notify_all()
+
+
+_gate = _Gate()
+
+
+def may_synchronise() -> AbstractContextManager[None]:
+    """For calls of libraries that may wait for the whole device; see `_Gate`."""
+    return _gate.shared()
+
+
 class _Collection:
     """How many captures there are, and whether Python collected garbage before the first."""
 
@@ -403,6 +459,25 @@ def _without_collection() -> Iterator[None]:
                 gc.enable()
 
 
+def _capture(stream: Stream, mode: Any, enqueue: Callable[[], None], *, again: bool) -> Any:
+    """The captured graph; None if the capture was spoilt from outside and `again` is set."""
+    _call("cuStreamBeginCapture", stream.handle, mode)
+    try:
+        enqueue()
+    except BaseException as error:
+        # Makes the stream usable again; only the first error is raised.
+        status, graph = driver().cuStreamEndCapture(stream.handle)
+        if int(status) == 0:
+            driver().cuGraphDestroy(graph)
+        if again and isinstance(error, EngineError) and int(status) in SPOILT:
+            return None
+        raise
+    status, graph = driver().cuStreamEndCapture(stream.handle)
+    if again and int(status) in SPOILT:
+        return None
+    return check("cuStreamEndCapture", (status, graph))
+
+
 class Graph(_Resource):
     """A CUDA graph: captured work, launched as one unit with the addresses of its capture.
 
@@ -416,17 +491,11 @@ class Graph(_Resource):
     def __init__(self, stream: Stream, enqueue: Callable[[], None]) -> None:
         # Thread-local, so that other threads may allocate meanwhile.
         mode = driver().CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
-        with _without_collection():
-            _call("cuStreamBeginCapture", stream.handle, mode)
-            try:
-                enqueue()
-            except BaseException:
-                # Makes the stream usable again; only the first error is raised.
-                status, graph = driver().cuStreamEndCapture(stream.handle)
-                if int(status) == 0:
-                    driver().cuGraphDestroy(graph)
-                raise
-            graph = _call("cuStreamEndCapture", stream.handle)
+        with _without_collection(), _gate.exclusive():
+            graph = _capture(stream, mode, enqueue, again=True)
+            if graph is None:
+                # Another library of the process synchronised the device; rarely twice.
+                graph = _capture(stream, mode, enqueue, again=False)
         try:
             super().__init__(_call("cuGraphInstantiate", graph, 0))
         except BaseException:

@@ -159,7 +159,8 @@ def load(
     said = io.StringIO(_preload(library))
     said.seek(0, io.SEEK_END)
     try:
-        with redirect_stdout(said):  # The reason why a provider fails is printed.
+        # The reason why a provider fails is printed.
+        with driver.may_synchronise(), redirect_stdout(said):
             session = library.InferenceSession(str(path), sess_options=options, providers=chosen)
     except Exception as error:  # The library's own classes derive from Exception alone.
         what = f"ONNX Runtime cannot load {name} from {path}{_bracketed(said)}"

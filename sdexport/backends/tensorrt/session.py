@@ -7,6 +7,7 @@ valid only for the context's state at capture; only the tensors' addresses chang
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import threading
 from collections.abc import Mapping
@@ -98,10 +99,11 @@ def load(
     module = library(target)
     gpu = driver.context_for(target, name, built, device)
     gpu.use()
-    runtime = _runtime(target, gpu, built.version_compatible)
     blob = reading.read_bytes(path, ENGINE_BYTES)
-    with capture_log(this_thread=True) as log:
-        engine = runtime.deserialize_cuda_engine(blob)
+    with driver.may_synchronise():
+        runtime = _runtime(target, gpu, built.version_compatible)
+        with capture_log(this_thread=True) as log:
+            engine = runtime.deserialize_cuda_engine(blob)
     if engine is None:
         gpu.memory()  # Raises DeviceLostError if the device is lost.
         here = f"{gpu.name} of compute capability {gpu.capability}"
@@ -192,7 +194,12 @@ class TensorRtEngine:
     def prepare(self, shapes: Mapping[str, tuple[int, ...]], stream: driver.Stream) -> TensorRtCall:
         """See `DeviceEngine.prepare`."""
         profile = self._profile(shapes)
-        with _creating, self._lock, capture_log(this_thread=True) as log:
+        with (
+            driver.may_synchronise(),
+            _creating,
+            self._lock,
+            capture_log(this_thread=True) as log,
+        ):
             configuration = self._configuration()
             free_before, _ = self._gpu.memory()
             made = self._engine.create_execution_context(configuration)
@@ -357,6 +364,7 @@ class TensorRtCall:
         self._context = made
         self._configuration = configuration
         self._kept = kept
+        self._ran = False
         self._tensors = tuple(spec.name for spec in (*engine.inputs, *engine.outputs))
         with capture_log(this_thread=True) as log:
             done = made.set_optimization_profile_async(profile, int(stream.handle))
@@ -410,17 +418,21 @@ class TensorRtCall:
                 f"{self._name} needs the address of every tensor before each run; missing: "
                 f"{', '.join(missing)}"
             )
-        with capture_log(this_thread=True) as log:
+        # The first run selects, loads and compiles kernels.
+        first = contextlib.nullcontext() if self._ran else driver.may_synchronise()
+        with first, capture_log(this_thread=True) as log:
             done = all(
                 self._context.set_tensor_address(name, addresses[name]) for name in self._tensors
             ) and self._context.execute_async_v3(int(stream.handle))
+        self._ran = True
         if not done:
             raise failure(self._gpu, f"{self._name} failed to run", log, stream)
 
     def close(self) -> None:
         # The configuration is released after the context that was created with it.
-        self._context = None
-        self._configuration = None
+        with driver.may_synchronise():
+            self._context = None
+            self._configuration = None
 
 
 def _identity(folder: Path) -> tuple[int, int] | None:

@@ -136,6 +136,11 @@ def _driver(call: str, *arguments: Any) -> Any:
     return values[0] if values else None
 
 
+def _synchronise() -> None:
+    """Waits for the whole device, as the library may; that breaks what is being captured there."""
+    driver.cuCtxSynchronize()
+
+
 class _DriverError(Exception):
     pass
 
@@ -216,6 +221,7 @@ class Runtime:
                 return None
             plan = _read_plan(blob)
             assert plan is not None
+            _synchronise()
             return ICudaEngine(self, plan)
         except _DriverError as error:
             self._error(f"IRuntime::deserializeCudaEngine: {error}")
@@ -326,6 +332,7 @@ class ICudaEngine:
         return IRuntimeConfig()
 
     def create_execution_context(self, how: Any = None) -> IExecutionContext:
+        _synchronise()
         return IExecutionContext(self, how if isinstance(how, IRuntimeConfig) else None)
 
     def output_shapes(self, inputs: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
@@ -529,6 +536,8 @@ class IExecutionContext:
                 kernel = f"{self.engine.plan['onnx']} {sorted(self.inputs.items())}"
                 config.cache.hits += kernel in config.cache.compiled
                 config.cache.compiled.add(kernel)
+            if not self.warm:
+                _synchronise()
             self.warm = True
             number = next(_numbers)
             _runs[number] = _Run(self, once=not capturing)
