@@ -15,6 +15,7 @@ import msgspec
 
 from sdexport.artifacts import reading, storage
 from sdexport.artifacts.bundle import open_bundle
+from sdexport.backends.host.device import default_threads, physical_cores
 from sdexport.bench import judging, machine_facts, results_file
 from sdexport.bench.measured import system_result
 from sdexport.bench.report import contact_sheet, html, markdown
@@ -53,6 +54,8 @@ def scenario_for(
         size=f"{width}x{height}",
         sampler=sampler_of_config(bounds.scheduler_config).name,
         guidance=bounds.default_guidance,
+        # Not every system sees control groups: all of them get what one allows.
+        threads=default_threads() if default_threads() < physical_cores() else None,
     )
     return make_scenario(checkpoint, defaults, *options)
 

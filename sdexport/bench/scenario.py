@@ -82,7 +82,8 @@ class Scenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         steps: of the sampler.
         sampler: its name.
         guidance: the guidance scale; no guidance up to 1.
-        threads: processor threads of every system; None: each system's own default.
+        threads: processor threads of every system; None: each system's own default, or what a
+            control group allows where that is less than the cores.
 
     Raises:
         UsageError: a value that no system can generate.

@@ -116,3 +116,16 @@ def test_why_peaks_are_not_known_is_in_the_results_and_the_report(
     assert found.roofline_problem == "measuring failed: no library"
     (section,) = (one for one in report(found).sections if one.heading == "Roofline")
     assert "measuring failed: no library" in str(section)
+
+
+def test_every_system_gets_the_threads_that_a_control_group_allows(
+    tiny_bundle: Callable[[str], Path], tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def threads(cores: int, allowed: int) -> int | None:
+        monkeypatch.setattr(runs, "physical_cores", lambda: cores)
+        monkeypatch.setattr(runs, "default_threads", lambda: allowed)
+        bundle = tiny_bundle("onnxruntime-cpu")
+        return runs.scenario_for(bundle, str(tiny_checkpoint)).threads
+
+    assert threads(8, 8) is None
+    assert threads(8, 3) == 3
