@@ -42,6 +42,7 @@ EXPLAINED = {
     "artifacts/storage/files.py": "writes, and translates what the system says",
     "artifacts/storage/trees.py": "copies and removes, and translates what the system says",
     "artifacts/locks.py": "files of its own, and translates what the system says",
+    "cgroups.py": "the system's own files",
     "memory.py": "the system's own files",
     "backends/doctor.py": "the system's own files",
     "backends/host/device.py": "the system's own files",

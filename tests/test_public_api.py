@@ -9,7 +9,7 @@ from pathlib import Path
 import sdexport
 
 ROOT = Path(__file__).parent.parent
-GROUND = {"errors", "extras", "keywords", "memory", "privacy", "progress"}
+GROUND = {"cgroups", "errors", "extras", "keywords", "memory", "privacy", "progress"}
 ROOMS = {
     *("artifacts", "backends", "bench", "cli", "compiler", "export", "graph", "model"),
     *("pipeline", "sampling", "testing"),
