@@ -21,13 +21,17 @@ ACCEPTED_UNTIL = "0.3"
 
 
 def explains_keywords(
-    hints: Mapping[str, str] | None = None, earlier: Earlier | None = None
+    hints: Mapping[str, str] | None = None,
+    earlier: Earlier | None = None,
+    *,
+    wrapped: int = 0,
 ) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Decorates a function: the `TypeError` of an unknown keyword says what was meant.
 
     Args:
         hints: what to do instead, by names that other libraries use.
         earlier: names that are still accepted, with a `DeprecationWarning`.
+        wrapped: number of decorators around this one, whose frames are not the caller's.
     """
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
@@ -37,7 +41,7 @@ def explains_keywords(
         @functools.wraps(function)
         def called(*args: P.args, **kwargs: P.kwargs) -> R:
             if not known.issuperset(kwargs):
-                renamed = _present(name, kwargs, earlier or {})
+                renamed = _present(name, kwargs, earlier or {}, wrapped)
                 if not known.issuperset(renamed):
                     raise _unknown(name, renamed, known, hints or {})
                 return function(*args, **renamed)
@@ -73,7 +77,7 @@ def _keywords(function: Callable[..., object]) -> frozenset[str]:
     ) - {"self"}
 
 
-def _present(name: str, given: Mapping[str, Any], earlier: Earlier) -> dict[str, Any]:
+def _present(name: str, given: Mapping[str, Any], earlier: Earlier, wrapped: int) -> dict[str, Any]:
     """The keywords under their present names; warns of each that has an earlier one."""
     found = {keyword: value for keyword, value in given.items() if keyword not in earlier}
     for keyword in [one for one in given if one in earlier]:
@@ -86,7 +90,7 @@ def _present(name: str, given: Mapping[str, Any], earlier: Earlier) -> dict[str,
             f"{name}(): {keyword!r} is now {' and '.join(map(repr, renamed)) or 'left out'}; the "
             f"earlier name is accepted until version {ACCEPTED_UNTIL}",
             DeprecationWarning,
-            stacklevel=3,
+            stacklevel=3 + wrapped,
         )
     return found
 

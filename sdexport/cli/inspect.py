@@ -17,7 +17,6 @@ from sdexport.cli.options import Json, Wide
 if TYPE_CHECKING:
     from sdexport.compiler.inspect import Inspection, Part
     from sdexport.model.shapes import TensorSpec
-    from sdexport.pipeline.checks import size_of
 
 FAMILY = 4
 """So many tensors whose names differ in numbers only are shown as one line."""
@@ -74,6 +73,7 @@ def inspect(
       sdexport inspect onnx/sd15/unet/model.onnx --tensors
     """
     from sdexport.compiler.inspect import inspect as look
+    from sdexport.pipeline.checks import size_of
 
     found = look(path, size=None if size is None else size_of(size), batch=batch)
     if json:

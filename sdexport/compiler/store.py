@@ -15,6 +15,7 @@ from sdexport.artifacts.bundle import MANIFEST_FILE, RUNTIME_CACHE, Bundle, is_b
 from sdexport.backends.cuda.gpus import find_gpus, first_that_runs, mismatch_reason
 from sdexport.backends.targets import Target, find_target, library_version, runs_here
 from sdexport.errors import FolderError, SdexportError, StorageError, UsageError
+from sdexport.model.families import family_named
 
 DEPTH = 3
 """So many folders below the one that is looked through, bundles are found."""
@@ -165,10 +166,12 @@ def _age(path: Path) -> float:
 def why_not(bundle: Bundle) -> str:
     """Why the engines of a bundle cannot run on this machine; empty where they can.
 
-    Looked at are the target's library and its version, and the GPU and its compute capability.
+    Looked at are the model's family, the target's library and its version, and the GPU and its
+    compute capability.
     """
     manifest = bundle.manifest
     try:
+        family_named(manifest.model.family)
         target = find_target(manifest.target)
     except UsageError as error:
         return str(error)

@@ -293,10 +293,15 @@ def _model_options(given: object, model: ModelSpec) -> tuple[tuple[str, Any], ..
     known = [one.name for one in options]
     for name in found:
         if name not in known:
+            if not known:
+                raise UsageError(
+                    f"model_options must be left out with this model, whose family {model.family} "
+                    f"has no options of its own, got {shown(name)}"
+                )
             guess = did_you_mean(name, known) or ";"
             raise UsageError(
                 f"model_options has {shown(name)}, which the family {model.family} does not "
-                f"know{guess} it knows: {', '.join(known) or 'none'}"
+                f"know{guess} it knows: {', '.join(known)}"
             )
     return tuple(
         (one.name, one.read(found[one.name]) if one.name in found else one.default)

@@ -62,7 +62,7 @@ def _taking(
         }
         said, raises, errors = inspect.cleandoc(method.__doc__ or "").partition("Raises:")
         called.__doc__ = f"{said}{described}{raises}{errors}"
-        return _with_model_options(explains_keywords(HINTS, EARLIER)(called))
+        return _with_model_options(explains_keywords(HINTS, EARLIER, wrapped=1)(called))
 
     return decorate
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 from msgspec import structs
 
 from sdexport.artifacts import bundle as bundles
@@ -36,6 +37,30 @@ def test_a_bundle_that_cannot_run_here_says_why_first(run: Run, bundle: Path) ->
     first, second, *_ = run("inspect", bundle).out.splitlines()
     assert first == "Not ready on this machine: abacus fp32"
     assert second.startswith("  unknown target 'abacus'")
+
+
+def test_a_bundle_of_a_family_that_is_not_registered_is_not_ready(run: Run, bundle: Path) -> None:
+    kept = bundles.open_bundle(bundle, check=False).manifest
+    model = structs.replace(kept.model, family="mine")
+    bundles.write_manifest(bundle, structs.replace(kept, model=model))
+    ended = run("inspect", bundle)
+    first, second, *_ = ended.out.splitlines()
+    assert first == "Not ready on this machine: onnxruntime-cpu fp32"
+    assert second.startswith("  the family 'mine' is not known here")
+    assert "mine (not registered here)" in ended.out
+
+
+@pytest.mark.parametrize("option", [("--size", "128x64"), ("--batch", 2)])
+def test_the_cost_of_other_calls(
+    run: Run, tiny_bundle: Callable[[str], Path], option: tuple[str, object]
+) -> None:
+    bundle = tiny_bundle("onnxruntime-cpu")
+    ended = run("inspect", bundle, *option, "--json")
+    assert ended.code == 0
+    plain = run("inspect", bundle, "--json").document
+    costs = [[one["flops"] for one in found["components"]] for found in (ended.document, plain)]
+    assert costs[0] != costs[1]
+    assert run("inspect", bundle, *option).code == 0
 
 
 def specs(*names: str, shape: tuple[int | str, ...] = ("?", 8)) -> list[TensorSpec]:

@@ -514,3 +514,11 @@ def test_a_negative_prompt_without_effect_is_reported(pipe: Pipeline) -> None:
         "apple", negative_prompt="cat", guidance_scale=1, num_inference_steps=1
     ).warnings
     assert "no effect" in warning
+
+
+@pytest.mark.parametrize("method", ["generate", "request", "stream"])
+def test_earlier_names_warn_the_callers_line(pipe: Pipeline, method: str) -> None:
+    """Python's default filter shows a DeprecationWarning for the program's own lines alone."""
+    with pytest.warns(DeprecationWarning, match="'steps' is now 'num_inference_steps'") as caught:
+        getattr(pipe, method)("apple", steps=1, sampler="euler", seed=1)
+    assert [one.filename for one in caught] == [__file__]
