@@ -310,3 +310,10 @@ def test_requests_are_told_apart_by_their_arrays() -> None:
 def test_fit_needs_an_image() -> None:
     with pytest.raises(UsageError, match="fit is given without an image, got crop"):
         request(fit="crop")
+
+
+def test_one_level_makes_no_step() -> None:
+    with pytest.raises(UsageError, match=r"sigmas of euler must be at least 2 levels, .* \[5\.0\]"):
+        request(sampler="euler", sigmas=[5])
+    with pytest.raises(UsageError, match="2 sigmas give 1 step, got 3"):
+        request(sampler="euler", sigmas=[5, 0], num_inference_steps=3)

@@ -309,3 +309,27 @@ def test_cuda_is_refused_in_a_forked_child() -> None:
     os.waitpid(child, 0)
     assert "forked from" in said
     assert "spawn" in said
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_capture_that_was_spoilt_from_outside_is_tried_once_more(
+    gpu: driver.Context, standin: Standin, times: int
+) -> None:
+    tries = []
+
+    def body() -> None:
+        tries.append(1)
+        if len(tries) <= times:
+            driver.driver().cuCtxSynchronize()  # As another library of the process may.
+
+    with driver.Stream() as stream:
+        before = standin.held()
+        if times == 1:
+            with driver.Graph(stream, body) as graph:
+                stream.launch(graph)
+                stream.wait()
+        else:
+            with pytest.raises(EngineError, match="CAPTURE_INVALIDATED"):
+                driver.Graph(stream, body)
+        assert len(tries) == 2
+        assert standin.held() == before
